@@ -1,0 +1,48 @@
+"""potstill: distil language models, compare methods honestly, and be told what went wrong.
+
+    from potstill import JSD, Eval, Recipe, Train, linear, load_task, open_pair, train
+
+Names are loaded when first used, so that `import potstill` and the command line start fast.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_NAMES = {
+    "METHODS": "methods",
+    "Recipe": "recipe",
+    "Replay": "recipe",
+    "CROSS_ENTROPY": "losses",
+    "FORWARD_KL": "losses",
+    "REVERSE_KL": "losses",
+    "REVERSE_KL_SAMPLED": "losses",
+    "JSD": "losses",
+    "top_k": "losses",
+    "constant": "schedule",
+    "cosine": "schedule",
+    "linear": "schedule",
+    "switch": "schedule",
+    "Pair": "config",
+    "Study": "config",
+    "Train": "config",
+    "Eval": "config",
+    "load_study": "config",
+    "load_task": "tasks",
+    "open_engine": "engines",
+    "train": "loop",
+    "PotstillError": "errors",
+}
+
+__all__ = sorted(_NAMES)  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _NAMES:
+        raise AttributeError(f"module 'potstill' has no attribute '{name}'")
+    return getattr(importlib.import_module(f"potstill.{_NAMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,133 @@
+"""Schedules: functions of progress t in [0, 1), as values that print, compare and read from TOML.
+
+Progress is step / total steps, so a longer budget stretches a schedule instead of cutting it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from potstill.errors import PotstillError, did_you_mean
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A value over progress. Build one with `constant`, `linear`, `cosine` or `switch`.
+
+    `start` holds at t = 0, `end` from t = `until` on; `kind` says how it goes between.
+    """
+
+    kind: str
+    start: float
+    end: float
+    until: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.kind not in SHAPES:
+            raise PotstillError(
+                f'unknown schedule "{self.kind}"', did_you_mean(self.kind, SHAPES, "schedules")
+            )
+        if not 0 < self.until <= 1:
+            raise PotstillError(
+                f"a schedule ends at a progress in (0, 1], got {self.until}",
+                "0.5 means half of the run",
+            )
+        if not (math.isfinite(self.start) and math.isfinite(self.end)):
+            raise PotstillError(f"a schedule's values are finite, got {self.start}, {self.end}")
+
+    def __call__(self, t: float) -> float:
+        """Value at progress `t` in [0, 1]."""
+        if t >= self.until:
+            return self.end
+        return self.end + (self.start - self.end) * SHAPES[self.kind](t / self.until)
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """Smallest and largest value over the run."""
+        return min(self.start, self.end), max(self.start, self.end)
+
+    def to_toml(self) -> float | dict[str, Any]:
+        """The value that `schedule` reads back."""
+        if self.kind == "constant":
+            return self.start
+        when = "at" if self.kind == "switch" else "until"
+        return {self.kind: [self.start, self.end], when: self.until}
+
+    def __str__(self) -> str:
+        if self.kind == "constant":
+            return f"{self.start:g}"
+        arrow = f"{self.start:g} -> {self.end:g}"
+        if self.kind == "switch":
+            return f"{arrow} at {self.until:g}"
+        return f"{arrow} {self.kind}" + (f" until {self.until:g}" if self.until < 1 else "")
+
+
+# What is left of the start at fraction x of the way, from 1 at x = 0 towards 0 at x = 1.
+SHAPES: dict[str, Callable[[float], float]] = {
+    "constant": lambda x: 1.0,
+    "linear": lambda x: 1.0 - x,
+    "cosine": lambda x: 0.5 * (1.0 + math.cos(math.pi * x)),
+    "switch": lambda x: 1.0,
+}
+
+
+def constant(value: float) -> Schedule:
+    """The same value throughout.
+
+    >>> constant(0.7)(0.9)
+    0.7
+    """
+    return Schedule("constant", float(value), float(value))
+
+
+def linear(start: float, end: float, until: float = 1.0) -> Schedule:
+    """A straight line from `start` to `end`, reached at progress `until`.
+
+    >>> [linear(20, 0, until=0.5)(t) for t in (0, 0.25, 0.5, 0.9)]
+    [20.0, 10.0, 0.0, 0.0]
+    """
+    return Schedule("linear", float(start), float(end), until)
+
+
+def cosine(start: float, end: float, until: float = 1.0) -> Schedule:
+    """Half a cosine from `start` to `end`, reached at progress `until`.
+
+    >>> round(cosine(1, 0)(0.5), 6)
+    0.5
+    """
+    return Schedule("cosine", float(start), float(end), until)
+
+
+def switch(start: float, end: float, at: float) -> Schedule:
+    """`start` before progress `at`, `end` from there on.
+
+    >>> [switch(0, 1, at=0.5)(t) for t in (0.49, 0.5)]
+    [0.0, 1.0]
+    """
+    return Schedule("switch", float(start), float(end), at)
+
+
+def schedule(value: Any) -> Schedule:
+    """Read a schedule from a number, a `Schedule` or a TOML table.
+
+    >>> str(schedule({"linear": [20, 0], "until": 0.5}))
+    '20 -> 0 linear until 0.5'
+    """
+    if isinstance(value, Schedule):
+        return value
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return constant(value)
+    shape = "a number, { linear = [20, 0], until = 0.5 } or { switch = [0, 1], at = 0.5 }"
+    if not isinstance(value, Mapping) or not value:
+        raise PotstillError(f"a schedule is a number or a table, got {value!r}", f"write {shape}")
+    table = dict(value)
+    until = table.pop("until", table.pop("at", 1.0))
+    if len(table) != 1:
+        raise PotstillError(f"a schedule has one kind, got {sorted(table)}", f"write {shape}")
+    (kind, ends), = table.items()
+    if not isinstance(ends, list | tuple) or len(ends) != 2:
+        raise PotstillError(f"{kind} takes [start, end], got {ends!r}", f"write {shape}")
+    return Schedule(kind, float(ends[0]), float(ends[1]), float(until))

@@ -1,0 +1,174 @@
+"""The nouns that every part of potstill shares: problems, trajectories, training data.
+
+Plain frozen values over numpy arrays, so that they pickle, save and compare without torch. Shapes stand
+beside each field: P prompt tokens, T completion tokens. Log-probabilities are in nats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+Role = Literal["student", "teacher", "init"]
+Source = Literal["student", "teacher"]
+Ids = tuple[int, ...]
+Floats = npt.NDArray[np.float32]
+
+ROLES: tuple[Role, ...] = ("student", "teacher", "init")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One question with its reference answer."""
+
+    id: str  # unique within the task, e.g. "test-17"
+    question: str  # what the models read, before any chat template
+    answer: str  # the final answer alone, e.g. "42"
+    solution: str = ""  # a worked solution, where the task has one
+
+
+@dataclass(frozen=True)
+class Grade:
+    """How one completion was graded; `strict` wants the answer's format, `flexible` only its value."""
+
+    strict: bool
+    flexible: bool
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What an engine's sampler returns for one prompt."""
+
+    tokens: Ids  # (T,), EOS included where it was sampled
+    logprobs: Floats  # (T,) log-probability of each token under the weights that sampled it
+
+
+@dataclass(frozen=True, eq=False)
+class Trajectory:
+    """A completion, who wrote it and with which weights."""
+
+    problem: str  # Problem.id
+    prompt: Ids  # (P,)
+    completion: Ids  # (T,), the teacher's prefix included
+    logprobs: Floats  # (T,) the sampler's; they stay with the trajectory through replay
+    source: Source  # who wrote the tokens after the prefix
+    prefix: int = 0  # leading completion tokens that the teacher wrote: context, never trained
+    version: int = 0  # optimizer steps the writing weights had seen
+
+    @property
+    def trained(self) -> int:
+        """Completion tokens that carry loss."""
+        return len(self.completion) - self.prefix
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Where one model of a pair lives and how it computes."""
+
+    device: str = "auto"  # "cpu", "cuda:1", ...; auto takes the first GPU, else the CPU
+    device_map: str | None = None  # accelerate's placement over several devices, e.g. "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto: bfloat16 on a GPU
+    attention: str = "sdpa"  # transformers' attn_implementation
+    trust_remote_code: bool = False  # run code that comes with the model
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - read by the study file's parser
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A per-token loss as data; its mathematics is in `potstill.losses`.
+
+    Args:
+        name: one of `potstill.losses.LOSSES`.
+        beta: the teacher's share in the mixture of `jsd`, in [0, 1].
+        top_k: how many ids of the target's row the `topk_*` losses keep beside the tail bucket.
+        to: the model that the student is pulled towards.
+    """
+
+    name: str
+    beta: float | None = None
+    top_k: int | None = None
+    to: Role = "teacher"
+
+    def __str__(self) -> str:
+        knob = self.beta if self.top_k is None else self.top_k
+        return self.name if knob is None else f"{self.name}({knob})"
+
+
+@dataclass(frozen=True, eq=False)
+class Term:
+    """One weighted component of the loss: sum over t of weights[t] * loss[t]."""
+
+    loss: Loss
+    weights: Floats  # (T,), already normalised over the whole batch
+
+
+@dataclass(frozen=True, eq=False)
+class Datum:
+    """One row of an optimizer step. The model reads prompt + completion; the position *before*
+    completion token t is asked for targets[t]: the shift is written here once, for every engine."""
+
+    prompt: Ids  # (P,), never empty: it is always in the forward pass
+    completion: Ids  # (T,)
+    targets: Ids  # (T,), the completion itself unless a fault says otherwise
+    terms: tuple[Term, ...]
+    source: Source
+    logprobs: Floats  # (T,) the sampler's: denominator of the importance ratio
+    teacher_logprobs: Floats | None = None  # (T,) where a loss needs the teacher's token scores
+
+
+@dataclass(frozen=True)
+class StepStats:
+    """What one optimizer step reports.
+
+    `losses` maps "student", "teacher" and "anchor" to the mean per-token loss of that part (nats);
+    `loss` is what was minimised: the weighted sum over all parts.
+    """
+
+    loss: float
+    grad_norm: float  # before clipping
+    losses: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Graded:
+    """One completion with its grade."""
+
+    problem: Problem
+    text: str
+    grade: Grade
+    tokens: int  # completion tokens, EOS included
+    ended: bool  # finished by EOS, not by the limit
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Graded completions, in the order of the problems."""
+
+    rows: tuple[Graded, ...]
+
+    @property
+    def strict(self) -> float:
+        return float(np.mean([row.grade.strict for row in self.rows]))
+
+    @property
+    def flexible(self) -> float:
+        return float(np.mean([row.grade.flexible for row in self.rows]))
+
+    @property
+    def outcomes(self) -> dict[str, str]:
+        """Per-problem outcomes as strings of 0 and 1, by extractor."""
+        return {
+            name: "".join("01"[getattr(row.grade, name)] for row in self.rows)
+            for name in ("strict", "flexible")
+        }
+
+
+def pad_left(rows: Sequence[Ids], fill: int) -> npt.NDArray[np.int64]:
+    """Stack id rows to (B, longest), padded on the left."""
+    width = max(map(len, rows), default=0)
+    return np.array([(fill,) * (width - len(row)) + row for row in rows], dtype=np.int64)
