@@ -1,0 +1,165 @@
+"""A method as a value: who writes the tokens, from where, what each token is told, what holds it back.
+
+A recipe is checked when it is made, long before a model loads. Nothing here runs: `rollout` reads the
+sources, `objective` the losses, `loop` the budget.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from potstill.errors import PotstillError, did_you_mean
+from potstill.losses import CROSS_ENTROPY, LOSSES, REVERSE_KL, check_loss, loss, loss_to_toml
+from potstill.schedule import Schedule, constant, schedule
+from potstill.types import Loss
+
+
+@dataclass(frozen=True)
+class Replay:
+    """A bounded buffer between sampling and training.
+
+    A batch is drawn from the buffer with weight 1 + step_added / step, so that recent work is
+    likelier. The fresh trajectories enter first.
+    """
+
+    capacity: int = 50  # steps' worth of trajectories: capacity * batch_size entries
+
+    def __post_init__(self) -> None:
+        if self.capacity < 1:
+            raise PotstillError(
+                f"replay keeps at least one step, got capacity {self.capacity}",
+                "leave replay out to train on fresh trajectories only",
+            )
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One method. The defaults are on-policy distillation with the exact reverse KL.
+
+    Args:
+        name: how tables and folders call it.
+        on_policy: share of each step's prompts that the student answers, in [0, 1].
+        prefix: leading completion tokens that the teacher writes for the student.
+        student_loss: loss on the student's tokens.
+        teacher_loss: loss on the teacher's tokens.
+        anchor: weight of KL(p, p0), the pull towards the student of step 0.
+        replay: train on draws from a buffer instead of the fresh batch.
+        budget: multiple of the study's steps.
+        hypothesis: what the method bets on, in a sentence.
+        rule: the method in symbols.
+        source: where it comes from.
+
+    >>> Recipe(name="seed_long", prefix=40).prefix(0.3)
+    40.0
+    """
+
+    name: str
+    on_policy: Schedule = constant(1.0)
+    prefix: Schedule = constant(0.0)
+    student_loss: Loss = REVERSE_KL
+    teacher_loss: Loss = CROSS_ENTROPY
+    anchor: float = 0.0
+    replay: Replay | None = None
+    budget: float = 1.0
+    hypothesis: str = field(default="", compare=False)
+    rule: str = field(default="", compare=False)
+    source: str = field(default="", compare=False)
+
+    def __post_init__(self) -> None:
+        for key, read in (
+            ("on_policy", schedule),
+            ("prefix", schedule),
+            ("student_loss", loss),
+            ("teacher_loss", loss),
+        ):
+            object.__setattr__(self, key, read(getattr(self, key)))
+        if isinstance(self.replay, Mapping):
+            object.__setattr__(self, "replay", Replay(**self.replay))
+        self._check()
+
+    def _check(self) -> None:
+        def refuse(rule: str, hint: str = "") -> None:
+            raise PotstillError(f'recipe "{self.name}": {rule}', hint)
+
+        if not self.name.isidentifier():
+            refuse("a name is letters, digits and underscores", 'for example "seed_long"')
+        low, high = self.on_policy.range
+        if low < 0 or high > 1:
+            refuse(f"on_policy is a share in [0, 1], got {self.on_policy}")
+        if self.prefix.range[0] < 0:
+            refuse(f"prefix counts tokens, got {self.prefix}")
+        if self.prefix.range[1] > 0 and high == 0:
+            refuse("a prefix needs student prompts, but on_policy is 0", "leave prefix out")
+        if not 0 <= self.anchor < float("inf"):
+            refuse(f"anchor is a weight >= 0, got {self.anchor}")
+        if not 0 < self.budget < float("inf"):
+            refuse(f"budget is a multiple of the steps above 0, got {self.budget}")
+        if LOSSES[self.teacher_loss.name] == "token_scores":
+            refuse(
+                f"{self.teacher_loss} needs tokens that the student sampled, and the teacher wrote "
+                "these",
+                'use "cross_entropy" or a whole-row loss as teacher_loss',
+            )
+
+    @property
+    def uses_student(self) -> bool:
+        return self.on_policy.range[1] > 0
+
+    @property
+    def uses_teacher(self) -> bool:
+        return self.on_policy.range[0] < 1
+
+    @property
+    def losses(self) -> tuple[Loss, ...]:
+        """Every loss that a run of this recipe computes, the anchor included."""
+        used = [self.student_loss] * self.uses_student + [self.teacher_loss] * self.uses_teacher
+        return (*used, *(anchor_losses(self)))
+
+    def to_toml(self) -> dict[str, Any]:
+        """The fields that differ from the defaults, as `recipe_from_toml` reads them."""
+        table: dict[str, Any] = {}
+        for item in dataclasses.fields(self):
+            value = getattr(self, item.name)
+            if item.name in ("name", "hypothesis", "rule", "source") or value == item.default:
+                continue
+            if isinstance(value, Schedule):
+                value = value.to_toml()
+            elif isinstance(value, Loss):
+                value = loss_to_toml(value)
+            elif isinstance(value, Replay):
+                value = {"capacity": value.capacity}
+            table[item.name] = value
+        return table
+
+
+def anchor_losses(recipe: Recipe) -> tuple[Loss, ...]:
+    """The anchor is the reverse KL towards the model of step 0, where its weight is not zero."""
+    return (check_loss(Loss("reverse_kl", to="init")),) if recipe.anchor else ()
+
+
+def recipe_from_toml(name: str, table: Mapping[str, Any], known: Mapping[str, Recipe]) -> Recipe:
+    """Read `[recipe.NAME]`: the fields of a Recipe, on top of the one named by `from`."""
+    fields = dict(table)
+    base = fields.pop("from", None)
+    if base is not None and base not in known:
+        raise PotstillError(
+            f'recipe "{name}" starts from the unknown method "{base}"',
+            did_you_mean(str(base), known, "methods"),
+        )
+    allowed = {item.name for item in dataclasses.fields(Recipe)} - {"name"}
+    for key in fields:
+        if key not in allowed:
+            raise PotstillError(
+                f'unknown key "{key}" in [recipe.{name}]',
+                did_you_mean(key, allowed | {"from"}, "keys"),
+            )
+    start = known[base] if base is not None else Recipe(name=name)
+    if base is not None:
+        fields.setdefault("hypothesis", f"a variant of {base}")
+    try:
+        return dataclasses.replace(start, name=name, **fields)
+    except TypeError as error:
+        raise PotstillError(f"[recipe.{name}]: {error}", "see the recipes in the README") from None
