@@ -1,0 +1,110 @@
+"""The narrow waist: what an engine promises, and how one is opened by name.
+
+An engine holds the weights of a pair and does four things with them: sample, score, step, save. It knows no
+recipe. Its shape is that of the narrowest real service (Tinker's API), so whole rows of the teacher never
+cross it: a loss that needs them is computed inside `step`. `tests/test_engine_contract.py` states the
+promises as tests, and every engine passes the same ones.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from potstill.errors import PotstillError, did_you_mean
+from potstill.losses import LOSSES
+from potstill.types import Datum, Floats, Ids, Role, Sample, StepStats
+
+
+class Engine(Protocol):
+    """What the loop, the evaluation and the study ask of a place where models live."""
+
+    losses: frozenset[str]  # names of the losses that `step` can compute here
+    eos: frozenset[int]  # ids that end a completion
+    notes: tuple[str, ...]  # what was decided while opening the pair, for the run's record
+
+    def encode(self, question: str) -> Ids:
+        """Prompt ids (P,) of a question, chat template included."""
+
+    def decode(self, tokens: Ids) -> str:
+        """Text of completion ids, special tokens left out."""
+
+    def sample(
+        self,
+        role: Role,
+        prompts: Sequence[Ids],
+        max_tokens: Sequence[int],
+        temperature: float,
+        rng: np.random.Generator,
+    ) -> list[Sample]:
+        """Continue each prompt by at most max_tokens[i] tokens, EOS included.
+
+        Student samples always come from the newest weights. Log-probabilities are the model's own,
+        at temperature 1, whatever temperature the tokens were drawn at; 0 means greedy. The same
+        `rng` state gives the same samples.
+        """
+
+    def score(self, role: Role, rows: Sequence[tuple[Ids, Ids]]) -> list[Floats]:
+        """Log-probability (T,) of each completion token given the prompt, for (prompt, completion) rows."""
+
+    def step(self, data: Sequence[Datum], learning_rate: float) -> StepStats:
+        """Exactly one optimizer step on the sum of all weighted terms.
+
+        Raises:
+            NonFinite: a loss or gradient is not a number; the weights are then as before.
+        """
+
+    def save(self, folder: Path) -> None:
+        """Write everything that `load` needs to go on as if nothing had happened."""
+
+    def load(self, folder: Path) -> None:
+        """Take up what `save` wrote."""
+
+    def export(self, folder: Path) -> None:
+        """Write the student as an ordinary model folder."""
+
+    def close(self) -> None:
+        """Let go of memory and connections."""
+
+
+@dataclass(frozen=True)
+class EngineInfo:
+    """What can be known of an engine without importing it."""
+
+    module: str
+    summary: str
+    losses: frozenset[str]
+
+
+ENGINES: dict[str, EngineInfo] = {
+    "torch": EngineInfo(
+        "potstill.engines.torch",
+        "any Hugging Face pair on this machine: CPU or GPU",
+        frozenset(LOSSES),
+    ),
+    "fake": EngineInfo(
+        "potstill.engines.fake",
+        "a bigram table in numpy, for tests of everything else",
+        frozenset({"cross_entropy", "reverse_kl", "reverse_kl_sampled"}),
+    ),
+}
+
+
+def open_engine(name: str, pair: Any, *, seed: int = 0, **settings: Any) -> Engine:
+    """Open an engine by name on a pair.
+
+    Args:
+        name: one of `ENGINES`.
+        pair: what has `.student` and `.teacher`: hub names or local folders.
+        seed: for weights that are made at random (LoRA adapters).
+        settings: the engine's own settings, see its class.
+    """
+    if name not in ENGINES:
+        raise PotstillError(f'unknown engine "{name}"', did_you_mean(name, ENGINES, "engines"))
+    engine = importlib.import_module(ENGINES[name].module).ENGINE
+    return engine(pair.student, pair.teacher, seed=seed, **settings)

@@ -1,0 +1,177 @@
+"""The fake engine: one table of bigram logits a role, in numpy, exact and fast.
+
+It keeps every promise of the engine contract with closed-form gradients, so that the loop, the study and the
+command line are tested in milliseconds and without torch. The teacher answers a digit with a letter and then
+stops; everything else it finds equally likely. Nothing learned from it is about language models.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from safetensors.numpy import load_file, save_file
+
+from potstill.engines import ENGINES
+from potstill.errors import NonFinite
+from potstill.types import Datum, Floats, Ids, Role, Sample, StepStats, Term
+
+Table = npt.NDArray[np.float64]
+
+FIRST, SIZE = 32, 96  # printable ASCII, then EOS
+EOS = SIZE - 1
+ADAM = (0.9, 0.95, 1e-8)
+
+
+def answer(digit: int) -> str:
+    """The letter that the teacher answers a digit with.
+
+    >>> answer(3)
+    'k'
+    """
+    return chr(ord("a") + (3 * digit + 1) % 26)
+
+
+def log_softmax(logits: Table) -> Table:
+    """Rows of log-probabilities."""
+    shifted = logits - logits.max(-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+
+
+def teacher_table() -> Table:
+    """Logits of the teacher: digit -> letter -> EOS."""
+    table = np.zeros((SIZE, SIZE))
+    table[:, EOS] = 6.0
+    for digit in range(10):
+        row = ord(str(digit)) - FIRST
+        table[row] = 0.0
+        table[row, ord(answer(digit)) - FIRST] = 8.0
+    return table
+
+
+class FakeEngine:
+    """Bigram tables behind the engine protocol; model names and settings are ignored but for `seed`."""
+
+    losses = ENGINES["fake"].losses
+    eos = frozenset({EOS})
+    notes: tuple[str, ...] = ()
+
+    def __init__(self, student: str = "", teacher: str = "", *, seed: int = 0) -> None:
+        start = np.random.default_rng(7).normal(size=(SIZE, SIZE)) * 0.5
+        self._tables: dict[Role, Table] = {
+            "student": start.copy(),
+            "init": start,
+            "teacher": teacher_table(),
+        }
+        self._moments = [np.zeros_like(start), np.zeros_like(start)]
+        self._steps = 0
+
+    def encode(self, question: str) -> Ids:
+        return tuple(min(max(ord(c) - FIRST, 0), EOS - 1) for c in question)
+
+    def decode(self, tokens: Ids) -> str:
+        return "".join(chr(token + FIRST) for token in tokens if token != EOS)
+
+    def sample(
+        self,
+        role: Role,
+        prompts: Sequence[Ids],
+        max_tokens: Sequence[int],
+        temperature: float,
+        rng: np.random.Generator,
+    ) -> list[Sample]:
+        logp = log_softmax(self._tables[role])
+        draws = logp if temperature == 0 else log_softmax(logp / temperature)
+        cumulative = np.exp(draws).cumsum(-1)
+        noise = rng.random((len(prompts), max(max_tokens, default=0)))
+        samples = []
+        for prompt, limit, numbers in zip(prompts, max_tokens, noise, strict=True):
+            last, tokens = prompt[-1], []
+            for u in numbers[:limit]:
+                point = u * cumulative[last, -1]
+                token = np.searchsorted(cumulative[last], point, side="right")
+                last = int(draws[last].argmax() if temperature == 0 else token)
+                tokens.append(last)
+                if last == EOS:
+                    break
+            samples.append(Sample(tuple(tokens), self._token_scores(role, prompt, tuple(tokens))))
+        return samples
+
+    def _token_scores(self, role: Role, prompt: Ids, completion: Ids) -> Floats:
+        before = [prompt[-1], *completion[:-1]] if completion else []
+        logp = log_softmax(self._tables[role][before])
+        return logp[range(len(completion)), list(completion)].astype(np.float32)
+
+    def score(self, role: Role, rows: Sequence[tuple[Ids, Ids]]) -> list[Floats]:
+        return [self._token_scores(role, prompt, completion) for prompt, completion in rows]
+
+    def step(self, data: Sequence[Datum], learning_rate: float) -> StepStats:
+        gradient = np.zeros_like(self._tables["student"])
+        loss, parts = 0.0, defaultdict(list)
+        for datum in data:
+            for term in datum.terms:
+                values = self._term(datum, term, gradient)
+                loss += float((term.weights * values).sum())
+                part = "anchor" if term.loss.to == "init" else datum.source
+                parts[part].extend(values[term.weights != 0])
+        norm = float(np.sqrt((gradient**2).sum()))
+        if not np.isfinite(loss + norm):
+            raise NonFinite(f"loss {loss}, gradient norm {norm}")
+        self._adam(gradient, learning_rate)
+        return StepStats(loss, norm, {key: float(np.mean(v)) for key, v in parts.items() if v})
+
+    def _term(self, datum: Datum, term: Term, gradient: Table) -> Table:
+        """Per-token values (T,); adds the term's gradient."""
+        before = np.array([datum.prompt[-1], *datum.completion[:-1]])
+        logp = log_softmax(self._tables["student"][before])
+        p, rows, targets = np.exp(logp), np.arange(len(before)), np.array(datum.targets)
+        hit = np.zeros_like(p)
+        hit[rows, targets] = 1.0
+        if term.loss.name == "cross_entropy":
+            values, slope = -logp[rows, targets], p - hit
+        elif term.loss.name == "reverse_kl":
+            ratio = logp - log_softmax(self._tables[term.loss.to][before])
+            values = (p * ratio).sum(-1)
+            slope = p * (ratio - values[:, None])
+        else:
+            assert term.loss.name == "reverse_kl_sampled" and datum.teacher_logprobs is not None
+            advantage = datum.teacher_logprobs.astype(float) - datum.logprobs
+            values = -np.exp(logp[rows, targets] - datum.logprobs) * advantage
+            slope = values[:, None] * (hit - p)
+        np.add.at(gradient, before, term.weights[:, None] * slope)
+        return values
+
+    def _adam(self, gradient: Table, learning_rate: float) -> None:
+        self._steps += 1
+        first, second, tiny = ADAM
+        mean, square = self._moments
+        mean += (1 - first) * (gradient - mean)
+        square += (1 - second) * (gradient**2 - square)
+        mean_hat = mean / (1 - first**self._steps)
+        scale = np.sqrt(square / (1 - second**self._steps)) + tiny
+        self._tables["student"] -= learning_rate * mean_hat / scale
+
+    def save(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        mean, square = self._moments
+        state = {"student": self._tables["student"], "mean": mean, "square": square}
+        save_file({**state, "steps": np.array([self._steps])}, folder / "engine.safetensors")
+
+    def load(self, folder: Path) -> None:
+        state = load_file(folder / "engine.safetensors")
+        self._tables["student"] = state["student"].copy()
+        self._moments = [state["mean"].copy(), state["square"].copy()]
+        self._steps = int(state["steps"][0])
+
+    def export(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({"student": self._tables["student"]}, folder / "table.safetensors")
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+ENGINE = FakeEngine

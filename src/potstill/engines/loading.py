@@ -1,0 +1,187 @@
+"""Opening a pair of model folders or hub names, and writing the trained student back as one.
+
+What can be wrong with a pair is found here, with a hint: pickled weights, tokenizers that differ, a tokenizer
+with ids that a head lacks. Heads that differ in padding rows only (Qwen2.5: 151,936 and 152,064) are
+cut to the shorter one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+from potstill.errors import PotstillError
+from potstill.prompts import render
+from potstill.types import ModelSpec
+
+SAMPLE_TEXTS = ("Tom has 12 apples.", "3.5 + 0.25 = 3.75\n", "  naïve façade — 你好", "#### 1,234")
+
+
+def resolve(spec: ModelSpec) -> ModelSpec:
+    """The same placement with every "auto" decided for this machine."""
+    device = spec.device
+    if device == "auto":
+        device = "cuda:0" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise PotstillError(
+            f'device "{device}" is asked for, but torch sees no GPU', 'use device = "cpu"'
+        )
+    dtype = spec.dtype
+    if dtype == "auto":
+        dtype = "bfloat16" if device.startswith("cuda") or spec.device_map else "float32"
+    return dataclasses.replace(spec, device=device, dtype=dtype)
+
+
+def autocast(spec: ModelSpec) -> contextlib.AbstractContextManager[Any]:
+    """Compute in the placement's dtype even where trained weights are kept in float32."""
+    if spec.dtype == "float32":
+        return contextlib.nullcontext()
+    kind = "cuda" if spec.device_map else torch.device(spec.device).type
+    return torch.autocast(kind, dtype=getattr(torch, spec.dtype))
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A student and a teacher that share one tokenizer and one prompt rendering."""
+
+    student: str
+    teacher: str
+    student_spec: ModelSpec
+    teacher_spec: ModelSpec
+    tokenizer: Any
+    eos: frozenset[int]
+    vocabulary: int  # rows of the heads that both models have
+    notes: tuple[str, ...]
+
+    @classmethod
+    def open(
+        cls, student: str, teacher: str, mine: ModelSpec | None, its: ModelSpec | None
+    ) -> Pair:
+        """Read both tokenizers and configs (no weights) and check that they fit."""
+        mine, its = resolve(mine or ModelSpec()), resolve(its or ModelSpec())
+        tok, tok_q = (
+            _read(AutoTokenizer, name, trust_remote_code=spec.trust_remote_code)
+            for name, spec in ((student, mine), (teacher, its))
+        )
+        _same_tokenizer(student, tok, teacher, tok_q)
+        notes = _one_template(tok, tok_q)
+        sizes = [
+            _read(AutoConfig, name, trust_remote_code=spec.trust_remote_code)
+            .get_text_config()
+            .vocab_size
+            for name, spec in ((student, mine), (teacher, its))
+        ]
+        vocabulary, highest = min(sizes), max(tok.get_vocab().values())
+        if highest >= vocabulary:
+            raise PotstillError(
+                f"every token id needs a row in both heads: the tokenizer has id {highest}, the "
+                f"heads have {sizes[0]} (student) and {sizes[1]} (teacher) rows",
+                "take a model and its own tokenizer from the same folder",
+            )
+        if sizes[0] != sizes[1]:
+            notes = (*notes, f"heads of {sizes[0]} and {sizes[1]} rows cut to {vocabulary}")
+        eos = frozenset(_eos(student, tok))
+        return cls(student, teacher, mine, its, tok, eos, vocabulary, notes)
+
+
+def _read(kind: Any, name: str, **options: Any) -> Any:
+    """from_pretrained with errors that say what to do."""
+    try:
+        return kind.from_pretrained(name, **options)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        raise PotstillError(
+            f'cannot read "{name}": {reason}',
+            "give a folder with config.json, tokenizer files and *.safetensors, or a hub name that "
+            "this machine can reach (gated models need `huggingface-cli login`)",
+        ) from error
+
+
+def _same_tokenizer(student: str, tok: Any, teacher: str, tok_q: Any) -> None:
+    mine, its = tok.get_vocab(), tok_q.get_vocab()
+    differ = [token for token in mine.keys() | its.keys() if mine.get(token) != its.get(token)]
+    texts = [t for t in SAMPLE_TEXTS if tok(t).input_ids != tok_q(t).input_ids]
+    if differ or texts:
+        example = f"{len(differ)} tokens have other ids" if differ else f"they split {texts[0]!r}"
+        raise PotstillError(
+            f'student and teacher must share a tokenizer: "{student}" and "{teacher}" differ '
+            f"({example}{'' if differ else ' differently'})",
+            "choose a student and a teacher of one model family",
+        )
+
+
+def _one_template(tok: Any, tok_q: Any) -> tuple[str, ...]:
+    """Make the student's tokenizer render prompts for both; say what was decided."""
+    if not tok.chat_template and tok_q.chat_template:
+        tok.chat_template = tok_q.chat_template
+        return ("the student has no chat template: the teacher's renders prompts for both",)
+    if tok.chat_template and tok_q.chat_template and render(tok, "?") != render(tok_q, "?"):
+        return ("chat templates differ: the student's renders prompts for both",)
+    return ()
+
+
+def _eos(name: str, tok: Any) -> set[int]:
+    """Every id that ends a completion: the generation config's list and the tokenizer's own."""
+    ends = {tok.eos_token_id} if tok.eos_token_id is not None else set()
+    with contextlib.suppress(OSError):  # the file is optional
+        listed = GenerationConfig.from_pretrained(name).eos_token_id
+        ends |= set(listed) if isinstance(listed, list) else {listed} - {None}
+    if not ends:
+        raise PotstillError(
+            f'"{name}" names no end-of-sequence token, so no completion could end',
+            "set eos_token in tokenizer_config.json",
+        )
+    return ends
+
+
+def load_model(name: str, spec: ModelSpec, *, trained: bool) -> Any:
+    """Load weights for running, or with `trained` in float32 and with gradients."""
+    dtype = torch.float32 if trained else getattr(torch, spec.dtype)
+    model = _read(
+        AutoModelForCausalLM,
+        name,
+        dtype=dtype,
+        use_safetensors=True,
+        device_map=spec.device_map,
+        attn_implementation=spec.attention,
+        trust_remote_code=spec.trust_remote_code,
+    )
+    if not spec.device_map:
+        model.to(spec.device)
+    model.requires_grad_(trained)
+    return model.eval()  # no dropout: the policy that samples is the policy that is trained
+
+
+def add_lora(model: Any, rank: int) -> Any:
+    """Put adapters on all linear layers but the head; only they are trained."""
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
+    return get_peft_model(model, config).eval()
+
+
+def export_student(pair: Pair, model: Any, folder: Path, *, lora: bool) -> None:
+    """Write the student as a folder that transformers loads; with LoRA merged, the adapter in `adapter/`.
+
+    The folder appears whole or not at all.
+    """
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    if lora:
+        from peft import PeftModel
+
+        model.save_pretrained(partial / "adapter")
+        base = load_model(pair.student, pair.student_spec, trained=False)
+        model = PeftModel.from_pretrained(base, partial / "adapter").merge_and_unload()
+    model.save_pretrained(partial)
+    pair.tokenizer.save_pretrained(partial)
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+

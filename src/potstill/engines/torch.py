@@ -1,0 +1,295 @@
+"""The torch engine: any `AutoModelForCausalLM` pair by hub name or folder, on the devices of this machine.
+
+Rows are laid out as [left pad | prompt | completion | right pad], so that completions share columns and the
+head runs on completion positions only, in sampling, scoring and training alike. Batches are cut into
+micro-batches by tokens; gradients add up to the same sum. The sampler is `sampling.py`, reading and checking
+of model folders `loading.py`. It leaves out sharding over processes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from potstill.engines.loading import Pair, add_lora, autocast, export_student, load_model
+from potstill.engines.sampling import generate
+from potstill.errors import NonFinite
+from potstill.losses import LOSSES, cross_entropy, reverse_kl_sampled, row_divergence
+from potstill.prompts import render
+from potstill.types import Datum, Floats, Ids, Loss, ModelSpec, Role, Sample, StepStats
+
+Row = TypeVar("Row")
+transformers.utils.logging.disable_progress_bar()
+
+ADAM = {"betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.0}
+
+
+class TorchEngine:
+    """A student and a teacher in this process.
+
+    Args:
+        student: hub name or folder of the model to train.
+        teacher: hub name or folder of the model to learn from.
+        seed: for the LoRA adapters' initial weights.
+        lora_rank: rank of the adapters on all linear layers; 0 trains all weights.
+        student_spec: where and in which dtype the student lives.
+        teacher_spec: the same for the teacher.
+        batch_tokens: padded tokens of one micro-batch, the knob for memory.
+        max_grad_norm: clip gradients to this norm; 0 turns clipping off.
+        gradient_checkpointing: recompute activations in the backward pass to save memory.
+        threads: CPU threads; 0 leaves torch's own choice.
+    """
+
+    losses = frozenset(LOSSES)
+
+    def __init__(
+        self,
+        student: str,
+        teacher: str,
+        *,
+        seed: int = 0,
+        lora_rank: int = 0,
+        student_spec: ModelSpec | None = None,
+        teacher_spec: ModelSpec | None = None,
+        batch_tokens: int = 16_384,
+        max_grad_norm: float = 1.0,
+        gradient_checkpointing: bool = False,
+        threads: int = 0,
+    ) -> None:
+        if threads:
+            torch.set_num_threads(threads)
+        self.pair = Pair.open(student, teacher, student_spec, teacher_spec)
+        self.tokenizer, self.eos, self.notes = self.pair.tokenizer, self.pair.eos, self.pair.notes
+        self.vocabulary = self.pair.vocabulary
+        self.batch_tokens, self.max_grad_norm = batch_tokens, max_grad_norm
+        self.lora = lora_rank > 0
+        model = load_model(student, self.pair.student_spec, trained=not self.lora)
+        if self.lora:
+            torch.manual_seed(seed)
+            model = add_lora(model, lora_rank)
+        if gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+            model.enable_input_require_grads()
+        self._models: dict[Role, Any] = {"student": model}
+        self._trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        self._optimizer = torch.optim.AdamW(self._trained.values(), lr=0.0, fused=True, **ADAM)
+
+    def encode(self, question: str) -> Ids:
+        return render(self.tokenizer, question)
+
+    def decode(self, tokens: Ids) -> str:
+        return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True))
+
+    @torch.inference_mode()
+    def sample(
+        self,
+        role: Role,
+        prompts: Sequence[Ids],
+        max_tokens: Sequence[int],
+        temperature: float,
+        rng: np.random.Generator,
+    ) -> list[Sample]:
+        longest = max(max_tokens, default=0)
+        noise = rng.random((len(prompts), longest), dtype=np.float32)
+        out: list[Sample | None] = [None] * len(prompts)
+        with self._model(role) as model:
+            sizes = [len(p) + limit for p, limit in zip(prompts, max_tokens, strict=True)]
+            for chunk in micro_batches(range(len(prompts)), sizes, self.batch_tokens):
+                samples = generate(
+                    model,
+                    [prompts[i] for i in chunk],
+                    [max_tokens[i] for i in chunk],
+                    temperature,
+                    noise[chunk],
+                    eos=self.eos,
+                    vocabulary=self.vocabulary,
+                )
+                for i, sample in zip(chunk, samples, strict=True):
+                    out[i] = sample
+        return [sample for sample in out if sample is not None]
+
+    @torch.inference_mode()
+    def score(self, role: Role, rows: Sequence[tuple[Ids, Ids]]) -> list[Floats]:
+        out: list[Floats] = [np.zeros(0, np.float32)] * len(rows)
+        with self._model(role) as model:
+            sizes = [len(prompt) + len(completion) for prompt, completion in rows]
+            for chunk in micro_batches(range(len(rows)), sizes, self.batch_tokens):
+                prompts, completions = zip(*(rows[i] for i in chunk), strict=True)
+                mask, logp = self._rows(model, prompts, completions)
+                scores = -cross_entropy(logp, _flat(completions, logp.device))
+                parts = scores.split(mask.sum(1).tolist())
+                for i, part in zip(chunk, parts, strict=True):
+                    out[i] = part.float().cpu().numpy()
+        return out
+
+    def step(self, data: Sequence[Datum], learning_rate: float) -> StepStats:
+        groups: dict[tuple[Loss, ...], list[Datum]] = defaultdict(list)
+        for datum in data:
+            if datum.completion:
+                groups[tuple(term.loss for term in datum.terms)].append(datum)
+        tally = Tally()
+        for losses, members in groups.items():
+            sizes = [len(d.prompt) + len(d.completion) for d in members]
+            for chunk in micro_batches(members, sizes, self.batch_tokens):
+                self._backward(losses, chunk, tally)
+        return self._update(learning_rate, tally)
+
+    def _backward(self, losses: tuple[Loss, ...], data: list[Datum], tally: Tally) -> None:
+        """Add the gradient of one micro-batch whose rows share their losses."""
+        prompts, completions = [d.prompt for d in data], [d.completion for d in data]
+        with self._model("student") as model:
+            _, logp = self._rows(model, prompts, completions)
+        targets = _flat([d.targets for d in data], logp.device)
+        rows: dict[Role, Tensor] = {}
+        total = logp.new_zeros(())
+        for i, loss in enumerate(losses):
+            weights = _flat([d.terms[i].weights for d in data], logp.device)
+            if LOSSES[loss.name] == "row" and loss.to not in rows:
+                with torch.no_grad(), self._model(loss.to) as target:
+                    rows[loss.to] = self._rows(target, prompts, completions)[1].to(logp.device)
+            if loss.name == "cross_entropy":
+                values = cross_entropy(logp, targets)
+            elif loss.name == "reverse_kl_sampled":
+                sampler = _flat([d.logprobs for d in data], logp.device)
+                teacher = _flat([d.teacher_logprobs for d in data], logp.device)
+                values = reverse_kl_sampled(-cross_entropy(logp, targets), sampler, teacher)
+            else:
+                values = row_divergence(loss, logp, rows[loss.to])
+            total = total + (weights * values).sum()
+            source = np.repeat([d.source for d in data], [len(d.completion) for d in data])
+            tally.add(loss, source, weights.detach(), values.detach())
+        tally.loss += total.item()
+        if math.isfinite(tally.loss) and total.requires_grad:
+            total.backward()
+
+    def _update(self, learning_rate: float, tally: Tally) -> StepStats:
+        params = list(self._trained.values())
+        for param in params:
+            if param.grad is None:
+                param.grad = torch.zeros_like(param)
+        limit = self.max_grad_norm or math.inf
+        norm = torch.nn.utils.clip_grad_norm_(params, limit).item()
+        if not (math.isfinite(tally.loss) and math.isfinite(norm)):
+            self._optimizer.zero_grad()
+            raise NonFinite(f"loss {tally.loss}, gradient norm {norm}")
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        return StepStats(tally.loss, norm, tally.means())
+
+    def _rows(
+        self, model: Any, prompts: Sequence[Ids], completions: Sequence[Ids]
+    ) -> tuple[Tensor, Tensor]:
+        """Forward pass. Returns the mask of completion tokens (B, T) and, row by row, the
+        log-probabilities (N, V) at the positions that predict them, N = mask.sum()."""
+        left, right = max(map(len, prompts)), max(map(len, completions))
+        ids = torch.zeros(len(prompts), left + right, dtype=torch.long)
+        seen = torch.zeros_like(ids)
+        for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+            start, end = left - len(prompt), left + len(completion)
+            ids[row, start:end] = torch.tensor(prompt + completion)
+            seen[row, start:end] = 1
+        device = model.get_input_embeddings().weight.device
+        logits = model(
+            input_ids=ids.to(device),
+            attention_mask=seen.to(device),
+            position_ids=(seen.cumsum(1) - 1).clamp_min(0).to(device),
+            logits_to_keep=right + 1,
+            use_cache=False,
+        ).logits
+        mask = seen[:, left:].bool().to(logits.device)
+        kept = logits[:, -right - 1 : -1, : self.vocabulary][mask]
+        return mask, kept.float().log_softmax(-1)
+
+    @contextlib.contextmanager
+    def _model(self, role: Role) -> Iterator[Any]:
+        """The model of a role, ready to run; teacher and init are loaded when first needed."""
+        spec = self.pair.teacher_spec if role == "teacher" else self.pair.student_spec
+        if role == "init" and self.lora:
+            with self._models["student"].disable_adapter(), autocast(spec):
+                yield self._models["student"]
+            return
+        if role not in self._models:
+            name = self.pair.teacher if role == "teacher" else self.pair.student
+            self._models[role] = load_model(name, spec, trained=False)
+        with autocast(spec):
+            yield self._models[role]
+
+    def save(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {f"weight/{name}": p.detach() for name, p in self._trained.items()}
+        for name, param in self._trained.items():
+            for key, value in self._optimizer.state[param].items():
+                tensors[f"{key}/{name}"] = value
+        save_file({k: v.contiguous() for k, v in tensors.items()}, folder / "engine.safetensors")
+
+    def load(self, folder: Path) -> None:
+        tensors = load_file(folder / "engine.safetensors")
+        state: dict[Tensor, dict[str, Tensor]] = defaultdict(dict)
+        with torch.no_grad():
+            for key, value in tensors.items():
+                kind, name = key.split("/", 1)
+                param = self._trained[name]
+                if kind == "weight":
+                    param.copy_(value)
+                else:
+                    state[param][kind] = value if kind == "step" else value.to(param.device)
+        self._optimizer.state = defaultdict(dict, state)
+
+    def export(self, folder: Path) -> None:
+        export_student(self.pair, self._models["student"], folder, lora=self.lora)
+
+    def close(self) -> None:
+        self._models.clear()
+        self._trained.clear()
+
+
+class Tally:
+    """Sums up a step's losses by who wrote the tokens, for the record."""
+
+    def __init__(self) -> None:
+        self.loss = 0.0
+        self._sums: dict[str, float] = defaultdict(float)
+        self._counts: dict[str, int] = defaultdict(int)
+
+    def add(self, loss: Loss, source: Any, weights: Tensor, values: Tensor) -> None:
+        for name in ("student", "teacher"):
+            mine = torch.from_numpy(source == name).to(weights.device) & (weights != 0)
+            key = "anchor" if loss.to == "init" else name
+            self._sums[key] += values[mine].sum().item()
+            self._counts[key] += int(mine.sum())
+
+    def means(self) -> dict[str, float]:
+        return {key: self._sums[key] / count for key, count in self._counts.items() if count}
+
+
+def micro_batches(rows: Sequence[Row], sizes: Sequence[int], limit: int) -> Iterator[list[Row]]:
+    """Group rows of similar size so that a padded group stays within `limit` tokens."""
+    order = sorted(range(len(rows)), key=lambda i: (-sizes[i], i))
+    group: list[int] = []
+    for i in order:
+        if group and sizes[group[0]] * (len(group) + 1) > limit:
+            yield [rows[j] for j in group]
+            group = []
+        group.append(i)
+    if group:
+        yield [rows[j] for j in group]
+
+
+def _flat(rows: Sequence[Any], device: torch.device) -> Tensor:
+    """Concatenate per-row values to one tensor (N,)."""
+    return torch.from_numpy(np.concatenate([np.asarray(row) for row in rows])).to(device)
+
+
+ENGINE: Callable[..., TorchEngine] = TorchEngine
