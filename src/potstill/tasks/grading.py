@@ -1,0 +1,68 @@
+"""Reading a number out of a model's text: the two extractors of GSM8K's standard harness.
+
+Strict wants the number after `####`; flexible takes the last number anywhere. Whatever cannot be read is
+wrong, never an exception: the text comes from a model.
+"""
+
+from __future__ import annotations
+
+import re
+from decimal import Decimal, InvalidOperation
+
+from potstill.types import Grade
+
+NUMBER = r"-?\$?-?(?:\d[\d,]*(?:\.\d+)?|\.\d+)"
+_NUMBER = re.compile(NUMBER)
+_STRICT = re.compile(rf"####\s*({NUMBER})")
+
+
+def to_number(text: str) -> Decimal | None:
+    """Read one number; thousands separators, `$`, a trailing full stop and `12.00` are handled.
+
+    >>> to_number("$1,234.00.") == 1234
+    True
+    >>> to_number("twelve") is None
+    True
+    """
+    cleaned = text.strip().replace(",", "").replace("$", "").rstrip(".")
+    try:
+        value = Decimal(cleaned)
+    except InvalidOperation:
+        return None
+    return value if value.is_finite() else None
+
+
+def strict_number(text: str) -> Decimal | None:
+    """The number after the first `####`, or None.
+
+    >>> strict_number("2+2=4\\n#### 4")
+    Decimal('4')
+    """
+    found = _STRICT.search(text)
+    return to_number(found.group(1)) if found else None
+
+
+def flexible_number(text: str) -> Decimal | None:
+    """The last number in the text, or None.
+
+    >>> flexible_number("so 3 + 4 is 7.")
+    Decimal('7')
+    """
+    found = _NUMBER.findall(text)
+    return to_number(found[-1]) if found else None
+
+
+def grade_number(answer: str, text: str) -> Grade:
+    """Grade a completion against a numeric reference answer."""
+    gold = to_number(answer)
+    if gold is None:
+        return Grade(strict=False, flexible=False)
+    return Grade(strict=strict_number(text) == gold, flexible=flexible_number(text) == gold)
+
+
+def grade_exact(answer: str, text: str) -> Grade:
+    """Grade by equality: strict to the letter (outer white space apart), flexible without case and
+    with inner white space folded."""
+    fold = " ".join
+    same = fold(answer.casefold().split()) == fold(text.casefold().split())
+    return Grade(strict=answer.strip() == text.strip(), flexible=same)

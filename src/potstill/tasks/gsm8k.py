@@ -1,0 +1,76 @@
+"""`gsm8k`: grade-school maths word problems, from the hub or from local files in the published format.
+
+Source: Cobbe et al., arXiv 2110.14168. The calculator marks `<<a+b=c>>` are dropped from the worked solutions. It
+leaves out few-shot prompting.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from potstill.errors import PotstillError
+from potstill.tasks.grading import grade_number, strict_number
+from potstill.tasks.jsonl import read_jsonl
+from potstill.types import Grade, Problem
+
+HUB = "openai/gsm8k"
+
+
+@dataclass(frozen=True)
+class GSM8K:
+    """GSM8K with its own train and test split.
+
+    Args:
+        train_path: local JSON Lines in the published format; empty loads the hub's train split.
+        test_path: the same for the test split.
+        prompt: what the model reads, `{question}` in its place.
+    """
+
+    train_path: str = ""
+    test_path: str = ""
+    prompt: str = "{question}\nReason step by step and end with the answer after ####."
+
+    name = "gsm8k"
+
+    @cached_property
+    def train(self) -> Sequence[Problem]:
+        return self._problems("train", self.train_path)
+
+    @cached_property
+    def test(self) -> Sequence[Problem]:
+        return self._problems("test", self.test_path)
+
+    def grade(self, problem: Problem, text: str) -> Grade:
+        return grade_number(problem.answer, text)
+
+    def _problems(self, split: str, path: str) -> list[Problem]:
+        rows = read_jsonl(path, ("question", "answer")) if path else _hub(split)
+        problems = []
+        for n, row in enumerate(rows, 1):
+            number = strict_number(row["answer"])
+            if number is None:
+                raise PotstillError(
+                    f"{path or HUB}, line {n}: a GSM8K answer ends with '#### number', got "
+                    f"{row['answer'][-40:]!r}",
+                    'for answers of another form use task = "jsonl"',
+                )
+            question = self.prompt.replace("{question}", row["question"])
+            solution = re.sub(r"<<.*?>>", "", row["answer"])
+            problems.append(Problem(f"{split}-{n - 1}", question, str(number), solution))
+        return problems
+
+
+def _hub(split: str) -> list[dict[str, Any]]:
+    from datasets import load_dataset
+
+    try:
+        return list(load_dataset(HUB, "main", split=split))
+    except Exception as error:  # whatever the hub client raises, the remedy is the same
+        raise PotstillError(
+            f"cannot load {HUB} from the hub: {type(error).__name__}: {error}",
+            "check the network, or set task.train_path and task.test_path to local JSONL files",
+        ) from error

@@ -1,0 +1,104 @@
+"""`jsonl`: a user's own prompts and answers, and the reader of JSON Lines files that other tasks use.
+
+One object a line with a question and an answer; the file is read whole and checked line by line before
+anything else happens, and a bad line is named by its number.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from potstill.errors import PotstillError
+from potstill.tasks.grading import grade_exact, grade_number, to_number
+from potstill.types import Grade, Problem
+
+
+def read_jsonl(path: str | Path, keys: Sequence[str]) -> list[dict[str, Any]]:
+    """Read objects that each have `keys` as non-empty text.
+
+    Raises:
+        PotstillError: the file is missing or empty, or a line is empty, malformed or lacks a key.
+    """
+    try:
+        lines = Path(path).expanduser().read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise PotstillError(f'cannot read "{path}": {error}', "give a JSON Lines file in UTF-8") from None
+    if not lines:
+        raise PotstillError(f'"{path}" is empty', "give at least one JSON object, one a line")
+    want = "{" + ", ".join(f'"{key}": "..."' for key in keys) + "}"
+    return [_row(line, f"{path}, line {n}", keys, want) for n, line in enumerate(lines, 1)]
+
+
+def _row(line: str, where: str, keys: Sequence[str], want: str) -> dict[str, Any]:
+    hint = f"every line is one object: {want}"
+    if not line.strip():
+        raise PotstillError(f"{where}: the line is empty", hint)
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise PotstillError(f"{where}: not JSON ({error.msg} at column {error.colno})", hint) from None
+    if not isinstance(row, dict):
+        raise PotstillError(f"{where}: not an object, got {type(row).__name__}", hint)
+    for key in keys:
+        value = row.get(key)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            row[key] = value = str(value)
+        if not isinstance(value, str) or not value.strip():
+            raise PotstillError(f'{where}: "{key}" must be text, got {value!r}', hint)
+    return row
+
+
+@dataclass(frozen=True)
+class Jsonl:
+    """Problems from two files of one JSON object a line.
+
+    Args:
+        train_path: file of the training problems.
+        test_path: file of the held-out problems.
+        match: "numeric" grades the number after #### (strict) and the last number (flexible);
+            "exact" compares the text.
+        question_key: the key that holds what the model reads.
+        answer_key: the key that holds the reference answer.
+        prompt: what the model reads, `{question}` in its place.
+    """
+
+    train_path: str
+    test_path: str
+    match: Literal["exact", "numeric"] = "exact"
+    question_key: str = "question"
+    answer_key: str = "answer"
+    prompt: str = "{question}"
+
+    name = "jsonl"
+
+    @cached_property
+    def train(self) -> Sequence[Problem]:
+        return self._problems(self.train_path, "train")
+
+    @cached_property
+    def test(self) -> Sequence[Problem]:
+        return self._problems(self.test_path, "test")
+
+    def grade(self, problem: Problem, text: str) -> Grade:
+        return (grade_number if self.match == "numeric" else grade_exact)(problem.answer, text)
+
+    def _problems(self, path: str, split: str) -> list[Problem]:
+        rows = read_jsonl(path, (self.question_key, self.answer_key))
+        problems = []
+        for n, row in enumerate(rows, 1):
+            answer = row[self.answer_key]
+            if self.match == "numeric":
+                answer = answer.rsplit("####", 1)[-1].strip()
+            if self.match == "numeric" and to_number(answer) is None:
+                raise PotstillError(
+                    f"{path}, line {n}: a numeric answer is a number, got {answer!r}",
+                    'write the number, or set match = "exact"',
+                )
+            question = self.prompt.replace("{question}", row[self.question_key])
+            problems.append(Problem(f"{split}-{n - 1}", question, answer))
+        return problems
