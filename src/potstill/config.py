@@ -1,0 +1,341 @@
+"""A study as data: TOML in, checked whole before anything runs, TOML out with every default written down.
+
+Unknown keys, methods, pairs and values out of range are refused with a hint. One field, one line, one
+unit. Nothing here opens a model or a data set.
+"""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from potstill import zoo
+from potstill.errors import PotstillError, did_you_mean
+from potstill.methods import METHODS
+from potstill.recipe import Recipe, recipe_from_toml
+from potstill.types import ModelSpec
+
+# Chosen on the embedded pairs' dev problems with seeds 100 and up; LOG.md has the runs.
+EMBEDDED_LEARNING_RATE = 1e-3
+
+# What `potstill study` runs when it is given no file: the defaults of every part, over two seeds.
+QUICK: dict[str, Any] = {"name": "quick", "seeds": [0, 1]}
+
+
+class Part(BaseModel):
+    """A table of the study file: closed to unknown keys, never changed once read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Pair(Part):
+    """A student and the teacher it learns from, by hub name or local folder."""
+
+    student: str = Field(min_length=1)
+    teacher: str = Field(min_length=1)
+
+
+class Train(Part):
+    """How long and how fast one cell trains."""
+
+    steps: int = Field(100, ge=1)  # optimizer steps; a recipe's budget multiplies them
+    batch_size: int = Field(32, ge=1)  # prompts per step
+    max_tokens: int = Field(32, ge=1)  # per completion, prefix included
+    learning_rate: float | None = Field(None, gt=0)  # unset: the embedded pairs' own
+    warmup: int = Field(5, ge=0)  # steps of linear warm-up
+    temperature: float = Field(1.0, gt=0)  # the student's sampling temperature
+    teacher_temperature: float = Field(1.0, gt=0)  # the teacher's, where it writes
+    lora_rank: int = Field(0, ge=0)  # 0 trains all weights
+    max_grad_norm: float = Field(1.0, ge=0)  # clip to this norm; 0 is off
+    checkpoint_every: int = Field(25, ge=1)  # steps between resume points
+    save: bool = True  # keep each trained student as a model folder
+
+    def rate(self, step: int) -> float:
+        """Learning rate of the step with this index (from 0)."""
+        assert self.learning_rate is not None
+        return self.learning_rate * min(1.0, (step + 1) / (self.warmup + 1))
+
+
+class Eval(Part):
+    """What is graded, and when."""
+
+    every: int = Field(25, ge=1)  # steps between gradings; the last step is always graded
+    problems: int = Field(500, ge=1)  # held-out problems, the first of the task's test split
+    max_tokens: int = Field(0, ge=0)  # per graded completion; 0: as in training
+    probe: int = Field(16, ge=1)  # training problems sampled for score and KL
+    probe_every: int = Field(5, ge=1)  # steps between probes
+    examples: int = Field(4, ge=0)  # texts kept per grading
+
+
+class TorchSettings(Part):
+    """The torch engine: this machine's CPU or GPUs."""
+
+    name: Literal["torch"] = "torch"
+    student: ModelSpec = ModelSpec()
+    teacher: ModelSpec = ModelSpec()
+    batch_tokens: int = Field(16_384, ge=1)  # padded tokens per micro-batch: the memory knob
+    gradient_checkpointing: bool = False  # recompute activations to save memory
+    threads: int = Field(1, ge=0)  # CPU threads per cell; 0: torch's own choice
+
+
+class FakeSettings(Part):
+    """The fake engine: a bigram table, for tests."""
+
+    name: Literal["fake"]
+
+
+def _named(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
+def _listed(value: Any) -> Any:
+    return value if isinstance(value, list | tuple) else [value]
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_listed)]
+Seeds = Annotated[
+    tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_listed), Field(min_length=1)
+]
+
+
+class Study(Part):
+    """A grid of cells (pair x method x seed) with the settings they share."""
+
+    name: str = Field("study", pattern=r"^[\w.-]+$")
+    task: Annotated[dict[str, Any], BeforeValidator(_named)] = {"name": "arithmetic"}
+    engine: Annotated[
+        TorchSettings | FakeSettings, Field(discriminator="name"), BeforeValidator(_named)
+    ] = TorchSettings()
+    methods: Names = tuple(METHODS)
+    pairs: Names = ()  # names of [pair.NAME] tables or embedded pairs; default: every table
+    seeds: Seeds = (0,)
+    pair: dict[str, Pair] = {}
+    train: Train = Train()
+    eval: Eval = Eval()
+    recipe: dict[str, dict[str, Any]] = {}
+
+    @cached_property
+    def recipes(self) -> dict[str, Recipe]:
+        """The study's methods, its own recipes included, in table order."""
+        known = dict(METHODS)
+        for name, table in self.recipe.items():
+            if name in METHODS:
+                raise PotstillError(
+                    f'recipe "{name}" would redefine a method of that name',
+                    "choose another name, so that tables mean one thing",
+                )
+            known[name] = recipe_from_toml(name, table, known)
+        for name in self.methods:
+            if name not in known:
+                raise PotstillError(f'unknown method "{name}"', did_you_mean(name, known, "methods"))
+        return {name: known[name] for name in self.methods}
+
+    @cached_property
+    def models(self) -> dict[str, Pair]:
+        """The study's pairs by name, embedded ones resolved to their folders."""
+        names = self.pairs or tuple(self.pair) or tuple(zoo.PAIRS)
+        found = {}
+        for name in names:
+            if name in self.pair:
+                found[name] = self.pair[name]
+            elif name in zoo.PAIRS:
+                found[name] = Pair(student=zoo.folder(name, "student"), teacher=zoo.folder(name, "teacher"))
+            else:
+                raise PotstillError(
+                    f'unknown pair "{name}"',
+                    did_you_mean(name, {*self.pair, *zoo.PAIRS}, "pairs"),
+                )
+        return found
+
+    @property
+    def graded_tokens(self) -> int:
+        """Most tokens of a graded completion."""
+        return self.eval.max_tokens or self.train.max_tokens
+
+    def total_steps(self, recipe: Recipe) -> int:
+        """Optimizer steps of one cell."""
+        return max(1, round(self.train.steps * recipe.budget))
+
+    def to_toml(self) -> dict[str, Any]:
+        """The study with every default written down, ready to be read again."""
+        table = self.model_dump(mode="json", exclude_none=True)
+        table["pairs"] = list(self.models)
+        return _without_none(table)
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {k: _without_none(v) for k, v in value.items() if v is not None}
+    return [_without_none(v) for v in value] if isinstance(value, list) else value
+
+
+def resolve(study: Study) -> Study:
+    """Check what no single field shows, and decide what was left open. Opens no model.
+
+    Raises:
+        PotstillError: the study asks for something that cannot be right.
+    """
+    from potstill.engines import ENGINES
+
+    for values, what in ((study.methods, "methods"), (study.seeds, "seeds"), (study.pairs, "pairs")):
+        if len(set(values)) < len(values):
+            raise PotstillError(f"{what} lists {list(values)}, one of them twice", "list each once")
+    for recipe in study.recipes.values():
+        _check_recipe(recipe, study, ENGINES[study.engine.name].losses)
+    for name, pair in study.models.items():
+        if name in study.pair and study.engine.name == "torch":
+            for role in ("student", "teacher"):
+                check_model(getattr(pair, role), f"pair.{name}.{role}")
+    if study.train.learning_rate is None:
+        foreign = [name for name in study.models if name in study.pair and not _embedded(study, name)]
+        if foreign:
+            raise PotstillError(
+                f"train.learning_rate is needed for your own pair ({foreign[0]}): the default is "
+                "tuned for the embedded pairs",
+                "1e-4 is usual with LoRA, 1e-5 with all weights of a model of billions",
+            )
+        train = study.train.model_copy(update={"learning_rate": EMBEDDED_LEARNING_RATE})
+        study = study.model_copy(update={"train": train})
+    return study
+
+
+def _embedded(study: Study, name: str) -> bool:
+    return name in zoo.PAIRS and study.pair[name].student == zoo.folder(name, "student")
+
+
+def _check_recipe(recipe: Recipe, study: Study, losses: frozenset[str]) -> None:
+    longest = int(recipe.prefix.range[1])
+    if longest >= study.train.max_tokens:
+        raise PotstillError(
+            f"max_tokens counts the prefix: {recipe.name} seeds up to {longest} tokens, "
+            f"train.max_tokens is {study.train.max_tokens}",
+            f"raise train.max_tokens above {longest}, or shorten the prefix in a [recipe] of your own",
+        )
+    for used in recipe.losses:
+        if used.name not in losses:
+            raise PotstillError(
+                f'{recipe.name} needs {used}, which engine "{study.engine.name}" cannot compute',
+                f"its losses: {', '.join(sorted(losses))}",
+            )
+    if recipe.replay and study.train.steps < 2:
+        raise PotstillError(f"{recipe.name} replays earlier steps, train.steps is 1", "raise train.steps")
+
+
+def check_model(name: str, where: str) -> None:
+    """Refuse a model that is neither a folder with safetensors nor a hub name."""
+    folder = Path(name).expanduser()
+    looks_local = name.startswith(("/", ".", "~")) or name.count("/") != 1 or folder.exists()
+    if not looks_local:
+        return  # a hub name: the hub knows
+    if not folder.is_dir():
+        raise PotstillError(
+            f'{where} = "{name}" is no folder here and no hub name',
+            "give a model folder, a hub name such as Qwen/Qwen3-4B, or name an embedded pair in "
+            f"pairs: {', '.join(zoo.PAIRS)}",
+        )
+    if not (folder / "config.json").is_file():
+        raise PotstillError(f'{where} = "{name}" has no config.json', "give a transformers model folder")
+    if not any(folder.glob("*.safetensors")):
+        pickled = sorted(p.name for p in [*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")])
+        got = f"only pickled weights ({pickled[0]})" if pickled else "no weights"
+        raise PotstillError(
+            f'{where} = "{name}" has {got}; potstill reads safetensors only',
+            "save it again with model.save_pretrained(folder), which writes safetensors",
+        )
+
+
+def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
+    """Read a study file, apply `key=value` overrides and check the result.
+
+    Args:
+        path: a TOML file.
+        overrides: such as `train.steps=20` or `seeds=0,1`.
+    """
+    try:
+        table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise PotstillError(f'no study file "{path}"', "see the files in studies/") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise PotstillError(f'cannot read "{path}": {error}', "give a TOML file") from None
+    except tomllib.TOMLDecodeError as error:
+        raise PotstillError(f'"{path}" is not TOML: {error}', "see studies/quick.toml") from None
+    table.pop("provenance", None)  # a study folder's own study.toml reads back
+    return read_study(table, overrides, where=str(path))
+
+
+def read_study(
+    table: Mapping[str, Any], overrides: Sequence[str] = (), where: str = "study"
+) -> Study:
+    """Make a checked study from a table."""
+    merged = dict(table)
+    for text in overrides:
+        _override(merged, text)
+    try:
+        study = Study.model_validate(merged)
+    except ValidationError as error:
+        raise _explain(error, where) from None
+    return resolve(study)
+
+
+def _override(table: dict[str, Any], text: str) -> None:
+    key, equals, raw = text.partition("=")
+    if not equals or not key.strip() or not raw.strip():
+        raise PotstillError(f'an override is key=value, got "{text}"', "for example train.steps=20")
+    *path, last = key.strip().split(".")
+    for part in path:
+        inner = table.get(part, {})
+        if isinstance(inner, str):  # task = "gsm8k" and engine = "torch" are short for tables
+            inner = {"name": inner}
+        if not isinstance(inner, dict):
+            raise PotstillError(f'"{key}" goes into "{part}", which is no table', "see the study file")
+        table[part] = dict(inner)
+        table = table[part]
+    table[last] = parse_value(raw.strip())
+
+
+def parse_value(raw: str) -> Any:
+    """Read an override's value: TOML where it is, a list where commas are, else text."""
+    try:
+        return tomllib.loads(f"value = {raw}")["value"]
+    except tomllib.TOMLDecodeError:
+        parts = [part.strip() for part in raw.split(",")]
+        return [parse_value(part) for part in parts if part] if len(parts) > 1 else raw
+
+
+def _explain(error: ValidationError, where: str) -> PotstillError:
+    """Turn pydantic's first finding into a rule, what it got and a hint."""
+    first = error.errors()[0]
+    path = [str(part) for part in first["loc"] if part not in ("torch", "fake")]
+    key = ".".join(path)
+    if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        *parents, last = path
+        return PotstillError(
+            f'{where}: unknown key "{key}"', did_you_mean(last, _fields(parents), "keys")
+        )
+    if first["type"].startswith("union_tag"):
+        from potstill.engines import ENGINES
+
+        got = first["input"].get("name") if isinstance(first["input"], Mapping) else first["input"]
+        return PotstillError(
+            f'{where}: unknown engine "{got}"', did_you_mean(str(got), ENGINES, "engines")
+        )
+    got = first["input"]
+    shown = repr(got) if not isinstance(got, float) or math.isfinite(got) else str(got)
+    message = first["msg"][0].lower() + first["msg"][1:]
+    return PotstillError(f"{where}: {key}: {message}, got {shown}", f"see `{key}` in the README")
+
+
+def _fields(path: list[str]) -> list[str]:
+    """Keys that the table at this path may have."""
+    tables: dict[str, Any] = {"train": Train, "eval": Eval, "pair": Pair, "engine": TorchSettings}
+    if not path:
+        return list(Study.model_fields)
+    if path[0] == "engine" and len(path) > 1:
+        return list(ModelSpec.__dataclass_fields__)
+    return list(tables[path[0]].model_fields) if path[0] in tables else []

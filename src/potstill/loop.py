@@ -1,0 +1,141 @@
+"""The one training loop: who writes, what each token is told, one optimizer step, what is recorded.
+
+It knows no method by name and no engine: a recipe decides through `rollout` and `objective`, an engine
+computes. Stopped anywhere and started again, it goes on from the last checkpoint to the same numbers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from potstill import checkpoint, objective
+from potstill.config import Eval, Train
+from potstill.engines import Engine
+from potstill.evaluate import Examiner, Reference
+from potstill.meter import Metered
+from potstill.recipe import Recipe
+from potstill.rollout import Buffer, Limits, collect, draw
+from potstill.tasks import Task
+from potstill.types import Evaluation, StepStats, Trajectory
+
+
+def train(
+    recipe: Recipe,
+    engine: Engine,
+    task: Task,
+    settings: Train,
+    grading: Eval,
+    *,
+    seed: int = 0,
+    reference: Reference | None = None,
+    recorder: Recorder | None = None,
+) -> Trained:
+    """Train the engine's student by a recipe.
+
+    Args:
+        recipe: the method.
+        engine: an open engine; its student is changed.
+        task: problems to train on and to grade.
+        settings: steps, batch, learning rate.
+        grading: how often and on how many held-out problems.
+        seed: decides the prompts' order and every sample.
+        reference: the teacher's texts; written now where missing.
+        recorder: where metrics go; default: memory.
+
+    Raises:
+        NonFinite: a loss or gradient is not a number.
+    """
+    recorder = recorder or Memory()
+    total = max(1, round(settings.steps * recipe.budget))
+    limits = Limits(settings.max_tokens, settings.temperature, settings.teacher_temperature)
+    examiner = Examiner(engine, task, grading, settings.max_tokens, seed, reference)
+    start, buffer, meter = _resume(recipe, engine, settings, recorder)
+    for step in range(start, total):
+        rate, done = settings.rate(step), step + 1
+        problems = draw(task.train, settings.batch_size, seed, step)
+        fresh = collect(recipe, meter, problems, step / total, step, seed, limits)
+        batch = buffer.exchange(fresh, step, seed)
+        stats = meter.step(objective.build(recipe, batch, meter), rate)
+        row = _metrics(fresh, batch, stats) | {"train/buffer_size": len(buffer)}
+        row |= {"step": done, "train/learning_rate": rate, "tokens": meter.spent}
+        with meter.clock("evaluation"):
+            row |= examiner.look(done, last=done == total)
+        recorder.record(row, examiner.fresh)
+        if recorder.checkpoints and done % settings.checkpoint_every == 0:
+            checkpoint.save(recorder.checkpoints, done, engine, buffer.entries, meter.state())
+    return Trained(total, examiner.grade(), dict(meter.tokens), dict(meter.seconds), recorder)
+
+
+def _resume(
+    recipe: Recipe, engine: Engine, settings: Train, recorder: Recorder
+) -> tuple[int, Buffer, Metered]:
+    """Where to start: the last checkpoint, or step 0."""
+    capacity = recipe.replay.capacity * settings.batch_size if recipe.replay else 0
+    found = checkpoint.load(recorder.checkpoints, engine) if recorder.checkpoints else None
+    step, entries, counted = found or (0, [], None)
+    recorder.rewind(step)
+    return step, Buffer(capacity, entries), Metered(engine, counted)
+
+
+def _metrics(
+    fresh: list[Trajectory], batch: list[Trajectory], stats: StepStats
+) -> dict[str, float | None]:
+    """One step in numbers, under the published study's names; losses in nats per token."""
+    lengths = [len(t.completion) for t in fresh]
+    return {
+        "train/loss": stats.loss,
+        "train/on_policy_loss": stats.losses.get("student"),
+        "train/off_policy_loss": stats.losses.get("teacher"),
+        "train/anchor_loss": stats.losses.get("anchor"),
+        "train/grad_norm": stats.grad_norm,
+        "train/phase": float(np.mean([t.source == "student" for t in fresh])),
+        "train/seed_tokens": float(np.mean([t.prefix for t in fresh])),
+        "train/length": float(np.mean(lengths)),
+        "train/age": float(np.mean([fresh[0].version - t.version for t in batch])),
+    }
+
+
+class Recorder(Protocol):
+    """Where a run writes; `store.CellFolder` on disk, `Memory` without one."""
+
+    checkpoints: Path | None
+
+    def rewind(self, step: int) -> None:
+        """Forget everything recorded after `step`."""
+
+    def record(self, metrics: dict[str, Any], evaluation: Evaluation | None) -> None:
+        """Keep the metrics of one step, and texts of its grading if there was one."""
+
+
+@dataclass
+class Memory:
+    """Keeps a run's metrics in a list."""
+
+    metrics: list[dict[str, Any]] = field(default_factory=list)
+    checkpoints: Path | None = None
+
+    def rewind(self, step: int) -> None:
+        self.metrics = [row for row in self.metrics if row["step"] <= step]
+
+    def record(self, metrics: dict[str, Any], evaluation: Evaluation | None) -> None:
+        self.metrics.append(metrics)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a run ends with."""
+
+    steps: int
+    evaluation: Evaluation
+    tokens: dict[str, int]  # by kind, see `meter`
+    seconds: dict[str, float]  # by activity
+    recorder: Recorder
+
+    @property
+    def accuracy(self) -> float:
+        """Share of held-out problems solved, strict extractor."""
+        return self.evaluation.strict

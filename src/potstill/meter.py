@@ -1,0 +1,86 @@
+"""Counts what a run asks of its engine: tokens by kind, seconds by activity.
+
+A wrapper around any engine, so that neither the loop nor an engine counts. Tokens are completion tokens;
+prompt tokens are counted apart. Evaluation and probes use the bare engine and are not in the budget.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from potstill.engines import Engine
+from potstill.losses import LOSSES
+from potstill.types import Datum, Floats, Ids, Role, Sample, StepStats
+
+KINDS = ("student_sampled", "teacher_sampled", "teacher_scored", "trained")
+
+
+class Metered:
+    """An engine that counts.
+
+    `tokens` holds completion tokens by kind and prompt tokens as "prompt"; `seconds` wall time by activity.
+    """
+
+    def __init__(self, engine: Engine, counted: dict[str, dict[str, float]] | None = None) -> None:
+        self.engine = engine
+        self.tokens: Counter[str] = Counter(dict.fromkeys((*KINDS, "prompt"), 0))
+        self.seconds: Counter[str] = Counter()
+        if counted:
+            self.tokens.update({k: int(v) for k, v in counted["tokens"].items()})
+            self.seconds.update(counted["seconds"])  # type: ignore[arg-type]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.engine, name)
+
+    @property
+    def spent(self) -> int:
+        """Completion tokens of all kinds: the budget that methods are compared at."""
+        return sum(self.tokens[kind] for kind in KINDS)
+
+    def state(self) -> dict[str, dict[str, float]]:
+        """What a checkpoint keeps."""
+        return {"tokens": dict(self.tokens), "seconds": dict(self.seconds)}
+
+    @contextmanager
+    def clock(self, activity: str) -> Iterator[None]:
+        """Add the time inside to `activity`."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[activity] += time.perf_counter() - start
+
+    def sample(
+        self,
+        role: Role,
+        prompts: Sequence[Ids],
+        max_tokens: Sequence[int],
+        temperature: float,
+        rng: np.random.Generator,
+    ) -> list[Sample]:
+        with self.clock(f"{role} sampling"):
+            samples = self.engine.sample(role, prompts, max_tokens, temperature, rng)
+        self.tokens[f"{role}_sampled"] += sum(len(sample.tokens) for sample in samples)
+        self.tokens["prompt"] += sum(map(len, prompts))
+        return samples
+
+    def score(self, role: Role, rows: Sequence[tuple[Ids, Ids]]) -> list[Floats]:
+        with self.clock("scoring"):
+            scores = self.engine.score(role, rows)
+        self.tokens["teacher_scored"] += sum(map(len, scores))
+        return scores
+
+    def step(self, data: Sequence[Datum], learning_rate: float) -> StepStats:
+        with self.clock("training"):
+            stats = self.engine.step(data, learning_rate)
+        for datum in data:
+            self.tokens["trained"] += int(np.count_nonzero(datum.terms[0].weights))
+            if any(t.loss.to == "teacher" and LOSSES[t.loss.name] == "row" for t in datum.terms):
+                self.tokens["teacher_scored"] += len(datum.completion)
+        return stats

@@ -1,0 +1,65 @@
+"""From trajectories to weighted training data: the one place that reads a recipe's losses.
+
+Loss = sum over sources of (the source's share of the batch) x (the mean loss over the source's trained
+tokens). The weights carry that sum whole, so an engine only multiplies and adds. Prefix tokens have weight
+0; EOS is a token like any other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from potstill.engines import Engine
+from potstill.losses import LOSSES
+from potstill.recipe import Recipe, anchor_losses
+from potstill.types import Datum, Floats, Loss, Source, Term, Trajectory
+
+
+def losses_for(recipe: Recipe, source: Source) -> list[tuple[Loss, float]]:
+    """The losses on tokens that `source` wrote, each with its factor."""
+    main = recipe.student_loss if source == "student" else recipe.teacher_loss
+    return [(main, 1.0), *((loss, recipe.anchor) for loss in anchor_losses(recipe))]
+
+
+def build(recipe: Recipe, batch: Sequence[Trajectory], engine: Engine) -> list[Datum]:
+    """Weigh every token of a batch; ask the engine for teacher scores only where a loss needs them."""
+    trained = {
+        source: sum(t.trained for t in batch if t.source == source)
+        for source in ("student", "teacher")
+    }
+    share = {source: sum(t.source == source for t in batch) / len(batch) for source in trained}
+    scores = _teacher_scores(recipe, batch, engine)
+    data = []
+    for trajectory, teacher_logprobs in zip(batch, scores, strict=True):
+        source = trajectory.source
+        if not trajectory.trained:
+            continue
+        weights = np.zeros(len(trajectory.completion), np.float32)
+        weights[trajectory.prefix :] = share[source] / trained[source]
+        data.append(
+            Datum(
+                prompt=trajectory.prompt,
+                completion=trajectory.completion,
+                targets=trajectory.completion,
+                terms=tuple(
+                    Term(loss, weights * np.float32(factor))
+                    for loss, factor in losses_for(recipe, source)
+                ),
+                source=source,
+                logprobs=trajectory.logprobs,
+                teacher_logprobs=teacher_logprobs,
+            )
+        )
+    return data
+
+
+def _teacher_scores(
+    recipe: Recipe, batch: Sequence[Trajectory], engine: Engine
+) -> list[Floats | None]:
+    if LOSSES[recipe.student_loss.name] != "token_scores":
+        return [None] * len(batch)
+    rows = [(t.prompt, t.completion) for t in batch if t.source == "student"]
+    found = iter(engine.score("teacher", rows))
+    return [next(found) if t.source == "student" else None for t in batch]

@@ -1,0 +1,136 @@
+"""Who writes each token of a step: the split between student and teacher, the seeded prefix, replay.
+
+Every random choice comes from (seed, step, purpose), never from a running generator, so that a resumed run
+makes the same choices without having stored any. It decides no loss: that is the objective's.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from potstill.engines import Engine
+from potstill.recipe import Recipe
+from potstill.types import Problem, Role, Trajectory
+
+
+def generator(seed: int, step: int, purpose: str) -> np.random.Generator:
+    """An independent random generator for one purpose of one step."""
+    return np.random.default_rng([seed, step, zlib.crc32(purpose.encode())])
+
+
+def draw(problems: Sequence[Problem], count: int, seed: int, step: int) -> list[Problem]:
+    """The step's `count` training problems: shuffled epochs, one after the other."""
+    picked = []
+    for place in range(step * count, (step + 1) * count):
+        epoch, offset = divmod(place, len(problems))
+        picked.append(problems[_order(len(problems), seed, epoch)[offset]])
+    return picked
+
+
+_orders: dict[tuple[int, int, int], list[int]] = {}
+
+
+def _order(size: int, seed: int, epoch: int) -> list[int]:
+    key = (size, seed, epoch)
+    if key not in _orders:
+        _orders.clear()
+        _orders[key] = generator(seed, epoch, "order").permutation(size).tolist()
+    return _orders[key]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How completions are sampled."""
+
+    max_tokens: int  # per completion, prefix included
+    temperature: float  # the student's
+    teacher_temperature: float
+
+
+def collect(
+    recipe: Recipe,
+    engine: Engine,
+    problems: Sequence[Problem],
+    t: float,
+    step: int,
+    seed: int,
+    limits: Limits,
+) -> list[Trajectory]:
+    """Have one completion written for each problem.
+
+    The first round(on_policy(t) * B) problems go to the student, who continues from int(prefix(t))
+    teacher tokens, the rest to the teacher.
+    """
+    share = round(recipe.on_policy(t) * len(problems))
+    prefix = int(recipe.prefix(t))
+    seeded = _write(engine, "teacher", problems[:share], [], prefix, step, seed, limits)
+    mine = _write(
+        engine, "student", problems[:share], seeded, limits.max_tokens, step, seed, limits
+    )
+    its = _write(engine, "teacher", problems[share:], [], limits.max_tokens, step, seed, limits)
+    return mine + its
+
+
+def _write(
+    engine: Engine,
+    role: Role,
+    problems: Sequence[Problem],
+    begun: list[Trajectory],
+    limit: int,
+    step: int,
+    seed: int,
+    limits: Limits,
+) -> list[Trajectory]:
+    """Let `role` complete the problems, each from the completion `begun` so far, up to `limit` tokens."""
+    if not problems or not limit:
+        return []
+    heads = [b.completion for b in begun] or [()] * len(problems)
+    logprobs = [b.logprobs for b in begun] or [np.zeros(0, np.float32)] * len(problems)
+    prompts = [engine.encode(problem.question) for problem in problems]
+    samples = engine.sample(
+        role,
+        [prompt + head for prompt, head in zip(prompts, heads, strict=True)],
+        [0 if head and head[-1] in engine.eos else limit - len(head) for head in heads],
+        limits.temperature if role == "student" else limits.teacher_temperature,
+        generator(seed, step, f"{role}:{len(begun)}:{limit}"),
+    )
+    return [
+        Trajectory(
+            problem=problem.id,
+            prompt=prompt,
+            completion=head + sample.tokens,
+            logprobs=np.concatenate([scores, sample.logprobs]),
+            source="student" if role == "student" else "teacher",
+            prefix=len(head),
+            version=step,
+        )
+        for problem, prompt, head, scores, sample in zip(
+            problems, prompts, heads, logprobs, samples, strict=True
+        )
+    ]
+
+
+class Buffer:
+    """The replay buffer: the newest `capacity` trajectories, drawn with weight 1 + added / step."""
+
+    def __init__(self, capacity: int, entries: Sequence[Trajectory] = ()) -> None:
+        self.capacity = capacity
+        self.entries = list(entries)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def exchange(self, fresh: list[Trajectory], step: int, seed: int) -> list[Trajectory]:
+        """Add the step's fresh trajectories and draw as many to train on."""
+        if not self.capacity:
+            return fresh
+        self.entries = (self.entries + fresh)[-self.capacity :]
+        weights = np.array([1 + entry.version / max(step, 1) for entry in self.entries])
+        rng = generator(seed, step, "replay")
+        size = min(len(fresh), len(self.entries))
+        picks = rng.choice(len(weights), size, replace=False, p=weights / weights.sum())
+        return [self.entries[i] for i in picks]
