@@ -1,0 +1,300 @@
+"""A study's folder on disk, and reading it back.
+
+    study.toml                          settings with every default, provenance
+    cells/PAIR/METHOD/SEED/             one cell; reference rows have SEED = "all"
+        metrics.jsonl                   one line a step, no clock times: equal runs give equal files
+        examples.jsonl                  texts of gradings
+        result.json                     written last, whole or not at all
+        checkpoints/                    resume points, gone when the cell ends
+        student/                        the trained model
+    results.json  table.csv  report.html
+
+Files that are read as a whole are written under another name and renamed; of files that grow, only whole lines are
+read. A lock per cell, which dies with its process, keeps two processes off the same cell.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import platform
+import shutil
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import filelock
+import tomli_w
+
+from potstill.config import Study
+from potstill.errors import PotstillError
+from potstill.provenance import provenance
+from potstill.types import Evaluation
+
+REFERENCES = ("untrained", "teacher")
+ALL_SEEDS = "all"
+
+
+@dataclass(frozen=True, order=True)
+class Cell:
+    """One run of a study; reference rows have no seed."""
+
+    pair: str
+    method: str
+    seed: int | None = None
+
+    def __str__(self) -> str:
+        seed = ALL_SEEDS if self.seed is None else self.seed
+        return f"{self.pair}/{self.method}/{seed}"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file whole, or leave it as it was."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise unwritable(path, error) from error
+
+
+class StorageError(PotstillError):
+    """The disk refuses: no cell's fault, so the study stops where it is."""
+
+
+def unwritable(path: Path, error: OSError) -> StorageError:
+    """What to tell a user whose disk refuses."""
+    return StorageError(
+        f'cannot write "{path}": {error.strerror or error}',
+        "free space or choose another folder with --out, then run the same command again: what is "
+        "finished is kept",
+    )
+
+
+def to_json(value: Any) -> str:
+    """JSON text of a record; numbers that are not finite become null."""
+    return json.dumps(_finite(value), ensure_ascii=False, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    return [_finite(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a JSON Lines file that may still be growing."""
+    if not path.exists():
+        return []
+    *whole, _torn = path.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in whole]
+
+
+class CellFolder:
+    """One cell's folder; the recorder that the loop writes to."""
+
+    def __init__(
+        self, path: Path, teacher: Mapping[str, str] | None = None, examples: int = 4
+    ) -> None:
+        self.path = path
+        self.checkpoints: Path | None = path / "checkpoints"
+        self.teacher, self.examples = teacher or {}, examples
+
+    @property
+    def result(self) -> dict[str, Any] | None:
+        """The cell's result, if it has ended."""
+        path = self.path / "result.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        return read_lines(self.path / "metrics.jsonl")
+
+    @property
+    def steps(self) -> int:
+        """Steps recorded so far, read cheaply: one whole line each."""
+        path = self.path / "metrics.jsonl"
+        return path.read_bytes().count(b"\n") if path.exists() else 0
+
+    @property
+    def texts(self) -> list[dict[str, Any]]:
+        return read_lines(self.path / "examples.jsonl")
+
+    @contextlib.contextmanager
+    def claim(self) -> Iterator[bool]:
+        """Hold the cell for this process; yields False where another one holds it."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise unwritable(self.path, error) from error
+        lock = filelock.FileLock(self.path / ".lock")
+        try:
+            lock.acquire(blocking=False)
+        except filelock.Timeout:
+            yield False
+            return
+        except OSError as error:
+            raise unwritable(self.path / ".lock", error) from error
+        try:
+            yield True
+        finally:
+            lock.release()
+
+    def mark_running(self, running: bool) -> None:
+        """Note which process works here, for the live view and for the study that started it."""
+        mark = self.path / ".running"
+        if running:
+            write_text(mark, to_json({"pid": os.getpid(), "host": platform.node()}))
+        else:
+            mark.unlink(missing_ok=True)
+
+    @property
+    def running(self) -> dict[str, Any] | None:
+        """The process that works here: pid and host."""
+        try:
+            return json.loads((self.path / ".running").read_text(encoding="utf-8"))
+        except (FileNotFoundError, json.JSONDecodeError):
+            return None
+
+    def rewind(self, step: int) -> None:
+        for name in ("metrics.jsonl", "examples.jsonl"):
+            path = self.path / name
+            kept = [row for row in read_lines(path) if row["step"] <= step]
+            write_text(path, "".join(to_json(row) + "\n" for row in kept))
+
+    def record(self, metrics: dict[str, Any], evaluation: Evaluation | None) -> None:
+        if evaluation:
+            rows = evaluation.rows[: self.examples]
+            self.show([self._example(metrics["step"], row) for row in rows])
+        self._append("metrics.jsonl", [{"step": metrics["step"], **metrics}])
+
+    def show(self, examples: list[dict[str, Any]]) -> None:
+        """Keep some texts."""
+        self._append("examples.jsonl", examples)
+
+    def _example(self, step: int, row: Any) -> dict[str, Any]:
+        return example(step, row) | {"teacher": self.teacher.get(row.problem.id)}
+
+    def _append(self, name: str, rows: list[dict[str, Any]]) -> None:
+        path = self.path / name
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                file.write("".join(to_json(row) + "\n" for row in rows))
+        except OSError as error:
+            raise unwritable(path, error) from error
+
+    def finish(self, result: dict[str, Any]) -> None:
+        """Write the result; the cell has then ended and its resume points go."""
+        write_text(self.path / "result.json", to_json(result) + "\n")
+        shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
+
+    def reset(self) -> None:
+        """Forget a failed cell, so that it is run again."""
+        (self.path / "result.json").unlink(missing_ok=True)
+
+
+def example(step: int, row: Any) -> dict[str, Any]:
+    """One graded text as a record."""
+    return {
+        "step": step,
+        "problem": row.problem.id,
+        "question": row.problem.question,
+        "answer": row.problem.answer,
+        "text": row.text,
+        "strict": row.grade.strict,
+        "flexible": row.grade.flexible,
+        "tokens": row.tokens,
+        "ended": row.ended,
+    }
+
+
+class StudyFolder:
+    """A study's folder: its settings and its cells by name."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+
+    @property
+    def settings(self) -> dict[str, Any] | None:
+        """The table in study.toml, or None in a new folder."""
+        file = self.path / "study.toml"
+        if not file.exists():
+            return None
+        try:
+            return tomllib.loads(file.read_text(encoding="utf-8"))
+        except tomllib.TOMLDecodeError as error:
+            raise PotstillError(f'"{file}" is damaged: {error}', "use another --out") from None
+
+    def open(self, study: Study) -> None:
+        """Take the folder for this study; the grid may grow, other settings may not change.
+
+        Raises:
+            PotstillError: the folder belongs to a study with other settings.
+        """
+        mine, its = study.to_toml(), self.settings
+        if its is None and self.path.is_dir() and any(self.path.iterdir()):
+            raise PotstillError(
+                f'"{self.path}" is not empty and is no study folder', "use another --out"
+            )
+        if its is not None:
+            its.pop("provenance", None)
+            self._same(mine, its)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise unwritable(self.path, error) from error
+        text = tomli_w.dumps({**mine, "provenance": provenance()})
+        write_text(self.path / "study.toml", text)
+
+    def _same(self, mine: dict[str, Any], its: dict[str, Any]) -> None:
+        changed = []
+        for key in sorted(mine.keys() | its.keys()):
+            a, b = its.get(key), mine.get(key)
+            if key in ("methods", "pairs", "seeds"):
+                lost = [value for value in a or [] if value not in (b or [])]
+                changed += [f"{key} lost {lost}"] if lost else []
+            elif key in ("pair", "recipe"):
+                changed += [f"{key}.{n}" for n in a or {} if (b or {}).get(n) != (a or {})[n]]
+            elif isinstance(a, dict) and isinstance(b, dict):
+                inner = sorted(k for k in a.keys() | b.keys() if a.get(k) != b.get(k))
+                changed += [f"{key}.{k}: {a.get(k)} -> {b.get(k)}" for k in inner]
+            elif a != b and key != "name":
+                changed.append(f"{key}: {a} -> {b}")
+        if changed:
+            raise PotstillError(
+                f'"{self.path}" holds a study with other settings ({"; ".join(changed)})',
+                "use another --out, or the settings of its study.toml; adding methods, pairs and "
+                "seeds is fine",
+            )
+
+    def cell(self, cell: Cell, **options: Any) -> CellFolder:
+        return CellFolder(self.path / "cells" / str(cell), **options)
+
+    def results(self, cells: Sequence[Cell]) -> dict[Cell, dict[str, Any]]:
+        """Results of those cells that have ended, in the order asked for."""
+        found = {cell: self.cell(cell).result for cell in cells}
+        return {cell: result for cell, result in found.items() if result is not None}
+
+
+def cells_of(study: Study) -> list[Cell]:
+    """Every cell in the order of running: references first, then seed by seed, long runs first."""
+    references = [Cell(pair, role) for role in REFERENCES for pair in study.models]
+    order = sorted(study.recipes.values(), key=lambda recipe: -recipe.budget)
+    runs = [
+        Cell(pair, recipe.name, seed)
+        for seed in study.seeds
+        for recipe in order
+        for pair in study.models
+    ]
+    return references[::-1] + runs

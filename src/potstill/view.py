@@ -1,0 +1,124 @@
+"""The live view of a study: cells done, the step each running cell is at, time left.
+
+It reads the study's folder and nothing else, so it shows cells that other processes run as well. Without a
+terminal it prints a line whenever a cell ends.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from potstill.config import Study
+from potstill.store import REFERENCES, Cell, StudyFolder
+
+
+class View:
+    """Progress of the given cells, drawn to stderr.
+
+    Use as a context manager and call `tick` now and then.
+    """
+
+    def __init__(self, study: Study, folder: StudyFolder, cells: Sequence[Cell]) -> None:
+        self.study, self.folder, self.cells = study, folder, list(cells)
+        self.console = Console(stderr=True)
+        self._ended: set[Cell] = set()
+        self._bars: dict[Cell, Any] = {}
+        self._begun = time.monotonic()
+        self._steps_before: int | None = None
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self._all = self._progress.add_task(study.name, total=len(self.cells), note="")
+
+    def __enter__(self) -> View:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._progress.stop()
+
+    def tick(self) -> None:
+        """Look at the folder and draw."""
+        steps = 0
+        for cell in self.cells:
+            if cell not in self._ended:
+                result = self.folder.cell(cell).result
+                if result is not None:
+                    self._end(cell, result)
+                else:
+                    steps += self._running(cell)
+            if cell in self._ended:
+                steps += self._steps(cell)
+        if self._steps_before is None:
+            self._steps_before = steps
+        note = self._left(steps)
+        self._progress.update(self._all, completed=len(self._ended), note=note)
+
+    def _steps(self, cell: Cell) -> int:
+        if cell.method in REFERENCES:
+            return 0
+        return self.study.total_steps(self.study.recipes[cell.method])
+
+    def _running(self, cell: Cell) -> int:
+        """Draw one unfinished cell and return its steps so far."""
+        place = self.folder.cell(cell)
+        if place.running is None:
+            return 0
+        done = place.steps
+        if cell not in self._bars:
+            total = self._steps(cell) or None
+            self._bars[cell] = self._progress.add_task(f"  {cell}", total=total, note="")
+        self._progress.update(self._bars[cell], completed=done)
+        return done
+
+    def _end(self, cell: Cell, result: dict[str, Any]) -> None:
+        self._ended.add(cell)
+        if cell in self._bars:
+            self._progress.remove_task(self._bars.pop(cell))
+        if result["status"] == "failed":
+            self._say(f"[red]failed[/] {cell}: {result['cause']}")
+        elif not self.console.is_terminal and self._steps_before is not None:
+            self._say(
+                f"{len(self._ended)}/{len(self.cells)} {cell}: {result['accuracy']:.1%} "
+                f"in {result['seconds']:.1f} s"
+            )
+
+    def _say(self, text: str) -> None:
+        self.console.print(text, highlight=False, soft_wrap=True)
+
+    def _left(self, steps: int) -> str:
+        """Time left, from the steps done since this view began."""
+        done = steps - (self._steps_before or 0)
+        total = sum(self._steps(cell) for cell in self.cells)
+        if not done or steps >= total:
+            return ""
+        seconds = (time.monotonic() - self._begun) * (total - steps) / done
+        return f"about {duration(seconds)} left"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them.
+
+    >>> duration(42), duration(250), duration(9000)
+    ('42 s', '4 min', '2.5 h')
+    """
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
