@@ -1,0 +1,268 @@
+"""The command line. Progress goes to stderr, results to stdout; it imports what a command needs, when it runs.
+
+Exit codes: 0 done, 1 some cell failed, 2 the request was wrong, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from potstill.errors import PotstillError
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    help="Distil language models: every method on one loop, studies you can trust.",
+    epilog="Start with [bold]potstill study[/]: nine methods, two embedded pairs, minutes on a laptop.",
+)
+zoo_app = typer.Typer(no_args_is_help=True, help="The embedded pairs: list them, rebuild them.")
+app.add_typer(zoo_app, name="zoo")
+
+Words = Annotated[
+    list[str] | None, typer.Argument(metavar="[STUDY] [KEY=VALUE]...", show_default=False)
+]
+Out = Annotated[Path | None, typer.Option(help="Study folder; default: runs/NAME.")]
+Workers = Annotated[
+    int, typer.Option(min=0, help="Processes; 0: one a core for embedded pairs, else one.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON to stdout.")]
+
+
+@app.command("ls")
+def ls(
+    what: Annotated[str, typer.Argument(help="methods, pairs, tasks, engines, losses or schedules")],
+    as_json: AsJson = False,
+) -> None:
+    """List what there is.
+
+    Example: [bold]potstill ls methods[/]
+    """
+    from potstill.listing import LISTS, listing
+
+    if what not in LISTS:
+        from potstill.errors import did_you_mean
+
+        raise PotstillError(f'nothing to list under "{what}"', did_you_mean(what, LISTS, "lists"))
+    rows = listing(what)
+    if as_json:
+        print(json.dumps(rows, indent=1))
+    else:
+        _print_table(rows)
+
+
+@app.command()
+def check(words: Words = None, as_json: AsJson = False) -> None:
+    """Read a study, refuse what is wrong with it, and show the grid it would run.
+
+    Example: [bold]potstill check studies/full.toml seeds=0,1[/]
+    """
+    from potstill.listing import plan
+    from potstill.study import prepare
+
+    study = _study(words)
+    facts = plan(study, prepare(study))
+    if as_json:
+        print(json.dumps(facts, indent=1))
+    else:
+        _print_table([{"what": key, "value": value} for key, value in facts.items()])
+
+
+@app.command()
+def run(
+    words: Words = None,
+    method: Annotated[str, typer.Option(help="Method to run.")] = "on_policy_gkd",
+    pair: Annotated[str | None, typer.Option(help="Pair; default: the study's first.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed; default: the study's first.")] = None,
+    out: Out = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run one cell of a study, and its two reference rows.
+
+    Example: [bold]potstill run studies/quick.toml --method hybrid --pair tiny-qwen --seed 3[/]
+    """
+    words = list(words or [])
+    words += [f"methods={json.dumps([method])}"]
+    words += [f"pairs={json.dumps([pair])}"] if pair else []
+    words += [f"seeds=[{seed}]"] if seed is not None else []
+    full = _study(words)
+    study = full.model_copy(update={"pairs": tuple(full.models)[:1], "seeds": full.seeds[:1]})
+    results = _fill(study, out or Path("runs") / f"{study.name}-run", workers=1)
+    record = list(results.values())[-1]
+    if as_json:
+        print(json.dumps(record, indent=1))
+    elif record["status"] == "done":
+        print(f"{record['pair']} {record['method']} seed {record['seed']}: {record['accuracy']:.1%}")
+    raise typer.Exit(1 if record["status"] == "failed" else 0)
+
+
+@app.command()
+def study(
+    words: Words = None,
+    out: Out = None,
+    workers: Workers = 0,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Run failed cells again.")
+    ] = False,
+    figures: Annotated[bool, typer.Option(help="Also write SVG and PNG figures.")] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Run every cell that is missing and write the report.
+
+    Without a file it runs the embedded quick study. Run it again and it does what is missing.
+
+    Example: [bold]potstill study studies/full.toml --workers 2 train.steps=50 seeds=0,1,2[/]
+    """
+    from potstill.report import write_report
+
+    chosen = _study(words)
+    folder = out or Path("runs") / chosen.name
+    _fill(chosen, folder, workers, retry_failed)
+    report = write_report(folder, figures=figures)
+    _show_report(report, as_json)
+    raise typer.Exit(1 if report.failed else 0)
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="A study's folder.")],
+    figures: Annotated[bool, typer.Option(help="Also write SVG and PNG figures.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write report.html, results.json and table.csv of a study, finished or not.
+
+    Example: [bold]potstill report runs/quick --figures[/]
+    """
+    from potstill.report import write_report
+
+    _show_report(write_report(folder, figures=figures), as_json)
+
+
+@app.command("eval")
+def evaluate(
+    model: Annotated[str, typer.Argument(help="Model folder, hub name or e.g. tiny-qwen/student.")],
+    task: Annotated[str, typer.Option(help="Task, see `potstill ls tasks`.")] = "arithmetic",
+    options: Annotated[
+        list[str] | None, typer.Argument(metavar="[OPTION=VALUE]...", show_default=False)
+    ] = None,
+    problems: Annotated[int, typer.Option(min=2, help="Held-out problems to grade.")] = 500,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens per completion.")] = 256,
+    texts: Annotated[Path | None, typer.Option(help="Write the texts here as JSONL.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Grade any model on a task's held-out problems.
+
+    Example: [bold]potstill eval runs/quick/cells/tiny-qwen/hybrid/0/student --task arithmetic[/]
+    """
+    from potstill.listing import grade_model
+
+    result = grade_model(model, task, options or [], problems, max_tokens, texts)
+    if as_json:
+        print(json.dumps(result, indent=1))
+    else:
+        low, high = result["interval"]
+        print(
+            f"strict {result['strict']:.1%} (95 % interval {low:.1%} to {high:.1%}), "
+            f"flexible {result['flexible']:.1%}, {result['problems']} problems"
+        )
+
+
+@zoo_app.command("ls")
+def zoo_ls(as_json: AsJson = False) -> None:
+    """List the embedded pairs."""
+    ls("pairs", as_json)
+
+
+@zoo_app.command("build")
+def zoo_build(
+    pairs: Annotated[list[str] | None, typer.Argument(help="Pairs; default: all.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("runs/zoo"),
+    seed: Annotated[int, typer.Option(help="Decides weights and problems.")] = 0,
+    role: Annotated[str, typer.Option(help="student, teacher or both.")] = "both",
+) -> None:
+    """Train the embedded pairs again from a seed and print their accuracies.
+
+    Example: [bold]potstill zoo build tiny-qwen --seed 0 --out runs/zoo[/]
+    """
+    from potstill.listing import build_zoo
+
+    for row in build_zoo(pairs or [], out, seed, role):
+        print(f"{row['pair']} {row['role']}: {row['accuracy']:.1%} of {row['problems']} problems")
+
+
+def _study(words: list[str] | None) -> Any:
+    """The study that the words on the command line ask for."""
+    from potstill.config import QUICK, load_study, read_study
+
+    files = [word for word in words or [] if "=" not in word]
+    overrides = [word for word in words or [] if "=" in word]
+    if len(files) > 1:
+        raise PotstillError(
+            f"one study at a time, got {', '.join(files)}", "overrides are written key=value"
+        )
+    return load_study(files[0], overrides) if files else read_study(QUICK, overrides, "quick")
+
+
+def _fill(study: Any, path: Path, workers: int, retry_failed: bool = False) -> dict[Any, Any]:
+    """Run what is missing of a study under the live view."""
+    from potstill import zoo
+    from potstill.store import StudyFolder, cells_of
+    from potstill.study import Pool, prepare
+    from potstill.view import View
+
+    prepare(study)
+    folder, cells = StudyFolder(path), cells_of(study)
+    folder.open(study)
+    for cell, result in folder.results(cells).items():
+        if retry_failed and result["status"] == "failed":
+            folder.cell(cell).reset()
+    if not workers:
+        threads = max(1, getattr(study.engine, "threads", 1))
+        tiny = all(name in zoo.PAIRS for name in study.models)
+        workers = max(1, (os.cpu_count() or 1) // threads) if tiny else 1
+    with View(study, folder, cells) as view:
+        view.tick()
+        return Pool(study, folder, workers, cells).run(view.tick)
+
+
+def _show_report(report: Any, as_json: bool) -> None:
+    from potstill.report import as_text
+
+    if as_json:
+        print(json.dumps(report.to_json(), indent=1))
+        return
+    print(as_text(report))
+    print(f"\nreport: {report.html}")
+
+
+def _print_table(rows: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for key in rows[0] if rows else ():
+        table.add_column(key, overflow="fold")
+    for row in rows:
+        table.add_row(*(str(value) for value in row.values()))
+    Console().print(table)
+
+
+def main() -> None:
+    """Entry point: errors of the user become two lines and code 2."""
+    try:
+        app()
+    except PotstillError as error:
+        print(f"error: {error}", file=sys.stderr)
+        if error.hint:
+            print(f"hint: {error.hint}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted: run the same command again to go on", file=sys.stderr)
+        sys.exit(130)

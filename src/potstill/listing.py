@@ -1,0 +1,181 @@
+"""What the command line shows without running a study: lists, a study's plan, a model's grade, the zoo.
+
+Each function returns plain records; printing is the command line's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from potstill import zoo
+from potstill.config import Study, check_model, parse_value
+from potstill.errors import PotstillError, did_you_mean
+from potstill.methods import METHODS
+from potstill.recipe import Recipe
+from potstill.schedule import SHAPES
+from potstill.store import cells_of, to_json
+from potstill.tasks import TASKS, Task, load_task
+
+
+def _methods() -> list[dict[str, Any]]:
+    return [{"method": r.name, **recipe_row(r)} for r in METHODS.values()]
+
+
+def recipe_row(recipe: Recipe) -> dict[str, Any]:
+    """A recipe's fields as short text."""
+    return {
+        "on_policy": str(recipe.on_policy),
+        "prefix": str(recipe.prefix),
+        "student_loss": str(recipe.student_loss) if recipe.uses_student else "-",
+        "teacher_loss": str(recipe.teacher_loss) if recipe.uses_teacher else "-",
+        "anchor": recipe.anchor or "-",
+        "replay": recipe.replay.capacity if recipe.replay else "-",
+        "budget": recipe.budget,
+        "hypothesis": recipe.hypothesis,
+    }
+
+
+def _engines() -> list[dict[str, Any]]:
+    from potstill.engines import ENGINES
+
+    return [
+        {"engine": name, "what": info.summary, "losses": ", ".join(sorted(info.losses))}
+        for name, info in ENGINES.items()
+    ]
+
+
+def _losses() -> list[dict[str, Any]]:
+    from potstill.losses import LOSSES
+
+    needs = {
+        "tokens": "tokens",
+        "row": "the teacher's whole row",
+        "token_scores": "the teacher's log-probability of each token",
+    }
+    return [{"loss": name, "needs": needs[need]} for name, need in LOSSES.items()]
+
+
+LISTS: dict[str, Callable[[], list[dict[str, Any]]]] = {
+    "methods": _methods,
+    "pairs": lambda: [{"pair": name, "what": text} for name, text in zoo.PAIRS.items()],
+    "tasks": lambda: [{"task": name, "what": what} for name, (_, _, what) in TASKS.items()],
+    "engines": _engines,
+    "losses": _losses,
+    "schedules": lambda: [{"schedule": kind} for kind in SHAPES],
+}
+
+
+def listing(what: str) -> list[dict[str, Any]]:
+    """Records of one of `LISTS`."""
+    return LISTS[what]()
+
+
+def plan(study: Study, task: Task) -> dict[str, Any]:
+    """A study's grid and its upper bounds, from its settings alone."""
+    steps = {name: study.total_steps(recipe) for name, recipe in study.recipes.items()}
+    runs = len(study.models) * len(study.seeds)
+    total = runs * sum(steps.values())
+    return {
+        "study": study.name,
+        "task": f"{task.name}: {len(task.train)} training, {len(task.test)} held-out problems",
+        "engine": study.engine.name,
+        "pairs": ", ".join(study.models),
+        "methods": ", ".join(f"{name} ({n} steps)" for name, n in steps.items()),
+        "seeds": ", ".join(map(str, study.seeds)),
+        "cells": len(cells_of(study)),
+        "optimizer steps": total,
+        "sampled tokens, at most": total * study.train.batch_size * study.train.max_tokens,
+        "learning rate": study.train.learning_rate,
+        "graded on": f"{study.eval.problems} problems every {study.eval.every} steps",
+    }
+
+
+def model_path(name: str) -> str:
+    """A model's folder or hub name; `PAIR/ROLE` names an embedded one."""
+    pair, _, role = name.partition("/")
+    if pair in zoo.PAIRS and role in ("student", "teacher"):
+        return zoo.folder(pair, role)
+    check_model(name, "model")
+    return name
+
+
+def grade_model(
+    model: str,
+    task_name: str,
+    options: Sequence[str],
+    problems: int,
+    max_tokens: int,
+    texts: Path | None,
+) -> dict[str, Any]:
+    """Grade a model on a task's held-out problems; see `potstill eval --help`."""
+    path = model_path(model)
+    settings = {}
+    for option in options:
+        key, equals, value = option.partition("=")
+        if not equals:
+            raise PotstillError(f'a task option is key=value, got "{option}"', "e.g. difficulty=3")
+        settings[key.removeprefix("task.")] = parse_value(value)
+    task = load_task(task_name, **settings)
+    tested = task.test[:problems]
+    if len(tested) < problems:
+        raise PotstillError(f"the task has {len(tested)} problems, asked for {problems}", "lower --problems")
+    from scipy.stats import binomtest
+
+    from potstill.config import Pair
+    from potstill.engines import open_engine
+    from potstill.evaluate import evaluate
+    from potstill.store import example, write_text
+
+    engine = open_engine("torch", Pair(student=path, teacher=path))
+    graded = evaluate(engine, "student", task, tested, max_tokens)
+    if texts:
+        write_text(texts, "".join(to_json(example(0, row)) + "\n" for row in graded.rows))
+    right = sum(row.grade.strict for row in graded.rows)
+    interval = binomtest(right, problems).proportion_ci(method="wilson")
+    return {
+        "model": model,
+        "task": task_name,
+        "problems": problems,
+        "strict": graded.strict,
+        "flexible": graded.flexible,
+        "interval": [interval.low, interval.high],
+    }
+
+
+def build_zoo(
+    names: Sequence[str], out: Path, seed: int, role: str
+) -> Iterator[dict[str, Any]]:
+    """Train embedded pairs again, with a progress bar; yields each model's accuracy."""
+    for name in names:
+        if name not in zoo.PAIRS:
+            raise PotstillError(f'unknown pair "{name}"', did_you_mean(name, zoo.PAIRS, "pairs"))
+    if role not in ("student", "teacher", "both"):
+        raise PotstillError(f'--role is student, teacher or both, got "{role}"')
+    roles = ("teacher", "student") if role == "both" else (role,)
+    todo = [(pair, one) for pair in names or list(zoo.PAIRS) for one in roles]
+    taken = [out / pair / one for pair, one in todo if (out / pair / one).exists()]
+    if taken:
+        raise PotstillError(f'"{taken[0]}" exists already', "use another --out")
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from potstill.zoo.build import GRADED, build, grade
+
+    for pair, one in todo:
+        with Progress(console=Console(stderr=True)) as bar:
+            line = bar.add_task(f"{pair} {one}", total=None)
+            build(
+                pair,
+                one,
+                out / pair / one,
+                seed,
+                lambda done, of, loss: bar.update(line, completed=done, total=of),  # noqa: B023
+            )
+        yield {
+            "pair": pair,
+            "role": one,
+            "accuracy": grade(out / pair / one),
+            "problems": GRADED,
+        }

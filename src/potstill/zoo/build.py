@@ -1,0 +1,231 @@
+"""Rebuild the embedded pairs from a seed: tokenizers, configs, training, accuracies.
+
+Each model is trained from scratch on generated arithmetic (training split only) with plain next-token
+cross-entropy on the answers; the student is smaller and stops early, so that there is something to
+distil. Models are stored in half precision. It uses no part of the training loop it serves.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import trainers as token_trainers
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast, Qwen3Config
+
+from potstill.engines.torch import TorchEngine
+from potstill.evaluate import evaluate
+from potstill.prompts import render
+from potstill.tasks.arithmetic import Arithmetic
+
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@dataclass(frozen=True)
+class Size:
+    """Shape and training length of one embedded model."""
+
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    mlp: int
+    steps: int  # optimizer steps
+    batch: int = 128  # problems per step
+    learning_rate: float = 3e-3
+
+
+@dataclass(frozen=True)
+class Family:
+    """How one embedded pair is made."""
+
+    config: Callable[..., Any]
+    tokenizer: Callable[[list[str]], PreTrainedTokenizerFast]
+    teacher: Size
+    student: Size
+
+
+def corpus(count: int = 2000) -> list[str]:
+    """Texts that the tokenizers learn their merges from."""
+    problems = Arithmetic(difficulty=2).problems("train", count)
+    return [f"{p.question}\n{p.solution}" for p in problems]
+
+
+def qwen_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
+    """Byte-level BPE with single digits and ChatML, as Qwen's."""
+    specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    words = Regex(r"\p{N}| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+")
+    tok = Tokenizer(models.BPE())
+    tok.normalizer = normalizers.NFC()
+    tok.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(words, behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tok.decoder = decoders.ByteLevel()
+    trainer = token_trainers.BpeTrainer(
+        vocab_size=512,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=specials,
+        show_progress=False,
+    )
+    tok.train_from_iterator([*texts, "user assistant"] , trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tok,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        chat_template=CHATML,
+        padding_side="left",
+    )
+
+
+def llama_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
+    """BPE over metaspace words with byte fallback, BOS in front and no chat template, as Llama 2's."""
+    specials = ["<unk>", "<s>", "</s>"] + [f"<0x{byte:02X}>" for byte in range(256)]
+    tok = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    tok.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Metaspace(prepend_scheme="first"),
+            pre_tokenizers.Split(Regex(r"\p{N}|[^\p{L}\p{N}▁]|▁\p{L}*"), behavior="isolated"),
+        ]
+    )
+    tok.decoder = decoders.Sequence(
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
+    trainer = token_trainers.BpeTrainer(
+        vocab_size=448, special_tokens=specials, show_progress=False
+    )
+    tok.train_from_iterator(texts, trainer)
+    tok.post_processor = processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", tok.token_to_id("<s>"))]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tok,
+        unk_token="<unk>",
+        bos_token="<s>",
+        eos_token="</s>",
+        padding_side="left",
+    )
+
+
+TEACHER = Size(hidden=128, layers=3, heads=4, kv_heads=4, mlp=384, steps=1500)
+STUDENT = Size(hidden=64, layers=2, heads=4, kv_heads=4, mlp=192, steps=500)
+
+FAMILIES = {
+    "tiny-qwen": Family(Qwen3Config, qwen_tokenizer, TEACHER, STUDENT),
+    "tiny-llama": Family(LlamaConfig, llama_tokenizer, TEACHER, replace(STUDENT, steps=1400)),
+}
+
+
+def new_model(family: Family, size: Size, tokenizer: PreTrainedTokenizerFast) -> Any:
+    """An untrained model of this size, its head tied to the embedding."""
+    extra = {"head_dim": size.hidden // size.heads} if family.config is Qwen3Config else {}
+    config = family.config(
+        vocab_size=len(tokenizer),
+        hidden_size=size.hidden,
+        intermediate_size=size.mlp,
+        num_hidden_layers=size.layers,
+        num_attention_heads=size.heads,
+        num_key_value_heads=size.kv_heads,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        **extra,
+    )
+    return AutoModelForCausalLM.from_config(config)
+
+
+def batches(
+    tokenizer: Any, seed: int, size: int, count: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yield `count` pairs of ids and labels (B, L), right-padded; labels are -100 outside the answers."""
+    for step in range(count):
+        problems = Arithmetic(seed=seed * 1_000_003 + step).problems("train", size)
+        chunk = [
+            (render(tokenizer, p.question), (*_plain(tokenizer, p.solution), tokenizer.eos_token_id))
+            for p in problems
+        ]
+        width = max(len(prompt) + len(answer) for prompt, answer in chunk)
+        ids = torch.zeros(size, width, dtype=torch.long)
+        labels = torch.full((size, width), -100)
+        for row, (prompt, answer) in enumerate(chunk):
+            end = len(prompt) + len(answer)
+            ids[row, :end] = torch.tensor(prompt + answer)
+            labels[row, len(prompt) : end] = torch.tensor(answer)
+        yield ids, labels
+
+
+def _plain(tokenizer: Any, text: str) -> tuple[int, ...]:
+    return tuple(tokenizer(text, add_special_tokens=False).input_ids)
+
+
+def train(model: Any, tokenizer: Any, size: Size, seed: int, note: Callable[[int, float], None]) -> None:
+    """Train on answers with AdamW, a short warm-up and a cosine to zero."""
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=size.learning_rate, betas=(0.9, 0.98), weight_decay=0.01
+    )
+
+    def factor(step: int) -> float:
+        return min(1, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * step / size.steps))
+
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    model.train()
+    for step, (ids, labels) in enumerate(batches(tokenizer, seed, size.batch, size.steps)):
+        loss = model(input_ids=ids, labels=labels).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad(set_to_none=True)
+        note(step, loss.item())
+    model.eval()
+
+
+def build(
+    pair: str, role: str, out: Path, seed: int, note: Callable[[int, int, float], None]
+) -> None:
+    """Train one embedded model and write it as a model folder.
+
+    Args:
+        pair: one of `FAMILIES`.
+        role: "teacher" or "student".
+        out: the folder to write.
+        seed: decides weights and problems.
+        note: called with steps done, steps in all, and the loss.
+    """
+    family = FAMILIES[pair]
+    tokenizer = family.tokenizer(corpus())
+    size: Size = getattr(family, role)
+    seed = 2 * seed + (role == "student")
+    torch.manual_seed(seed)
+    model = new_model(family, size, tokenizer)
+    train(model, tokenizer, size, seed, lambda step, loss: note(step + 1, size.steps, loss))
+    model.half().save_pretrained(out)
+    tokenizer.save_pretrained(out)
+
+
+GRADED = 500  # held-out problems behind an accuracy of the zoo
+
+
+def grade(folder: Path) -> float:
+    """Accuracy of a stored model on held-out test problems."""
+    engine = TorchEngine(str(folder), str(folder))
+    task = Arithmetic()
+    return evaluate(engine, "student", task, task.test[:GRADED], max_tokens=32).strict
