@@ -1,7 +1,7 @@
 """Resume points: step, replay buffer, token counts and the engine's state, whole or not at all.
 
-A checkpoint is written into a folder with another name and renamed when complete; the newest complete one
-wins, older ones go. Random numbers need no saving: they come from (seed, step).
+A checkpoint is written into a folder with another name and renamed when complete; the newest
+complete one wins, older ones go. Random numbers need no saving: they come from (seed, step).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from potstill.engines import Engine
+from potstill.errors import writing
 from potstill.types import Trajectory
 
 _NAME = "step-"
@@ -25,18 +26,18 @@ def save(
     folder: Path, step: int, engine: Engine, buffer: Sequence[Trajectory], extra: dict[str, Any]
 ) -> None:
     """Write the resume point after `step` optimizer steps and drop older ones."""
-    partial = folder / f"partial-{step:08d}"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    engine.save(partial)
+    partial, final = folder / f"partial-{step:08d}", folder / f"{_NAME}{step:08d}"
     state = {"step": step, "extra": extra, "buffer": [_plain(entry) for entry in buffer]}
-    (partial / "state.json").write_text(json.dumps(state))
-    for path in partial.iterdir():
-        _sync(path)
-    final = folder / f"{_NAME}{step:08d}"
-    shutil.rmtree(final, ignore_errors=True)
-    partial.rename(final)
-    _sync(folder)
+    with writing(folder):
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        engine.save(partial)
+        (partial / "state.json").write_text(json.dumps(state))
+        for path in partial.iterdir():
+            _sync(path)
+        shutil.rmtree(final, ignore_errors=True)
+        partial.rename(final)
+        _sync(folder)
     for old in folder.iterdir():
         if old != final:
             shutil.rmtree(old, ignore_errors=True)

@@ -1,4 +1,5 @@
-"""The command line. Progress goes to stderr, results to stdout; it imports what a command needs, when it runs.
+"""The command line. Progress goes to stderr, results to stdout; it imports what a command needs,
+when it runs.
 
 Exit codes: 0 done, 1 some cell failed, 2 the request was wrong, 130 interrupted.
 """
@@ -21,7 +22,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     help="Distil language models: every method on one loop, studies you can trust.",
-    epilog="Start with [bold]potstill study[/]: nine methods, two embedded pairs, minutes on a laptop.",
+    epilog="Start with [bold]potstill study[/]: nine methods, two tiny pairs, minutes.",
 )
 zoo_app = typer.Typer(no_args_is_help=True, help="The embedded pairs: list them, rebuild them.")
 app.add_typer(zoo_app, name="zoo")
@@ -38,7 +39,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON to stdout.")]
 
 @app.command("ls")
 def ls(
-    what: Annotated[str, typer.Argument(help="methods, pairs, tasks, engines, losses or schedules")],
+    what: Annotated[
+        str, typer.Argument(help="methods, pairs, tasks, engines, losses or schedules")
+    ],
     as_json: AsJson = False,
 ) -> None:
     """List what there is.
@@ -99,7 +102,9 @@ def run(
     if as_json:
         print(json.dumps(record, indent=1))
     elif record["status"] == "done":
-        print(f"{record['pair']} {record['method']} seed {record['seed']}: {record['accuracy']:.1%}")
+        print(
+            f"{record['pair']} {record['method']} seed {record['seed']}: {record['accuracy']:.1%}"
+        )
     raise typer.Exit(1 if record["status"] == "failed" else 0)
 
 

@@ -1,7 +1,8 @@
-"""A study as data: TOML in, checked whole before anything runs, TOML out with every default written down.
+"""A study as data: TOML in, checked whole before anything runs, TOML out with every default
+written down.
 
-Unknown keys, methods, pairs and values out of range are refused with a hint. One field, one line, one
-unit. Nothing here opens a model or a data set.
+Unknown keys, methods, pairs and values out of range are refused with a hint. One field, one
+line, one unit. Nothing here opens a model or a data set.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from potstill.recipe import Recipe, recipe_from_toml
 from potstill.types import ModelSpec
 
 # Chosen on the embedded pairs' dev problems with seeds 100 and up; LOG.md has the runs.
-EMBEDDED_LEARNING_RATE = 1e-3
+EMBEDDED_LEARNING_RATE = 1e-4
 
 # What `potstill study` runs when it is given no file: the defaults of every part, over two seeds.
 QUICK: dict[str, Any] = {"name": "quick", "seeds": [0, 1]}
@@ -133,7 +134,9 @@ class Study(Part):
             known[name] = recipe_from_toml(name, table, known)
         for name in self.methods:
             if name not in known:
-                raise PotstillError(f'unknown method "{name}"', did_you_mean(name, known, "methods"))
+                raise PotstillError(
+                    f'unknown method "{name}"', did_you_mean(name, known, "methods")
+                )
         return {name: known[name] for name in self.methods}
 
     @cached_property
@@ -145,7 +148,9 @@ class Study(Part):
             if name in self.pair:
                 found[name] = self.pair[name]
             elif name in zoo.PAIRS:
-                found[name] = Pair(student=zoo.folder(name, "student"), teacher=zoo.folder(name, "teacher"))
+                found[name] = Pair(
+                    student=zoo.folder(name, "student"), teacher=zoo.folder(name, "teacher")
+                )
             else:
                 raise PotstillError(
                     f'unknown pair "{name}"',
@@ -183,7 +188,11 @@ def resolve(study: Study) -> Study:
     """
     from potstill.engines import ENGINES
 
-    for values, what in ((study.methods, "methods"), (study.seeds, "seeds"), (study.pairs, "pairs")):
+    for values, what in (
+        (study.methods, "methods"),
+        (study.seeds, "seeds"),
+        (study.pairs, "pairs"),
+    ):
         if len(set(values)) < len(values):
             raise PotstillError(f"{what} lists {list(values)}, one of them twice", "list each once")
     for recipe in study.recipes.values():
@@ -193,7 +202,9 @@ def resolve(study: Study) -> Study:
             for role in ("student", "teacher"):
                 check_model(getattr(pair, role), f"pair.{name}.{role}")
     if study.train.learning_rate is None:
-        foreign = [name for name in study.models if name in study.pair and not _embedded(study, name)]
+        foreign = [
+            name for name in study.models if name in study.pair and not _embedded(study, name)
+        ]
         if foreign:
             raise PotstillError(
                 f"train.learning_rate is needed for your own pair ({foreign[0]}): the default is "
@@ -215,7 +226,7 @@ def _check_recipe(recipe: Recipe, study: Study, losses: frozenset[str]) -> None:
         raise PotstillError(
             f"max_tokens counts the prefix: {recipe.name} seeds up to {longest} tokens, "
             f"train.max_tokens is {study.train.max_tokens}",
-            f"raise train.max_tokens above {longest}, or shorten the prefix in a [recipe] of your own",
+            f"raise train.max_tokens above {longest}, or shorten the prefix in a [recipe]",
         )
     for used in recipe.losses:
         if used.name not in losses:
@@ -224,7 +235,9 @@ def _check_recipe(recipe: Recipe, study: Study, losses: frozenset[str]) -> None:
                 f"its losses: {', '.join(sorted(losses))}",
             )
     if recipe.replay and study.train.steps < 2:
-        raise PotstillError(f"{recipe.name} replays earlier steps, train.steps is 1", "raise train.steps")
+        raise PotstillError(
+            f"{recipe.name} replays earlier steps, train.steps is 1", "raise train.steps"
+        )
 
 
 def check_model(name: str, where: str) -> None:
@@ -240,9 +253,13 @@ def check_model(name: str, where: str) -> None:
             f"pairs: {', '.join(zoo.PAIRS)}",
         )
     if not (folder / "config.json").is_file():
-        raise PotstillError(f'{where} = "{name}" has no config.json', "give a transformers model folder")
+        raise PotstillError(
+            f'{where} = "{name}" has no config.json', "give a transformers model folder"
+        )
     if not any(folder.glob("*.safetensors")):
-        pickled = sorted(p.name for p in [*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")])
+        pickled = sorted(
+            p.name for p in [*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")]
+        )
         got = f"only pickled weights ({pickled[0]})" if pickled else "no weights"
         raise PotstillError(
             f'{where} = "{name}" has {got}; potstill reads safetensors only',
@@ -293,7 +310,9 @@ def _override(table: dict[str, Any], text: str) -> None:
         if isinstance(inner, str):  # task = "gsm8k" and engine = "torch" are short for tables
             inner = {"name": inner}
         if not isinstance(inner, dict):
-            raise PotstillError(f'"{key}" goes into "{part}", which is no table', "see the study file")
+            raise PotstillError(
+                f'"{key}" goes into "{part}", which is no table', "see the study file"
+            )
         table[part] = dict(inner)
         table = table[part]
     table[last] = parse_value(raw.strip())

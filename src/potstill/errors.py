@@ -1,14 +1,16 @@
 """What potstill says when a request cannot be met.
 
-Every error that a user can cause is a `PotstillError`: it states the rule, what it got, and (as `hint`)
-what to do. The command line prints it as two lines and leaves with code 2. Bugs of our own stay
-ordinary exceptions with a traceback.
+Every error that a user can cause is a `PotstillError`: it states the rule, what it got, and (as
+`hint`) what to do. The command line prints it as two lines and leaves with code 2. Bugs of our
+own stay ordinary exceptions with a traceback.
 """
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 
 class PotstillError(ValueError):
@@ -18,12 +20,38 @@ class PotstillError(ValueError):
         super().__init__(message)
         self.hint = hint
 
-    def __reduce__(self):  # keep the hint when a worker process sends the error home
+    def __reduce__(self) -> tuple[type[PotstillError], tuple[str, str]]:
+        # keep the hint when a worker process sends the error home
         return type(self), (str(self), self.hint)
 
 
 class NonFinite(ArithmeticError):
-    """A loss, gradient or log-probability stopped being a number: the cell fails, the study goes on."""
+    """A loss or gradient stopped being a number: the cell fails, the study goes on."""
+
+
+class StorageError(PotstillError):
+    """The disk refuses: no cell's fault, so a study stops where it is."""
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn a refused write inside into a `StorageError` that names `path`.
+
+    safetensors reports a full disk in an exception of its own, known by its text.
+    """
+    try:
+        yield
+    except TimeoutError:  # a lock that is held, not a disk that refuses
+        raise
+    except Exception as error:
+        if not isinstance(error, OSError) and "I/O error" not in str(error):
+            raise
+        reason = getattr(error, "strerror", None) or error
+        raise StorageError(
+            f'cannot write "{path}": {reason}',
+            "free space or choose another folder with --out, then run the same command again: "
+            "what is finished is kept",
+        ) from error
 
 
 def did_you_mean(got: str, choices: Iterable[str], what: str = "choices") -> str:

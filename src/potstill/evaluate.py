@@ -1,8 +1,9 @@
 """Grading a model on held-out problems, and the cheap probe between gradings.
 
-Evaluation is greedy and stores per-problem outcomes, so that methods can be compared problem by problem.
-The probe samples a few fixed training problems at temperature 1: similarity with the teacher's text, KL to the
-teacher and accuracy in any phase of any method, on the same prompts with the same random numbers.
+Evaluation is greedy and stores per-problem outcomes, so that methods can be compared problem by
+problem. The probe samples a few fixed training problems at temperature 1: similarity with the
+teacher's text, KL to the teacher and accuracy in any phase of any method, on the same prompts
+with the same random numbers.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class Reference:
 
 @dataclass
 class Examiner:
-    """Looks at a student in training: the probe and the gradings, each when it is due."""
+    """Looks at a student in training: probe and gradings, each when due."""
 
     engine: Engine
     task: Task
@@ -66,7 +67,8 @@ class Examiner:
     def look(self, step: int, *, last: bool) -> dict[str, float]:
         """Metrics of whatever is due after `step` optimizer steps."""
         assert self.reference is not None
-        self.fresh, found = None, {}
+        self.fresh = None
+        found: dict[str, float] = {}
         if last or step % self.grading.probe_every == 0:
             found |= probe(
                 self.engine, self.task, self.probed, self.reference, self.max_tokens, self.seed
@@ -83,7 +85,7 @@ class Examiner:
         return found
 
     def grade(self, *, again: bool = False) -> Evaluation:
-        """Grade the student as it is now, or return the grading that the last look has just made."""
+        """Grade the student as it is now, or return what the last look has just graded."""
         if again or self.fresh is None:
             return evaluate(self.engine, "student", self.task, self.tested, self._tokens)
         return self.fresh
@@ -139,7 +141,7 @@ def probe(
 def similarity(text: str, teacher: str) -> float:
     """The published study's score: 0.4 Jaccard + 0.3 length ratio + 0.3 bigram recall.
 
-    Words are split at white space without case; lengths are in characters; the last part is the share
+    Words are split at white space, without case; lengths are in characters; recall is the share
     of the teacher's word bigrams that the text has. In [0, 1].
 
     >>> similarity("a b c", "A b c"), similarity("a b", "c d")

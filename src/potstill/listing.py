@@ -1,4 +1,5 @@
-"""What the command line shows without running a study: lists, a study's plan, a model's grade, the zoo.
+"""What the command line shows without running a study: lists, a study's plan, a model's grade,
+the zoo.
 
 Each function returns plain records; printing is the command line's.
 """
@@ -120,7 +121,9 @@ def grade_model(
     task = load_task(task_name, **settings)
     tested = task.test[:problems]
     if len(tested) < problems:
-        raise PotstillError(f"the task has {len(tested)} problems, asked for {problems}", "lower --problems")
+        raise PotstillError(
+            f"the task has {len(tested)} problems, asked for {problems}", "lower --problems"
+        )
     from scipy.stats import binomtest
 
     from potstill.config import Pair
@@ -144,9 +147,7 @@ def grade_model(
     }
 
 
-def build_zoo(
-    names: Sequence[str], out: Path, seed: int, role: str
-) -> Iterator[dict[str, Any]]:
+def build_zoo(names: Sequence[str], out: Path, seed: int, role: str) -> Iterator[dict[str, Any]]:
     """Train embedded pairs again, with a progress bar; yields each model's accuracy."""
     for name in names:
         if name not in zoo.PAIRS:

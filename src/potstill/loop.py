@@ -1,7 +1,9 @@
-"""The one training loop: who writes, what each token is told, one optimizer step, what is recorded.
+"""The one training loop: who writes, what each token is told, one optimizer step, what is
+recorded.
 
-It knows no method by name and no engine: a recipe decides through `rollout` and `objective`, an engine
-computes. Stopped anywhere and started again, it goes on from the last checkpoint to the same numbers.
+It knows no method by name and no engine: a recipe decides through `rollout` and `objective`, an
+engine computes. Stopped anywhere and started again, it goes on from the last checkpoint to the
+same numbers.
 """
 
 from __future__ import annotations

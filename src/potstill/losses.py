@@ -1,9 +1,11 @@
-"""The divergences: a registry of names for engines and recipes, and pure functions for the tensors.
+"""The divergences: a registry of names for engines and recipes, and pure functions for the
+tensors.
 
-Each function maps log-probability rows to one value per position, in nats: `p` is the student, `q` the model
-it is pulled towards; rows are `(..., V)` and normalised (`log_softmax`), results `(...)`. Gradients
-flow through `p` alone, since `q` comes without a graph. Reduction, masks and weights are the objective's
-business. Only tensor methods are used, so that names can be listed without importing torch.
+Each function maps log-probability rows to one value per position, in nats: `p` is the student,
+`q` the model it is pulled towards; rows are `(..., V)` and normalised (`log_softmax`), results
+`(...)`. Gradients flow through `p` alone, since `q` comes without a graph. Reduction, masks and
+weights are the objective's business. Only tensor methods are used, so that names can be listed
+without importing torch.
 """
 
 from __future__ import annotations
@@ -20,8 +22,8 @@ if TYPE_CHECKING:
 
 Needs = Literal["tokens", "token_scores", "row"]
 
-# What each loss asks of an engine: the tokens alone, the teacher's log-probability of each token, or
-# the teacher's whole row.
+# What each loss asks of an engine: the tokens alone, the teacher's log-probability of each token,
+# or the teacher's whole row.
 LOSSES: dict[str, Needs] = {
     "cross_entropy": "tokens",
     "forward_kl": "row",
@@ -56,7 +58,9 @@ def check_loss(loss: Loss) -> Loss:
             f'unknown loss "{loss.name}"', did_you_mean(loss.name, LOSSES, "losses")
         )
     if loss.name.endswith("jsd") and not (loss.beta is not None and 0 <= loss.beta <= 1):
-        raise PotstillError(f"{loss.name} has a beta in [0, 1], got {loss.beta}", "write { jsd = 0.5 }")
+        raise PotstillError(
+            f"{loss.name} has a beta in [0, 1], got {loss.beta}", "write { jsd = 0.5 }"
+        )
     if loss.name.startswith("topk_") and not (loss.top_k is not None and loss.top_k >= 1):
         raise PotstillError(
             f"{loss.name} keeps at least one id, got {loss.top_k}",

@@ -1,13 +1,14 @@
 """Counts what a run asks of its engine: tokens by kind, seconds by activity.
 
-A wrapper around any engine, so that neither the loop nor an engine counts. Tokens are completion tokens;
-prompt tokens are counted apart. Evaluation and probes use the bare engine and are not in the budget.
+A wrapper around any engine, so that neither the loop nor an engine counts. Tokens are completion
+tokens; prompt tokens are counted apart. Evaluation and probes use the bare engine and are not in
+the budget.
 """
 
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -24,16 +25,17 @@ KINDS = ("student_sampled", "teacher_sampled", "teacher_scored", "trained")
 class Metered:
     """An engine that counts.
 
-    `tokens` holds completion tokens by kind and prompt tokens as "prompt"; `seconds` wall time by activity.
+    `tokens` holds completion tokens by kind and prompt tokens as "prompt"; `seconds` wall time by
+    activity.
     """
 
     def __init__(self, engine: Engine, counted: dict[str, dict[str, float]] | None = None) -> None:
         self.engine = engine
         self.tokens: Counter[str] = Counter(dict.fromkeys((*KINDS, "prompt"), 0))
-        self.seconds: Counter[str] = Counter()
+        self.seconds: dict[str, float] = defaultdict(float)
         if counted:
             self.tokens.update({k: int(v) for k, v in counted["tokens"].items()})
-            self.seconds.update(counted["seconds"])  # type: ignore[arg-type]
+            self.seconds.update(counted["seconds"])
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.engine, name)

@@ -1,7 +1,8 @@
-"""The methods of the published study, each a line of data, and `off_policy`, which its text names.
+"""The methods of the published study, each a line of data, and `off_policy`, which its text
+names.
 
-To add one, append a Recipe here; the command line, the tests, the README's table and the report's legend read
-this tuple.
+To add one, append a Recipe here; the command line, the tests, the README's table and the
+report's legend read this tuple.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """From trajectories to weighted training data: the one place that reads a recipe's losses.
 
-Loss = sum over sources of (the source's share of the batch) x (the mean loss over the source's trained
-tokens). The weights carry that sum whole, so an engine only multiplies and adds. Prefix tokens have weight
-0; EOS is a token like any other.
+Loss = sum over sources of (the source's share of the batch) x (the mean loss over the source's
+trained tokens). The weights carry that sum whole, so an engine only multiplies and adds. Prefix
+tokens have weight 0; EOS is a token like any other.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def losses_for(recipe: Recipe, source: Source) -> list[tuple[Loss, float]]:
 
 
 def build(recipe: Recipe, batch: Sequence[Trajectory], engine: Engine) -> list[Datum]:
-    """Weigh every token of a batch; ask the engine for teacher scores only where a loss needs them."""
+    """Weigh every token of a batch; ask for teacher scores only where a loss needs them."""
     trained = {
         source: sum(t.trained for t in batch if t.source == source)
         for source in ("student", "teacher")

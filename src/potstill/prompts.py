@@ -1,7 +1,7 @@
 """From a question to prompt ids: one rendering, used for both models of a pair.
 
-A tokenizer with a chat template gets the question as a user's message; one without reads the question and
-a new line. It leaves out system prompts and few-shot examples.
+A tokenizer with a chat template gets the question as a user's message; one without reads the
+question and a new line. It leaves out system prompts and few-shot examples.
 """
 
 from __future__ import annotations

@@ -40,7 +40,9 @@ def _revision() -> str:
         ).stdout.strip()
         if Path(run("rev-parse", "--show-toplevel")) not in here.parents:
             return "unknown"
-        return run("rev-parse", "--short=12", "HEAD") + ("+" if run("status", "--porcelain") else "")
+        return run("rev-parse", "--short=12", "HEAD") + (
+            "+" if run("status", "--porcelain") else ""
+        )
     except (OSError, subprocess.SubprocessError):
         return "unknown"
 

@@ -1,7 +1,8 @@
-"""A method as a value: who writes the tokens, from where, what each token is told, what holds it back.
+"""A method as a value: who writes the tokens, from where, what each token is told, what holds it
+back.
 
-A recipe is checked when it is made, long before a model loads. Nothing here runs: `rollout` reads the
-sources, `objective` the losses, `loop` the budget.
+A recipe is checked when it is made, long before a model loads. Nothing here runs: `rollout`
+reads the sources, `objective` the losses, `loop` the budget.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from potstill.errors import PotstillError, did_you_mean
 from potstill.losses import CROSS_ENTROPY, LOSSES, REVERSE_KL, check_loss, loss, loss_to_toml
 from potstill.schedule import Schedule, constant, schedule
 from potstill.types import Loss
+
+ALWAYS, NEVER = constant(1.0), constant(0.0)
 
 
 @dataclass(frozen=True)
@@ -57,8 +60,8 @@ class Recipe:
     """
 
     name: str
-    on_policy: Schedule = constant(1.0)
-    prefix: Schedule = constant(0.0)
+    on_policy: Schedule = ALWAYS
+    prefix: Schedule = NEVER
     student_loss: Loss = REVERSE_KL
     teacher_loss: Loss = CROSS_ENTROPY
     anchor: float = 0.0

@@ -1,7 +1,9 @@
-"""Who writes each token of a step: the split between student and teacher, the seeded prefix, replay.
+"""Who writes each token of a step: the split between student and teacher, the seeded prefix,
+replay.
 
-Every random choice comes from (seed, step, purpose), never from a running generator, so that a resumed run
-makes the same choices without having stored any. It decides no loss: that is the objective's.
+Every random choice comes from (seed, step, purpose), never from a running generator, so that a
+resumed run makes the same choices without having stored any. It decides no loss: that is the
+objective's.
 """
 
 from __future__ import annotations
@@ -85,7 +87,7 @@ def _write(
     seed: int,
     limits: Limits,
 ) -> list[Trajectory]:
-    """Let `role` complete the problems, each from the completion `begun` so far, up to `limit` tokens."""
+    """Let `role` complete the problems from what is `begun`, up to `limit` tokens in all."""
     if not problems or not limit:
         return []
     heads = [b.completion for b in begun] or [()] * len(problems)

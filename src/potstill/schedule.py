@@ -127,7 +127,7 @@ def schedule(value: Any) -> Schedule:
     until = table.pop("until", table.pop("at", 1.0))
     if len(table) != 1:
         raise PotstillError(f"a schedule has one kind, got {sorted(table)}", f"write {shape}")
-    (kind, ends), = table.items()
+    ((kind, ends),) = table.items()
     if not isinstance(ends, list | tuple) or len(ends) != 2:
         raise PotstillError(f"{kind} takes [start, end], got {ends!r}", f"write {shape}")
     return Schedule(kind, float(ends[0]), float(ends[1]), float(until))

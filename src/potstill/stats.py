@@ -1,9 +1,10 @@
 """From per-problem outcomes to means, intervals and paired differences.
 
-Outcomes of a method are a matrix (seeds x problems) of 0 and 1. Intervals are 95 % percentile bootstraps that
-resample seeds and problems independently, so that both a lucky seed and an easy problem set are accounted
-for. Differences are paired: by problem always, by seed where both rows have it. p-values come from the same
-resamples and are corrected over the methods of a pair by Holm's procedure.
+Outcomes of a method are a matrix (seeds x problems) of 0 and 1. Intervals are 95 % percentile
+bootstraps that resample seeds and problems independently, so that both a lucky seed and an easy
+problem set are accounted for. Differences are paired: by problem always, by seed where both rows
+have it. p-values come from the same resamples and are corrected over the methods of a pair by
+Holm's procedure.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ RESAMPLES = 4000
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean with its 95 % interval; without one (`low` is nan) where nothing could be resampled."""
+    """A mean with its 95 % interval, nan where nothing could be resampled."""
 
     mean: float
     low: float
@@ -83,7 +84,7 @@ def difference(deltas: Matrix) -> Difference:
 def resample(matrix: Matrix) -> Matrix:
     """Bootstrap means of a (S, P) matrix: seeds and problems drawn independently.
 
-    One seed leaves the problems alone to be drawn; one problem leaves nothing, and the result is nan.
+    With one seed only problems are drawn; with one problem nothing can be: the result is nan.
     """
     from scipy.stats import bootstrap
 
@@ -118,9 +119,13 @@ def holm(differences: Sequence[Difference | None]) -> list[Difference | None]:
     known = [d for d in differences if d is not None and np.isfinite(d.p)]
     if not known:
         return list(differences)
-    corrected = dict(zip(map(id, known), multipletests([d.p for d in known], method="holm")[1], strict=True))
+    corrected = dict(
+        zip(map(id, known), multipletests([d.p for d in known], method="holm")[1], strict=True)
+    )
     return [
-        Difference(d.mean, d.low, d.high, float(corrected[id(d)])) if d and id(d) in corrected else d
+        Difference(d.mean, d.low, d.high, float(corrected[id(d)]))
+        if d and id(d) in corrected
+        else d
         for d in differences
     ]
 
@@ -183,7 +188,7 @@ def _against(row: Row, other: str, done: Mapping[Cell, Mapping[str, Any]]) -> Di
     mine, its = _of(row.method, done), _of(other, done)
     if row.method == other or not mine or not its:
         return None
-    shared = sorted(s for s in mine if s in its or None in its)
+    shared = [s for s in mine if s in its or None in its]
     if not shared:
         return None
     a = outcome_matrix(mine[s] for s in shared)

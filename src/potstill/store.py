@@ -9,8 +9,9 @@
         student/                        the trained model
     results.json  table.csv  report.html
 
-Files that are read as a whole are written under another name and renamed; of files that grow, only whole lines are
-read. A lock per cell, which dies with its process, keeps two processes off the same cell.
+Files that are read as a whole are written under another name and renamed; of files that grow,
+only whole lines are read. A lock per cell, which dies with its process, keeps two processes off
+the same cell.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ import filelock
 import tomli_w
 
 from potstill.config import Study
-from potstill.errors import PotstillError
+from potstill.errors import PotstillError, writing
 from potstill.provenance import provenance
 from potstill.types import Evaluation
 
@@ -56,28 +57,14 @@ def write_text(path: Path, text: str) -> None:
     """Replace a file whole, or leave it as it was."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with partial.open("w", encoding="utf-8") as file:
+        with writing(path), partial.open("w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
+            partial.replace(path)
+    finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
-        raise unwritable(path, error) from error
-
-
-class StorageError(PotstillError):
-    """The disk refuses: no cell's fault, so the study stops where it is."""
-
-
-def unwritable(path: Path, error: OSError) -> StorageError:
-    """What to tell a user whose disk refuses."""
-    return StorageError(
-        f'cannot write "{path}": {error.strerror or error}',
-        "free space or choose another folder with --out, then run the same command again: what is "
-        "finished is kept",
-    )
 
 
 def to_json(value: Any) -> str:
@@ -134,18 +121,14 @@ class CellFolder:
     @contextlib.contextmanager
     def claim(self) -> Iterator[bool]:
         """Hold the cell for this process; yields False where another one holds it."""
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise unwritable(self.path, error) from error
         lock = filelock.FileLock(self.path / ".lock")
         try:
-            lock.acquire(blocking=False)
+            with writing(self.path):
+                self.path.mkdir(parents=True, exist_ok=True)
+                lock.acquire(blocking=False)
         except filelock.Timeout:
             yield False
             return
-        except OSError as error:
-            raise unwritable(self.path / ".lock", error) from error
         try:
             yield True
         finally:
@@ -155,6 +138,8 @@ class CellFolder:
         """Note which process works here, for the live view and for the study that started it."""
         mark = self.path / ".running"
         if running:
+            with writing(self.path):
+                self.path.mkdir(parents=True, exist_ok=True)
             write_text(mark, to_json({"pid": os.getpid(), "host": platform.node()}))
         else:
             mark.unlink(missing_ok=True)
@@ -188,11 +173,8 @@ class CellFolder:
 
     def _append(self, name: str, rows: list[dict[str, Any]]) -> None:
         path = self.path / name
-        try:
-            with path.open("a", encoding="utf-8") as file:
-                file.write("".join(to_json(row) + "\n" for row in rows))
-        except OSError as error:
-            raise unwritable(path, error) from error
+        with writing(path), path.open("a", encoding="utf-8") as file:
+            file.write("".join(to_json(row) + "\n" for row in rows))
 
     def finish(self, result: dict[str, Any]) -> None:
         """Write the result; the cell has then ended and its resume points go."""
@@ -250,10 +232,8 @@ class StudyFolder:
         if its is not None:
             its.pop("provenance", None)
             self._same(mine, its)
-        try:
+        with writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise unwritable(self.path, error) from error
         text = tomli_w.dumps({**mine, "provenance": provenance()})
         write_text(self.path / "study.toml", text)
 

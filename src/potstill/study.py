@@ -1,12 +1,15 @@
-"""Running a study: the grid of cells, what is missing of it, and worker processes that fill it in.
+"""Running a study: the grid of cells, what is missing of it, and worker processes that fill it
+in.
 
-A cell that fails is a recorded result and the study goes on. Workers share nothing but the folder: each takes the
-first cell that is missing, ready and not held by another process, so several studies may work on one
-folder. A worker that dies is replaced; its cell goes on from its checkpoint once, then counts as failed.
+A cell that fails is a recorded result and the study goes on. Workers share nothing but the
+folder: each takes the first cell that is missing, ready and not held by another process, so
+several studies may work on one folder. A worker that dies is replaced; its cell goes on from its
+checkpoint once, then counts as failed.
 """
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import threading
@@ -19,7 +22,7 @@ from typing import Any
 
 from potstill.config import Study, read_study
 from potstill.engines import Engine, open_engine
-from potstill.errors import NonFinite, PotstillError
+from potstill.errors import NonFinite, PotstillError, StorageError, writing
 from potstill.evaluate import Reference, evaluate
 from potstill.loop import train
 from potstill.provenance import provenance
@@ -27,13 +30,12 @@ from potstill.store import (
     REFERENCES,
     Cell,
     CellFolder,
-    StorageError,
     StudyFolder,
     cells_of,
     example,
 )
 from potstill.tasks import Task, check_disjoint, load_task
-from potstill.types import Evaluation
+from potstill.types import Evaluation, Role
 
 DEATHS = 2  # a cell whose worker died this often has failed
 
@@ -46,12 +48,16 @@ def prepare(study: Study) -> Task:
         ("eval.probe", study.eval.probe, len(task.train)),
     ):
         if wanted > have:
-            raise PotstillError(f"{what} asks for {wanted} problems, the task has {have}", f"lower {what}")
+            raise PotstillError(
+                f"{what} asks for {wanted} problems, the task has {have}", f"lower {what}"
+            )
     check_disjoint(task, task.test[: study.eval.problems])
     return task
 
 
-def run_cell(study: Study, folder: StudyFolder, cell: Cell, task: Task | None = None) -> dict[str, Any]:
+def run_cell(
+    study: Study, folder: StudyFolder, cell: Cell, task: Task | None = None
+) -> dict[str, Any]:
     """Run one cell to its end and record the result, failure included.
 
     Returns:
@@ -60,7 +66,7 @@ def run_cell(study: Study, folder: StudyFolder, cell: Cell, task: Task | None = 
     reference = None if cell.method in REFERENCES else read_reference(folder, cell.pair)
     texts = reference.texts if reference else None
     place = folder.cell(cell, teacher=texts, examples=study.eval.examples)
-    record = {"pair": cell.pair, "method": cell.method, "seed": cell.seed}
+    record: dict[str, Any] = {"pair": cell.pair, "method": cell.method, "seed": cell.seed}
     place.mark_running(True)
     try:
         outcome = _run(study, place, cell, task or load_task(**study.task), reference)
@@ -97,7 +103,8 @@ def _run(
             recorder=place,
         )
         if study.train.save:
-            engine.export(place.path / "student")
+            with writing(place.path / "student"):
+                engine.export(place.path / "student")
         return {
             "steps": trained.steps,
             **_accuracy(trained.evaluation),
@@ -131,11 +138,9 @@ def _reference(
 ) -> dict[str, Any]:
     """Grade the teacher or the untrained student; the teacher also writes the probe's texts."""
     start = time.perf_counter()
-    role = "teacher" if cell.method == "teacher" else "student"
+    role: Role = "teacher" if cell.method == "teacher" else "student"
     place.rewind(-1)
-    graded = evaluate(
-        engine, role, task, task.test[: study.eval.problems], study.graded_tokens
-    )
+    graded = evaluate(engine, role, task, task.test[: study.eval.problems], study.graded_tokens)
     rows = list(graded.rows)
     if role == "teacher":
         probed = task.train[: study.eval.probe]
@@ -267,7 +272,9 @@ class Pool:
     def _raise_storage(self) -> None:
         note = self.folder.path / ".storage-error"
         text = note.read_text() if note.exists() else "the disk refused a write"
-        raise StorageError(text, "free space, then run the same command again: what is finished is kept")
+        raise StorageError(
+            text, "free space, then run the same command again: what is finished is kept"
+        )
 
 
 _DISK = 74  # a worker's exit code when the disk refuses (EX_IOERR)
@@ -286,10 +293,8 @@ def _work(table: dict[str, Any], path: str, cells: Sequence[Cell], parent: int) 
             if not _take_one(study, folder, missing, task):
                 time.sleep(0.2)  # what is left is held by others or waits for a teacher row
     except StorageError as error:
-        try:
+        with contextlib.suppress(OSError):  # the disk may be full; the exit code says it
             (folder.path / ".storage-error").write_text(str(error))
-        except OSError:
-            pass  # the disk is full; the exit code says it
         os._exit(_DISK)
 
 

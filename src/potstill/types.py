@@ -1,7 +1,8 @@
 """The nouns that every part of potstill shares: problems, trajectories, training data.
 
-Plain frozen values over numpy arrays, so that they pickle, save and compare without torch. Shapes stand
-beside each field: P prompt tokens, T completion tokens. Log-probabilities are in nats.
+Plain frozen values over numpy arrays, so that they pickle, save and compare without torch.
+Shapes stand beside each field: P prompt tokens, T completion tokens. Log-probabilities are in
+nats.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Grade:
-    """How one completion was graded; `strict` wants the answer's format, `flexible` only its value."""
+    """How a completion was graded: `strict` wants the answer's format, `flexible` its value."""
 
     strict: bool
     flexible: bool

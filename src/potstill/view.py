@@ -1,7 +1,7 @@
 """The live view of a study: cells done, the step each running cell is at, time left.
 
-It reads the study's folder and nothing else, so it shows cells that other processes run as well. Without a
-terminal it prints a line whenever a cell ends.
+It reads the study's folder and nothing else, so it shows cells that other processes run as well.
+Without a terminal it prints a line whenever a cell ends.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """The narrow waist: what an engine promises, and how one is opened by name.
 
-An engine holds the weights of a pair and does four things with them: sample, score, step, save. It knows no
-recipe. Its shape is that of the narrowest real service (Tinker's API), so whole rows of the teacher never
-cross it: a loss that needs them is computed inside `step`. `tests/test_engine_contract.py` states the
-promises as tests, and every engine passes the same ones.
+An engine holds the weights of a pair and does four things with them: sample, score, step, save.
+It knows no recipe. Its shape is that of the narrowest real service (Tinker's API), so whole rows
+of the teacher never cross it: a loss that needs them is computed inside `step`.
+`tests/test_engine_contract.py` states the promises as tests, and every engine passes the same
+ones.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class Engine(Protocol):
         """
 
     def score(self, role: Role, rows: Sequence[tuple[Ids, Ids]]) -> list[Floats]:
-        """Log-probability (T,) of each completion token given the prompt, for (prompt, completion) rows."""
+        """Log-probability (T,) of each completion token, for (prompt, completion) rows."""
 
     def step(self, data: Sequence[Datum], learning_rate: float) -> StepStats:
         """Exactly one optimizer step on the sum of all weighted terms.

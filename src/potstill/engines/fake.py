@@ -1,8 +1,9 @@
 """The fake engine: one table of bigram logits a role, in numpy, exact and fast.
 
-It keeps every promise of the engine contract with closed-form gradients, so that the loop, the study and the
-command line are tested in milliseconds and without torch. The teacher answers a digit with a letter and then
-stops; everything else it finds equally likely. Nothing learned from it is about language models.
+It keeps every promise of the engine contract with closed-form gradients, so that the loop, the
+study and the command line are tested in milliseconds and without torch. The teacher answers a
+digit with a letter and then stops; everything else it finds equally likely. Nothing learned from
+it is about language models.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def teacher_table() -> Table:
 
 
 class FakeEngine:
-    """Bigram tables behind the engine protocol; model names and settings are ignored but for `seed`."""
+    """Bigram tables behind the engine protocol; names and seed of a pair change nothing."""
 
     losses = ENGINES["fake"].losses
     eos = frozenset({EOS})

@@ -1,8 +1,8 @@
 """Opening a pair of model folders or hub names, and writing the trained student back as one.
 
-What can be wrong with a pair is found here, with a hint: pickled weights, tokenizers that differ, a tokenizer
-with ids that a head lacks. Heads that differ in padding rows only (Qwen2.5: 151,936 and 152,064) are
-cut to the shorter one.
+What can be wrong with a pair is found here, with a hint: pickled weights, tokenizers that
+differ, a tokenizer with ids that a head lacks. Heads that differ in padding rows only (Qwen2.5:
+151,936 and 152,064) are cut to the shorter one.
 """
 
 from __future__ import annotations
@@ -159,16 +159,30 @@ def load_model(name: str, spec: ModelSpec, *, trained: bool) -> Any:
     return model.eval()  # no dropout: the policy that samples is the policy that is trained
 
 
+def checkpoint_activations(model: Any) -> None:
+    """Recompute activations in the backward pass. Works in training mode only, so dropout goes."""
+    enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+    enable({"use_reentrant": False})
+    model.enable_input_require_grads()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.0
+
+
 def add_lora(model: Any, rank: int) -> Any:
     """Put adapters on all linear layers but the head; only they are trained."""
     from peft import LoraConfig, get_peft_model
 
-    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
+    config = LoraConfig(
+        r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM"
+    )
     return get_peft_model(model, config).eval()
 
 
 def export_student(pair: Pair, model: Any, folder: Path, *, lora: bool) -> None:
-    """Write the student as a folder that transformers loads; with LoRA merged, the adapter in `adapter/`.
+    """Write the student as a folder that transformers loads, LoRA merged and kept in `adapter/`.
 
     The folder appears whole or not at all.
     """
@@ -184,4 +198,3 @@ def export_student(pair: Pair, model: Any, folder: Path, *, lora: bool) -> None:
     pair.tokenizer.save_pretrained(partial)
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
-

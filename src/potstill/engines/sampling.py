@@ -1,8 +1,9 @@
 """Batched sampling with the sampler's own log-probabilities kept.
 
-One uniform number a token, drawn beforehand, is turned into an id by the inverse of the cumulative
-distribution: a row's tokens depend on its own numbers alone, not on who shares its batch. Finished rows
-leave the batch. It leaves out top-p, top-k and penalties: they would change the policy that is being trained.
+One uniform number a token, drawn beforehand, is turned into an id by the inverse of the
+cumulative distribution: a row's tokens depend on its own numbers alone, not on who shares its
+batch. Finished rows leave the batch. It leaves out top-p, top-k and penalties: they would change
+the policy that is being trained.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def generate(
     alive = np.flatnonzero(limits > 0)  # rows still being written, as indices into the batch
     ids, seen = ids[alive], seen[alive]
     cache = DynamicCache(config=model.config.get_text_config())
-    keyword = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+    keyword = _cache_keyword(model)
     position = (seen.cumsum(1) - 1).clamp_min(0)
     for column in range(width):
         if not len(alive):
@@ -82,6 +83,12 @@ def generate(
         Sample(tuple(tokens[row, :n].tolist()), logprobs[row, :n].copy())
         for row, n in enumerate(lengths)
     ]
+
+
+def _cache_keyword(model: Any) -> str:
+    """`past_key_values` is called `cache` in newer transformers; adapters hide the signature."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return "cache" if "cache" in inspect.signature(inner.forward).parameters else "past_key_values"
 
 
 def _draw(logp: Tensor, temperature: float, uniform: Tensor) -> Tensor:

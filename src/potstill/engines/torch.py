@@ -1,9 +1,11 @@
-"""The torch engine: any `AutoModelForCausalLM` pair by hub name or folder, on the devices of this machine.
+"""The torch engine: any `AutoModelForCausalLM` pair by hub name or folder, on the devices of
+this machine.
 
-Rows are laid out as [left pad | prompt | completion | right pad], so that completions share columns and the
-head runs on completion positions only, in sampling, scoring and training alike. Batches are cut into
-micro-batches by tokens; gradients add up to the same sum. The sampler is `sampling.py`, reading and checking
-of model folders `loading.py`. It leaves out sharding over processes.
+Rows are laid out as [left pad | prompt | completion | right pad], so that completions share
+columns and the head runs on completion positions only, in sampling, scoring and training alike.
+Batches are cut into micro-batches by tokens; gradients add up to the same sum. The sampler is
+`sampling.py`, reading and checking of model folders `loading.py`. It leaves out sharding over
+processes.
 """
 
 from __future__ import annotations
@@ -21,7 +23,14 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from potstill.engines.loading import Pair, add_lora, autocast, export_student, load_model
+from potstill.engines.loading import (
+    Pair,
+    add_lora,
+    autocast,
+    checkpoint_activations,
+    export_student,
+    load_model,
+)
 from potstill.engines.sampling import generate
 from potstill.errors import NonFinite
 from potstill.losses import LOSSES, cross_entropy, reverse_kl_sampled, row_divergence
@@ -31,7 +40,7 @@ from potstill.types import Datum, Floats, Ids, Loss, ModelSpec, Role, Sample, St
 Row = TypeVar("Row")
 transformers.utils.logging.disable_progress_bar()
 
-ADAM = {"betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.0}
+ADAM: dict[str, Any] = {"betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.0}
 
 
 class TorchEngine:
@@ -72,14 +81,13 @@ class TorchEngine:
         self.tokenizer, self.eos, self.notes = self.pair.tokenizer, self.pair.eos, self.pair.notes
         self.vocabulary = self.pair.vocabulary
         self.batch_tokens, self.max_grad_norm = batch_tokens, max_grad_norm
-        self.lora = lora_rank > 0
+        self.lora, self.checkpointed = lora_rank > 0, gradient_checkpointing
         model = load_model(student, self.pair.student_spec, trained=not self.lora)
         if self.lora:
             torch.manual_seed(seed)
             model = add_lora(model, lora_rank)
         if gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
-            model.enable_input_require_grads()
+            checkpoint_activations(model)
         self._models: dict[Role, Any] = {"student": model}
         self._trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self._optimizer = torch.optim.AdamW(self._trained.values(), lr=0.0, fused=True, **ADAM)
@@ -148,6 +156,7 @@ class TorchEngine:
         """Add the gradient of one micro-batch whose rows share their losses."""
         prompts, completions = [d.prompt for d in data], [d.completion for d in data]
         with self._model("student") as model:
+            model.train(self.checkpointed)
             _, logp = self._rows(model, prompts, completions)
         targets = _flat([d.targets for d in data], logp.device)
         rows: dict[Role, Tensor] = {}
@@ -171,6 +180,7 @@ class TorchEngine:
         tally.loss += total.item()
         if math.isfinite(tally.loss) and total.requires_grad:
             total.backward()
+        self._models["student"].eval()
 
     def _update(self, learning_rate: float, tally: Tally) -> StepStats:
         params = list(self._trained.values())

@@ -1,7 +1,7 @@
 """Tasks: problems to train on, other problems to grade on, and a grader. Opened by name.
 
-A task is a frozen dataclass whose fields are its options in a study file. To add one, write the class and
-list it in `TASKS`.
+A task is a frozen dataclass whose fields are its options in a study file. To add one, write the
+class and list it in `TASKS`.
 """
 
 from __future__ import annotations
@@ -71,6 +71,8 @@ def load_task(name: str, **options: Any) -> Task:
         return TypeAdapter(kind).validate_python(dict(options))
     except ValidationError as error:
         first = error.errors()[0]
+        if isinstance(cause := first.get("ctx", {}).get("error"), PotstillError):
+            raise cause from None
         where = ".".join(map(str, first["loc"]))
         raise PotstillError(
             f'task "{name}", option {where}: {first["msg"]}, got {first["input"]!r}',
@@ -81,12 +83,14 @@ def load_task(name: str, **options: Any) -> Task:
 def check_disjoint(task: Task, graded: Sequence[Problem]) -> None:
     """Refuse a task whose graded problems are also trained on."""
     questions: Mapping[str, str] = {_key(problem): problem.id for problem in task.train}
-    shared = [(problem.id, questions[_key(problem)]) for problem in graded if _key(problem) in questions]
+    shared = [
+        (problem.id, questions[_key(problem)]) for problem in graded if _key(problem) in questions
+    ]
     if shared:
         test, train = shared[0]
         raise PotstillError(
-            f"problems used for training are never graded on: {len(shared)} of {len(graded)} graded "
-            f"problems are in the training set (first: {test} is {train})",
+            f"problems used for training are never graded on: {len(shared)} of {len(graded)} "
+            f"graded problems are in the training set (first: {test} is {train})",
             "remove them from one of the two files",
         )
 

@@ -1,10 +1,11 @@
-"""`arithmetic`: generated word problems in GSM8K's answer format, for tiny models and honest tests.
+"""`arithmetic`: generated word problems in GSM8K's answer format, for tiny models and honest
+tests.
 
-A story starts with a number of things and gains or loses some, `difficulty` times over. The worked answer has
-one line a step and ends with `#### n`. Every problem's numbers hash into exactly one split, so that
-train, dev and test cannot share an expression, whatever their seeds and sizes. `dev` exists to choose
-settings on: no reported study grades on it. It leaves out multiplication and division, which models
-of a million parameters do not learn in minutes.
+A story starts with a number of things and gains or loses some, `difficulty` times over. The
+worked answer has one line a step and ends with `#### n`. Every problem's numbers hash into
+exactly one split, so that train, dev and test cannot share an expression, whatever their seeds
+and sizes. `dev` exists to choose settings on: no reported study grades on it. It leaves out
+multiplication and division, which models of a million parameters do not learn in minutes.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ class Arithmetic:
         seed: picks the problems; the splits stay disjoint across seeds.
         train_size: training problems.
         test_size: held-out problems that can be graded on.
+        held_out: "dev" grades on the dev split instead, to choose settings without touching test.
     """
 
     difficulty: int = 2
@@ -54,9 +56,9 @@ class Arithmetic:
     seed: int = 0
     train_size: int = 5000
     test_size: int = 1000
+    held_out: Literal["test", "dev"] = "test"
 
     name = "arithmetic"
-    chance = 0.0
 
     @cached_property
     def train(self) -> Sequence[Problem]:
@@ -64,10 +66,23 @@ class Arithmetic:
 
     @cached_property
     def test(self) -> Sequence[Problem]:
-        return self.problems("test", self.test_size)
+        return self.problems(self.held_out, self.test_size)
 
     def grade(self, problem: Problem, text: str) -> Grade:
         return grade_number(problem.answer, text)
+
+    def __post_init__(self) -> None:
+        for key, low, high in (
+            ("difficulty", 1, 8),
+            ("digits", 1, 4),
+            ("train_size", 1, 10**6),
+            ("test_size", 1, 10**5),
+        ):
+            value = getattr(self, key)
+            if not low <= value <= high:
+                raise PotstillError(
+                    f"arithmetic's {key} is {low} to {high}, got {value}", f"set task.{key}"
+                )
 
     def problems(self, split: Split, count: int) -> list[Problem]:
         """The first `count` distinct problems of a split, the same for the same seed."""
@@ -78,7 +93,9 @@ class Arithmetic:
                 return list(seen.values())
             expression, steps, total = self._expression(rng)
             if split_of(expression) == split and expression not in seen:
-                question = self._story(rng, expression) if self.style == "words" else f"{expression}="
+                question = (
+                    self._story(rng, expression) if self.style == "words" else f"{expression}="
+                )
                 solution = "\n".join([*steps, f"#### {total}"])
                 seen[expression] = Problem(f"{split}-{len(seen)}", question, str(total), solution)
         raise PotstillError(

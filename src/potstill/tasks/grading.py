@@ -1,7 +1,7 @@
 """Reading a number out of a model's text: the two extractors of GSM8K's standard harness.
 
-Strict wants the number after `####`; flexible takes the last number anywhere. Whatever cannot be read is
-wrong, never an exception: the text comes from a model.
+Strict wants the number after `####`; flexible takes the last number anywhere. Whatever cannot be
+read is wrong, never an exception: the text comes from a model.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from decimal import Decimal, InvalidOperation
 
 from potstill.types import Grade
 
-NUMBER = r"-?\$?-?(?:\d[\d,]*(?:\.\d+)?|\.\d+)"
+NUMBER = r"-?\$?-?(?:[0-9][0-9,]*(?:\.[0-9]+)?|\.[0-9]+)"
 _NUMBER = re.compile(NUMBER)
 _STRICT = re.compile(rf"####\s*({NUMBER})")
 

@@ -1,7 +1,8 @@
-"""`gsm8k`: grade-school maths word problems, from the hub or from local files in the published format.
+"""`gsm8k`: grade-school maths word problems, from the hub or from local files in the published
+format.
 
-Source: Cobbe et al., arXiv 2110.14168. The calculator marks `<<a+b=c>>` are dropped from the worked solutions. It
-leaves out few-shot prompting.
+Source: Cobbe et al., arXiv 2110.14168. The calculator marks `<<a+b=c>>` are dropped from the
+worked solutions. It leaves out few-shot prompting.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""`jsonl`: a user's own prompts and answers, and the reader of JSON Lines files that other tasks use.
+"""`jsonl`: a user's own prompts and answers, and the reader of JSON Lines files that other tasks
+use.
 
-One object a line with a question and an answer; the file is read whole and checked line by line before
-anything else happens, and a bad line is named by its number.
+One object a line with a question and an answer; the file is read whole and checked line by line
+before anything else happens, and a bad line is named by its number.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ def read_jsonl(path: str | Path, keys: Sequence[str]) -> list[dict[str, Any]]:
     try:
         lines = Path(path).expanduser().read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise PotstillError(f'cannot read "{path}": {error}', "give a JSON Lines file in UTF-8") from None
+        raise PotstillError(
+            f'cannot read "{path}": {error}', "give a JSON Lines file in UTF-8"
+        ) from None
     if not lines:
         raise PotstillError(f'"{path}" is empty', "give at least one JSON object, one a line")
     want = "{" + ", ".join(f'"{key}": "..."' for key in keys) + "}"
@@ -41,7 +44,9 @@ def _row(line: str, where: str, keys: Sequence[str], want: str) -> dict[str, Any
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
-        raise PotstillError(f"{where}: not JSON ({error.msg} at column {error.colno})", hint) from None
+        raise PotstillError(
+            f"{where}: not JSON ({error.msg} at column {error.colno})", hint
+        ) from None
     if not isinstance(row, dict):
         raise PotstillError(f"{where}: not an object, got {type(row).__name__}", hint)
     for key in keys:

@@ -1,7 +1,7 @@
 """The embedded pairs: two tiny students and teachers that come with the package.
 
-Ordinary model folders, a few megabytes together, trained by `zoo.build` on generated arithmetic. They let
-every part of potstill run anywhere in seconds; what they show is about tiny models.
+Ordinary model folders, a few megabytes together, trained by `zoo.build` on generated arithmetic.
+They let every part of potstill run anywhere in seconds; what they show is about tiny models.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Rebuild the embedded pairs from a seed: tokenizers, configs, training, accuracies.
 
-Each model is trained from scratch on generated arithmetic (training split only) with plain next-token
-cross-entropy on the answers; the student is smaller and stops early, so that there is something to
-distil. Models are stored in half precision. It uses no part of the training loop it serves.
+Each model is trained from scratch on generated arithmetic (training split only) with plain next-
+token cross-entropy on the answers; the student is smaller and stops early, so that there is
+something to distil. Models are stored in half precision. It uses no part of the training loop it
+serves.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ class Size:
     steps: int  # optimizer steps
     batch: int = 128  # problems per step
     learning_rate: float = 3e-3
+    anneal: bool = True  # cosine to zero; a student keeps its rate: it is caught in mid-learning
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ def qwen_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
         special_tokens=specials,
         show_progress=False,
     )
-    tok.train_from_iterator([*texts, "user assistant"] , trainer)
+    tok.train_from_iterator([*texts, "user assistant"], trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tok,
         eos_token="<|im_end|>",
@@ -90,7 +92,7 @@ def qwen_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
 
 
 def llama_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
-    """BPE over metaspace words with byte fallback, BOS in front and no chat template, as Llama 2's."""
+    """BPE over metaspace words with byte fallback and BOS in front, as Llama 2's."""
     specials = ["<unk>", "<s>", "</s>"] + [f"<0x{byte:02X}>" for byte in range(256)]
     tok = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     tok.pre_tokenizer = pre_tokenizers.Sequence(
@@ -124,7 +126,17 @@ def llama_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
 
 
 TEACHER = Size(hidden=128, layers=3, heads=4, kv_heads=4, mlp=384, steps=1500)
-STUDENT = Size(hidden=64, layers=2, heads=4, kv_heads=4, mlp=192, steps=500)
+STUDENT = Size(
+    hidden=96,
+    layers=2,
+    heads=4,
+    kv_heads=4,
+    mlp=288,
+    steps=1000,
+    batch=64,
+    learning_rate=1e-3,
+    anneal=False,
+)
 
 FAMILIES = {
     "tiny-qwen": Family(Qwen3Config, qwen_tokenizer, TEACHER, STUDENT),
@@ -155,11 +167,14 @@ def new_model(family: Family, size: Size, tokenizer: PreTrainedTokenizerFast) ->
 def batches(
     tokenizer: Any, seed: int, size: int, count: int
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield `count` pairs of ids and labels (B, L), right-padded; labels are -100 outside the answers."""
+    """Yield `count` pairs of ids and labels (B, L); labels are -100 outside the answers."""
     for step in range(count):
         problems = Arithmetic(seed=seed * 1_000_003 + step).problems("train", size)
         chunk = [
-            (render(tokenizer, p.question), (*_plain(tokenizer, p.solution), tokenizer.eos_token_id))
+            (
+                render(tokenizer, p.question),
+                (*_plain(tokenizer, p.solution), tokenizer.eos_token_id),
+            )
             for p in problems
         ]
         width = max(len(prompt) + len(answer) for prompt, answer in chunk)
@@ -176,14 +191,17 @@ def _plain(tokenizer: Any, text: str) -> tuple[int, ...]:
     return tuple(tokenizer(text, add_special_tokens=False).input_ids)
 
 
-def train(model: Any, tokenizer: Any, size: Size, seed: int, note: Callable[[int, float], None]) -> None:
-    """Train on answers with AdamW, a short warm-up and a cosine to zero."""
+def train(
+    model: Any, tokenizer: Any, size: Size, seed: int, note: Callable[[int, float], None]
+) -> None:
+    """Train on answers with AdamW after a short warm-up."""
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=size.learning_rate, betas=(0.9, 0.98), weight_decay=0.01
     )
 
     def factor(step: int) -> float:
-        return min(1, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * step / size.steps))
+        cosine = 0.5 * (1 + math.cos(math.pi * step / size.steps))
+        return min(1, (step + 1) / 100) * (cosine if size.anneal else 1.0)
 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     model.train()
@@ -214,6 +232,7 @@ def build(
     tokenizer = family.tokenizer(corpus())
     size: Size = getattr(family, role)
     seed = 2 * seed + (role == "student")
+    torch.set_num_threads(1)  # the same sums on every machine's core count
     torch.manual_seed(seed)
     model = new_model(family, size, tokenizer)
     train(model, tokenizer, size, seed, lambda step, loss: note(step + 1, size.steps, loss))

@@ -1,0 +1,91 @@
+"""Fixtures shared by all tests: tiny model folders and a toy task, made on the spot."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from potstill.config import Study, read_study
+from potstill.engines.fake import answer
+
+
+def write_toy(folder: Path) -> dict[str, str]:
+    """A jsonl task that the fake engine's teacher solves: the last digit's letter."""
+    for split, lead in (("train", ""), ("test", "x")):
+        rows = [
+            {"question": f"{lead}{letter}{digit}", "answer": answer(digit)}
+            for letter in "abcd"
+            for digit in range(10)
+        ]
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (folder / f"{split}.jsonl").write_text(text)
+    return {
+        "name": "jsonl",
+        "train_path": str(folder / "train.jsonl"),
+        "test_path": str(folder / "test.jsonl"),
+    }
+
+
+def toy_table(folder: Path, **changes: object) -> dict:
+    """A study on the fake engine that takes a second."""
+    table = {
+        "name": "toy",
+        "engine": "fake",
+        "task": write_toy(folder),
+        "pair": {"toy": {"student": "a", "teacher": "b"}},
+        "train": {
+            "steps": 12,
+            "batch_size": 10,
+            "max_tokens": 24,
+            "learning_rate": 0.3,
+            "checkpoint_every": 4,
+        },
+        "eval": {"problems": 20, "every": 4, "probe": 8, "probe_every": 2},
+        "seeds": [0, 1],
+    }
+    for key, value in changes.items():
+        old = table.get(key)
+        table[key] = (
+            {**old, **value} if isinstance(old, dict) and isinstance(value, dict) else value
+        )
+    return table
+
+
+@pytest.fixture
+def toy(tmp_path: Path) -> Study:
+    return read_study(toy_table(tmp_path))
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders `qwen/student`, `llama/teacher` ...: random weights, embedded tokenizers."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Qwen3Config
+
+    from potstill import zoo
+
+    root = tmp_path_factory.mktemp("models")
+    for family, kind in (("qwen", Qwen3Config), ("llama", LlamaConfig)):
+        tokenizer = AutoTokenizer.from_pretrained(zoo.folder(f"tiny-{family}", "student"))
+        for seed, (role, padding) in enumerate((("student", 0), ("teacher", 5))):
+            torch.manual_seed(seed)
+            config = kind(
+                vocab_size=len(tokenizer) + padding,
+                hidden_size=16,
+                intermediate_size=32,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                num_key_value_heads=1,
+                head_dim=8,
+                max_position_embeddings=256,
+                tie_word_embeddings=True,
+                initializer_range=0.3,
+                bos_token_id=tokenizer.bos_token_id,
+                eos_token_id=tokenizer.eos_token_id,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+            AutoModelForCausalLM.from_config(config).save_pretrained(root / family / role)
+            tokenizer.save_pretrained(root / family / role)
+    return root

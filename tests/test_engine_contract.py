@@ -1,0 +1,251 @@
+"""The promises of an engine, the same ones for every engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from potstill.config import Pair
+from potstill.engines import ENGINES, Engine, open_engine
+from potstill.errors import NonFinite
+from potstill.types import Datum, Loss, Role, Sample, Term
+
+Maker = Callable[..., Engine]
+CASES = ["fake", "torch-qwen", "torch-llama", "torch-lora"]
+
+
+@pytest.fixture(params=CASES)
+def make(request: pytest.FixtureRequest, models: Path) -> Maker:
+    def open_one(seed: int = 0) -> Engine:
+        kind, _, family = request.param.partition("-")
+        settings: dict[str, Any] = {}
+        if family == "lora":
+            family, settings = "qwen", {"lora_rank": 4}
+        folder = models / (family or "qwen")
+        pair = Pair(student=str(folder / "student"), teacher=str(folder / "teacher"))
+        return open_engine(kind, pair, seed=seed, **settings)
+
+    return open_one
+
+
+def rng(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+def prompts(engine: Engine) -> list[tuple[int, ...]]:
+    return [engine.encode(text) for text in ("Tom has 3", "7", "Ann has 12 pens, buys 5")]
+
+
+def samples(engine: Engine, role: Role = "student", seed: int = 0, limit: int = 8) -> list[Sample]:
+    return engine.sample(role, prompts(engine), [limit] * 3, 1.0, rng(seed))
+
+
+def data(engine: Engine, loss: Loss, seed: int = 0) -> list[Datum]:
+    drawn = samples(engine, seed=seed)
+    total = sum(len(sample.tokens) for sample in drawn)
+    rows = [(p, s.tokens) for p, s in zip(prompts(engine), drawn, strict=True)]
+    teacher = engine.score("teacher", rows)
+    return [
+        Datum(
+            prompt=prompt,
+            completion=tokens,
+            targets=tokens,
+            terms=(Term(loss, np.full(len(tokens), 1 / total, np.float32)),),
+            source="student",
+            logprobs=sample.logprobs,
+            teacher_logprobs=scores,
+        )
+        for (prompt, tokens), sample, scores in zip(rows, drawn, teacher, strict=True)
+    ]
+
+
+def losses_of(engine: Engine) -> list[Loss]:
+    knobs: dict[str, dict[str, Any]] = {
+        "jsd": {"beta": 0.5},
+        "topk_jsd": {"beta": 0.5, "top_k": 4},
+        "topk_forward_kl": {"top_k": 4},
+        "topk_reverse_kl": {"top_k": 4},
+    }
+    return [Loss(name, **knobs.get(name, {})) for name in sorted(engine.losses)]
+
+
+def test_lists_the_losses_that_the_registry_states(make: Maker) -> None:
+    assert make().losses in [info.losses for info in ENGINES.values()]
+
+
+@pytest.mark.parametrize("role", ["student", "teacher", "init"])
+def test_score_of_what_was_sampled_equals_the_samplers(make: Maker, role: Role) -> None:
+    engine = make()
+    drawn = samples(engine, role)
+    scores = engine.score(
+        role, [(p, s.tokens) for p, s in zip(prompts(engine), drawn, strict=True)]
+    )
+    for sample, score in zip(drawn, scores, strict=True):
+        assert len(sample.tokens) == len(sample.logprobs) == len(score) > 0
+        np.testing.assert_allclose(score, sample.logprobs, atol=1e-5)
+
+
+def test_log_probabilities_do_not_depend_on_temperature(make: Maker) -> None:
+    engine = make()
+    drawn = engine.sample("student", prompts(engine), [6] * 3, 0.5, rng())
+    scores = engine.score(
+        "student", [(p, s.tokens) for p, s in zip(prompts(engine), drawn, strict=True)]
+    )
+    for sample, score in zip(drawn, scores, strict=True):
+        np.testing.assert_allclose(score, sample.logprobs, atol=1e-5)
+
+
+def test_same_numbers_same_samples(make: Maker) -> None:
+    engine = make()
+    first, again, other = (samples(engine, seed=seed) for seed in (1, 1, 2))
+    assert [s.tokens for s in first] == [s.tokens for s in again]
+    assert [s.tokens for s in first] != [s.tokens for s in other]
+
+
+def test_samples_follow_the_models_distribution(make: Maker) -> None:
+    """2,000 first tokens against exp(score): total variation within what chance allows."""
+    engine = make()
+    prompt, n = engine.encode("7"), 2000
+    drawn = [s.tokens[0] for s in engine.sample("student", [prompt] * n, [1] * n, 1.0, rng(3))]
+    ids = sorted(set(drawn))
+    scores = engine.score("student", [(prompt, (token,)) for token in ids])
+    p = np.exp([float(score[0]) for score in scores])
+    share = np.array([drawn.count(token) for token in ids]) / n
+    assert 0.5 * np.abs(p - share).sum() < 0.2
+    assert np.all(np.abs(p - share) < 5 * np.sqrt(p / n) + 1e-3)
+
+
+def test_limits_and_eos(make: Maker) -> None:
+    engine = make()
+    drawn = engine.sample("student", prompts(engine), [0, 3, 40], 1.0, rng())
+    assert len(drawn[0].tokens) == 0 and len(drawn[1].tokens) <= 3 and len(drawn[2].tokens) <= 40
+    for sample in drawn:
+        assert not any(token in engine.eos for token in sample.tokens[:-1])
+
+
+def test_greedy_takes_the_likeliest_token(make: Maker) -> None:
+    engine = make()
+    drawn = engine.sample("teacher", prompts(engine), [4] * 3, 0.0, rng())
+    for prompt, sample in zip(prompts(engine), drawn, strict=True):
+        head = prompt + sample.tokens[:-1]
+        others = samples(engine, "teacher", seed=5, limit=1)
+        scored = engine.score("teacher", [(head, s.tokens) for s in others])
+        assert all(score[0] <= sample.logprobs[-1] + 1e-5 for score in scored)
+
+
+def test_a_prompt_does_not_depend_on_its_neighbours(make: Maker) -> None:
+    engine = make()
+    completion = samples(engine)[0].tokens
+    rows = [(prompt, completion) for prompt in prompts(engine)]
+    together = engine.score("teacher", rows)
+    for row, scores in zip(rows, together, strict=True):
+        np.testing.assert_allclose(engine.score("teacher", [row])[0], scores, atol=1e-5)
+    longer = engine.score("teacher", [(rows[0][0], completion), (rows[2][0], completion * 2)])
+    np.testing.assert_allclose(longer[0], together[0], atol=1e-5)
+
+
+def test_every_listed_loss_goes_down(make: Maker) -> None:
+    for loss in losses_of(make()):
+        engine = make()
+        batch = data(engine, loss)
+        seen = [engine.step(batch, 0.01).loss for _ in range(8)]
+        assert seen[-1] < seen[0], f"{loss}: {seen}"
+
+
+def test_reverse_kl_to_itself_is_zero(make: Maker) -> None:
+    engine = make()
+    stats = engine.step(data(engine, Loss("reverse_kl", to="init")), 0.01)
+    assert abs(stats.loss) < 1e-6 and stats.grad_norm < 1e-5
+
+
+def test_the_next_sample_uses_the_new_weights(make: Maker) -> None:
+    engine = make()
+    batch = data(engine, Loss("cross_entropy"))
+    rows = [(datum.prompt, datum.completion) for datum in batch]
+    before = np.concatenate(engine.score("student", rows))
+    first, teacher = samples(engine), engine.score("teacher", rows)
+    for _ in range(5):
+        engine.step(batch, 0.05)
+    after = np.concatenate(engine.score("student", rows))
+    assert after.mean() > before.mean() + 0.1
+    again = samples(engine)
+    assert any(
+        not np.array_equal(a.logprobs, b.logprobs) for a, b in zip(first, again, strict=True)
+    )
+    for a, b in zip(teacher, engine.score("teacher", rows), strict=True):
+        np.testing.assert_array_equal(a, b)
+    init = np.concatenate(engine.score("init", rows))
+    np.testing.assert_allclose(init, before, atol=1e-5)
+
+
+def test_weights_of_zero_train_nothing(make: Maker) -> None:
+    engine = make()
+    silent = [
+        Datum(
+            **{
+                **datum.__dict__,
+                "terms": tuple(Term(t.loss, np.zeros_like(t.weights)) for t in datum.terms),
+            }
+        )
+        for datum in data(engine, Loss("cross_entropy"))
+    ]
+    rows = [(datum.prompt, datum.completion) for datum in silent]
+    before = engine.score("student", rows)
+    stats = engine.step(silent, 0.1)
+    assert stats.loss == 0 and stats.grad_norm == 0
+    for a, b in zip(before, engine.score("student", rows), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_terms_add_up(make: Maker) -> None:
+    """Two terms in one step are the sum of each alone, in the loss that is reported."""
+    alone = []
+    for loss in (Loss("cross_entropy"), Loss("reverse_kl")):
+        engine = make()
+        alone.append(engine.step(data(engine, loss), 0.0).loss)
+    engine = make()
+    first, second = data(engine, Loss("cross_entropy")), data(engine, Loss("reverse_kl"))
+    both = [
+        Datum(**{**a.__dict__, "terms": a.terms + b.terms})
+        for a, b in zip(first, second, strict=True)
+    ]
+    assert engine.step(both, 0.0).loss == pytest.approx(sum(alone), rel=1e-5)
+
+
+def test_saved_and_loaded_goes_on_to_the_same_numbers(make: Maker, tmp_path: Path) -> None:
+    engine = make()
+    batch = data(engine, Loss("reverse_kl"))
+    engine.step(batch, 0.01)
+    engine.save(tmp_path / "state")
+    want = [engine.step(batch, 0.01) for _ in range(3)]
+    other = make()
+    other.load(tmp_path / "state")
+    assert [other.step(batch, 0.01) for _ in range(3)] == want
+
+
+def test_not_a_number_is_raised_and_changes_nothing(make: Maker) -> None:
+    engine = make()
+    bad = [
+        Datum(
+            **{
+                **datum.__dict__,
+                "terms": tuple(Term(t.loss, np.full_like(t.weights, np.nan)) for t in datum.terms),
+            }
+        )
+        for datum in data(engine, Loss("cross_entropy"))
+    ]
+    rows = [(datum.prompt, datum.completion) for datum in bad]
+    before = engine.score("student", rows)
+    with pytest.raises(NonFinite):
+        engine.step(bad, 0.1)
+    for a, b in zip(before, engine.score("student", rows), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_text_survives_encoding(make: Maker) -> None:
+    engine = make()
+    assert "Tom has 3" in engine.decode(engine.encode("Tom has 3"))

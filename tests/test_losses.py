@@ -1,0 +1,225 @@
+"""Every divergence against brute-force enumeration, value and gradient, and against published
+formulas."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from potstill.errors import PotstillError
+from potstill.losses import (
+    JSD,
+    LOSSES,
+    REVERSE_KL,
+    cross_entropy,
+    forward_kl,
+    jsd,
+    loss,
+    loss_to_toml,
+    reverse_kl,
+    reverse_kl_sampled,
+    row_divergence,
+    top_k,
+    with_tail,
+)
+from potstill.types import Loss
+
+V = 5
+
+
+def softmax(logits: list[float]) -> list[float]:
+    exps = [math.exp(x) for x in logits]
+    return [x / sum(exps) for x in exps]
+
+
+def kl(a: list[float], b: list[float]) -> float:
+    return sum(x * (math.log(x) - math.log(y)) for x, y in zip(a, b, strict=True))
+
+
+def bucket(p: list[float], kept: list[int]) -> list[float]:
+    return [p[i] for i in kept] + [sum(x for i, x in enumerate(p) if i not in kept)]
+
+
+def enumerated(name: str, p: list[float], q: list[float], beta: float, k: int) -> float:
+    """The definition, written as sums over the vocabulary in plain Python."""
+    if name.startswith("topk_"):
+        kept = sorted(range(len(q)), key=lambda i: -q[i])[:k]
+        return enumerated(name.removeprefix("topk_"), bucket(p, kept), bucket(q, kept), beta, k)
+    if name == "forward_kl":
+        return kl(q, p)
+    if name == "reverse_kl":
+        return kl(p, q)
+    m = [beta * x + (1 - beta) * y for x, y in zip(q, p, strict=True)]
+    return beta * kl(q, m) + (1 - beta) * kl(p, m)
+
+
+CASES = [
+    (Loss("forward_kl"), 0.0, 0),
+    (Loss("reverse_kl"), 0.0, 0),
+    *((Loss("jsd", beta=b), b, 0) for b in (0.1, 0.5, 0.9)),
+    *((Loss("topk_reverse_kl", top_k=k), 0.0, k) for k in (1, 2, 4)),
+    (Loss("topk_forward_kl", top_k=3), 0.0, 3),
+    (Loss("topk_jsd", beta=0.3, top_k=2), 0.3, 2),
+]
+
+
+@pytest.mark.parametrize(("case", "beta", "k"), CASES, ids=str)
+def test_row_divergences_match_enumeration(case: Loss, beta: float, k: int) -> None:
+    torch.manual_seed(0)
+    student = torch.randn(3, V, dtype=torch.float64, requires_grad=True)
+    teacher = torch.randn(3, V, dtype=torch.float64)
+    values = row_divergence(case, student.log_softmax(-1), teacher.log_softmax(-1))
+    (gradient,) = torch.autograd.grad(values.sum(), student)
+    for row in range(3):
+        logits, q = student[row].tolist(), softmax(teacher[row].tolist())
+        assert values[row].item() == pytest.approx(
+            enumerated(case.name, softmax(logits), q, beta, k), abs=1e-12
+        )
+        for i in range(V):
+            sides = []
+            for shift in (1e-6, -1e-6):
+                moved = [x + shift * (j == i) for j, x in enumerate(logits)]
+                sides.append(enumerated(case.name, softmax(moved), q, beta, k))
+            slope = (sides[0] - sides[1]) / 2e-6
+            assert gradient[row, i].item() == pytest.approx(slope, abs=1e-8)
+
+
+def test_every_row_loss_has_a_case() -> None:
+    rows = {name for name, needs in LOSSES.items() if needs == "row"}
+    assert rows == {case.name for case, _, _ in CASES}
+
+
+def test_cross_entropy_value_and_gradient() -> None:
+    torch.manual_seed(1)
+    logits = torch.randn(4, V, dtype=torch.float64, requires_grad=True)
+    target = torch.tensor([0, 3, 4, 1])
+    values = cross_entropy(logits.log_softmax(-1), target)
+    (gradient,) = torch.autograd.grad(values.sum(), logits)
+    for row, y in enumerate(target.tolist()):
+        p = softmax(logits[row].tolist())
+        assert values[row].item() == pytest.approx(-math.log(p[y]))
+        expected = [p[i] - (i == y) for i in range(V)]
+        assert gradient[row].tolist() == pytest.approx(expected, abs=1e-12)
+
+
+def test_sampled_reverse_kl_has_the_exact_gradient_in_expectation() -> None:
+    """Enumerate every sample: the mean gradient is that of the exact reverse KL."""
+    torch.manual_seed(2)
+    logits = torch.randn(V, dtype=torch.float64, requires_grad=True)
+    logq = torch.randn(V, dtype=torch.float64).log_softmax(-1)
+    (exact,) = torch.autograd.grad(reverse_kl(logits.log_softmax(-1), logq), logits)
+    expected = torch.zeros(V, dtype=torch.float64)
+    for y in range(V):
+        logp = logits.log_softmax(-1)
+        value = reverse_kl_sampled(logp[y], logp[y].detach(), logq[y])
+        (gradient,) = torch.autograd.grad(value, logits)
+        expected += logp[y].exp().detach() * gradient
+    assert torch.allclose(expected, exact, atol=1e-12)
+
+
+def test_sampled_reverse_kl_corrects_for_an_older_sampler() -> None:
+    """Drawn from an older policy, the ratio gives that policy's advantage under today's weights."""
+    torch.manual_seed(3)
+    logits = torch.randn(V, dtype=torch.float64, requires_grad=True)
+    old, logq = (torch.randn(V, dtype=torch.float64).log_softmax(-1) for _ in range(2))
+    logp = logits.log_softmax(-1)
+    values = reverse_kl_sampled(logp, old, logq)
+    mean = (old.exp() * values).sum()  # = - sum_y p(y) (log q(y) - log p_old(y))
+    (got,) = torch.autograd.grad(mean, logits)
+    fresh = logits.detach().requires_grad_()
+    direct = -(fresh.log_softmax(-1).exp() * (logq - old)).sum()
+    (want,) = torch.autograd.grad(direct, fresh)
+    assert torch.allclose(got, want, atol=1e-12)
+
+
+def trl_generalized_jsd(student: torch.Tensor, teacher: torch.Tensor, beta: float) -> torch.Tensor:
+    """TRL's published formula for GKD, written from its documentation with torch's kl_div."""
+    from torch.nn.functional import kl_div
+
+    p, q = student.log_softmax(-1), teacher.log_softmax(-1)
+    if beta == 0:
+        return kl_div(p, q, reduction="none", log_target=True).sum(-1)
+    if beta == 1:
+        return kl_div(q, p, reduction="none", log_target=True).sum(-1)
+    weight = torch.tensor(beta, dtype=p.dtype)
+    mixture = torch.logsumexp(torch.stack([p + torch.log1p(-weight), q + weight.log()]), dim=0)
+    to_teacher = kl_div(mixture, q, reduction="none", log_target=True).sum(-1)
+    to_student = kl_div(mixture, p, reduction="none", log_target=True).sum(-1)
+    return weight * to_teacher + (1 - weight) * to_student
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.2, 0.5, 1.0])
+def test_divergences_agree_with_trl(beta: float) -> None:
+    torch.manual_seed(4)
+    student = torch.randn(7, 50, dtype=torch.float64, requires_grad=True)
+    teacher = torch.randn(7, 50, dtype=torch.float64)
+    mine = jsd(student.log_softmax(-1), teacher.log_softmax(-1), beta)
+    its = trl_generalized_jsd(student, teacher, beta)
+    assert torch.allclose(mine, its, atol=1e-12)
+    both = [torch.autograd.grad(x.sum(), student, retain_graph=True)[0] for x in (mine, its)]
+    assert torch.allclose(*both, atol=1e-12)
+
+
+def test_jsd_ends_are_the_two_kls() -> None:
+    p, q = (torch.randn(3, V).log_softmax(-1) for _ in range(2))
+    assert torch.equal(jsd(p, q, 0.0), forward_kl(p, q))
+    assert torch.equal(jsd(p, q, 1.0), reverse_kl(p, q))
+
+
+def test_tail_bucket_keeps_the_mass_and_divergences_stay_positive() -> None:
+    torch.manual_seed(5)
+    p, q = (3 * torch.randn(64, 20, dtype=torch.float64) for _ in range(2))
+    p, q = p.log_softmax(-1), q.log_softmax(-1)
+    kept = q.topk(4).indices
+    assert torch.allclose(with_tail(p, kept).exp().sum(-1), torch.ones(64, dtype=torch.float64))
+    for name in ("topk_reverse_kl", "topk_forward_kl"):
+        values = row_divergence(Loss(name, top_k=4), p, q)
+        assert (values >= 0).all()
+        exact = row_divergence(Loss(name.removeprefix("topk_")), p, q)
+        assert (values <= exact + 1e-12).all()  # merging outcomes never raises a KL
+        assert torch.allclose(row_divergence(Loss(name, top_k=20), p, q), exact)
+
+
+def test_equal_models_give_zero_and_no_gradient() -> None:
+    logits = torch.randn(3, V, dtype=torch.float64, requires_grad=True)
+    logq = logits.detach().log_softmax(-1)
+    for case, _, _ in CASES:
+        values = row_divergence(case, logits.log_softmax(-1), logq)
+        (gradient,) = torch.autograd.grad(values.sum(), logits)
+        assert values.abs().max() < 1e-12 and gradient.abs().max() < 1e-12
+
+
+@pytest.mark.parametrize(
+    "value", ["reverse_kl", {"jsd": 0.5}, {"topk_reverse_kl": 64}, {"topk_jsd": 8, "beta": 0.3}]
+)
+def test_losses_survive_toml(value: object) -> None:
+    assert loss(loss_to_toml(loss(value))) == loss(value)
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        ("revers_kl", "unknown loss"),
+        ({"jsd": 1.5}, "beta in [0, 1]"),
+        ({"jsd": "x"}, "takes a number"),
+        ({"topk_reverse_kl": 0}, "at least one id"),
+        ("jsd", "beta in [0, 1]"),
+        ({}, "a name or a table"),
+        ({"jsd": 0.5, "forward_kl": 1}, "one name"),
+        (3, "a name or a table"),
+    ],
+)
+def test_wrong_losses_are_refused(value: object, says: str) -> None:
+    with pytest.raises(PotstillError, match=says.replace("[", r"\[").replace("]", r"\]")):
+        loss(value)
+
+
+def test_python_names_read_like_the_table() -> None:
+    assert str(JSD(0.5)) == "jsd(0.5)"
+    assert str(top_k(REVERSE_KL, 16)) == "topk_reverse_kl(16)"
+    assert str(top_k(JSD(0.5), 16)) == "topk_jsd(16)"
+    pairs = itertools.combinations([JSD(0.5), JSD(0.4), REVERSE_KL], 2)
+    assert all(a != b for a, b in pairs)

@@ -1,0 +1,245 @@
+"""Every recipe x every promise: what the nine methods are, checked on what they make the engine
+do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from potstill.config import Eval, Train, read_study
+from potstill.engines.fake import FakeEngine
+from potstill.errors import PotstillError
+from potstill.loop import Memory, train
+from potstill.losses import JSD
+from potstill.methods import METHODS
+from potstill.objective import build
+from potstill.recipe import Recipe, Replay, recipe_from_toml
+from potstill.rollout import Buffer, Limits, collect
+from potstill.schedule import linear
+from potstill.store import cells_of
+from potstill.tasks import load_task
+from potstill.types import Datum, Problem
+
+STEPS, BATCH, TOKENS = 20, 10, 24
+LIMITS = Limits(TOKENS, 1.0, 1.0)
+ALL = list(METHODS.values())
+
+
+@dataclass
+class Spy(FakeEngine):
+    """The fake engine, remembering the data of every step."""
+
+    steps: list[list[Datum]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        FakeEngine.__init__(self)
+
+    def step(self, data, learning_rate):  # type: ignore[no-untyped-def]
+        self.steps.append(list(data))
+        return super().step(data, learning_rate)
+
+
+def run(recipe: Recipe, tmp_path: Path, seed: int = 0) -> tuple[Spy, Memory]:
+    from conftest import write_toy
+
+    engine, memory = Spy(), Memory()
+    settings = Train(steps=STEPS, batch_size=BATCH, max_tokens=TOKENS, learning_rate=0.3)
+    grading = Eval(every=10, problems=20, probe=8, probe_every=5)
+    task = load_task(**write_toy(tmp_path))
+    train(recipe, engine, task, settings, grading, seed=seed, recorder=memory)
+    return engine, memory
+
+
+def test_the_nine_are_the_published_eight_and_off_policy() -> None:
+    assert list(METHODS) == [
+        "on_policy_gkd",
+        "extended_on_policy",
+        "teacher_seeded",
+        "mixture",
+        "replay_buffer",
+        "kl_anchored",
+        "hybrid",
+        "reverse_curriculum",
+        "off_policy",
+    ]
+
+
+def test_the_table_of_the_nine() -> None:
+    """Share of student prompts and prefix at five moments, anchor, replay, budget."""
+    moments = (0.0, 0.25, 0.5, 0.7, 0.95)
+    table = {
+        "on_policy_gkd": ([1] * 5, [0] * 5, 0, 0, 1),
+        "extended_on_policy": ([1] * 5, [0] * 5, 0, 0, 2),
+        "teacher_seeded": ([1] * 5, [20, 10, 0, 0, 0], 0, 0, 1),
+        "mixture": ([0.7] * 5, [0] * 5, 0, 0, 1),
+        "replay_buffer": ([0.8] * 5, [0] * 5, 0, 50, 1),
+        "kl_anchored": ([0] * 5, [0] * 5, 0.1, 0, 1),
+        "hybrid": ([0, 0, 1, 1, 1], [0] * 5, 0, 0, 1),
+        "reverse_curriculum": ([1, 1, 1, 0, 0], [0] * 5, 0, 0, 1),
+        "off_policy": ([0] * 5, [0] * 5, 0, 0, 1),
+    }
+    assert table.keys() == METHODS.keys()
+    for name, (share, prefix, anchor, capacity, budget) in table.items():
+        recipe = METHODS[name]
+        assert [recipe.on_policy(t) for t in moments] == share
+        assert [recipe.prefix(t) for t in moments] == prefix
+        assert (recipe.anchor, recipe.budget) == (anchor, budget)
+        assert (recipe.replay.capacity if recipe.replay else 0) == capacity
+
+
+@pytest.mark.parametrize("recipe", ALL, ids=lambda r: r.name)
+class TestPromises:
+    def test_one_optimizer_step_per_step(self, recipe: Recipe, tmp_path: Path) -> None:
+        engine, memory = run(recipe, tmp_path)
+        assert len(engine.steps) == len(memory.metrics) == STEPS * recipe.budget
+        assert engine._steps == STEPS * recipe.budget
+
+    def test_the_share_is_of_prompts(self, recipe: Recipe, tmp_path: Path) -> None:
+        _, memory = run(recipe, tmp_path)
+        for i, row in enumerate(memory.metrics):
+            t = i / len(memory.metrics)
+            assert row["train/phase"] == round(recipe.on_policy(t) * BATCH) / BATCH
+
+    def test_weights_are_shares_and_sum_to_one(self, recipe: Recipe, tmp_path: Path) -> None:
+        engine, memory = run(recipe, tmp_path)
+        for data, row in zip(engine.steps, memory.metrics, strict=True):
+            by_source = {
+                source: sum(float(d.terms[0].weights.sum()) for d in data if d.source == source)
+                for source in ("student", "teacher")
+            }
+            if not data:  # the teacher's prefixes ended every text: nothing to train on
+                assert recipe.prefix(0.0) > 0
+                continue
+            assert sum(by_source.values()) == pytest.approx(1.0, abs=1e-5)
+            if not recipe.replay:
+                assert by_source["student"] == pytest.approx(row["train/phase"], abs=1e-5)
+            for datum in data:  # every trained token of a source weighs the same
+                positive = datum.terms[0].weights[datum.terms[0].weights > 0]
+                assert len(positive) == 0 or np.ptp(positive) < 1e-7
+
+    def test_the_prefix_is_context_and_eos_is_trained(self, recipe: Recipe, tmp_path: Path) -> None:
+        engine, _ = run(recipe, tmp_path)
+        for i, data in enumerate(engine.steps):
+            prefix = int(recipe.prefix(i / len(engine.steps)))
+            for datum in data:
+                weights = datum.terms[0].weights
+                untrained = prefix if datum.source == "student" else 0
+                assert not weights[:untrained].any() and (weights[untrained:] > 0).all()
+                assert len(datum.completion) <= TOKENS
+                assert len(datum.prompt) > 0 and datum.targets == datum.completion
+
+    def test_losses_by_source(self, recipe: Recipe, tmp_path: Path) -> None:
+        engine, _ = run(recipe, tmp_path)
+        for datum in (d for data in engine.steps for d in data):
+            main, *rest = datum.terms
+            want = "reverse_kl" if datum.source == "student" else "cross_entropy"
+            assert (main.loss.name, main.loss.to) == (want, "teacher")
+            assert bool(rest) == (recipe.anchor > 0)
+            for term in rest:
+                assert (term.loss.name, term.loss.to) == ("reverse_kl", "init")
+                np.testing.assert_allclose(term.weights, recipe.anchor * main.weights)
+
+    def test_same_seed_same_numbers(self, recipe: Recipe, tmp_path: Path) -> None:
+        first, again, other = (run(recipe, tmp_path, seed)[1].metrics for seed in (1, 1, 2))
+        assert first == again and first != other
+
+    def test_it_learns(self, recipe: Recipe, tmp_path: Path) -> None:
+        _, memory = run(recipe, tmp_path)
+        assert memory.metrics[-1]["eval/accuracy"] > 0.5
+
+    def test_it_survives_toml(self, recipe: Recipe, tmp_path: Path) -> None:
+        again = recipe_from_toml(recipe.name, recipe.to_toml(), METHODS)
+        assert again == recipe
+
+    def test_it_says_what_it_is(self, recipe: Recipe, tmp_path: Path) -> None:
+        assert recipe.hypothesis and recipe.rule and recipe.source
+
+
+def test_replay_trains_on_older_work_with_its_old_scores(tmp_path: Path) -> None:
+    engine, memory = run(Recipe(name="again", replay=Replay(capacity=3)), tmp_path)
+    assert [row["train/buffer_size"] for row in memory.metrics[:5]] == [10, 20, 30, 30, 30]
+    assert max(row["train/age"] for row in memory.metrics) > 0.3
+    assert all(len(data) <= BATCH for data in engine.steps)
+
+
+def test_replay_prefers_recent_work() -> None:
+    """Draw weights 1 + added / step, counted over many draws."""
+    engine = FakeEngine()
+    problems = [Problem(str(i), "a3", "k") for i in range(2)]
+    counts: dict[int, int] = {}
+    for seed in range(400):
+        buffer = Buffer(20)
+        for step in range(10):
+            fresh = collect(Recipe(name="x"), engine, problems, 0, step, 0, Limits(2, 1, 1))
+            drawn = buffer.exchange(fresh, step, seed)
+        for entry in drawn:
+            counts[entry.version] = counts.get(entry.version, 0) + 1
+    old, new = sum(counts.get(v, 0) for v in range(3)), sum(counts.get(v, 0) for v in range(7, 10))
+    assert 1.2 < new / old < 2.6  # 1.89 / 1.11 = 1.7 expected
+
+
+def test_a_prefix_that_ends_the_text_leaves_nothing_to_train() -> None:
+    engine = FakeEngine()
+    problems = [Problem(str(i), f"a{i}", "") for i in range(8)]
+    recipe = Recipe(name="x", prefix=23)
+    batch = collect(recipe, engine, problems, 0.0, 0, 0, LIMITS)
+    assert all(t.completion[-1] in engine.eos for t in batch if t.trained == 0)
+    assert any(t.trained == 0 for t in batch)
+    data = build(recipe, batch, engine)
+    assert all(datum.terms[0].weights.any() for datum in data)
+
+
+def test_a_recipe_in_toml_and_in_python_is_the_same_value(tmp_path: Path) -> None:
+    from conftest import toy_table
+
+    table = toy_table(
+        tmp_path,
+        methods=["mine"],
+        recipe={"mine": {"from": "teacher_seeded", "prefix": {"linear": [10, 0], "until": 0.4}}},
+    )
+    mine = Recipe(name="mine", prefix=linear(10, 0, until=0.4))
+    study = read_study(table)
+    assert study.recipes == {"mine": mine}
+    assert [cell.method for cell in cells_of(study)][2:] == ["mine", "mine"]
+    _, memory = run(mine, tmp_path)
+    assert memory.metrics[0]["train/seed_tokens"] > 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"on_policy": 1.5}, "share in"),
+        ({"prefix": -1}, "counts tokens"),
+        ({"prefix": 5, "on_policy": 0.0}, "needs student prompts"),
+        ({"anchor": -0.1}, "weight >= 0"),
+        ({"budget": 0}, "above 0"),
+        ({"teacher_loss": "reverse_kl_sampled"}, "student sampled"),
+        ({"name": "two words"}, "letters"),
+        ({"replay": {"capacity": 0}}, "at least one step"),
+        ({"student_loss": "jsdd"}, "unknown loss"),
+    ],
+)
+def test_wrong_recipes_are_refused(fields: dict, says: str) -> None:
+    with pytest.raises(PotstillError, match=says):
+        Recipe(**{"name": "x", **fields})
+
+
+@pytest.mark.parametrize(
+    ("table", "says", "hint"),
+    [
+        ({"from": "teacher_seded"}, "unknown method", "teacher_seeded"),
+        ({"prefx": 3}, "unknown key", "prefix"),
+        ({"replay": {"capcity": 3}}, "capcity", "README"),
+    ],
+)
+def test_wrong_recipe_tables_are_refused(table: dict, says: str, hint: str) -> None:
+    with pytest.raises(PotstillError, match=says) as caught:
+        recipe_from_toml("mine", table, METHODS)
+    assert hint in caught.value.hint
+
+
+def test_whole_row_losses_work_on_teacher_tokens_too() -> None:
+    assert Recipe(name="x", on_policy=0.5, teacher_loss="forward_kl", student_loss=JSD(0.5)).losses

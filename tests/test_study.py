@@ -1,0 +1,326 @@
+"""Studies: what is on disk, resuming to the same bytes, failures, two processes on one folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import tomli_w
+
+from conftest import toy_table
+from potstill import checkpoint
+from potstill.config import Study, read_study
+from potstill.engines.fake import FakeEngine
+from potstill.errors import NonFinite, PotstillError, StorageError
+from potstill.store import Cell, CellFolder, StudyFolder, cells_of, write_text
+from potstill.study import Pool, prepare, run_cell
+from potstill.types import Trajectory
+
+KEPT = ("metrics.jsonl", "examples.jsonl")
+
+
+def fill(study: Study, path: Path, workers: int = 2) -> StudyFolder:
+    folder = StudyFolder(path)
+    prepare(study)
+    folder.open(study)
+    Pool(study, folder, workers).run(lambda: None, every=0.05)
+    return folder
+
+
+def content(folder: Path) -> dict[str, object]:
+    """Everything of a study that must not depend on clocks: metrics, texts, outcomes."""
+    found: dict[str, object] = {}
+    for path in sorted((folder / "cells").rglob("*")):
+        if path.name in KEPT:
+            found[str(path.relative_to(folder))] = path.read_bytes()
+        elif path.name == "result.json":
+            record = json.loads(path.read_text())
+            keep = ("status", "steps", "accuracy", "flexible", "outcomes", "tokens")
+            found[str(path.relative_to(folder))] = {key: record.get(key) for key in keep}
+    return found
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, Path]:
+    """An uninterrupted study."""
+    tmp = tmp_path_factory.mktemp("whole")
+    study = read_study(toy_table(tmp))
+    fill(study, tmp / "out")
+    return study, tmp / "out"
+
+
+def test_the_folder_is_as_documented(whole: tuple[Study, Path]) -> None:
+    study, path = whole
+    cells = cells_of(study)
+    assert len(cells) == 2 + 9 * 2
+    for cell in cells:
+        place = StudyFolder(path).cell(cell)
+        assert place.result is not None and place.result["status"] == "done", place.result
+        assert place.running is None and not (place.path / "checkpoints").exists()
+        if cell.seed is not None:
+            assert [row["step"] for row in place.metrics] == list(
+                range(1, place.result["steps"] + 1)
+            )
+            assert place.texts[0]["teacher"]
+            assert (place.path / "student").is_dir()
+            assert len(place.result["outcomes"]["strict"]) == 20
+    settings = StudyFolder(path).settings
+    assert settings is not None
+    assert {"torch", "revision", "python"} <= settings["provenance"].keys()
+    assert not [p for p in path.rglob("*") if ".partial" in p.name or p.name.startswith(".result")]
+
+
+def test_workers_do_not_change_the_numbers(whole: tuple[Study, Path], tmp_path: Path) -> None:
+    study, path = whole
+    fill(study, tmp_path / "one", workers=1)
+    assert content(tmp_path / "one") == content(path)
+
+
+def test_run_again_does_nothing(whole: tuple[Study, Path]) -> None:
+    study, path = whole
+    before = {p: p.stat().st_mtime_ns for p in (path / "cells").rglob("result.json")}
+    fill(study, path)
+    assert {p: p.stat().st_mtime_ns for p in (path / "cells").rglob("result.json")} == before
+
+
+def test_the_grid_may_grow_but_settings_may_not_change(tmp_path: Path) -> None:
+    table = toy_table(tmp_path, methods=["on_policy_gkd"], seeds=[0])
+    fill(read_study(table), tmp_path / "out")
+    first = content(tmp_path / "out")
+    fill(read_study({**table, "seeds": [0, 1]}), tmp_path / "out")
+    grown = content(tmp_path / "out")
+    assert len(grown) == len(first) + 3 and first.items() <= grown.items()
+    for change, says in (
+        ({"train": {**table["train"], "steps": 13}}, "train.steps: 12 -> 13"),
+        ({"seeds": [1]}, "seeds lost"),
+        ({"pair": {"toy": {"student": "a", "teacher": "c"}}}, "pair.toy"),
+    ):
+        other = read_study({**table, "seeds": [0, 1], **change})
+        with pytest.raises(PotstillError, match=says):
+            StudyFolder(tmp_path / "out").open(other)
+    assert content(tmp_path / "out") == grown
+
+
+def test_a_strange_folder_is_left_alone(tmp_path: Path, toy: Study) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("dear")
+    with pytest.raises(PotstillError, match="no study folder"):
+        StudyFolder(tmp_path / "mine").open(toy)
+    assert [p.name for p in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
+
+
+def command(table: dict, tmp_path: Path, out: Path, workers: int = 2) -> list[str]:
+    file = tmp_path / "toy.toml"
+    file.write_text(tomli_w.dumps(table))
+    return [
+        *(sys.executable, "-m", "potstill", "study", str(file)),
+        *("--out", str(out), "--workers", str(workers), "--no-figures"),
+    ]
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.01)
+
+
+def kill_and_resume(table: dict, tmp_path: Path, moments: list[int]) -> dict[str, object]:
+    """SIGKILL the study and its workers whenever so many metric lines exist, then let it finish."""
+    out = tmp_path / "killed"
+    for lines in moments:
+        process = subprocess.Popen(
+            command(table, tmp_path, out), start_new_session=True, stderr=subprocess.DEVNULL
+        )
+
+        def enough(lines: int = lines) -> bool:
+            files = list(out.glob("cells/*/*/*/metrics.jsonl"))
+            return sum(file.read_bytes().count(b"\n") for file in files) >= lines
+
+        wait_for(enough)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        assert not (out / "report.html").exists()
+    subprocess.run(command(table, tmp_path, out), check=True, capture_output=True)
+    return content(out)
+
+
+def test_killed_in_mid_cell_and_resumed_gives_the_same_bytes(
+    whole: tuple[Study, Path], tmp_path: Path
+) -> None:
+    table = whole[0].to_toml()
+    assert kill_and_resume(table, tmp_path, [10, 70, 130]) == content(whole[1])
+
+
+def test_an_orphaned_worker_leaves(tmp_path: Path) -> None:
+    """SIGKILL the study process alone: its workers notice and end; the folder stays resumable."""
+    table = toy_table(tmp_path, train={"steps": 3000}, methods=["on_policy_gkd"])
+    out = tmp_path / "out"
+    process = subprocess.Popen(command(table, tmp_path, out), stderr=subprocess.DEVNULL)
+    wait_for(lambda: any(out.glob("cells/toy/on_policy_gkd/*/.running")))
+    marks = list(out.glob("cells/toy/*/*/.running"))
+    pids = {json.loads(mark.read_text())["pid"] for mark in marks}
+    process.kill()
+    process.wait()
+    wait_for(lambda: not any(Path(f"/proc/{pid}/fd").exists() for pid in pids), 15)
+
+
+def test_two_studies_on_one_folder_share_the_work(tmp_path: Path) -> None:
+    table = toy_table(tmp_path, train={"steps": 30})
+    out = tmp_path / "out"
+    both = [
+        subprocess.Popen(command(table, tmp_path, out, workers=1), stderr=subprocess.DEVNULL)
+        for _ in range(2)
+    ]
+    assert [process.wait() for process in both] == [0, 0]
+    alone = fill(read_study(table), tmp_path / "alone")
+    assert content(out) == content(alone.path)
+
+
+def test_a_held_cell_is_not_run_twice(toy: Study, tmp_path: Path) -> None:
+    place = CellFolder(tmp_path / "cell")
+    with place.claim() as mine:
+        assert mine
+        code = (
+            "import sys; from pathlib import Path; from potstill.store import CellFolder\n"
+            "with CellFolder(Path(sys.argv[1])).claim() as mine: print(mine)"
+        )
+        shown = subprocess.run(
+            [sys.executable, "-c", code, str(place.path)],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert shown.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("how", ["nan", "memory", "exception"])
+def test_a_failing_cell_is_recorded_with_its_cause(
+    toy: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    folder = StudyFolder(tmp_path / "out")
+    folder.open(toy)
+    run_cell(toy, folder, Cell("toy", "teacher"))
+    step, calls = FakeEngine.step, []
+
+    def broken(self: FakeEngine, data: object, learning_rate: float) -> object:
+        calls.append(1)
+        if len(calls) == 7:
+            raise {
+                "nan": NonFinite("loss nan, gradient norm nan"),
+                "memory": MemoryError("no more"),
+                "exception": RuntimeError("boom"),
+            }[how]
+        return step(self, data, learning_rate)
+
+    monkeypatch.setattr(FakeEngine, "step", broken)
+    cell = Cell("toy", "hybrid", 0)
+    record = run_cell(toy, folder, cell)
+    says = {"nan": "not a number", "memory": "out of memory", "exception": "RuntimeError"}[how]
+    assert record["status"] == "failed" and record["cause"].startswith(f"{says} at step 7")
+    assert folder.cell(cell).result == record
+    assert len(folder.cell(cell).metrics) == 6
+    assert "traceback" in record
+
+
+def test_a_learning_rate_that_explodes_fails_the_cell_and_not_the_study(tmp_path: Path) -> None:
+    table = toy_table(
+        tmp_path, methods=["on_policy_gkd"], seeds=[0], train={"learning_rate": 1e308}
+    )
+    folder = fill(read_study(table), tmp_path / "out")
+    results = folder.results(cells_of(read_study(table)))
+    assert [r["status"] for r in results.values()] == ["done", "done", "failed"]
+    assert "not a number" in list(results.values())[-1]["cause"]
+
+
+def test_a_worker_that_dies_costs_its_cell_only_the_second_time(tmp_path: Path) -> None:
+    table = toy_table(tmp_path, methods=["on_policy_gkd"], seeds=[0, 1], train={"steps": 800})
+    study = read_study(table)
+    folder = StudyFolder(tmp_path / "out")
+    folder.open(study)
+    killed: list[int] = []
+
+    def kill_seed_0() -> None:
+        place = folder.cell(Cell("toy", "on_policy_gkd", 0))
+        running = place.running
+        if running and place.steps > 4 and running["pid"] not in killed and len(killed) < 2:
+            killed.append(running["pid"])
+            os.kill(running["pid"], signal.SIGKILL)
+
+    results = Pool(study, folder, 1).run(kill_seed_0, every=0.02)
+    by_seed = {cell.seed: record for cell, record in results.items() if cell.seed is not None}
+    assert len(killed) == 2
+    assert by_seed[0]["status"] == "failed" and "died 2 times" in by_seed[0]["cause"]
+    assert by_seed[1]["status"] == "done"
+
+
+def test_a_disk_that_refuses_stops_the_study_and_keeps_what_is_finished(
+    whole: tuple[Study, Path], tmp_path: Path
+) -> None:
+    """Real workers whose files cannot grow past a limit: two lines, code 2, and nothing is lost."""
+    out = tmp_path / "out"
+    words = command(whole[0].to_toml(), tmp_path, out)
+    limited = ["bash", "-c", 'ulimit -f 4; trap "" XFSZ; exec "$@"', "bash", *words]
+    failed = subprocess.run(limited, capture_output=True, text=True, check=False)
+    assert failed.returncode == 2, failed.stderr
+    assert "error: cannot write" in failed.stderr and "hint: free space" in failed.stderr
+    kept = content(out)
+    ended = [name for name in kept if name.endswith("result.json")]
+    assert not (out / "report.html").exists()
+    subprocess.run(words, check=True, capture_output=True)
+    again = content(out)
+    assert again == content(whole[1])
+    assert {name: again[name] for name in ended} == {name: kept[name] for name in ended}
+
+
+def test_a_write_that_fails_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "result.json"
+    write_text(path, "old")
+
+    def full(handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StorageError):
+        write_text(path, "new")
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_torn_lines_are_not_read(tmp_path: Path) -> None:
+    place = CellFolder(tmp_path)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"st')
+    assert place.metrics == [{"step": 1}, {"step": 2}]
+    place.rewind(1)
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1}\n'
+
+
+def test_checkpoints_are_whole_or_absent(tmp_path: Path) -> None:
+    engine = FakeEngine()
+    import numpy as np
+
+    entry = Trajectory("p", (1,), (2, 3), np.array([-0.1, -1 / 3], np.float32), "student", 1, 4)
+    checkpoint.save(tmp_path, 4, engine, [entry], {"tokens": {"trained": 3}})
+    (tmp_path / "partial-00000008").mkdir()
+    found = checkpoint.load(tmp_path, engine)
+    assert found is not None
+    step, (again,), extra = found
+    assert (step, extra) == (4, {"tokens": {"trained": 3}})
+    assert again.logprobs.tobytes() == entry.logprobs.tobytes()
+    assert (again.prompt, again.completion, again.prefix) == ((1,), (2, 3), 1)
+    checkpoint.save(tmp_path, 8, engine, [], {})
+    assert [p.name for p in tmp_path.iterdir()] == ["step-00000008"]
+
+
+def test_numbers_that_are_not_finite_become_null(tmp_path: Path) -> None:
+    place = CellFolder(tmp_path)
+    place.record({"step": 1, "train/loss": float("nan"), "x": [float("inf")]}, None)
+    assert place.metrics == [{"step": 1, "train/loss": None, "x": [None]}]

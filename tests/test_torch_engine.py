@@ -1,0 +1,234 @@
+"""What only the torch engine promises: the step equals a naive one, micro-batches, LoRA,
+folders, dtypes."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from potstill.engines.torch import TorchEngine, micro_batches
+from potstill.errors import PotstillError
+from potstill.losses import row_divergence
+from potstill.objective import build
+from potstill.recipe import Recipe
+from potstill.rollout import Limits, collect
+from potstill.types import Datum, Loss, ModelSpec, Problem
+
+
+def open_pair(models: Path, family: str = "qwen", **settings: object) -> TorchEngine:
+    folder = models / family
+    return TorchEngine(str(folder / "student"), str(folder / "teacher"), **settings)
+
+
+def batch_of(engine: TorchEngine) -> list[Datum]:
+    """A batch with everything in it: both sources, a seeded prefix, an anchor."""
+    recipe = Recipe(name="all", on_policy=0.5, prefix=3, anchor=0.1)
+    texts = ["Tom has 3", "7", "Ann has 12 pens, buys 5", "Eva"]
+    problems = [Problem(str(i), text, "0") for i, text in enumerate(texts)]
+    return build(recipe, collect(recipe, engine, problems, 0.0, 0, 0, Limits(9, 1.0, 1.0)), engine)
+
+
+def naive_step(models: Path, family: str, data: list[Datum]) -> tuple[float, float, dict]:
+    """The same loss row by row, unpadded; returns loss, gradient norm, gradients."""
+    student, teacher, init = (
+        AutoModelForCausalLM.from_pretrained(models / family / role)
+        for role in ("student", "teacher", "student")
+    )
+    total = torch.zeros(())
+    for datum in data:
+        ids = torch.tensor([datum.prompt + datum.completion])
+        vocabulary = student.config.vocab_size
+        rows = {
+            role: model(ids).logits[0, :, :vocabulary].log_softmax(-1)
+            for role, model in (("student", student), ("teacher", teacher), ("init", init))
+        }
+        for term in datum.terms:
+            for i, target in enumerate(datum.completion):
+                at = len(datum.prompt) + i - 1  # the position before token i predicts it
+                p = rows["student"][at]
+                if term.loss.name == "cross_entropy":
+                    value = -p[target]
+                else:
+                    value = row_divergence(term.loss, p, rows[term.loss.to][at].detach())
+                total = total + float(term.weights[i]) * value
+    total.backward()
+    gradients = {name: p.grad for name, p in student.named_parameters()}
+    norm = torch.sqrt(sum((g**2).sum() for g in gradients.values())).item()
+    return total.item(), norm, gradients
+
+
+@pytest.mark.parametrize("family", ["qwen", "llama"])
+@pytest.mark.parametrize("batch_tokens", [16_384, 40])
+def test_a_step_equals_the_naive_one(models: Path, family: str, batch_tokens: int) -> None:
+    """Padding, masks, normalisation and accumulation change neither loss nor gradient."""
+    engine = open_pair(models, family, batch_tokens=batch_tokens, max_grad_norm=0.0)
+    data = batch_of(engine)
+    assert {datum.source for datum in data} == {"student", "teacher"}
+    loss, norm, gradients = naive_step(models, family, data)
+    before = {name: p.detach().clone() for name, p in engine._trained.items()}
+    stats = engine.step(data, 0.01)
+    assert stats.loss == pytest.approx(loss, rel=1e-5)
+    assert stats.grad_norm == pytest.approx(norm, rel=1e-4)
+    for name, old in before.items():  # Adam's first step moves by the gradient's sign
+        large = gradients[name].abs() > 1e-4
+        moved = (engine._trained[name] - old)[large]
+        assert torch.allclose(moved, -0.01 * gradients[name][large].sign(), rtol=1e-2)
+
+
+def test_clipping_bounds_the_gradient(models: Path) -> None:
+    norms = {}
+    for limit in (0.0, 1e-3):
+        engine = open_pair(models, max_grad_norm=limit)
+        data = batch_of(engine)
+        before = torch.cat([p.detach().flatten() for p in engine._trained.values()])
+        norms[limit] = engine.step(data, 1e-3).grad_norm
+        first = next(iter(engine._optimizer.state.values()))["exp_avg"].norm()
+        if limit:
+            assert first <= 0.1 * limit * 1.01
+        after = torch.cat([p.detach().flatten() for p in engine._trained.values()])
+        assert not torch.equal(before, after)
+    assert norms[0.0] == pytest.approx(norms[1e-3], rel=1e-5)  # the norm before clipping
+
+
+@pytest.mark.parametrize("rank", [0, 4])
+def test_gradient_checkpointing_recomputes_and_changes_no_number(models: Path, rank: int) -> None:
+    plain = open_pair(models, lora_rank=rank)
+    lean = open_pair(models, lora_rank=rank, gradient_checkpointing=True)
+    data = batch_of(plain)
+    calls = {plain: 0, lean: 0}
+    for engine in calls:
+        layer = next(
+            m
+            for n, m in engine._models["student"].named_modules()
+            if n.endswith("layers.0.input_layernorm")
+        )
+        layer.register_forward_hook(
+            lambda *_, engine=engine: calls.update({engine: calls[engine] + 1})
+        )
+    a, b = plain.step(data, 0.01), lean.step(data, 0.01)
+    assert (a.loss, a.grad_norm) == pytest.approx((b.loss, b.grad_norm), rel=1e-5)
+    assert calls[lean] > calls[plain]
+
+
+@pytest.mark.parametrize("rank", [0, 4])
+def test_bfloat16_is_close_to_float32(models: Path, rank: int) -> None:
+    spec = ModelSpec(dtype="bfloat16")
+    full = open_pair(models, lora_rank=rank)
+    half = open_pair(models, lora_rank=rank, student_spec=spec, teacher_spec=spec)
+    data = batch_of(full)
+    a, b = full.step(data, 0.001), half.step(data, 0.001)
+    assert b.loss == pytest.approx(a.loss, rel=0.05)
+    assert all(p.dtype == torch.float32 for p in half._trained.values())
+
+
+def test_heads_that_differ_in_padding_rows_are_cut(models: Path) -> None:
+    engine = open_pair(models)
+    tokenizer = AutoTokenizer.from_pretrained(models / "qwen" / "student")
+    assert engine.vocabulary == len(tokenizer)
+    assert any("rows cut" in note for note in engine.notes)
+    drawn = engine.sample(
+        "teacher", [engine.encode("7")] * 200, [4] * 200, 1.0, np.random.default_rng(0)
+    )
+    assert max(max(s.tokens) for s in drawn) < engine.vocabulary
+
+
+def test_other_tokenizers_are_refused(models: Path) -> None:
+    with pytest.raises(PotstillError, match="share a tokenizer") as caught:
+        TorchEngine(str(models / "qwen/student"), str(models / "llama/teacher"))
+    assert "one model family" in caught.value.hint
+
+
+def test_a_student_without_template_takes_the_teachers(models: Path, tmp_path: Path) -> None:
+    bare = tmp_path / "bare"
+    shutil.copytree(models / "qwen/student", bare)
+    (bare / "chat_template.jinja").unlink()
+    engine = TorchEngine(str(bare), str(models / "qwen/teacher"))
+    assert engine.encode("7") == open_pair(models).encode("7")
+    assert any("teacher's renders" in note for note in engine.notes)
+
+
+@pytest.mark.parametrize("rank", [0, 4])
+def test_the_exported_student_is_an_ordinary_folder(
+    models: Path, tmp_path: Path, rank: int
+) -> None:
+    engine = open_pair(models, lora_rank=rank)
+    data = batch_of(engine)
+    for _ in range(3):
+        engine.step(data, 0.02)
+    rows = [(datum.prompt, datum.completion) for datum in data]
+    want = np.concatenate(engine.score("student", rows))
+    engine.export(tmp_path / "student")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "student")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "student")
+    assert tokenizer.get_vocab() == engine.tokenizer.get_vocab()
+    got = []
+    for prompt, completion in rows:
+        logp = model(torch.tensor([prompt + completion])).logits[0].log_softmax(-1)
+        got += [logp[len(prompt) + i - 1, y].item() for i, y in enumerate(completion)]
+    np.testing.assert_allclose(got, want, atol=1e-4)
+    assert (tmp_path / "student" / "adapter" / "adapter_model.safetensors").exists() == (rank > 0)
+    assert not list((tmp_path / "student").glob("*.bin"))
+    again = TorchEngine(str(tmp_path / "student"), str(models / "qwen/teacher"))
+    np.testing.assert_allclose(np.concatenate(again.score("student", rows)), want, atol=1e-4)
+
+
+def test_lora_leaves_the_base_alone(models: Path) -> None:
+    engine = open_pair(models, lora_rank=4)
+    assert all("lora" in name for name in engine._trained)
+    data = batch_of(engine)
+    rows = [(datum.prompt, datum.completion) for datum in data]
+    base = engine.score("init", rows)
+    for _ in range(3):
+        engine.step(data, 0.05)
+    for a, b in zip(base, engine.score("init", rows), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert not np.allclose(np.concatenate(base), np.concatenate(engine.score("student", rows)))
+
+
+def test_a_device_that_is_not_there_is_refused(models: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(PotstillError, match="no GPU"):
+        open_pair(models, student_spec=ModelSpec(device="cuda:0"))
+
+
+def test_micro_batches_hold_their_limit_and_lose_nothing() -> None:
+    sizes = [5, 30, 7, 7, 12, 1, 90]
+    groups = list(micro_batches(range(7), sizes, 40))
+    assert sorted(i for group in groups for i in group) == list(range(7))
+    for group in groups:
+        assert len(group) == 1 or max(sizes[i] for i in group) * len(group) <= 40
+
+
+def test_sampled_loss_agrees_with_the_exact_one_in_direction(models: Path) -> None:
+    """The two reverse KLs move the weights alike, averaged over many samples."""
+    moves = {}
+    for name in ("reverse_kl", "reverse_kl_sampled"):
+        engine = open_pair(models, max_grad_norm=0.0)
+        recipe = Recipe(name="x", student_loss=name)
+        problems = [Problem(str(i), "7", "0") for i in range(600)]
+        batch = collect(recipe, engine, problems, 0.0, 0, 0, Limits(1, 1.0, 1.0))
+        engine.step(build(recipe, batch, engine), 0.0)
+        moves[name] = torch.cat(
+            [engine._optimizer.state[p]["exp_avg"].flatten() for p in engine._trained.values()]
+        )
+    a, b = moves["reverse_kl"], moves["reverse_kl_sampled"]
+    assert torch.cosine_similarity(a, b, dim=0) > 0.9
+    assert (b.norm() / a.norm()).item() == pytest.approx(1.0, abs=0.2)
+
+
+def test_teacher_rows_are_only_for_losses_that_need_them(models: Path) -> None:
+    engine = open_pair(models)
+    recipe = Recipe(name="x", on_policy=0.0)
+    problems = [Problem("0", "7", "0")]
+    batch = collect(recipe, engine, problems, 0.0, 0, 0, Limits(5, 1.0, 1.0))
+    data = build(recipe, batch, engine)
+    del engine._models["teacher"]
+    engine.step(data, 0.01)
+    assert "teacher" not in engine._models
+    assert {term.loss for datum in data for term in datum.terms} == {Loss("cross_entropy")}
