@@ -159,6 +159,19 @@ def test_killed_in_mid_cell_and_resumed_gives_the_same_bytes(
     assert kill_and_resume(table, tmp_path, [10, 70, 130]) == content(whole[1])
 
 
+def test_killed_and_resumed_on_the_torch_engine(tmp_path: Path) -> None:
+    """The same on an embedded pair: weights, optimizer state and replay buffer come back exactly."""
+    table = {
+        "name": "torch",
+        "pairs": ["tiny-llama"],
+        "methods": ["replay_buffer", "hybrid"],
+        "train": {"steps": 12, "batch_size": 6, "checkpoint_every": 3},
+        "eval": {"problems": 20, "every": 6, "probe_every": 4},
+    }
+    fill(read_study(table), tmp_path / "whole")
+    assert kill_and_resume(table, tmp_path, [8, 17]) == content(tmp_path / "whole")
+
+
 def test_an_orphaned_worker_leaves(tmp_path: Path) -> None:
     """SIGKILL the study process alone: its workers notice and end; the folder stays resumable."""
     table = toy_table(tmp_path, train={"steps": 3000}, methods=["on_policy_gkd"])

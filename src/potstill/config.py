@@ -116,7 +116,7 @@ class Study(Part):
     methods: Names = tuple(METHODS)
     pairs: Names = ()  # names of [pair.NAME] tables or embedded pairs; default: every table
     seeds: Seeds = (0,)
-    pair: dict[str, Pair] = {}
+    pair: dict[Annotated[str, Field(pattern=r"^\w[\w.-]*$")], Pair] = {}
     train: Train = Train()
     eval: Eval = Eval()
     recipe: dict[str, dict[str, Any]] = {}

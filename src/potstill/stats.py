@@ -147,8 +147,8 @@ def accuracy_at(tokens: float, curve: Sequence[tuple[float, float]]) -> float:
 
 def curve(metrics: Iterable[Mapping[str, Any]], start: float) -> list[tuple[float, float]]:
     """Gradings of one run as (tokens spent, accuracy), from the untrained student on."""
-    graded = [(row["tokens"], row["eval/accuracy"]) for row in metrics if "eval/accuracy" in row]
-    return [(0.0, start), *graded]
+    graded = [(row["tokens"], row.get("eval/accuracy")) for row in metrics]
+    return [(0.0, start), *((spent, found) for spent, found in graded if found is not None)]
 
 
 def table(

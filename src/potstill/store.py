@@ -85,7 +85,12 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     *whole, _torn = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in whole]
+    try:
+        return [json.loads(line) for line in whole]
+    except json.JSONDecodeError as error:
+        raise PotstillError(
+            f'"{path}" is damaged: {error}', f'remove the folder "{path.parent}" to run its cell again'
+        ) from None
 
 
 class CellFolder:
@@ -269,7 +274,7 @@ class StudyFolder:
 
 def cells_of(study: Study) -> list[Cell]:
     """Every cell in the order of running: references first, then seed by seed, long runs first."""
-    references = [Cell(pair, role) for role in REFERENCES for pair in study.models]
+    references = [Cell(pair, role) for role in reversed(REFERENCES) for pair in study.models]
     order = sorted(study.recipes.values(), key=lambda recipe: -recipe.budget)
     runs = [
         Cell(pair, recipe.name, seed)
@@ -277,4 +282,4 @@ def cells_of(study: Study) -> list[Cell]:
         for recipe in order
         for pair in study.models
     ]
-    return references[::-1] + runs
+    return references + runs

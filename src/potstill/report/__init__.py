@@ -1,0 +1,92 @@
+"""A study's folder as tables, figures and one page that works offline.
+
+Reads what is on disk and writes beside it: results.json, table.csv, report.html and, where asked
+for, figures/. It runs no model and imports neither the loop nor an engine; plotly, matplotlib and
+scipy load when needed. What a collapse was caused by is not its business.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from potstill.stats import Row
+
+__all__ = ["Report", "as_text", "write_report"]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a report wrote, and what it is about."""
+
+    study: str
+    html: Path
+    results: Path  # results.json
+    csv: Path
+    figures: tuple[Path, ...]
+    rows: tuple[Row, ...]  # the method table
+    table: tuple[dict[str, Any], ...]  # the same as plain columns, those of table.csv
+    cells: int  # of the whole grid
+    done: int
+    failed: int
+    missing: int
+
+    def to_json(self) -> dict[str, Any]:
+        """What a program may want to know."""
+        files = {key: str(getattr(self, key)) for key in ("html", "results", "csv")}
+        counts = {key: getattr(self, key) for key in ("cells", "done", "failed", "missing")}
+        drawn = [str(path) for path in self.figures]
+        return {"study": self.study, **counts, **files, "figures": drawn, "table": list(self.table)}
+
+
+def as_text(report: Report) -> str:
+    """The method tables and the count of cells, for a terminal."""
+    from potstill.report.table import to_text
+
+    counts = f"{report.done} of {report.cells} cells done"
+    counts += f", {report.failed} failed" if report.failed else ""
+    counts += f", {report.missing} missing" if report.missing else ""
+    return f"{to_text(report.rows)}\n{report.study}: {counts}"
+
+
+def write_report(path: Path, *, figures: bool = False) -> Report:
+    """Write the report of a study into its folder; a study in work is reported as far as it is.
+
+    Args:
+        path: the study's folder.
+        figures: also write SVG and PNG files.
+
+    Raises:
+        PotstillError: the folder holds no study, or the disk refuses.
+    """
+    from potstill.report import data, page, palette, table
+    from potstill.store import to_json, write_text
+
+    path = Path(path)
+    found = data.load(path)
+    looks = palette.looks(found.known, found.recipes)
+    html, results, csv = path / "report.html", path / "results.json", path / "table.csv"
+    write_text(results, to_json(table.to_results(found)) + "\n")
+    write_text(csv, table.to_csv(found))
+    write_text(html, page.render(found, looks))
+    drawn: tuple[Path, ...] = ()
+    if figures:
+        from potstill.report.figures import write_figures
+
+        drawn = write_figures(found, looks, path / "figures")
+    counts = found.counts
+    return Report(
+        study=found.study.name,
+        html=html,
+        results=results,
+        csv=csv,
+        figures=drawn,
+        rows=tuple(found.rows),
+        table=tuple(table.flat(found, row) for row in found.rows),
+        cells=len(found.runs),
+        done=counts["done"],
+        failed=counts["failed"],
+        missing=counts["missing"],
+    )

@@ -1,0 +1,103 @@
+"""What the numbers say and what they cannot say, in sentences.
+
+A difference is called clear where its interval excludes zero and its p-value after Holm's
+correction is below 0.05. Nothing here explains a difference: that is the diagnosis's work.
+"""
+
+from __future__ import annotations
+
+from potstill import zoo
+from potstill.report.data import StudyData
+from potstill.report.table import per_cent
+from potstill.stats import BASELINE, Difference, Row
+from potstill.store import REFERENCES
+
+LEVEL = 0.05
+FEW_SEEDS, FEW_PROBLEMS = 5, 100
+
+
+def clear(value: Difference | None) -> int:
+    """1 for clearly above, -1 for clearly below, 0 for neither."""
+    if value is None or not value.clear or not value.p < LEVEL:
+        return 0
+    return 1 if value.mean > 0 else -1
+
+
+def caveats(data: StudyData) -> list[str]:
+    """What a reader must know before the numbers."""
+    study, counts = data.study, data.counts
+    problems, tiny = study.eval.problems, [p for p in study.models if _embedded(data, p)]
+    pairs = "is a pair" if len(tiny) == 1 else "are pairs"
+    seeds = len(study.seeds)
+    known = (
+        (
+            counts["missing"],
+            f"Not finished: {counts['missing']} of {len(data.runs)} cells have no result. Means "
+            "are over what is there.",
+        ),
+        (
+            counts["failed"],
+            f"{counts['failed']} failed: a failed cell has no accuracy and enters no mean. The "
+            "causes are listed below.",
+        ),
+        (
+            seeds == 1,
+            "One seed: there is no interval over seeds. Intervals cover the choice of problems "
+            "alone; another seed may give another order.",
+        ),
+        (
+            1 < seeds < FEW_SEEDS,
+            f"{seeds} seeds: a bootstrap over so few seeds is too narrow. Read intervals as a "
+            "lower bound of the uncertainty.",
+        ),
+        (
+            problems < FEW_PROBLEMS,
+            f"Only {problems} held-out problems: one problem is {100 / problems:.1f} points.",
+        ),
+        (
+            BASELINE not in study.methods,
+            f"{BASELINE} is not in this study: differences to it and accuracy at equal tokens are "
+            "empty.",
+        ),
+        (
+            tiny,
+            f"{' and '.join(tiny)} {pairs} of tiny embedded models: what they show is about tiny "
+            "models.",
+        ),
+    )
+    return [text for holds, text in known if holds]
+
+
+def _embedded(data: StudyData, pair: str) -> bool:
+    return pair in zoo.PAIRS and pair not in data.study.pair
+
+
+def reading(data: StudyData, pair: str) -> list[str]:
+    """One pair's table in sentences."""
+    rows = [r for r in data.rows if r.pair == pair and r.accuracy and r.method not in REFERENCES]
+    if not rows:
+        return ["No method has a result yet."]
+    best = max(rows, key=lambda row: row.accuracy.mean if row.accuracy else 0.0)
+    ends = {role: data.accuracy(pair, role) for role in REFERENCES}
+    known = [f"{role} {per_cent(level)} %" for role, level in ends.items() if level is not None]
+    assert best.accuracy
+    found = [
+        f"Highest mean: {best.method}, {per_cent(best.accuracy.mean)} %"
+        + (f" ({', '.join(known)})." if known else ".")
+    ]
+    if any(row.against_baseline for row in rows):
+        found.append(_apart(rows))
+    worse = [row.method for row in rows if clear(row.against_untrained) < 0]
+    if worse:
+        found.append(f"Clearly below the untrained student: {', '.join(worse)}.")
+    return found
+
+
+def _apart(rows: list[Row]) -> str:
+    above = [row.method for row in rows if clear(row.against_baseline) > 0]
+    below = [row.method for row in rows if clear(row.against_baseline) < 0]
+    parts = [f"above it {', '.join(above)}"] * bool(above)
+    parts += [f"below it {', '.join(below)}"] * bool(below)
+    if not parts:
+        return f"No method is clearly apart from {BASELINE}."
+    return f"Clearly apart from {BASELINE}: {'; '.join(parts)}."

@@ -1,0 +1,137 @@
+"""Study folders with made-up numbers, written by the functions that a real study uses.
+
+For tests of what reads a folder. The curves are plausible, the models do not exist.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from potstill.config import Study, read_study
+from potstill.provenance import provenance
+from potstill.recipe import Recipe
+from potstill.store import REFERENCES, Cell, CellFolder, StudyFolder, cells_of, example
+from potstill.types import Evaluation, Grade, Graded, Problem
+
+UNTRAINED, TEACHER = 0.48, 0.88  # share of problems solved
+GAIN = {"off_policy": 0.10, "kl_anchored": 0.04, "mixture": 0.06, "reverse_curriculum": -0.2}
+
+Fate = Mapping[str, Any]  # see write_study
+
+
+def small_study(**changes: Any) -> Study:
+    """Two methods on one embedded pair, two seeds."""
+    table: dict[str, Any] = {
+        "name": "synthetic",
+        "engine": "fake",
+        "pairs": ["tiny-qwen"],
+        "methods": ["on_policy_gkd", "hybrid"],
+        "seeds": [0, 1],
+        "train": {"steps": 20, "max_tokens": 32},
+        "eval": {"every": 10, "problems": 40, "probe_every": 5},
+    }
+    return read_study({**table, **changes})
+
+
+def write_study(
+    path: Path, study: Study, fate: Callable[[Cell], Fate] = lambda cell: {}
+) -> StudyFolder:
+    """Write a whole study's folder.
+
+    Args:
+        path: the folder.
+        study: its settings.
+        fate: what becomes of a cell: nothing in the mapping and it ends well; `skip` and it is not
+            there; `stop` = a step after which nothing is recorded and no result is written;
+            `fail` = the cause of its failure; `text` = what its student writes; `null` and its
+            losses are null.
+    """
+    folder = StudyFolder(path)
+    folder.open(study)
+    for cell in cells_of(study):
+        told = fate(cell)
+        if not told.get("skip"):
+            _write_cell(study, folder, cell, told)
+    return folder
+
+
+def _write_cell(study: Study, folder: StudyFolder, cell: Cell, told: Fate) -> None:
+    teacher = {p.id: p.solution for p in _problems(study)}
+    place = folder.cell(cell, teacher=teacher, examples=study.eval.examples)
+    place.path.mkdir(parents=True, exist_ok=True)
+    record: dict[str, Any] = {"pair": cell.pair, "method": cell.method, "seed": cell.seed}
+    if cell.method in REFERENCES:
+        graded = _grade(study, cell, TEACHER if cell.method == "teacher" else UNTRAINED, told)
+        place.show([example(0, row) for row in graded.rows])
+        steps, tokens = 0, {}
+    else:
+        recipe = study.recipes[cell.method]
+        steps = min(study.total_steps(recipe), told.get("stop", math.inf))
+        tokens, graded = _train(study, place, cell, recipe, steps, told)
+    if "stop" in told:
+        return
+    record |= {"status": "done", "steps": steps, "accuracy": graded.strict}
+    record |= {"flexible": graded.flexible, "problems": len(graded.rows), "tokens": tokens}
+    record |= {"outcomes": graded.outcomes, "seconds": 1.5 + 0.1 * steps, "notes": []}
+    if "fail" in told:
+        keep = {key: record[key] for key in ("pair", "method", "seed", "steps")}
+        record = {**keep, "status": "failed", "cause": told["fail"], "traceback": "Traceback ..."}
+    place.finish({**record, "provenance": provenance()})
+
+
+def _train(
+    study: Study, place: CellFolder, cell: Cell, recipe: Recipe, steps: int, told: Fate
+) -> tuple[dict[str, int], Evaluation]:
+    total, gain = study.total_steps(recipe), GAIN.get(cell.method, 0.12)
+    rng = np.random.default_rng([cell.seed or 0, *cell.method.encode()])
+    spent, graded = 0, _grade(study, cell, UNTRAINED, told)
+    for step in range(1, steps + 1):
+        t, spent = step / total, spent + 3 * study.train.batch_size * 8
+        learnt = 1 - math.exp(-4 * t)
+        row: dict[str, Any] = {
+            "step": step,
+            "train/loss": None if told.get("null") else 1.4 - learnt + 0.05 * rng.normal(),
+            "train/on_policy_loss": None,
+            "train/phase": recipe.on_policy((step - 1) / total),
+            "train/seed_tokens": float(int(recipe.prefix((step - 1) / total))),
+            "tokens": spent,
+        }
+        if step % study.eval.probe_every == 0 or step == total:
+            row["train/score"] = 0.5 + 0.3 * learnt + 0.02 * rng.normal()
+            row["train/kl_divergence"] = 0.9 - 0.6 * learnt + 0.02 * rng.normal()
+        looked = step % study.eval.every == 0 or step == total
+        if looked:
+            graded = _grade(study, cell, UNTRAINED + gain * learnt + 0.01 * rng.normal(), told)
+            row |= {"eval/accuracy": graded.strict, "eval/flexible": graded.flexible}
+        place.record(row, graded if looked else None)
+    thirds = dict.fromkeys(("student_sampled", "teacher_scored", "trained"), spent // 3)
+    return {**thirds, "teacher_sampled": 0, "prompt": 2 * spent}, graded
+
+
+def _problems(study: Study) -> Sequence[Problem]:
+    rng = np.random.default_rng(7)
+    found = []
+    for i in range(study.eval.problems):
+        a, b, c = (int(n) for n in rng.integers(10, 99, 3))
+        text = f"{a} + {b} = {a + b}; {a + b} - {c} = {a + b - c}\n#### {a + b - c}"
+        found.append(Problem(f"test-{i}", f"{a} + {b} - {c} = ?", str(a + b - c), text))
+    return found
+
+
+def _grade(study: Study, cell: Cell, skill: float, told: Fate) -> Evaluation:
+    """Problems get harder along the list's shuffled order; a little luck decides the rest."""
+    rng = np.random.default_rng([cell.seed or 0, *cell.method.encode(), int(1000 * abs(skill))])
+    hard = np.random.default_rng(3).permutation(study.eval.problems) / study.eval.problems
+    rows = []
+    for problem, difficulty in zip(_problems(study), hard, strict=True):
+        right = bool(difficulty + 0.08 * rng.normal() < skill)
+        wrong = problem.solution.replace(f"#### {problem.answer}", f"so {problem.answer}1")
+        text = told.get("text", problem.solution if right else wrong)
+        grade = Grade(strict=right, flexible=right or bool(rng.random() < 0.05))
+        rows.append(Graded(problem, text, grade, tokens=len(text) // 3, ended=right))
+    return Evaluation(tuple(rows))

@@ -1,0 +1,322 @@
+"""What a report says, on studies with made-up numbers: finished, half-finished, failed, hostile."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import subprocess
+import sys
+from base64 import b64encode
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from potstill import stats
+from potstill.errors import PotstillError
+from potstill.methods import METHODS
+from potstill.report import Report, as_text, write_report
+from potstill.report import curves as curves_module
+from potstill.report.data import load
+from potstill.report.palette import looks
+from potstill.report.published import COLUMNS, column
+from potstill.report.table import COLUMNS as CSV_COLUMNS
+from potstill.report.table import to_markdown
+from potstill.report.texts import visible
+from potstill.store import Cell, StudyFolder
+from studies import Fate, small_study, write_study
+
+HOSTILE = "<script>alert(1)</script>\u202egnitrow\u0007" + "x" * 100_000 + "\n</pre><img src=x>"
+
+
+@pytest.fixture(autouse=True)
+def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stats, "RESAMPLES", 200)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Report:
+    """Every built-in method and one of the user's, two pairs; cells failed, absent, in work."""
+    path = tmp_path_factory.mktemp("studies") / "mixed"
+    own = {"from": "teacher_seeded", "prefix": {"linear": [30, 0], "until": 0.8}}
+    study = small_study(
+        pairs=["tiny-qwen", "tiny-llama"],
+        methods=[*METHODS, "seed_long"],
+        recipe={"seed_long": own},
+    )
+
+    def fate(cell: Cell) -> Fate:
+        return {
+            ("replay_buffer", 1): {"fail": "not a number at step 3: <b>loss</b>"},
+            ("kl_anchored", 0): {"skip": True},
+            ("off_policy", 1): {"stop": 7},
+            ("mixture", 0): {"text": HOSTILE},
+            ("hybrid", 0): {"null": True},
+        }.get((cell.method, cell.seed), {})
+
+    write_study(path, study, fate)
+    return write_report(path, figures=True)
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, and the texts of scripts and of everything else."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.scripts: list[tuple[str | None, str]] = []
+        self.text, self._inside = "", ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self._inside = tag
+        if tag == "script":
+            self.scripts.append((dict(attrs).get("type"), ""))
+
+    def handle_endtag(self, tag: str) -> None:
+        self._inside = ""
+
+    def handle_data(self, data: str) -> None:
+        if self._inside == "script":
+            kind, text = self.scripts[-1]
+            self.scripts[-1] = (kind, text + data)
+        elif self._inside != "style":
+            self.text += data
+
+    @property
+    def specs(self) -> list[dict]:
+        return [json.loads(text) for kind, text in self.scripts if kind == "application/json"]
+
+
+@pytest.fixture(scope="module")
+def page(written: Report) -> Page:
+    return Page(written.html.read_text(encoding="utf-8"))
+
+
+def test_results_hold_every_cell(written: Report) -> None:
+    found = json.loads(written.results.read_text())
+    assert found["study"] == "synthetic"
+    assert len(found["cells"]) == written.cells == 2 * (2 + 10 * 2)
+    by_name = {(c["pair"], c["method"], c["seed"]): c for c in found["cells"]}
+    assert len(by_name) == written.cells
+    folder = StudyFolder(written.html.parent)
+    for (pair, method, seed), record in by_name.items():
+        result = folder.cell(Cell(pair, method, seed)).result
+        assert record["status"] == (result or {}).get("status", "missing")
+        for key in ("accuracy", "flexible", "seconds"):
+            assert record[key] == (result or {}).get(key)
+    failed = by_name["tiny-qwen", "replay_buffer", 1]
+    assert failed["cause"].startswith("not a number") and failed["accuracy"] is None
+    assert by_name["tiny-qwen", "off_policy", 1]["steps"] == 7
+    assert (written.done, written.failed, written.missing) == (44 - 6, 2, 4)
+
+
+def test_table_agrees_with_the_outcomes(written: Report) -> None:
+    folder = StudyFolder(written.html.parent)
+    cells = [Cell("tiny-qwen", "on_policy_gkd", seed) for seed in (0, 1)]
+    records = list(folder.results(cells).values())
+    ends = [folder.cell(Cell("tiny-qwen", r)).result["accuracy"] for r in ("untrained", "teacher")]
+    mean = np.mean([[int(c) for c in r["outcomes"]["strict"]] for r in records])
+    table = json.loads(written.results.read_text())["table"]
+    row = next(r for r in table if (r["pair"], r["method"]) == ("tiny-qwen", "on_policy_gkd"))
+    assert row["accuracy"]["mean"] == pytest.approx(mean)
+    assert row["gap_closed"] == pytest.approx((mean - ends[0]) / (ends[1] - ends[0]))
+    assert row["against_untrained"]["mean"] == pytest.approx(mean - ends[0])
+    assert row["seeds"] == [0, 1] and row["published"] == 0.532
+    names = [r["method"] for r in table if r["pair"] == "tiny-llama"]
+    assert names == ["untrained", "teacher", *METHODS, "seed_long"]
+
+
+def test_csv_has_the_columns(written: Report) -> None:
+    with written.csv.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert tuple(rows[0]) == CSV_COLUMNS
+    assert len(rows) == 2 * 12
+    row = next(r for r in rows if r["method"] == "replay_buffer")
+    assert (row["seeds"], row["failed"], row["missing"]) == ("1", "1", "0")
+    assert float(row["accuracy_low"]) <= float(row["accuracy"]) <= float(row["accuracy_high"])
+    assert rows[0]["method"] == "untrained" and rows[0]["vs_baseline"] == rows[0]["tokens"] == ""
+
+
+def test_page_asks_the_network_for_nothing(page: Page) -> None:
+    loading = {"src", "href", "srcset", "data", "action", "poster", "background", "xlink:href"}
+    for tag, attributes in page.tags:
+        assert tag not in ("link", "iframe", "object", "embed", "base", "img")
+        for name in loading & attributes.keys():
+            assert (attributes[name] or "").startswith("#"), (tag, attributes)
+        assert not any(name.startswith("on") for name in attributes)
+    policy = next(a["content"] for t, a in page.tags if a.get("http-equiv"))
+    assert policy and policy.startswith("default-src 'none'; script-src 'sha256-")
+    assert "connect-src" not in policy and "http" not in policy
+
+
+def test_page_runs_our_scripts_and_no_other(page: Page) -> None:
+    code = [text for kind, text in page.scripts if kind is None]
+    policy = next(a["content"] for _, a in page.tags if a.get("http-equiv")) or ""
+    assert len(code) == 2 and "plotly.js v" in code[0][:300]
+    for text in code:
+        assert b64encode(hashlib.sha256(text.encode()).digest()).decode() in policy
+
+
+def test_hostile_text_is_shown_and_harmless(page: Page, written: Report) -> None:
+    assert "<script>alert(1)</script>⟨U+202E⟩gnitrow⟨U+0007⟩xxx" in page.text
+    assert "more characters]" in page.text
+    assert "\u202e" not in page.text and "\u0007" not in page.text
+    assert "not a number at step 3: <b>loss</b>" in page.text
+    assert ("b", {}) in page.tags  # our own bold; a cause's is text
+    assert "x" * 5000 not in written.html.read_text()
+    assert written.html.stat().st_size < 8e6
+
+
+def test_page_tells_what_is_missing(page: Page) -> None:
+    for text in (
+        "2 failed: a failed cell has no accuracy",
+        "Not finished: 4 of 44 cells",
+        "2 seeds: a bootstrap over so few seeds is too narrow",
+        "tiny-qwen/off_policy/1 step 7 of 20",
+        "1 of 2, 1 failed",
+        "models of another size, another task (GSM8K), its own code",
+    ):
+        assert text in " ".join(page.text.split()), text
+
+
+def test_charts_are_what_plotly_takes(page: Page) -> None:
+    import plotly.graph_objects as go
+
+    for spec in page.specs:
+        go.Figure(spec)  # refuses unknown attributes
+    assert len(page.specs) == 2 * 6
+    accuracy = page.specs[1]
+    start = {t["y"][0] for t in accuracy["data"] if t["meta"]["part"] in ("mean", "seed")}
+    untrained = next(t for t in accuracy["data"] if t["name"] == "untrained")
+    assert start == {untrained["y"][0]}
+    marks = {shape["name"]: shape["x0"] for shape in accuracy["layout"]["shapes"]}
+    assert marks == {"hybrid": 50.0, "reverse_curriculum": 70.0}
+    seeded = {trace["name"] for trace in page.specs[5]["data"]}
+    assert seeded == {"teacher_seeded", "seed_long"}
+
+
+def test_a_mean_needs_all_its_seeds(written: Report) -> None:
+    data = load(written.html.parent)
+    loss = next(m for m in curves_module.METRICS if m.key == "train/loss")
+    found = {c.method: c for c in curves_module.curves(data, "tiny-qwen", loss)}
+    assert [seed for seed, _ in found["hybrid"].seeds] == [1]  # seed 0 has null losses
+    assert "kl_anchored" in found and len(found["off_policy"].mean) == 20
+    assert found["extended_on_policy"].progress(found["extended_on_policy"].mean)[-1] == 100.0
+    one, two = (dict(zip(x.steps, x.values, strict=True)) for _, x in found["mixture"].seeds)
+    mean = found["mixture"].mean
+    assert mean.values[0] == pytest.approx((one[1] + two[1]) / 2, rel=1e-3)
+
+
+def test_long_runs_are_thinned() -> None:
+    steps = tuple(range(1, 1001))
+    line = curves_module._thin(curves_module.Line(steps, tuple(map(float, steps))))
+    assert len(line) <= curves_module.POINTS + 1 and line.steps[-1] == 1000
+
+
+def test_figures_are_written(written: Report) -> None:
+    assert len(written.figures) == 2 * 5 * 2
+    for path in written.figures:
+        if path.suffix == ".svg":
+            assert ElementTree.parse(path).getroot().tag.endswith("svg")
+        else:
+            assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_text_and_markdown_tables(written: Report) -> None:
+    text = as_text(written)
+    assert "tiny-llama" in text and text.endswith("38 of 44 cells done, 2 failed, 4 missing")
+    markdown = to_markdown(written.rows)
+    assert markdown.count("| seed_long |") == 2
+    json.dumps(written.to_json(), allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    ("fate", "says"),
+    [
+        (lambda cell: {"skip": True}, "No method has a result yet"),
+        (lambda cell: {} if cell.method == "teacher" else {"skip": True}, "teacher"),
+        (lambda cell: {"fail": "out of memory"}, "out of memory"),
+        (lambda cell: {"stop": 1}, "step 1 of 20"),
+        (lambda cell: {"skip": cell.method == "untrained"}, "Highest mean"),
+        (lambda cell: {"null": True, "text": ""}, "Highest mean"),
+    ],
+    ids=["nothing", "teacher only", "all failed", "first step", "no untrained", "nulls"],
+)
+def test_any_study_gives_a_page(tmp_path: Path, fate: Callable[[Cell], Fate], says: str) -> None:
+    write_study(tmp_path / "study", small_study(), fate)
+    report = write_report(tmp_path / "study", figures=True)
+    found = Page(report.html.read_text(encoding="utf-8"))
+    assert says in " ".join(found.text.split())
+    assert report.cells == 6 == len(json.loads(report.results.read_text())["cells"])
+    json.dumps(report.to_json(), allow_nan=False)
+
+
+def test_a_single_cell_has_no_interval_over_seeds(tmp_path: Path) -> None:
+    write_study(tmp_path / "one", small_study(methods=["mixture"], seeds=[3]))
+    text = " ".join(Page(write_report(tmp_path / "one").html.read_text()).text.split())
+    assert "One seed: there is no interval over seeds." in text
+    assert "on_policy_gkd is not in this study" in text
+
+
+def test_a_pair_with_hostile_model_names(tmp_path: Path) -> None:
+    pair = {"own": {"student": 's$x$"><img src=x>', "teacher": "t</script>"}}
+    train = {"steps": 4, "max_tokens": 32, "learning_rate": 0.1}
+    write_study(tmp_path / "own", small_study(pairs=[], pair=pair, train=train, seeds=[0]))
+    report = write_report(tmp_path / "own", figures=True)
+    found = Page(report.html.read_text())
+    assert '"><img src=x>' in found.text and not [t for t, _ in found.tags if t == "img"]
+    assert all(path.parent == tmp_path / "own" / "figures" for path in report.figures)
+
+
+def test_no_study_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(PotstillError, match="holds no study"):
+        write_report(tmp_path)
+    (tmp_path / "study.toml").write_text('name = "x"\nunheard = 1\n')
+    with pytest.raises(PotstillError, match="unheard"):
+        write_report(tmp_path)
+
+
+def test_every_method_looks_different() -> None:
+    known = [*METHODS, *(f"own{i}" for i in range(12))]
+    assert len(set(looks(known, {}).values())) == len(known)
+
+
+def test_published_columns_cover_the_methods() -> None:
+    for family, found in COLUMNS.items():
+        assert set(found.accuracy) == set(METHODS) - {"off_policy"}, family
+    pair = small_study().models["tiny-qwen"].model_copy(update={"student": "x", "teacher": "y"})
+    assert column("mine", pair) is None
+    assert column("My-Llama", pair) is COLUMNS["llama"]
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain\n\ttext", "plain\n\ttext"),
+        ("a\x00b\x1b[31m", "a⟨U+0000⟩b⟨U+001B⟩[31m"),
+        ("\ud800", "⟨U+D800⟩"),
+        ("é 漢 😀", "é 漢 😀"),
+        ("abcdef", "abcd … [2 more characters]"),
+    ],
+)
+def test_visible(text: str, shown: str) -> None:
+    assert visible(text, 4 if text == "abcdef" else 100) == shown
+
+
+def test_a_report_needs_no_engine(written: Report) -> None:
+    code = (
+        "import sys; from pathlib import Path; import potstill.report as r;"
+        "early = {'scipy', 'plotly', 'matplotlib', 'jinja2'} & set(sys.modules);"
+        f"r.write_report(Path({str(written.html.parent)!r}));"
+        "late = {'torch', 'transformers', 'matplotlib', 'potstill.loop', 'potstill.study',"
+        " 'potstill.engines.torch', 'potstill.engines.fake'} & set(sys.modules);"
+        "print(early | late)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "set()"
