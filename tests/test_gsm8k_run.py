@@ -95,6 +95,13 @@ def test_gsm8k_runs_through_the_command_line(tmp_path: Path, family: str, rank: 
     assert len(losses) == 3 and all(loss > 0 for loss in losses)
     assert (place / "student" / "adapter").is_dir() == (rank > 0)
     graded = [sys.executable, "-m", "potstill", "eval", str(place / "student"), "--task", "gsm8k"]
-    graded += [f"test_path={FILES / 'test.jsonl'}", "--problems", "5", "--max-tokens", "16", "--json"]
+    graded += [
+        f"test_path={FILES / 'test.jsonl'}",
+        "--problems",
+        "5",
+        "--max-tokens",
+        "16",
+        "--json",
+    ]
     done = subprocess.run(graded, check=True, capture_output=True, text=True)
     assert json.loads(done.stdout)["problems"] == 5

@@ -19,8 +19,9 @@ from potstill import checkpoint
 from potstill.config import Study, read_study
 from potstill.engines.fake import FakeEngine
 from potstill.errors import NonFinite, PotstillError, StorageError
+from potstill.pool import Pool
 from potstill.store import Cell, CellFolder, StudyFolder, cells_of, write_text
-from potstill.study import Pool, prepare, run_cell
+from potstill.study import prepare, run_cell
 from potstill.types import Trajectory
 
 KEPT = ("metrics.jsonl", "examples.jsonl")
@@ -160,7 +161,7 @@ def test_killed_in_mid_cell_and_resumed_gives_the_same_bytes(
 
 
 def test_killed_and_resumed_on_the_torch_engine(tmp_path: Path) -> None:
-    """The same on an embedded pair: weights, optimizer state and replay buffer come back exactly."""
+    """The same on an embedded pair: weights, optimizer and replay buffer come back exactly."""
     table = {
         "name": "torch",
         "pairs": ["tiny-llama"],

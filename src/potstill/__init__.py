@@ -1,6 +1,6 @@
 """potstill: distil language models, compare methods honestly, and be told what went wrong.
 
-    from potstill import JSD, Eval, Recipe, Train, linear, load_task, open_pair, train
+    from potstill import JSD, Eval, Recipe, Train, linear, load_task, open_engine, train
 
 Names are loaded when first used, so that `import potstill` and the command line start fast.
 """

@@ -91,13 +91,17 @@ def run(
 
     Example: [bold]potstill run studies/quick.toml --method hybrid --pair tiny-qwen --seed 3[/]
     """
+    from potstill.config import read_study
+
     words = list(words or [])
     words += [f"methods={json.dumps([method])}"]
     words += [f"pairs={json.dumps([pair])}"] if pair else []
     words += [f"seeds=[{seed}]"] if seed is not None else []
     full = _study(words)
-    study = full.model_copy(update={"pairs": tuple(full.models)[:1], "seeds": full.seeds[:1]})
-    results = _fill(study, out or Path("runs") / f"{study.name}-run", workers=1)
+    first = {"pairs": list(full.models)[:1], "seeds": list(full.seeds)[:1]}
+    study = read_study({**full.to_toml(), **first})
+    place = "-".join([study.name, *study.models, method, str(study.seeds[0])])
+    results = _fill(study, out or Path("runs") / place, workers=1)
     record = list(results.values())[-1]
     if as_json:
         print(json.dumps(record, indent=1))
@@ -218,8 +222,9 @@ def _study(words: list[str] | None) -> Any:
 def _fill(study: Any, path: Path, workers: int, retry_failed: bool = False) -> dict[Any, Any]:
     """Run what is missing of a study under the live view."""
     from potstill import zoo
+    from potstill.pool import Pool
     from potstill.store import StudyFolder, cells_of
-    from potstill.study import Pool, prepare
+    from potstill.study import prepare
     from potstill.view import View
 
     prepare(study)

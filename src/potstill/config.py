@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -59,7 +59,8 @@ class Train(Part):
 
     def rate(self, step: int) -> float:
         """Learning rate of the step with this index (from 0)."""
-        assert self.learning_rate is not None
+        if self.learning_rate is None:
+            raise PotstillError("train.learning_rate is not set", "write Train(learning_rate=1e-4)")
         return self.learning_rate * min(1.0, (step + 1) / (self.warmup + 1))
 
 
@@ -91,8 +92,15 @@ class FakeSettings(Part):
     name: Literal["fake"]
 
 
-def _named(value: Any) -> Any:
-    return {"name": value} if isinstance(value, str) else value
+def _named(default: str) -> Callable[[Any], Any]:
+    """Reader of a table with a name: the bare name is short for it, no name means the default."""
+
+    def read(value: Any) -> Any:
+        if isinstance(value, str):
+            return {"name": value}
+        return {"name": default, **value} if isinstance(value, Mapping) else value
+
+    return read
 
 
 def _listed(value: Any) -> Any:
@@ -108,10 +116,10 @@ Seeds = Annotated[
 class Study(Part):
     """A grid of cells (pair x method x seed) with the settings they share."""
 
-    name: str = Field("study", pattern=r"^[\w.-]+$")
-    task: Annotated[dict[str, Any], BeforeValidator(_named)] = {"name": "arithmetic"}
+    name: str = Field("study", pattern=r"^\w[\w.-]*$")
+    task: Annotated[dict[str, Any], BeforeValidator(_named("arithmetic"))] = {"name": "arithmetic"}
     engine: Annotated[
-        TorchSettings | FakeSettings, Field(discriminator="name"), BeforeValidator(_named)
+        TorchSettings | FakeSettings, Field(discriminator="name"), BeforeValidator(_named("torch"))
     ] = TorchSettings()
     methods: Names = tuple(METHODS)
     pairs: Names = ()  # names of [pair.NAME] tables or embedded pairs; default: every table
@@ -334,8 +342,9 @@ def _explain(error: ValidationError, where: str) -> PotstillError:
     key = ".".join(path)
     if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         *parents, last = path
+        engine = FakeSettings if "fake" in first["loc"] else TorchSettings
         return PotstillError(
-            f'{where}: unknown key "{key}"', did_you_mean(last, _fields(parents), "keys")
+            f'{where}: unknown key "{key}"', did_you_mean(last, _fields(parents, engine), "keys")
         )
     if first["type"].startswith("union_tag"):
         from potstill.engines import ENGINES
@@ -350,9 +359,9 @@ def _explain(error: ValidationError, where: str) -> PotstillError:
     return PotstillError(f"{where}: {key}: {message}, got {shown}", f"see `{key}` in the README")
 
 
-def _fields(path: list[str]) -> list[str]:
+def _fields(path: list[str], engine: type[Part]) -> list[str]:
     """Keys that the table at this path may have."""
-    tables: dict[str, Any] = {"train": Train, "eval": Eval, "pair": Pair, "engine": TorchSettings}
+    tables: dict[str, Any] = {"train": Train, "eval": Eval, "pair": Pair, "engine": engine}
     if not path:
         return list(Study.model_fields)
     if path[0] == "engine" and len(path) > 1:

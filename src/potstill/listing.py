@@ -153,7 +153,9 @@ def build_zoo(names: Sequence[str], out: Path, seed: int, role: str) -> Iterator
         if name not in zoo.PAIRS:
             raise PotstillError(f'unknown pair "{name}"', did_you_mean(name, zoo.PAIRS, "pairs"))
     if role not in ("student", "teacher", "both"):
-        raise PotstillError(f'--role is student, teacher or both, got "{role}"')
+        raise PotstillError(
+            f'unknown role "{role}"', did_you_mean(role, ("student", "teacher", "both"), "roles")
+        )
     roles = ("teacher", "student") if role == "both" else (role,)
     todo = [(pair, one) for pair in names or list(zoo.PAIRS) for one in roles]
     taken = [out / pair / one for pair, one in todo if (out / pair / one).exists()]

@@ -81,6 +81,11 @@ class Recipe:
             object.__setattr__(self, key, read(getattr(self, key)))
         if isinstance(self.replay, Mapping):
             object.__setattr__(self, "replay", Replay(**self.replay))
+        elif not isinstance(self.replay, Replay | None):
+            raise PotstillError(
+                f'recipe "{self.name}": replay is a table, got {self.replay!r}',
+                "write { capacity = 50 }",
+            )
         self._check()
 
     def _check(self) -> None:
@@ -91,15 +96,20 @@ class Recipe:
             refuse("a name is letters, digits and underscores", 'for example "seed_long"')
         low, high = self.on_policy.range
         if low < 0 or high > 1:
-            refuse(f"on_policy is a share in [0, 1], got {self.on_policy}")
+            refuse(
+                f"on_policy is a share in [0, 1], got {self.on_policy}", "0.7 is 70 % of prompts"
+            )
         if self.prefix.range[0] < 0:
-            refuse(f"prefix counts tokens, got {self.prefix}")
+            refuse(f"prefix counts tokens, got {self.prefix}", "0 is no prefix")
         if self.prefix.range[1] > 0 and high == 0:
             refuse("a prefix needs student prompts, but on_policy is 0", "leave prefix out")
         if not 0 <= self.anchor < float("inf"):
-            refuse(f"anchor is a weight >= 0, got {self.anchor}")
-        if not 0 < self.budget < float("inf"):
-            refuse(f"budget is a multiple of the steps above 0, got {self.budget}")
+            refuse(f"anchor is a weight >= 0, got {self.anchor}", "0 is off, 0.1 is usual")
+        if not 0 < self.budget <= 1000:
+            refuse(
+                f"budget is a multiple of the steps in (0, 1000], got {self.budget}",
+                "1 is the study's steps, 2 is twice as many",
+            )
         if LOSSES[self.teacher_loss.name] == "token_scores":
             refuse(
                 f"{self.teacher_loss} needs tokens that the student sampled, and the teacher wrote "
@@ -147,7 +157,7 @@ def recipe_from_toml(name: str, table: Mapping[str, Any], known: Mapping[str, Re
     """Read `[recipe.NAME]`: the fields of a Recipe, on top of the one named by `from`."""
     fields = dict(table)
     base = fields.pop("from", None)
-    if base is not None and base not in known:
+    if base is not None and str(base) not in known:
         raise PotstillError(
             f'recipe "{name}" starts from the unknown method "{base}"',
             did_you_mean(str(base), known, "methods"),
@@ -164,5 +174,7 @@ def recipe_from_toml(name: str, table: Mapping[str, Any], known: Mapping[str, Re
         fields.setdefault("hypothesis", f"a variant of {base}")
     try:
         return dataclasses.replace(start, name=name, **fields)
-    except TypeError as error:
+    except PotstillError:
+        raise
+    except (TypeError, ValueError, OverflowError) as error:  # a value of another type
         raise PotstillError(f"[recipe.{name}]: {error}", "see the recipes in the README") from None

@@ -36,7 +36,10 @@ class Schedule:
                 "0.5 means half of the run",
             )
         if not (math.isfinite(self.start) and math.isfinite(self.end)):
-            raise PotstillError(f"a schedule's values are finite, got {self.start}, {self.end}")
+            raise PotstillError(
+                f"a schedule's values are finite, got {self.start}, {self.end}",
+                "write numbers such as 0.5 or 20",
+            )
 
     def __call__(self, t: float) -> float:
         """Value at progress `t` in [0, 1]."""

@@ -89,7 +89,8 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         return [json.loads(line) for line in whole]
     except json.JSONDecodeError as error:
         raise PotstillError(
-            f'"{path}" is damaged: {error}', f'remove the folder "{path.parent}" to run its cell again'
+            f'"{path}" is damaged: {error}',
+            f'remove the folder "{path.parent}" to run its cell again',
         ) from None
 
 

@@ -10,13 +10,14 @@ ones.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from potstill import zoo
 from potstill.errors import PotstillError, did_you_mean
 from potstill.losses import LOSSES
 from potstill.types import Datum, Floats, Ids, Role, Sample, StepStats
@@ -101,11 +102,17 @@ def open_engine(name: str, pair: Any, *, seed: int = 0, **settings: Any) -> Engi
 
     Args:
         name: one of `ENGINES`.
-        pair: what has `.student` and `.teacher`: hub names or local folders.
+        pair: an embedded pair's name, or what has `.student` and `.teacher`: hub names or folders.
         seed: for weights that are made at random (LoRA adapters).
         settings: the engine's own settings, see its class.
     """
     if name not in ENGINES:
         raise PotstillError(f'unknown engine "{name}"', did_you_mean(name, ENGINES, "engines"))
-    engine = importlib.import_module(ENGINES[name].module).ENGINE
-    return engine(pair.student, pair.teacher, seed=seed, **settings)
+    if isinstance(pair, str):
+        if pair not in zoo.PAIRS:
+            raise PotstillError(f'unknown pair "{pair}"', did_you_mean(pair, zoo.PAIRS, "pairs"))
+        models = (zoo.folder(pair, "student"), zoo.folder(pair, "teacher"))
+    else:
+        models = (pair.student, pair.teacher)
+    engine: Callable[..., Engine] = importlib.import_module(ENGINES[name].module).ENGINE
+    return engine(*models, seed=seed, **settings)

@@ -56,8 +56,8 @@ def load_task(name: str, **options: Any) -> Task:
     """Make a task from its name and options; wrong options are refused with a hint."""
     from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-    if name not in TASKS:
-        raise PotstillError(f'unknown task "{name}"', did_you_mean(name, TASKS, "tasks"))
+    if str(name) not in TASKS:
+        raise PotstillError(f'unknown task "{name}"', did_you_mean(str(name), TASKS, "tasks"))
     module, attribute, _ = TASKS[name]
     kind = getattr(importlib.import_module(module), attribute)
     fields = list(kind.__dataclass_fields__)

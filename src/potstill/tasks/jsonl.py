@@ -27,7 +27,7 @@ def read_jsonl(path: str | Path, keys: Sequence[str]) -> list[dict[str, Any]]:
     """
     try:
         lines = Path(path).expanduser().read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # not UTF-8, or no path at all
         raise PotstillError(
             f'cannot read "{path}": {error}', "give a JSON Lines file in UTF-8"
         ) from None

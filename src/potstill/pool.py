@@ -1,0 +1,155 @@
+"""Worker processes that fill in a study's grid.
+
+Workers share nothing but the folder: each takes the first cell that is missing, ready and not
+held by another process, so several studies may work on one folder. A worker that dies is
+replaced; its cell goes on from its checkpoint once, then counts as failed. A worker whose study
+is gone leaves.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from potstill.config import Study, read_study
+from potstill.errors import StorageError
+from potstill.provenance import provenance
+from potstill.store import REFERENCES, Cell, StudyFolder, cells_of
+from potstill.study import run_cell
+from potstill.tasks import Task, load_task
+
+DEATHS = 2  # a cell whose worker died this often has failed
+_DISK = 74  # a worker's exit code when the disk refuses (EX_IOERR)
+
+
+class Pool:
+    """The worker processes of one `potstill study` and what is left to do."""
+
+    def __init__(
+        self,
+        study: Study,
+        folder: StudyFolder,
+        workers: int,
+        cells: Sequence[Cell] | None = None,
+    ) -> None:
+        self.study, self.folder, self.workers = study, folder, workers
+        self.cells = list(cells or cells_of(study))
+        self.deaths: Counter[Cell] = Counter()
+        self._context = multiprocessing.get_context("spawn")
+        self._processes: list[Any] = []
+
+    def run(self, tick: Callable[[], None], every: float = 0.5) -> dict[Cell, dict[str, Any]]:
+        """Fill in the grid; `tick` is called between looks, to draw progress.
+
+        Raises:
+            StorageError: the disk refuses; what is finished is kept.
+        """
+        try:
+            while missing := self.missing():
+                self._tend(len(missing))
+                tick()
+                time.sleep(every)
+        finally:
+            for process in self._processes:
+                process.terminate()
+            for process in self._processes:
+                process.join()
+        tick()
+        return self.folder.results(self.cells)
+
+    def missing(self) -> list[Cell]:
+        """Cells without a result."""
+        return [cell for cell in self.cells if self.folder.cell(cell).result is None]
+
+    def _tend(self, missing: int) -> None:
+        """Replace workers that are gone while there is work."""
+        for process in [p for p in self._processes if not p.is_alive()]:
+            self._processes.remove(process)
+            if process.exitcode == _DISK:
+                self._raise_storage()
+            if process.exitcode:
+                self._bury(process)
+        while len(self._processes) < min(self.workers, missing):
+            process = self._context.Process(
+                target=_work,
+                args=(self.study.to_toml(), str(self.folder.path), self.cells, os.getpid()),
+            )
+            process.start()
+            self._processes.append(process)
+
+    def _bury(self, process: Any) -> None:
+        """Note the death of a worker; a cell that costs two workers has failed."""
+        for cell in self.missing():
+            place = self.folder.cell(cell)
+            if (place.running or {}).get("pid") != process.pid:
+                continue
+            self.deaths[cell] += 1
+            if self.deaths[cell] >= DEATHS:
+                code = process.exitcode
+                how = f"signal {-code}" if code < 0 else f"exit code {code}"
+                cause = f"its worker process died {DEATHS} times ({how}); memory may have run out"
+                steps = len(place.metrics)
+                place.finish(
+                    {
+                        "pair": cell.pair,
+                        "method": cell.method,
+                        "seed": cell.seed,
+                        "status": "failed",
+                        "cause": cause,
+                        "steps": steps,
+                        "provenance": provenance(),
+                    }
+                )
+
+    def _raise_storage(self) -> None:
+        note = self.folder.path / ".storage-error"
+        text = note.read_text() if note.exists() else "the disk refused a write"
+        raise StorageError(
+            text, "free space, then run the same command again: what is finished is kept"
+        )
+
+
+def _work(table: dict[str, Any], path: str, cells: Sequence[Cell], parent: int) -> None:
+    """A worker process: run cells until none is left to take."""
+    threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
+    study, folder = read_study(table), StudyFolder(Path(path))
+    task = load_task(**study.task)
+    try:
+        while True:
+            missing = [c for c in cells if folder.cell(c).result is None]
+            if not missing:
+                return
+            if not _take_one(study, folder, missing, task):
+                time.sleep(0.2)  # what is left is held by others or waits for a teacher row
+    except StorageError as error:
+        with contextlib.suppress(OSError):  # the disk may be full; the exit code says it
+            (folder.path / ".storage-error").write_text(str(error))
+        os._exit(_DISK)
+
+
+def _take_one(study: Study, folder: StudyFolder, missing: Sequence[Cell], task: Task) -> bool:
+    """Run the first of the missing cells that can be had; False where none can."""
+    for cell in missing:
+        teacher = Cell(cell.pair, "teacher")
+        if cell.method not in REFERENCES and folder.cell(teacher).result is None:
+            continue
+        place = folder.cell(cell)
+        with place.claim() as mine:
+            if mine and place.result is None:
+                run_cell(study, folder, cell, task)
+                return True
+    return False
+
+
+def _leave_with(parent: int) -> None:
+    """End this process when the study that started it is gone."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
