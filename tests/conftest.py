@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
 from potstill.config import Study, read_study
 from potstill.engines.fake import answer
+
+
+def pytest_configure() -> None:
+    """Before torch loads: processes that share cores spin, up to twenty times slower."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def write_toy(folder: Path) -> dict[str, str]:

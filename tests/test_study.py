@@ -117,6 +117,16 @@ def test_a_strange_folder_is_left_alone(tmp_path: Path, toy: Study) -> None:
     assert [p.name for p in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
 
 
+def test_a_folder_that_another_study_is_opening_is_no_strange_folder(
+    tmp_path: Path, toy: Study
+) -> None:
+    """Between the first byte of study.toml and its name, and after a kill in that moment."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".study.toml.123").write_text("na")
+    StudyFolder(tmp_path / "out").open(toy)
+    assert StudyFolder(tmp_path / "out").settings is not None
+
+
 def command(table: dict, tmp_path: Path, out: Path, workers: int = 2) -> list[str]:
     file = tmp_path / "toy.toml"
     file.write_text(tomli_w.dumps(table))

@@ -143,15 +143,20 @@ def study(
 def report(
     folder: Annotated[Path, typer.Argument(help="A study's folder.")],
     figures: Annotated[bool, typer.Option(help="Also write SVG and PNG figures.")] = False,
+    markdown: Annotated[bool, typer.Option(help="Print the table as Markdown.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Write report.html, results.json and table.csv of a study, finished or not.
 
     Example: [bold]potstill report runs/quick --figures[/]
     """
-    from potstill.report import write_report
+    from potstill.report import as_markdown, write_report
 
-    _show_report(write_report(folder, figures=figures), as_json)
+    written = write_report(folder, figures=figures)
+    if markdown:
+        print(as_markdown(written))
+    else:
+        _show_report(written, as_json)
 
 
 @app.command("eval")
@@ -257,11 +262,14 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
-    for key in rows[0] if rows else ():
-        table.add_column(key, overflow="fold")
+    for n, key in enumerate(rows[0] if rows else ()):
+        table.add_column(key, overflow="fold", no_wrap=n == 0)  # names stay whole
     for row in rows:
         table.add_row(*(str(value) for value in row.values()))
-    Console().print(table)
+    console = Console()
+    if not console.is_terminal:
+        console.width = 240  # a file or a pipe: one line a row, for grep
+    console.print(table)
 
 
 def main() -> None:

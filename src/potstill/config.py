@@ -285,7 +285,9 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
     try:
         table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise PotstillError(f'no study file "{path}"', "see the files in studies/") from None
+        raise PotstillError(
+            f'no study file "{path}"', "see the files in studies/; an override is key=value"
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise PotstillError(f'cannot read "{path}": {error}', "give a TOML file") from None
     except tomllib.TOMLDecodeError as error:

@@ -107,7 +107,7 @@ class Recipe:
             refuse(f"anchor is a weight >= 0, got {self.anchor}", "0 is off, 0.1 is usual")
         if not 0 < self.budget <= 1000:
             refuse(
-                f"budget is a multiple of the steps in (0, 1000], got {self.budget}",
+                f"budget is a multiple of the steps above 0 and up to 1000, got {self.budget}",
                 "1 is the study's steps, 2 is twice as many",
             )
         if LOSSES[self.teacher_loss.name] == "token_scores":

@@ -230,8 +230,12 @@ class StudyFolder:
         Raises:
             PotstillError: the folder belongs to a study with other settings.
         """
+        # looked at before the settings are: another study may be opening the folder right now
+        strange = self.path.is_dir() and any(
+            not path.name.startswith(".study.toml.") for path in self.path.iterdir()
+        )
         mine, its = study.to_toml(), self.settings
-        if its is None and self.path.is_dir() and any(self.path.iterdir()):
+        if its is None and strange:
             raise PotstillError(
                 f'"{self.path}" is not empty and is no study folder', "use another --out"
             )

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from potstill.stats import Row
 
-__all__ = ["Report", "as_text", "write_report"]
+__all__ = ["Report", "as_markdown", "as_text", "write_report"]
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,13 @@ class Report:
         counts = {key: getattr(self, key) for key in ("cells", "done", "failed", "missing")}
         drawn = [str(path) for path in self.figures]
         return {"study": self.study, **counts, **files, "figures": drawn, "table": list(self.table)}
+
+
+def as_markdown(report: Report) -> str:
+    """The method table to paste into a page."""
+    from potstill.report.table import to_markdown
+
+    return to_markdown(report.rows)
 
 
 def as_text(report: Report) -> str:

@@ -157,15 +157,26 @@ def seeds_done(row: Row) -> str:
 
 
 def to_markdown(rows: Sequence[Row]) -> str:
-    """The tables of all pairs in Markdown."""
-    parts = []
-    for pair in dict.fromkeys(row.pair for row in rows):
-        lines = [f"**{pair}**", "", f"| {' | '.join(SHOWN)} |"]
-        lines.append("|---|" + "--:|" * (len(SHOWN) - 1))
-        mine = [row for row in rows if row.pair == pair]
-        lines += [f"| {' | '.join(shown(row))} |" for row in mine]
-        parts.append("\n".join(lines))
-    return "\n\n".join(parts) + "\n"
+    """One table for all pairs, to paste: accuracy with interval, and the gain over `untrained`."""
+    pairs = list(dict.fromkeys(row.pair for row in rows))
+    heads = [f"{pair} | gain" for pair in pairs]
+    lines = [f"| method | {' | '.join(heads)} |", "|---|" + "--:|--:|" * len(pairs)]
+    for method in dict.fromkeys(row.method for row in rows):
+        mine = {row.pair: row for row in rows if row.method == method}
+        cells = [part for pair in pairs for part in _markdown_cells(mine.get(pair))]
+        lines.append(f"| `{method}` | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _markdown_cells(row: Row | None) -> list[str]:
+    if row is None or row.accuracy is None:
+        return ["", ""]
+    ranged = f"{per_cent(row.accuracy.low)} to {per_cent(row.accuracy.high)}"
+    gain = row.against_untrained
+    told = ""
+    if gain:
+        told = f"{100 * gain.mean:+.1f} ({100 * gain.low:+.1f} to {100 * gain.high:+.1f})"
+    return [f"{per_cent(row.accuracy.mean)} ({ranged})", told]
 
 
 def to_text(rows: Sequence[Row]) -> str:

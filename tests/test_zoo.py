@@ -1,0 +1,129 @@
+"""The embedded pairs: what is in the box, how good it is, and that it can be made again."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from potstill import zoo
+from potstill.errors import PotstillError
+from potstill.listing import build_zoo, grade_model
+
+ROLES = ("student", "teacher")
+MODELS = [(pair, role) for pair in zoo.PAIRS for role in ROLES]
+ROOT = Path(zoo.__file__).parent
+
+
+def test_the_box_holds_the_models_that_are_listed_and_no_more() -> None:
+    found = {path.parent.relative_to(ROOT) for path in ROOT.glob("*/*/config.json")}
+    assert found == {Path(pair) / role for pair, role in MODELS}
+
+
+def test_models_are_safetensors_and_small() -> None:
+    files = [path for pair in zoo.PAIRS for path in (ROOT / pair).rglob("*") if path.is_file()]
+    suffixes = {path.suffix for path in files}
+    assert suffixes <= {".safetensors", ".json", ".jinja"}, suffixes
+    assert sum(path.stat().st_size for path in files) <= 8 * 10**6
+
+
+@pytest.mark.parametrize(("pair", "role"), MODELS)
+def test_a_model_is_an_ordinary_folder(pair: str, role: str) -> None:
+    config = AutoConfig.from_pretrained(zoo.folder(pair, role))
+    architecture = {"tiny-qwen": "Qwen3ForCausalLM", "tiny-llama": "LlamaForCausalLM"}[pair]
+    assert config.architectures == [architecture]
+    model = AutoModelForCausalLM.from_pretrained(zoo.folder(pair, role))
+    tokenizer = AutoTokenizer.from_pretrained(zoo.folder(pair, role))
+    assert type(model).__name__ == architecture
+    assert model.get_output_embeddings().weight.shape[0] == len(tokenizer)
+    assert tokenizer.eos_token_id == config.eos_token_id
+    assert (tokenizer.chat_template is not None) == (pair == "tiny-qwen")
+    text = "Ann has 47 apples,\n#### -1,234 naïve 你好"
+    ids = tokenizer(text, add_special_tokens=False).input_ids
+    assert tokenizer.decode(ids) == text
+
+
+def test_tokenizers_agree_within_a_pair_and_differ_between() -> None:
+    tokenizers = {model: AutoTokenizer.from_pretrained(zoo.folder(*model)) for model in MODELS}
+    text = "Ben has 38 coins, loses 19 and wins 20."
+    seen = []
+    for pair in zoo.PAIRS:
+        mine, its = (tokenizers[pair, role] for role in ROLES)
+        assert mine.get_vocab() == its.get_vocab()
+        assert mine(text).input_ids == its(text).input_ids
+        assert mine.chat_template == its.chat_template
+        seen.append(mine)
+    first, second = seen
+    assert first.get_vocab() != second.get_vocab()
+    assert first(text).input_ids != second(text).input_ids
+
+
+@pytest.mark.parametrize("pair", zoo.PAIRS)
+def test_the_teacher_is_good_and_the_student_has_room(pair: str) -> None:
+    strict = {}
+    for role in ROLES:
+        graded = grade_model(f"{pair}/{role}", "arithmetic", (), 500, 32, None)
+        assert graded["problems"] == 500
+        strict[role] = graded["strict"]
+    assert strict["teacher"] >= 0.90
+    assert 0.35 <= strict["student"] <= 0.65
+
+
+def digest(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("pair", zoo.PAIRS)
+def test_a_build_depends_on_its_seed_and_nothing_else(
+    pair: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from potstill.zoo import build
+
+    family = build.FAMILIES[pair]
+    tiny = replace(family.student, steps=2, batch=4)
+    monkeypatch.setattr(build, "FAMILIES", {pair: replace(family, student=tiny, teacher=tiny)})
+    noted: list[tuple[int, int, float]] = []
+    for name, role, seed in (
+        ("once", "student", 3),
+        ("again", "student", 3),
+        ("other", "student", 4),
+        ("teacher", "teacher", 3),
+    ):
+        build.build(pair, role, tmp_path / name, seed, lambda *now: noted.append(now))
+    once, again, other, teacher = (
+        digest(tmp_path / name) for name in ("once", "again", "other", "teacher")
+    )
+    assert once == again
+    weights = {files.pop("model.safetensors") for files in (once, other, teacher)}
+    assert len(weights) == 3 and once == other == teacher  # only the weights differ
+    assert [(done, of) for done, of, _ in noted[:2]] == [(1, 2), (2, 2)]
+
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "once")
+    embedded = AutoModelForCausalLM.from_pretrained(zoo.folder(pair, "student"))
+    assert {n: p.shape for n, p in model.named_parameters()} == {
+        n: p.shape for n, p in embedded.named_parameters()
+    }
+    mine, its = (
+        AutoTokenizer.from_pretrained(folder)
+        for folder in (tmp_path / "once", zoo.folder(pair, "student"))
+    )
+    assert mine.get_vocab() == its.get_vocab()
+    graded = grade_model(str(tmp_path / "once"), "arithmetic", (), 10, 8, None)
+    assert graded["strict"] == 0.0
+
+
+def test_building_refuses_what_exists_and_what_is_unknown(tmp_path: Path) -> None:
+    (tmp_path / "tiny-qwen" / "student").mkdir(parents=True)
+    for names, role, says in (
+        (["tiny-qwen"], "both", "exists already"),
+        ([], "student", "exists already"),
+        (["tiny-qwem"], "both", 'unknown pair "tiny-qwem"'),
+        (["tiny-llama"], "pupil", 'unknown role "pupil"'),
+    ):
+        with pytest.raises(PotstillError, match=says) as refused:
+            list(build_zoo(names, tmp_path, 0, role))
+        assert refused.value.hint
+    assert [path.name for path in tmp_path.rglob("*")] == ["tiny-qwen", "student"]
