@@ -358,7 +358,17 @@ def _explain(error: ValidationError, where: str) -> PotstillError:
     got = first["input"]
     shown = repr(got) if not isinstance(got, float) or math.isfinite(got) else str(got)
     message = first["msg"][0].lower() + first["msg"][1:]
-    return PotstillError(f"{where}: {key}: {message}, got {shown}", f"see `{key}` in the README")
+    return PotstillError(f"{where}: {key}: {message}, got {shown}", _default_hint(path))
+
+
+def _default_hint(path: list[str]) -> str:
+    """What the field would be if it were left out."""
+    value: Any = Study()
+    for part in path:
+        value = getattr(value, part, None)
+    if value in (None, {}, ()):
+        return "see the files in studies/"
+    return f"leave it out for the default, {value!r}"
 
 
 def _fields(path: list[str], engine: type[Part]) -> list[str]:

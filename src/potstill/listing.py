@@ -131,7 +131,8 @@ def grade_model(
     from potstill.evaluate import evaluate
     from potstill.store import example, write_text
 
-    engine = open_engine("torch", Pair(student=path, teacher=path))
+    threads = 1 if path != model else 0  # an embedded model is too small for more
+    engine = open_engine("torch", Pair(student=path, teacher=path), threads=threads)
     graded = evaluate(engine, "student", task, tested, max_tokens)
     if texts:
         write_text(texts, "".join(to_json(example(0, row)) + "\n" for row in graded.rows))
