@@ -69,6 +69,7 @@ def losses_of(engine: Engine) -> list[Loss]:
         "topk_jsd": {"beta": 0.5, "top_k": 4},
         "topk_forward_kl": {"top_k": 4},
         "topk_reverse_kl": {"top_k": 4},
+        "truncated_reverse_kl": {"top_k": 4},
     }
     return [Loss(name, **knobs.get(name, {})) for name in sorted(engine.losses)]
 

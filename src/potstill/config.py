@@ -18,6 +18,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from potstill import zoo
 from potstill.errors import PotstillError, did_you_mean
+from potstill.faults import check_faults
+from potstill.losses import FAULTY
 from potstill.methods import METHODS
 from potstill.recipe import Recipe, recipe_from_toml
 from potstill.types import ModelSpec
@@ -128,6 +130,7 @@ class Study(Part):
     train: Train = Train()
     eval: Eval = Eval()
     recipe: dict[str, dict[str, Any]] = {}
+    faults: Names = ()  # deviations switched on for an experiment, see `potstill ls faults`
 
     @cached_property
     def recipes(self) -> dict[str, Recipe]:
@@ -203,6 +206,7 @@ def resolve(study: Study) -> Study:
     ):
         if len(set(values)) < len(values):
             raise PotstillError(f"{what} lists {list(values)}, one of them twice", "list each once")
+    check_faults(study.faults)
     for recipe in study.recipes.values():
         _check_recipe(recipe, study, ENGINES[study.engine.name].losses)
     for name, pair in study.models.items():
@@ -237,6 +241,11 @@ def _check_recipe(recipe: Recipe, study: Study, losses: frozenset[str]) -> None:
             f"raise train.max_tokens above {longest}, or shorten the prefix in a [recipe]",
         )
     for used in recipe.losses:
+        if used.name in FAULTY:
+            raise PotstillError(
+                f"{recipe.name} asks for {used}, which is no divergence",
+                f"write {{ topk_reverse_kl = {used.top_k or 64} }}, which has a tail bucket",
+            )
         if used.name not in losses:
             raise PotstillError(
                 f'{recipe.name} needs {used}, which engine "{study.engine.name}" cannot compute',

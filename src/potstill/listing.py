@@ -13,6 +13,7 @@ from typing import Any
 from potstill import zoo
 from potstill.config import Study, check_model, parse_value
 from potstill.errors import PotstillError, did_you_mean
+from potstill.faults import FAULTS
 from potstill.methods import METHODS
 from potstill.recipe import Recipe
 from potstill.schedule import SHAPES
@@ -58,12 +59,25 @@ def _losses() -> list[dict[str, Any]]:
     return [{"loss": name, "needs": needs[need]} for name, need in LOSSES.items()]
 
 
+def _faults() -> list[dict[str, Any]]:
+    return [
+        {
+            "fault": fault.name,
+            "what": fault.what,
+            "where": fault.where,
+            "published": "yes" if fault.published else "-",
+        }
+        for fault in FAULTS.values()
+    ]
+
+
 LISTS: dict[str, Callable[[], list[dict[str, Any]]]] = {
     "methods": _methods,
     "pairs": lambda: [{"pair": name, "what": text} for name, text in zoo.PAIRS.items()],
     "tasks": lambda: [{"task": name, "what": what} for name, (_, _, what) in TASKS.items()],
     "engines": _engines,
     "losses": _losses,
+    "faults": _faults,
     "schedules": lambda: [{"schedule": kind} for kind in SHAPES],
 }
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from potstill import checkpoint, objective
 from potstill.config import Eval, Train
-from potstill.engines import Engine
+from potstill.engines import Engine, bare
 from potstill.evaluate import Examiner, Reference
 from potstill.meter import Metered
 from potstill.recipe import Recipe
@@ -54,7 +54,7 @@ def train(
     recorder = recorder or Memory()
     total = max(1, round(settings.steps * recipe.budget))
     limits = Limits(settings.max_tokens, settings.temperature, settings.teacher_temperature)
-    examiner = Examiner(engine, task, grading, settings.max_tokens, seed, reference)
+    examiner = Examiner(bare(engine), task, grading, settings.max_tokens, seed, reference)
     start, buffer, meter = _resume(recipe, engine, settings, recorder)
     for step in range(start, total):
         rate, done = settings.rate(step), step + 1

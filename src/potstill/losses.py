@@ -33,7 +33,11 @@ LOSSES: dict[str, Needs] = {
     "topk_forward_kl": "row",
     "topk_reverse_kl": "row",
     "topk_jsd": "row",
+    "truncated_reverse_kl": "row",
 }
+
+# Known to be wrong, kept to show how: no recipe may ask for one.
+FAULTY = frozenset({"truncated_reverse_kl"})
 
 CROSS_ENTROPY = Loss("cross_entropy")
 FORWARD_KL = Loss("forward_kl")
@@ -179,9 +183,21 @@ def _cat(left: Tensor, right: Tensor) -> Tensor:
     return cat((left, right), -1)
 
 
+def truncated_reverse_kl(logp: Tensor, logq: Tensor, k: int) -> Tensor:
+    """sum over the target's k likeliest ids of p (log p - log q), and nothing for the rest.
+
+    Not a divergence: it can go below zero, and moving mass off the kept ids lowers it.
+    """
+    kept = logq.topk(min(k, logq.shape[-1]), dim=-1).indices
+    return reverse_kl(logp.gather(-1, kept), logq.gather(-1, kept))
+
+
 def row_divergence(loss: Loss, logp: Tensor, logq: Tensor) -> Tensor:
     """Per-position value of any loss that needs the whole row: (..., V), (..., V) -> (...)."""
     name = loss.name
+    if name == "truncated_reverse_kl":
+        assert loss.top_k is not None
+        return truncated_reverse_kl(logp, logq, loss.top_k)
     if name.startswith("topk_"):
         name = name.removeprefix("topk_")
         if loss.top_k is not None and loss.top_k < logq.shape[-1]:

@@ -11,18 +11,17 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 
-from potstill.engines import Engine
+from potstill.engines import Engine, Wrapper
 from potstill.losses import LOSSES
 from potstill.types import Datum, Floats, Ids, Role, Sample, StepStats
 
 KINDS = ("student_sampled", "teacher_sampled", "teacher_scored", "trained")
 
 
-class Metered:
+class Metered(Wrapper):
     """An engine that counts.
 
     `tokens` holds completion tokens by kind and prompt tokens as "prompt"; `seconds` wall time by
@@ -30,15 +29,12 @@ class Metered:
     """
 
     def __init__(self, engine: Engine, counted: dict[str, dict[str, float]] | None = None) -> None:
-        self.engine = engine
+        super().__init__(engine)
         self.tokens: Counter[str] = Counter(dict.fromkeys((*KINDS, "prompt"), 0))
         self.seconds: dict[str, float] = defaultdict(float)
         if counted:
             self.tokens.update({k: int(v) for k, v in counted["tokens"].items()})
             self.seconds.update(counted["seconds"])
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.engine, name)
 
     @property
     def spent(self) -> int:

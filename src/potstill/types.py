@@ -7,7 +7,7 @@ nats.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -18,6 +18,7 @@ Role = Literal["student", "teacher", "init"]
 Source = Literal["student", "teacher"]
 Ids = tuple[int, ...]
 Floats = npt.NDArray[np.float32]
+Rows = npt.NDArray[np.float64]  # (T, V) log-probabilities
 
 ROLES: tuple[Role, ...] = ("student", "teacher", "init")
 
@@ -120,6 +121,11 @@ class Datum:
     source: Source
     logprobs: Floats  # (T,) the sampler's: denominator of the importance ratio
     teacher_logprobs: Floats | None = None  # (T,) where a loss needs the teacher's token scores
+    views: Mapping[Role, tuple[Ids, Ids]] = field(default_factory=dict)  # see `seen_by`
+
+    def seen_by(self, role: Role) -> tuple[Ids, Ids]:
+        """What a model reads: its own view of prompt and completion (T,), or the student's."""
+        return self.views.get(role, (self.prompt, self.completion))
 
 
 @dataclass(frozen=True)

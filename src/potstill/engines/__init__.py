@@ -20,7 +20,7 @@ import numpy as np
 from potstill import zoo
 from potstill.errors import PotstillError, did_you_mean
 from potstill.losses import LOSSES
-from potstill.types import Datum, Floats, Ids, Role, Sample, StepStats
+from potstill.types import Datum, Floats, Ids, Role, Rows, Sample, StepStats
 
 
 class Engine(Protocol):
@@ -53,6 +53,9 @@ class Engine(Protocol):
 
     def score(self, role: Role, rows: Sequence[tuple[Ids, Ids]]) -> list[Floats]:
         """Log-probability (T,) of each completion token, for (prompt, completion) rows."""
+
+    def rows(self, role: Role, prompt: Ids, completion: Ids) -> Rows:
+        """Log-probability rows (T, V) of one completion alone, unpadded: slow, for checks."""
 
     def step(self, data: Sequence[Datum], learning_rate: float) -> StepStats:
         """Exactly one optimizer step on the sum of all weighted terms.
@@ -95,6 +98,21 @@ ENGINES: dict[str, EngineInfo] = {
         frozenset({"cross_entropy", "reverse_kl", "reverse_kl_sampled"}),
     ),
 }
+
+
+class Wrapper:
+    """An engine around an engine: passes everything on; a subclass changes what it must."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.engine, name)
+
+
+def bare(engine: Engine) -> Engine:
+    """The engine under any wrappers: what grades a student is never what counts or spoils."""
+    return bare(engine.engine) if isinstance(engine, Wrapper) else engine
 
 
 def open_engine(name: str, pair: Any, *, seed: int = 0, **settings: Any) -> Engine:

@@ -109,6 +109,9 @@ class FakeEngine:
     def score(self, role: Role, rows: Sequence[tuple[Ids, Ids]]) -> list[Floats]:
         return [self._token_scores(role, prompt, completion) for prompt, completion in rows]
 
+    def rows(self, role: Role, prompt: Ids, completion: Ids) -> Table:
+        return log_softmax(self._tables[role][[prompt[-1], *completion[:-1]]])
+
     def step(self, data: Sequence[Datum], learning_rate: float) -> StepStats:
         gradient = np.zeros_like(self._tables["student"])
         loss, parts = 0.0, defaultdict(list)
@@ -134,7 +137,7 @@ class FakeEngine:
         if term.loss.name == "cross_entropy":
             values, slope = -logp[rows, targets], p - hit
         elif term.loss.name == "reverse_kl":
-            ratio = logp - log_softmax(self._tables[term.loss.to][before])
+            ratio = logp - self.rows(term.loss.to, *datum.seen_by(term.loss.to))
             values = (p * ratio).sum(-1)
             slope = p * (ratio - values[:, None])
         else:

@@ -35,7 +35,7 @@ from potstill.engines.sampling import generate
 from potstill.errors import NonFinite
 from potstill.losses import LOSSES, cross_entropy, reverse_kl_sampled, row_divergence
 from potstill.prompts import render
-from potstill.types import Datum, Floats, Ids, Loss, ModelSpec, Role, Sample, StepStats
+from potstill.types import Datum, Floats, Ids, Loss, ModelSpec, Role, Rows, Sample, StepStats
 
 Row = TypeVar("Row")
 transformers.utils.logging.disable_progress_bar()
@@ -140,6 +140,14 @@ class TorchEngine:
                     out[i] = part.float().cpu().numpy()
         return out
 
+    @torch.inference_mode()
+    def rows(self, role: Role, prompt: Ids, completion: Ids) -> Rows:
+        ids = torch.tensor([prompt + completion])
+        with self._model(role) as model:
+            logits = model(ids.to(model.get_input_embeddings().weight.device)).logits[0]
+        kept = logits[len(prompt) - 1 : -1, : self.vocabulary].double()
+        return np.asarray(kept.log_softmax(-1).cpu().numpy())
+
     def step(self, data: Sequence[Datum], learning_rate: float) -> StepStats:
         groups: dict[tuple[Loss, ...], list[Datum]] = defaultdict(list)
         for datum in data:
@@ -165,7 +173,8 @@ class TorchEngine:
             weights = _flat([d.terms[i].weights for d in data], logp.device)
             if LOSSES[loss.name] == "row" and loss.to not in rows:
                 with torch.no_grad(), self._model(loss.to) as target:
-                    rows[loss.to] = self._rows(target, prompts, completions)[1].to(logp.device)
+                    seen = zip(*(d.seen_by(loss.to) for d in data), strict=True)
+                    rows[loss.to] = self._rows(target, *seen)[1].to(logp.device)
             if loss.name == "cross_entropy":
                 values = cross_entropy(logp, targets)
             elif loss.name == "reverse_kl_sampled":

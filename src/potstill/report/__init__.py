@@ -32,30 +32,32 @@ class Report:
     done: int
     failed: int
     missing: int
+    faults: tuple[str, ...] = ()  # deviations that were switched on
 
     def to_json(self) -> dict[str, Any]:
         """What a program may want to know."""
         files = {key: str(getattr(self, key)) for key in ("html", "results", "csv")}
         counts = {key: getattr(self, key) for key in ("cells", "done", "failed", "missing")}
         drawn = [str(path) for path in self.figures]
-        return {"study": self.study, **counts, **files, "figures": drawn, "table": list(self.table)}
+        told = {"study": self.study, "faults": list(self.faults)}
+        return {**told, **counts, **files, "figures": drawn, "table": list(self.table)}
 
 
 def as_markdown(report: Report) -> str:
     """The method table to paste into a page."""
-    from potstill.report.table import to_markdown
+    from potstill.report.table import faults_line, to_markdown
 
-    return to_markdown(report.rows)
+    return faults_line(report.faults) + to_markdown(report.rows)
 
 
 def as_text(report: Report) -> str:
     """The method tables and the count of cells, for a terminal."""
-    from potstill.report.table import to_text
+    from potstill.report.table import faults_line, to_text
 
     counts = f"{report.done} of {report.cells} cells done"
     counts += f", {report.failed} failed" if report.failed else ""
     counts += f", {report.missing} missing" if report.missing else ""
-    return f"{to_text(report.rows)}\n{report.study}: {counts}"
+    return f"{faults_line(report.faults)}{to_text(report.rows)}\n{report.study}: {counts}"
 
 
 def write_report(path: Path, *, figures: bool = False) -> Report:
@@ -96,4 +98,5 @@ def write_report(path: Path, *, figures: bool = False) -> Report:
         done=counts["done"],
         failed=counts["failed"],
         missing=counts["missing"],
+        faults=found.study.faults,
     )

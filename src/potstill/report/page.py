@@ -19,6 +19,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from potstill import stats, zoo
+from potstill.faults import FAULTS
 from potstill.report.charts import charts
 from potstill.report.data import StudyData
 from potstill.report.palette import Look
@@ -45,6 +46,7 @@ def render(data: StudyData, looks: Mapping[str, Look]) -> str:
         data=data,
         study=data.study,
         looks=looks,
+        faults=[FAULTS[name] for name in data.study.faults],
         caveats=caveats(data),
         pairs=[_pair(data, pair, looks) for pair in data.study.models],
         failed=[run for run in data.runs.values() if run.status == "failed"],

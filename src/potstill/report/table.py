@@ -99,6 +99,7 @@ def to_results(data: StudyData) -> dict[str, Any]:
     """What results.json holds: one record a cell of the grid, and the table."""
     return {
         "study": data.study.name,
+        "faults": list(data.study.faults),
         "cells": [_cell(run) for run in data.runs.values()],
         "table": [{**asdict(row), "published": published(data, row)} for row in data.rows],
     }
@@ -154,6 +155,11 @@ def seeds_done(row: Row) -> str:
     parts = [f"{len(row.seeds)} of {len(row.seeds) + bad + gone}"]
     parts += [f"{bad} failed"] * bool(bad) + [f"{gone} missing"] * bool(gone)
     return ", ".join(parts)
+
+
+def faults_line(faults: Sequence[str]) -> str:
+    """The banner of a study with faults on, as a line of text; nothing where there are none."""
+    return f"FAULTS ARE ON IN THIS STUDY: {', '.join(faults)}\n" if faults else ""
 
 
 def to_markdown(rows: Sequence[Row]) -> str:

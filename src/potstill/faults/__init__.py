@@ -1,0 +1,219 @@
+"""The named deviations from the semantics, applied from outside the loop and the engine.
+
+A fault is a value that changes what a cell is about to be trained with: the recipe, the task,
+the seed, the pair's folders, or the engine, wrapped in something that spoils what passes through
+it. Loop and engines contain none of this. A study switches faults on by name, for experiments;
+every report of such a study says so.
+
+The first eight are those of the published study's code (github.com/bledden/context-distillation-
+tinkerideas, commit 6c3ae3f); the others are what the field keeps making.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from potstill.engines import Engine
+from potstill.errors import PotstillError, did_you_mean
+from potstill.faults import wrappers
+from potstill.faults.vocabulary import permuted_teacher
+from potstill.recipe import Recipe
+from potstill.tasks import Task
+from potstill.types import Loss, Problem
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one cell is about to be trained with: what faults may change."""
+
+    recipe: Recipe
+    engine: Engine
+    task: Task
+    seed: int
+
+
+Hook = Callable[[Run], Run]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One deviation.
+
+    `published` marks those of the published study's code; `where` says at which place of it, or how
+    the field comes by it. `apply` changes a run, `teacher` the teacher's folder before it opens.
+    """
+
+    name: str
+    what: str
+    where: str
+    apply: Hook = field(compare=False, default=lambda run: run)
+    teacher: Callable[[str, Path], str] | None = field(compare=False, default=None)
+    published: bool = False
+
+
+def _wrap(wrapper: Callable[..., Engine], *settings: Any) -> Hook:
+    return lambda run: dataclasses.replace(run, engine=wrapper(run.engine, *settings))
+
+
+def _recipe(change: Callable[[Recipe], Recipe]) -> Hook:
+    return lambda run: dataclasses.replace(run, recipe=change(run.recipe))
+
+
+@dataclass(frozen=True)
+class TrainedOn:
+    """A task that is graded on its own training problems."""
+
+    task: Task
+
+    @property
+    def name(self) -> str:
+        return self.task.name
+
+    @property
+    def train(self) -> Sequence[Problem]:
+        return self.task.train
+
+    @property
+    def test(self) -> Sequence[Problem]:
+        return self.task.train
+
+    def grade(self, problem: Problem, text: str) -> Any:
+        return self.task.grade(problem, text)
+
+
+def _unseeded(run: Run) -> Run:
+    return dataclasses.replace(run, seed=int.from_bytes(os.urandom(4)))
+
+
+def _without_tail(recipe: Recipe) -> Recipe:
+    return dataclasses.replace(recipe, student_loss=Loss("truncated_reverse_kl", top_k=8))
+
+
+_FAULTS = (
+    Fault(
+        "unshifted_targets",
+        "supervised steps ask position i for token i: the student learns to copy",
+        "tinker_trainer.py, train_supervised_step",
+        _wrap(wrappers.UnshiftedTargets),
+        published=True,
+    ),
+    Fault(
+        "prompt_dropped",
+        "the step on student tokens runs on the completion alone",
+        "train_gkd_step",
+        _wrap(wrappers.PromptDropped),
+        published=True,
+    ),
+    Fault(
+        "stale_sampler",
+        "the student samples with weights refreshed every 20 steps",
+        "refresh_student_every",
+        _wrap(wrappers.StaleSampler, 20),
+        published=True,
+    ),
+    Fault(
+        "prefix_trained",
+        "seeded tokens get sampler log-probability 0: the teacher's own tokens are pushed down",
+        "_generate_student_response_seeded",
+        _wrap(wrappers.PrefixTrained),
+        published=True,
+    ),
+    Fault(
+        "anchor_absent",
+        "the KL anchor is the constant 0",
+        "run_kl_anchored_off_policy",
+        _recipe(lambda recipe: dataclasses.replace(recipe, anchor=0.0)),
+        published=True,
+    ),
+    Fault(
+        "mixture_unblended",
+        "student and teacher tokens get an optimizer step each, both at full weight",
+        "run_mixture_distillation",
+        _wrap(wrappers.MixtureUnblended),
+        published=True,
+    ),
+    Fault(
+        "eval_on_train",
+        "accuracy is graded on training problems",
+        "run_cliff_mitigation_experiment.py",
+        lambda run: dataclasses.replace(run, task=TrainedOn(run.task)),
+        published=True,
+    ),
+    Fault(
+        "seeds_ignored",
+        "nothing is seeded: the cell's seed is replaced by the system's entropy",
+        "run_cliff_mitigation_experiment.py",
+        _unseeded,
+        published=True,
+    ),
+    Fault(
+        "eos_untrained",
+        "EOS carries no loss: the student never learns to stop",
+        "pad token is EOS, and padding is masked",
+        _wrap(wrappers.EosUntrained),
+    ),
+    Fault(
+        "template_mismatch",
+        "the teacher scores under another rendering of the prompt",
+        "chat template applied twice",
+        _wrap(wrappers.TemplateMismatch),
+    ),
+    Fault(
+        "teacher_shifted",
+        "the teacher's rows are off by one position",
+        "logits sliced [P:] where [P-1:-1] is meant",
+        _wrap(wrappers.TeacherShifted),
+    ),
+    Fault(
+        "vocab_permuted",
+        "the two vocabularies agree in size but not in ids",
+        "tokenizers compared by their length",
+        teacher=permuted_teacher,
+    ),
+    Fault(
+        "learning_rate_spike",
+        "the learning rate is 100 times too high for 3 steps from step 40 on",
+        "a schedule restarted, a unit mistyped",
+        _wrap(wrappers.LearningRateSpike, 40, 3, 100.0),
+    ),
+    Fault(
+        "top_k_without_tail",
+        "reverse KL on the teacher's 8 likeliest ids, no bucket for the rest: mass can drain away",
+        "top-k log-probabilities of a service used as if they were the row",
+        _recipe(_without_tail),
+    ),
+)
+
+FAULTS: dict[str, Fault] = {fault.name: fault for fault in _FAULTS}
+PUBLISHED = tuple(fault.name for fault in _FAULTS if fault.published)
+
+
+def check_faults(names: Sequence[str]) -> None:
+    """Refuse unknown names and repeated ones."""
+    for name in names:
+        if name not in FAULTS:
+            raise PotstillError(f'unknown fault "{name}"', did_you_mean(name, FAULTS, "faults"))
+    if len(set(names)) < len(names):
+        raise PotstillError(f"faults lists {list(names)}, one of them twice", "list each once")
+
+
+def teacher_for(names: Sequence[str], teacher: str, folder: Path) -> str:
+    """The teacher that the named faults put in the place of `teacher`, made in `folder`."""
+    for name in names:
+        if change := FAULTS[name].teacher:
+            teacher = change(teacher, folder / name)
+    return teacher
+
+
+def apply(names: Sequence[str], run: Run) -> Run:
+    """The run with the named faults switched on, in the order of `FAULTS`."""
+    check_faults(names)
+    for fault in _FAULTS:
+        if fault.name in names:
+            run = fault.apply(run)
+    return run

@@ -1,0 +1,56 @@
+"""A teacher whose token ids mean other tokens: the rows of its vocabulary are permuted.
+
+Size, tokenizer files and special tokens stay as they are, so that every check by size or by file
+passes.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from potstill.errors import PotstillError
+
+ROWS = ("embed_tokens.weight", "lm_head.weight")  # tensors with one row a token id
+
+
+def permuted_teacher(teacher: str, folder: Path) -> str:
+    """Write a permuted copy of a local model folder and return its path.
+
+    Raises:
+        PotstillError: the teacher is no local folder with unsharded safetensors.
+    """
+    from safetensors.torch import load_file, save_file
+
+    source = Path(teacher)
+    if not (source / "model.safetensors").is_file():
+        raise PotstillError(
+            f'the fault vocab_permuted needs the teacher as a local folder, got "{teacher}"',
+            "use an embedded pair, or a folder with one model.safetensors",
+        )
+    if (folder / "model.safetensors").exists():
+        return str(folder)
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(source, partial)
+    tensors = load_file(source / "model.safetensors")
+    for name, tensor in tensors.items():
+        if name.endswith(ROWS):
+            tensors[name] = tensor[_order(source, len(tensor))].contiguous()
+    save_file(tensors, partial / "model.safetensors", metadata={"format": "pt"})
+    partial.rename(folder)
+    return str(folder)
+
+
+def _order(source: Path, rows: int) -> list[int]:
+    """A fixed permutation that leaves special tokens where they are."""
+    tokens = json.loads((source / "tokenizer.json").read_text())["added_tokens"]
+    special = {token["id"] for token in tokens}
+    free = [i for i in range(rows) if i not in special]
+    order = list(range(rows))
+    for place, i in zip(free, np.random.default_rng(0).permutation(free).tolist(), strict=True):
+        order[place] = i
+    return order
