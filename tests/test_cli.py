@@ -347,7 +347,7 @@ def test_two_runs_of_one_study_do_not_meet(
     monkeypatch.chdir(tmp_path)
     filled: list[tuple[Any, Path]] = []
 
-    def fill(study: Any, path: Path, workers: int) -> dict[str, Any]:
+    def fill(study: Any, path: Path, workers: int, preflight: bool) -> dict[str, Any]:
         filled.append((study, path))
         return {"cell": {"status": "done", "pair": "", "method": "", "seed": 0, "accuracy": 1.0}}
 

@@ -132,7 +132,7 @@ def command(table: dict, tmp_path: Path, out: Path, workers: int = 2) -> list[st
     file.write_text(tomli_w.dumps(table))
     return [
         *(sys.executable, "-m", "potstill", "study", str(file)),
-        *("--out", str(out), "--workers", str(workers), "--no-figures"),
+        *("--out", str(out), "--workers", str(workers), "--no-figures", "--no-preflight"),
     ]
 
 

@@ -34,13 +34,14 @@ Out = Annotated[Path | None, typer.Option(help="Study folder; default: runs/NAME
 Workers = Annotated[
     int, typer.Option(min=0, help="Processes; 0: one a core for embedded pairs, else one.")
 ]
+Preflight = Annotated[bool, typer.Option(help="Open the models and check the run before step 0.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON to stdout.")]
 
 
 @app.command("ls")
 def ls(
     what: Annotated[
-        str, typer.Argument(help="methods, pairs, tasks, engines, losses or schedules")
+        str, typer.Argument(help="methods, pairs, tasks, engines, losses, schedules, faults")
     ],
     as_json: AsJson = False,
 ) -> None:
@@ -62,8 +63,11 @@ def ls(
 
 
 @app.command()
-def check(words: Words = None, as_json: AsJson = False) -> None:
-    """Read a study, refuse what is wrong with it, and show the grid it would run.
+def check(words: Words = None, preflight: Preflight = True, as_json: AsJson = False) -> None:
+    """Read a study, show the grid it would run, and refuse what is wrong with it.
+
+    With pre-flight the models are opened: does a step train what the recipe says, is the sampler
+    fresh, does the teacher beat the student, and more. Nothing is trained.
 
     Example: [bold]potstill check studies/full.toml seeds=0,1[/]
     """
@@ -72,10 +76,14 @@ def check(words: Words = None, as_json: AsJson = False) -> None:
 
     study = _study(words)
     facts = plan(study, prepare(study))
-    if as_json:
-        print(json.dumps(facts, indent=1))
-    else:
+    if not as_json:
         _print_table([{"what": key, "value": value} for key, value in facts.items()])
+    checks = _preflight(study) if preflight else []
+    if as_json:
+        print(json.dumps({**facts, "checks": checks}, indent=1))
+    elif checks:
+        _print_table(checks)
+    _refuse(checks)
 
 
 @app.command()
@@ -85,6 +93,7 @@ def run(
     pair: Annotated[str | None, typer.Option(help="Pair; default: the study's first.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed; default: the study's first.")] = None,
     out: Out = None,
+    preflight: Preflight = True,
     as_json: AsJson = False,
 ) -> None:
     """Run one cell of a study, and its two reference rows.
@@ -101,7 +110,7 @@ def run(
     first = {"pairs": list(full.models)[:1], "seeds": list(full.seeds)[:1]}
     study = read_study({**full.to_toml(), **first})
     place = "-".join([study.name, *study.models, method, str(study.seeds[0])])
-    results = _fill(study, out or Path("runs") / place, workers=1)
+    results = _fill(study, out or Path("runs") / place, 1, preflight)
     record = list(results.values())[-1]
     if as_json:
         print(json.dumps(record, indent=1))
@@ -117,6 +126,7 @@ def study(
     words: Words = None,
     out: Out = None,
     workers: Workers = 0,
+    preflight: Preflight = True,
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Run failed cells again.")
     ] = False,
@@ -133,7 +143,7 @@ def study(
 
     chosen = _study(words)
     folder = out or Path("runs") / chosen.name
-    _fill(chosen, folder, workers, retry_failed)
+    _fill(chosen, folder, workers, preflight, retry_failed)
     report = write_report(folder, figures=figures)
     _show_report(report, as_json)
     raise typer.Exit(1 if report.failed else 0)
@@ -224,7 +234,36 @@ def _study(words: list[str] | None) -> Any:
     return load_study(files[0], overrides) if files else read_study(QUICK, overrides, "quick")
 
 
-def _fill(study: Any, path: Path, workers: int, retry_failed: bool = False) -> dict[Any, Any]:
+def _preflight(study: Any) -> list[dict[str, str]]:
+    """Pre-flight of every pair as records, under a line that says so."""
+    from dataclasses import asdict
+
+    from rich.console import Console
+
+    from potstill.pool import preflight_study
+
+    with Console(stderr=True).status("pre-flight"):
+        found = preflight_study(study)
+    return [{"pair": pair, **asdict(check)} for pair, checks in found.items() for check in checks]
+
+
+def _refuse(checks: list[dict[str, str]]) -> None:
+    """Raise where pre-flight refuses, with every reason."""
+    bad = [check for check in checks if check["status"] == "refused"]
+    if bad:
+        causes = ", ".join(dict.fromkeys(check["cause"] for check in bad if check["cause"]))
+        named = f" ({causes})" if causes else ""
+        reasons = dict.fromkeys(f"{c['pair']}, {c['name']}: {c['evidence']}" for c in bad)
+        hints = dict.fromkeys(check["hint"] for check in bad)
+        raise PotstillError(
+            f"pre-flight refuses this run{named}\n  " + "\n  ".join(reasons),
+            "; ".join(hints) + "; --no-preflight runs it all the same",
+        )
+
+
+def _fill(
+    study: Any, path: Path, workers: int, preflight: bool, retry_failed: bool = False
+) -> dict[Any, Any]:
     """Run what is missing of a study under the live view."""
     from potstill import zoo
     from potstill.pool import Pool
@@ -234,6 +273,13 @@ def _fill(study: Any, path: Path, workers: int, retry_failed: bool = False) -> d
 
     prepare(study)
     folder, cells = StudyFolder(path), cells_of(study)
+    folder.check(study)
+    if preflight and len(folder.results(cells)) < len(cells):
+        checks = _preflight(study)
+        _refuse(checks)
+        for check in checks:
+            if check["status"] == "warning":
+                print(f"warning: {check['name']}: {check['evidence']}", file=sys.stderr)
     folder.open(study)
     for cell, result in folder.results(cells).items():
         if retry_failed and result["status"] == "failed":

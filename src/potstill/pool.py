@@ -15,14 +15,16 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from potstill.config import Study, read_study
 from potstill.errors import StorageError
+from potstill.preflight import Check
 from potstill.provenance import provenance
 from potstill.store import REFERENCES, Cell, StudyFolder, cells_of
-from potstill.study import run_cell
+from potstill.study import preflight_pair, run_cell
 from potstill.tasks import Task, load_task
 
 DEATHS = 2  # a cell whose worker died this often has failed
@@ -114,6 +116,18 @@ class Pool:
         raise StorageError(
             text, "free space, then run the same command again: what is finished is kept"
         )
+
+
+def preflight_study(study: Study) -> dict[str, list[Check]]:
+    """Pre-flight of every pair, in a process of its own that gives the memory back."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        jobs = {pair: pool.submit(_preflight, study.to_toml(), pair) for pair in study.models}
+        return {pair: job.result() for pair, job in jobs.items()}
+
+
+def _preflight(table: dict[str, Any], pair: str) -> list[Check]:
+    return preflight_pair(read_study(table), pair)
 
 
 def _work(table: dict[str, Any], path: str, cells: Sequence[Cell], parent: int) -> None:

@@ -22,6 +22,7 @@ import math
 import os
 import platform
 import shutil
+import tempfile
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -228,11 +229,19 @@ class StudyFolder:
         """Take the folder for this study; the grid may grow, other settings may not change.
 
         Raises:
-            PotstillError: the folder belongs to a study with other settings.
+            PotstillError: the folder belongs to a study with other settings, or cannot be written.
         """
+        self.check(study)
+        with writing(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+        text = tomli_w.dumps({**study.to_toml(), "provenance": provenance()})
+        write_text(self.path / "study.toml", text)
+
+    def check(self, study: Study) -> None:
+        """Raise what `open` would, and leave no trace."""
         # looked at before the settings are: another study may be opening the folder right now
         strange = self.path.is_dir() and any(
-            not path.name.startswith(".study.toml.") for path in self.path.iterdir()
+            not path.name.startswith(".") for path in self.path.iterdir()
         )
         mine, its = study.to_toml(), self.settings
         if its is None and strange:
@@ -242,10 +251,9 @@ class StudyFolder:
         if its is not None:
             its.pop("provenance", None)
             self._same(mine, its)
-        with writing(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
-        text = tomli_w.dumps({**mine, "provenance": provenance()})
-        write_text(self.path / "study.toml", text)
+        there = next(path for path in (self.path, *self.path.parents) if path.exists())
+        with writing(self.path), tempfile.TemporaryDirectory(dir=there, prefix=".potstill-"):
+            pass
 
     def _same(self, mine: dict[str, Any], its: dict[str, Any]) -> None:
         changed = []

@@ -6,16 +6,22 @@ cell's fault and stops it. Which cells run where is `pool`'s business.
 
 from __future__ import annotations
 
+import tempfile
 import time
 import traceback
+from pathlib import Path
 from typing import Any
 
+from potstill import faults
 from potstill.config import Study
 from potstill.engines import Engine, open_engine
 from potstill.errors import NonFinite, PotstillError, StorageError, writing
 from potstill.evaluate import Reference, evaluate
+from potstill.faults import Run
 from potstill.loop import train
+from potstill.preflight import Check, Desk, preflight
 from potstill.provenance import provenance
+from potstill.recipe import Recipe
 from potstill.store import (
     REFERENCES,
     Cell,
@@ -71,21 +77,21 @@ def run_cell(
 def _run(
     study: Study, place: CellFolder, cell: Cell, task: Task, reference: Reference | None
 ) -> dict[str, Any]:
-    engine = open_study_engine(study, cell)
+    engine = open_study_engine(study, cell, place.path)
+    recipe = study.recipes.get(cell.method) or Recipe(name=cell.method)
+    run = faults.apply(study.faults, Run(recipe, engine, task, cell.seed or 0))
     try:
         if cell.method in REFERENCES:
-            return _reference(study, engine, place, cell, task)
+            return _reference(study, engine, place, cell, run.task)
         if reference is None:
             raise PotstillError(f"the teacher row of {cell.pair} failed", "see its result.json")
-        recipe = study.recipes[cell.method]
-        assert cell.seed is not None
         trained = train(
-            recipe,
-            engine,
-            task,
+            run.recipe,
+            run.engine,
+            run.task,
             study.train,
             study.eval,
-            seed=cell.seed,
+            seed=run.seed,
             reference=reference,
             recorder=place,
         )
@@ -101,11 +107,11 @@ def _run(
             "notes": list(engine.notes),
         }
     finally:
-        engine.close()
+        run.engine.close()
 
 
-def open_study_engine(study: Study, cell: Cell) -> Engine:
-    """The engine of one cell, with the study's settings."""
+def open_study_engine(study: Study, cell: Cell, scratch: Path) -> Engine:
+    """The engine of one cell, with the study's settings; faulty teachers go to `scratch`."""
     settings: dict[str, Any] = {}
     if study.engine.name == "torch":
         settings = {
@@ -117,7 +123,27 @@ def open_study_engine(study: Study, cell: Cell) -> Engine:
             "gradient_checkpointing": study.engine.gradient_checkpointing,
             "threads": study.engine.threads,
         }
-    return open_engine(study.engine.name, study.models[cell.pair], seed=cell.seed or 0, **settings)
+    pair = study.models[cell.pair]
+    teacher = faults.teacher_for(study.faults, pair.teacher, scratch)
+    pair = pair.model_copy(update={"teacher": teacher})
+    return open_engine(study.engine.name, pair, seed=cell.seed or 0, **settings)
+
+
+def preflight_pair(study: Study, pair: str) -> list[Check]:
+    """What can be known of a pair's cells before step 0: opens the models, trains nothing."""
+    task, cell = load_task(**study.task), Cell(pair, "preflight", study.seeds[0])
+    with tempfile.TemporaryDirectory(prefix="potstill-preflight-") as scratch:
+        engine = open_study_engine(study, cell, Path(scratch))
+
+        def wire(inner: Engine, recipe: Recipe) -> Run:
+            return faults.apply(study.faults, Run(recipe, inner, task, study.seeds[0]))
+
+        recipes = list(study.recipes.values())
+        desk = Desk(wire, engine, recipes, study.seeds[0], study.train, study.eval)
+        try:
+            return preflight(desk)
+        finally:
+            engine.close()
 
 
 def _reference(

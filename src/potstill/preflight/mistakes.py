@@ -1,0 +1,99 @@
+"""What well-known mistakes would make of a step's loss, so that a finding gets a name.
+
+Each is computed from logits like the reference, on the same trajectories; none looks at how the
+run was wired. The names are those of `potstill.faults`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from potstill.engines import Engine
+from potstill.preflight.reference import Terms, moments, reference, trained_mask
+from potstill.types import Floats, Ids, Role, Rows, Trajectory
+
+HINTS = {
+    "unshifted_targets": "shift: position i predicts token i + 1, so targets are the ids from 1 on",
+    "prompt_dropped": "run the step on prompt and completion, and give the prompt weight 0",
+    "prefix_trained": "give seeded tokens weight 0: they are context",
+    "eos_untrained": "EOS is a token of the completion: do not mask it with the padding",
+    "teacher_shifted": "the teacher's row for token i is its output after i tokens: [P - 1 : -1]",
+    "template_mismatch": "render the prompt once and give both models the same ids",
+    "mixture_unblended": "weigh the sources by their shares and add them up before the one step",
+    "anchor_absent": "compute KL(p, p0) in the step; a constant has no gradient",
+    "top_k_without_tail": "keep one bucket for the mass outside the top k: topk_reverse_kl",
+    "stale_sampler": "refresh the sampler after every optimizer step",
+    "eval_on_train": "grade on the test split: training problems do not show what was learned",
+    "seeds_ignored": "pass the seed on: without it no run can be repeated",
+    "vocab_permuted": "check that an id means the same token in both models, not only their number",
+}
+
+
+def mistakes(
+    engine: Engine, written: Sequence[Trajectory], terms: Terms
+) -> Iterator[tuple[str, str, Rows]]:
+    """Yield fault, words and the mean loss per token that it would give."""
+
+    def straight(t: Trajectory, role: Role) -> Rows:
+        return engine.rows(role, t.prompt, t.completion)
+
+    def ahead(t: Trajectory, role: Role) -> Rows:
+        return engine.rows(role, *_advanced(t))
+
+    def teacher_ahead(t: Trajectory, role: Role) -> Rows:
+        return ahead(t, role) if role == "teacher" else straight(t, role)
+
+    def scores_ahead(t: Trajectory, role: Role) -> Rows:
+        rows, y = straight(t, role), (np.arange(len(t.completion)), np.array(t.completion))
+        if role == "teacher":
+            rows[y] = np.concatenate([rows[y][1:], rows[y][-1:]])
+        return rows
+
+    def promptless(t: Trajectory, role: Role) -> Rows:
+        rows = straight(t, role)
+        if role == "student" and len(t.completion) > 1:
+            rows[1:] = engine.rows("student", t.completion[:1], t.completion[1:])
+        return rows
+
+    def twice(t: Trajectory, role: Role) -> Rows:
+        prompt = engine.encode(engine.decode(t.prompt)) if role == "teacher" else t.prompt
+        return engine.rows(role, prompt, t.completion)
+
+    def without_first(t: Trajectory) -> Floats:
+        return trained_mask(t) * (np.arange(len(t.completion)) > 0)
+
+    def without_eos(t: Trajectory) -> Floats:
+        return trained_mask(t) * np.array([y not in engine.eos for y in t.completion])
+
+    for fault, words, view, mask in (
+        ("unshifted_targets", "asking position i for token i", ahead, trained_mask),
+        ("prompt_dropped", "a forward pass without the prompt", promptless, without_first),
+        ("eos_untrained", "leaving EOS out", straight, without_eos),
+        ("teacher_shifted", "the teacher's row one position on", teacher_ahead, trained_mask),
+        ("teacher_shifted", "the teacher's score of the next token", scores_ahead, trained_mask),
+        ("template_mismatch", "the teacher under a doubled template", twice, trained_mask),
+    ):
+        yield fault, words, reference(engine, written, terms, view, mask)
+    if any(t.prefix for t in written):
+        for words, view, mask in (
+            ("training the prefix", straight, trained_mask),
+            ("training the prefix, without the prompt", promptless, without_first),
+        ):
+            value = reference(engine, written, terms, view, mask) + _push(engine, written)
+            yield "prefix_trained", words, value
+
+
+def _advanced(t: Trajectory) -> tuple[Ids, Ids]:
+    return t.prompt + t.completion[:1], t.completion[1:] + t.completion[-1:]
+
+
+def _push(engine: Engine, written: Sequence[Trajectory]) -> Rows:
+    """Sampled reverse KL on prefix tokens whose sampler log-probability is taken for 0."""
+    total = np.zeros(2)
+    for t in written:
+        y = (np.arange(len(t.completion)), np.array(t.completion))
+        p, q = (engine.rows(role, t.prompt, t.completion)[y] for role in ("student", "teacher"))
+        total -= moments((1 - trained_mask(t)) * np.exp(p) * q)
+    return total / sum(t.trained for t in written)

@@ -1,0 +1,102 @@
+"""The losses a second time, from logits, one unpadded row at a time, in plain numpy.
+
+It shares no code with the losses, the objective or the batching of an engine, so that an agreement
+means something. Slow and exact; pre-flight uses it on a dozen trajectories.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from potstill.engines import Engine
+from potstill.types import Datum, Floats, Loss, Role, Rows, Trajectory
+
+Terms = Sequence[tuple[Loss, float]]  # losses with their factors
+View = Callable[[Trajectory, Role], Rows]  # the rows (T, V) that a role has for a trajectory
+Mask = Callable[[Trajectory], Floats]  # which tokens count (T,)
+
+
+def trained_mask(t: Trajectory) -> Floats:
+    """1 on the tokens that the semantics train (T,)."""
+    return (np.arange(len(t.completion)) >= t.prefix).astype(np.float32)
+
+
+def reference(
+    engine: Engine,
+    written: Sequence[Trajectory],
+    terms: Terms,
+    view: View | None = None,
+    mask: Mask = trained_mask,
+) -> Rows:
+    """Mean loss per trained token of trajectories of one source, as two `moments`.
+
+    Args:
+        engine: gives rows.
+        written: the trajectories.
+        terms: losses with their factors.
+        view: what rows a role has; default: position i predicts token i + 1 of prompt + completion.
+        mask: which tokens count. The mean is over the tokens that should count.
+    """
+
+    def straight(t: Trajectory, role: Role) -> Rows:
+        return engine.rows(role, t.prompt, t.completion)
+
+    view, total = view or straight, np.zeros(2)
+    for t in written:
+        p = view(t, "student")
+        for loss, factor in terms:
+            q = p if loss.name == "cross_entropy" else view(t, loss.to)
+            total += factor * moments(mask(t) * definition(loss, p, q, t))
+    return total / sum(t.trained for t in written)
+
+
+def moments(values: Rows) -> Rows:
+    """Sum of per-token values (T,), and their sum weighted towards the end.
+
+    Mistakes that move values between tokens leave the first as it is and change the second.
+    """
+    nearness = 1 / (1 + np.arange(len(values))[::-1])
+    return np.array([values.sum(), (values * nearness).sum()])
+
+
+def observed(engine: Engine, datum: Datum) -> Rows:
+    """The weighted loss of one datum as it reached an engine, as two `moments`."""
+    p, total = engine.rows("student", datum.prompt, datum.completion), np.zeros(2)
+    asked = Trajectory("", datum.prompt, datum.targets, datum.logprobs, datum.source)
+    for term in datum.terms:
+        q = engine.rows(term.loss.to, *datum.seen_by(term.loss.to))
+        if term.loss.name == "reverse_kl_sampled" and datum.teacher_logprobs is not None:
+            q[np.arange(len(datum.targets)), list(datum.targets)] = datum.teacher_logprobs
+        total += moments(term.weights * definition(term.loss, p, q, asked))
+    return total
+
+
+def definition(loss: Loss, p: Rows, q: Rows, t: Trajectory) -> Rows:
+    """Per-token values (T,) of a loss, written out. Rows are log-probabilities (T, V)."""
+    y = (np.arange(len(t.completion)), np.array(t.completion))
+    if loss.name == "cross_entropy":
+        return np.asarray(-p[y])
+    if loss.name == "reverse_kl_sampled":
+        sampler = t.logprobs.astype(float)
+        return np.asarray(-np.exp(p[y] - sampler) * (q[y] - sampler))
+    p, q = np.exp(p), np.exp(q)
+    if loss.top_k and loss.top_k < q.shape[1]:
+        kept = np.argsort(-q, axis=1, kind="stable")[:, : loss.top_k]
+        p, q = (np.take_along_axis(x, kept, 1) for x in (p, q))
+        if loss.name.startswith("topk_"):
+            p, q = (np.concatenate([x, 1 - x.sum(1, keepdims=True)], 1) for x in (p, q))
+    if loss.name.endswith("forward_kl") or loss.beta == 0:
+        return _kl(q, p)
+    if loss.name.endswith("reverse_kl") or loss.beta == 1:
+        return _kl(p, q)
+    beta = loss.beta or 0.0
+    m = beta * q + (1 - beta) * p
+    return beta * _kl(q, m) + (1 - beta) * _kl(p, m)
+
+
+def _kl(a: Rows, b: Rows) -> Rows:
+    """sum_v a (log a - log b) of probabilities, 0 where a is 0."""
+    a, b = a.clip(0), b.clip(1e-300)
+    return np.asarray(np.where(a > 0, a * (np.log(a.clip(1e-300)) - np.log(b)), 0.0).sum(1))

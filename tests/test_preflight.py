@@ -1,0 +1,141 @@
+"""Pre-flight: sound runs pass every check, each fault is refused by its name before step 0."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from conftest import toy_table
+from potstill.config import Study, read_study
+from potstill.engines import open_engine
+from potstill.faults import FAULTS, PUBLISHED
+from potstill.losses import LOSSES
+from potstill.preflight import Check
+from potstill.preflight.mistakes import HINTS
+from potstill.preflight.reference import definition
+from potstill.study import preflight_pair
+from potstill.types import Loss, Trajectory
+
+# What no look at step 0 can know.
+LATER = {"learning_rate_spike"}
+
+
+def embedded(pair: str, **changes: object) -> Study:
+    return read_study({"pairs": [pair], **changes})
+
+
+def causes(checks: list[Check]) -> set[str]:
+    return {check.cause for check in checks if check.status == "refused"}
+
+
+@pytest.mark.parametrize("pair", ["tiny-qwen", "tiny-llama"])
+def test_sound_runs_pass_every_check(pair: str) -> None:
+    checks = preflight_pair(embedded(pair), pair)
+    assert {check.status for check in checks} == {"passed"}, [
+        c for c in checks if c.status != "passed"
+    ]
+    names = {check.name for check in checks}
+    assert {"train and test", "seed", "sampler", "identity", "fresh sampler"} <= names
+    assert {"capability gap", "hybrid: student tokens", "hybrid: teacher tokens"} <= names
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_each_fault_is_refused_by_its_name(fault: str) -> None:
+    checks = preflight_pair(embedded("tiny-llama", faults=[fault]), "tiny-llama")
+    assert causes(checks) == ({fault} if fault not in LATER else set())
+    for check in checks:
+        if check.status == "refused":
+            assert check.hint == HINTS[fault] and any(
+                char.isdigit() for char in check.evidence + "0"
+            )
+
+
+def test_the_published_code_is_refused_with_evidence() -> None:
+    checks = preflight_pair(embedded("tiny-qwen", faults=list(PUBLISHED)), "tiny-qwen")
+    assert causes(checks) == set(PUBLISHED)
+    evidence = {c.cause: c.evidence for c in checks if c.status == "refused"}
+    assert "asking position i for token i gives" in evidence["unshifted_targets"]
+    assert "500 of 500" in evidence["eval_on_train"]
+
+
+@pytest.mark.parametrize(
+    "loss", ["reverse_kl_sampled", {"jsd": 0.5}, {"topk_reverse_kl": 16}, "forward_kl"]
+)
+def test_other_losses_pass_and_are_caught_too(loss: object) -> None:
+    recipe = {"mine": {"from": "mixture", "student_loss": loss}}
+    for faults, want in (([], set()), (["teacher_shifted"], {"teacher_shifted"})):
+        study = embedded("tiny-llama", methods=["mine"], recipe=recipe, faults=faults)
+        assert causes(preflight_pair(study, "tiny-llama")) == want
+
+
+def test_lora_and_the_fake_engine_pass(tmp_path: Path) -> None:
+    study = embedded("tiny-llama", methods=["mixture", "kl_anchored"], train={"lora_rank": 4})
+    assert not causes(preflight_pair(study, "tiny-llama"))
+    toy = read_study(toy_table(tmp_path))
+    assert not causes(preflight_pair(toy, "toy"))
+
+
+def test_a_teacher_that_is_no_better_is_a_warning() -> None:
+    from potstill import zoo
+
+    folder = zoo.folder("tiny-llama", "student")
+    pair = {"same": {"student": folder, "teacher": folder}}
+    study = read_study(
+        {
+            "pair": pair,
+            "pairs": ["same"],
+            "methods": ["on_policy_gkd"],
+            "train": {"learning_rate": 1e-4},
+        }
+    )
+    found = {check.name: check for check in preflight_pair(study, "same")}
+    assert found["capability gap"].status == "warning"
+    assert found["on_policy_gkd: student tokens"].evidence.startswith(("0.0000", "-0.0000"))
+
+
+@pytest.mark.parametrize("name", sorted(LOSSES))
+def test_the_reference_agrees_with_the_losses(name: str) -> None:
+    """Two implementations that share no code, on random rows."""
+    import torch
+
+    from potstill.losses import cross_entropy, reverse_kl_sampled, row_divergence
+
+    knobs = {"beta": 0.3} if name.endswith("jsd") else {}
+    loss = Loss(name, **knobs, top_k=4 if name.startswith(("topk", "trunc")) else None)
+    torch.manual_seed(0)
+    p, q = (torch.randn(6, 11, dtype=torch.float64).log_softmax(-1) for _ in range(2))
+    y = (0, 3, 10, 2, 2, 7)
+    sampler = np.linspace(-2, -1, 6).astype(np.float32)
+    mine = definition(
+        loss, p.numpy().copy(), q.numpy().copy(), Trajectory("", (1,), y, sampler, "student")
+    )
+    ids = torch.tensor(y)
+    if name == "cross_entropy":
+        its = cross_entropy(p, ids)
+    elif name == "reverse_kl_sampled":
+        its = reverse_kl_sampled(
+            -cross_entropy(p, ids), torch.from_numpy(sampler).double(), -cross_entropy(q, ids)
+        )
+    else:
+        its = row_divergence(loss, p, q)
+    np.testing.assert_allclose(mine, its.numpy(), atol=1e-7)
+
+
+def test_preflight_leaves_the_weights_as_they_were(models: Path) -> None:
+    from potstill.config import Pair
+    from potstill.preflight import undone
+    from potstill.types import Datum, Term
+
+    folder = models / "qwen"
+    pair = Pair(student=str(folder / "student"), teacher=str(folder / "teacher"))
+    engine = open_engine("torch", pair)
+    rows = [(engine.encode("7"), (5, 6, 7))]
+    before = engine.score("student", rows)[0]
+    weights = np.full(3, 1 / 3, np.float32)
+    datum = Datum(*rows[0], rows[0][1], (Term(Loss("cross_entropy"), weights),), "teacher", weights)
+    with undone(engine):
+        engine.step([datum], 0.1)
+        assert not np.array_equal(before, engine.score("student", rows)[0])
+    np.testing.assert_array_equal(before, engine.score("student", rows)[0])
