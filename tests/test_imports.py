@@ -32,6 +32,7 @@ LAYERS = [
     {"config", "rollout", "objective", "meter"},
     {"checkpoint", "evaluate", "store"},
     {"loop", "stats", "preflight"},
+    {"audit"},
     {"study", "view", "report"},
     {"listing", "pool"},
     {"cli"},

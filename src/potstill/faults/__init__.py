@@ -45,7 +45,8 @@ class Fault:
     """One deviation.
 
     `published` marks those of the published study's code; `where` says at which place of it, or how
-    the field comes by it. `apply` changes a run, `teacher` the teacher's folder before it opens.
+    the field comes by it. `apply` changes a run, `teacher` the teacher's folder before it
+    opens; `touches` tells which recipes it changes at all.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Fault:
     apply: Hook = field(compare=False, default=lambda run: run)
     teacher: Callable[[str, Path], str] | None = field(compare=False, default=None)
     published: bool = False
+    touches: Callable[[Recipe], bool] = field(compare=False, default=lambda recipe: True)
 
 
 def _wrap(wrapper: Callable[..., Engine], *settings: Any) -> Hook:
@@ -86,6 +88,11 @@ class TrainedOn:
         return self.task.grade(problem, text)
 
 
+def _mixes(recipe: Recipe) -> bool:
+    """Whether some step has both sources in it."""
+    return recipe.on_policy.kind != "switch" and recipe.uses_student and recipe.uses_teacher
+
+
 def _unseeded(run: Run) -> Run:
     return dataclasses.replace(run, seed=int.from_bytes(os.urandom(4)))
 
@@ -101,6 +108,7 @@ _FAULTS = (
         "tinker_trainer.py, train_supervised_step",
         _wrap(wrappers.UnshiftedTargets),
         published=True,
+        touches=lambda recipe: recipe.uses_teacher,
     ),
     Fault(
         "prompt_dropped",
@@ -108,6 +116,7 @@ _FAULTS = (
         "train_gkd_step",
         _wrap(wrappers.PromptDropped),
         published=True,
+        touches=lambda recipe: recipe.uses_student,
     ),
     Fault(
         "stale_sampler",
@@ -115,6 +124,7 @@ _FAULTS = (
         "refresh_student_every",
         _wrap(wrappers.StaleSampler, 20),
         published=True,
+        touches=lambda recipe: recipe.uses_student,
     ),
     Fault(
         "prefix_trained",
@@ -122,6 +132,7 @@ _FAULTS = (
         "_generate_student_response_seeded",
         _wrap(wrappers.PrefixTrained),
         published=True,
+        touches=lambda recipe: recipe.prefix.range[1] > 0,
     ),
     Fault(
         "anchor_absent",
@@ -129,6 +140,7 @@ _FAULTS = (
         "run_kl_anchored_off_policy",
         _recipe(lambda recipe: dataclasses.replace(recipe, anchor=0.0)),
         published=True,
+        touches=lambda recipe: recipe.anchor > 0,
     ),
     Fault(
         "mixture_unblended",
@@ -136,6 +148,7 @@ _FAULTS = (
         "run_mixture_distillation",
         _wrap(wrappers.MixtureUnblended),
         published=True,
+        touches=_mixes,
     ),
     Fault(
         "eval_on_train",
