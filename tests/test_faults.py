@@ -257,3 +257,13 @@ def test_the_published_studies_have_all_faults_on(family: str) -> None:
     assert study.faults == PUBLISHED and len(cells_of(study)) == 2 + 8 * 10
     real = load_study(STUDIES / f"published-{family}.toml", [f"pairs={family}", "task=gsm8k"])
     assert "/" in real.models[family].teacher
+
+
+def test_a_split_step_counts_once(tmp_path: Path) -> None:
+    task = load_task(**write_toy(tmp_path))
+    names = ["mixture_unblended", "stale_sampler"]
+    run = apply(names, Run(METHODS["mixture"], Stage(), task, 0))
+    recipe, limits = METHODS["mixture"], Limits(24, 1.0, 1.0)
+    batch = collect(recipe, run.engine, task.train[:10], 0.0, 0, 0, limits)
+    run.engine.step(build(recipe, batch, run.engine), 0.1)
+    assert run.engine.steps == 1 and len(run.engine.seen) == 2  # type: ignore[attr-defined]

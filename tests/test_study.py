@@ -348,3 +348,17 @@ def test_numbers_that_are_not_finite_become_null(tmp_path: Path) -> None:
     place = CellFolder(tmp_path)
     place.record({"step": 1, "train/loss": float("nan"), "x": [float("inf")]}, None)
     assert place.metrics == [{"step": 1, "train/loss": None, "x": [None]}]
+
+
+@pytest.mark.slow
+def test_all_methods_killed_and_resumed_on_the_torch_engine(tmp_path: Path) -> None:
+    """Minutes: the nine methods, with LoRA, killed five times."""
+    table = {
+        "name": "torch",
+        "pairs": ["tiny-qwen"],
+        "train": {"steps": 10, "batch_size": 6, "checkpoint_every": 3, "lora_rank": 4},
+        "eval": {"problems": 20, "every": 5, "probe_every": 4},
+    }
+    fill(read_study(table), tmp_path / "whole")
+    killed = kill_and_resume(table, tmp_path, [10, 25, 40, 60, 80])
+    assert killed == content(tmp_path / "whole")

@@ -198,11 +198,12 @@ def test_a_device_that_is_not_there_is_refused(models: Path) -> None:
 
 
 def test_micro_batches_hold_their_limit_and_lose_nothing() -> None:
-    sizes = [5, 30, 7, 7, 12, 1, 90]
+    sizes = [(4, 1), (10, 20), (6, 1), (1, 6), (6, 6), (1, 0), (80, 10)]
     groups = list(micro_batches(range(7), sizes, 40))
     assert sorted(i for group in groups for i in group) == list(range(7))
     for group in groups:
-        assert len(group) == 1 or max(sizes[i] for i in group) * len(group) <= 40
+        widths = [max(sizes[i][side] for i in group) for side in (0, 1)]
+        assert len(group) == 1 or sum(widths) * len(group) <= 40
 
 
 def test_sampled_loss_agrees_with_the_exact_one_in_direction(models: Path) -> None:
@@ -232,3 +233,21 @@ def test_teacher_rows_are_only_for_losses_that_need_them(models: Path) -> None:
     engine.step(data, 0.01)
     assert "teacher" not in engine._models
     assert {term.loss for datum in data for term in datum.terms} == {Loss("cross_entropy")}
+
+
+def test_a_student_in_float16_is_refused(models: Path) -> None:
+    with pytest.raises(PotstillError, match="does not train in float16"):
+        open_pair(models, student_spec=ModelSpec(dtype="float16"))
+
+
+def test_both_models_ends_end_a_completion(models: Path, tmp_path: Path) -> None:
+    """A base student and an instruct teacher stop at different tokens: both count."""
+    import json
+
+    teacher = tmp_path / "teacher"
+    shutil.copytree(models / "qwen/teacher", teacher)
+    file = teacher / "generation_config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps({**config, "eos_token_id": [config["eos_token_id"], 7]}))
+    engine = TorchEngine(str(models / "qwen/student"), str(teacher))
+    assert engine.eos == {open_pair(models).tokenizer.eos_token_id, 7}

@@ -127,3 +127,12 @@ def test_building_refuses_what_exists_and_what_is_unknown(tmp_path: Path) -> Non
             list(build_zoo(names, tmp_path, 0, role))
         assert refused.value.hint
     assert [path.name for path in tmp_path.rglob("*")] == ["tiny-qwen", "student"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pair", list(zoo.PAIRS))
+def test_the_embedded_student_is_made_again_from_its_seed(pair: str, tmp_path: Path) -> None:
+    """Two to three minutes: the same accuracy on the machine that made it, elsewhere close."""
+    (row,) = build_zoo([pair], tmp_path, 0, "student")
+    mine = grade_model(zoo.folder(pair, "student"), "arithmetic", [], 500, 32, None)
+    assert 0.25 < row["accuracy"] < 0.7 and abs(row["accuracy"] - mine["strict"]) < 0.2

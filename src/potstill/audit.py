@@ -121,13 +121,15 @@ def matrix(base: Study, path: Path, faults: Sequence[str]) -> list[Entry]:
 
 
 def _entry(base: Study, folder: StudyFolder, pair: str, method: str, name: str, ran: str) -> Entry:
-    cells = [Cell(pair, method, seed) for seed in base.seeds]
-    done = [r for r in folder.results(cells).values() if r["status"] == "done"]
-    untrained = folder.cell(Cell(pair, "untrained")).result or {}
-    floor = COLLAPSED * float(untrained.get("accuracy") or 0.0)
+    results = folder.results([Cell(pair, method, seed) for seed in base.seeds]).values()
+    done = [record for record in results if record["status"] == "done"]
+    exploded = sum(str(record.get("cause")).startswith("not a number") for record in results)
+    untrained = (folder.cell(Cell(pair, "untrained")).result or {}).get("accuracy")
+    if untrained is None:  # nothing to measure a collapse against
+        return Entry(pair, method, name, ran, None, 0, 0)
     accuracy = interval(outcome_matrix(done)) if done else None
-    collapsed = sum(record["accuracy"] < floor for record in done)
-    return Entry(pair, method, name, ran, accuracy, len(done), collapsed)
+    collapsed = sum(record["accuracy"] < COLLAPSED * untrained for record in done)
+    return Entry(pair, method, name, ran, accuracy, len(done) + exploded, collapsed + exploded)
 
 
 def rate(entries: Sequence[Entry], variant: str, methods: Sequence[str] = ()) -> Rate:
@@ -202,7 +204,8 @@ def paragraph(base: Study, entries: Sequence[Entry], found: Sequence[Verdict]) -
     """The verdict in words; every number has its interval, and nothing is said beyond them."""
     methods = list(base.recipes)
     text = [
-        f"A run has collapsed when it ends below {COLLAPSED:.0%} of the untrained accuracy.",
+        f"A run has collapsed when it ends below {COLLAPSED:.0%} of the untrained accuracy, or in "
+        "numbers that are none.",
         f"Clean, {rate(entries, CLEAN, methods)} collapse; with all published faults on, "
         f"{rate(entries, ALL, methods)}.",
     ]

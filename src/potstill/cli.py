@@ -35,6 +35,7 @@ Workers = Annotated[
     int, typer.Option(min=0, help="Processes; 0: one a core for embedded pairs, else one.")
 ]
 Preflight = Annotated[bool, typer.Option(help="Open the models and check the run before step 0.")]
+Retry = Annotated[bool, typer.Option("--retry-failed", help="Run failed cells again.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON to stdout.")]
 
 
@@ -127,9 +128,7 @@ def study(
     out: Out = None,
     workers: Workers = 0,
     preflight: Preflight = True,
-    retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Run failed cells again.")
-    ] = False,
+    retry_failed: Retry = False,
     figures: Annotated[bool, typer.Option(help="Also write SVG and PNG figures.")] = True,
     as_json: AsJson = False,
 ) -> None:
@@ -157,6 +156,7 @@ def audit(
     quick: Annotated[
         bool, typer.Option("--quick", help="One pair, three methods, two faults: minutes.")
     ] = False,
+    retry_failed: Retry = False,
     as_json: AsJson = False,
 ) -> None:
     """Find which of the published faults causes the collapse, with intervals.
@@ -180,7 +180,7 @@ def audit(
         folder = StudyFolder(path / "variants" / variant.name)
         if len(folder.results(cells_of(study))) < len(cells_of(study)):
             print(f"variant {number} of {len(plan)}: {variant.name}", file=sys.stderr)
-        results = _fill(study, folder.path, workers, preflight=False)
+        results = _fill(study, folder.path, workers, False, retry_failed)
         failed += sum(record["status"] == "failed" for record in results.values())
     found = write_audit(base, path, faults)
     print(json.dumps(found, indent=1) if as_json else f"{found['verdict']}\n")
@@ -271,11 +271,10 @@ def _study(words: list[str] | None, default: dict[str, Any] | None = None) -> An
         raise PotstillError(
             f"one study at a time, got {', '.join(files)}", "overrides are written key=value"
         )
-    return (
-        load_study(files[0], overrides)
-        if files
-        else read_study(default or QUICK, overrides, "study")
-    )
+    if files:
+        return load_study(files[0], overrides)
+    table = default or QUICK
+    return read_study(table, overrides, table["name"])
 
 
 def _preflight(study: Any) -> list[dict[str, str]]:

@@ -77,14 +77,14 @@ def run_cell(
 def _run(
     study: Study, place: CellFolder, cell: Cell, task: Task, reference: Reference | None
 ) -> dict[str, Any]:
+    if reference is None and cell.method not in REFERENCES:
+        raise PotstillError(f"the teacher row of {cell.pair} failed", "see its result.json")
     engine = open_study_engine(study, cell, place.path)
     recipe = study.recipes.get(cell.method) or Recipe(name=cell.method)
     run = faults.apply(study.faults, Run(recipe, engine, task, cell.seed or 0))
     try:
         if cell.method in REFERENCES:
             return _reference(study, engine, place, cell, run.task)
-        if reference is None:
-            raise PotstillError(f"the teacher row of {cell.pair} failed", "see its result.json")
         trained = train(
             run.recipe,
             run.engine,

@@ -65,6 +65,11 @@ class Pair:
         cls, student: str, teacher: str, mine: ModelSpec | None, its: ModelSpec | None
     ) -> Pair:
         """Read both tokenizers and configs (no weights) and check that they fit."""
+        if mine and mine.dtype == "float16":
+            raise PotstillError(
+                "a student does not train in float16: small gradients vanish without loss scaling",
+                'use dtype = "bfloat16" or "float32" for the student; the teacher may have float16',
+            )
         mine, its = resolve(mine or ModelSpec()), resolve(its or ModelSpec())
         tok, tok_q = (
             _read(AutoTokenizer, name, trust_remote_code=spec.trust_remote_code)
@@ -87,7 +92,7 @@ class Pair:
             )
         if sizes[0] != sizes[1]:
             notes = (*notes, f"heads of {sizes[0]} and {sizes[1]} rows cut to {vocabulary}")
-        eos = frozenset(_eos(student, tok))
+        eos = frozenset(_eos(student, tok) | _eos(teacher, tok_q))
         return cls(student, teacher, mine, its, tok, eos, vocabulary, notes)
 
 

@@ -75,10 +75,11 @@ def generate(
         ids, position = drawn[:, None], position[:, -1:] + 1
         seen = torch.cat((seen, seen.new_ones(len(seen), 1)), 1)
         if not going.all():
-            keep = torch.from_numpy(np.flatnonzero(going)).to(device)
+            keep = torch.from_numpy(np.flatnonzero(going))  # on the CPU: layers may be anywhere
             alive = alive[going]
-            ids, position, seen = ids[keep], position[keep], seen[keep]
             cache.batch_select_indices(keep)
+            keep = keep.to(device)
+            ids, position, seen = ids[keep], position[keep], seen[keep]
     return [
         Sample(tuple(tokens[row, :n].tolist()), logprobs[row, :n].copy())
         for row, n in enumerate(lengths)

@@ -111,7 +111,7 @@ class TorchEngine:
         noise = rng.random((len(prompts), longest), dtype=np.float32)
         out: list[Sample | None] = [None] * len(prompts)
         with self._model(role) as model:
-            sizes = [len(p) + limit for p, limit in zip(prompts, max_tokens, strict=True)]
+            sizes = [(len(p), limit) for p, limit in zip(prompts, max_tokens, strict=True)]
             for chunk in micro_batches(range(len(prompts)), sizes, self.batch_tokens):
                 samples = generate(
                     model,
@@ -130,7 +130,7 @@ class TorchEngine:
     def score(self, role: Role, rows: Sequence[tuple[Ids, Ids]]) -> list[Floats]:
         out: list[Floats] = [np.zeros(0, np.float32)] * len(rows)
         with self._model(role) as model:
-            sizes = [len(prompt) + len(completion) for prompt, completion in rows]
+            sizes = [(len(prompt), len(completion)) for prompt, completion in rows]
             for chunk in micro_batches(range(len(rows)), sizes, self.batch_tokens):
                 prompts, completions = zip(*(rows[i] for i in chunk), strict=True)
                 mask, logp = self._rows(model, prompts, completions)
@@ -144,8 +144,9 @@ class TorchEngine:
     def rows(self, role: Role, prompt: Ids, completion: Ids) -> Rows:
         ids = torch.tensor([prompt + completion])
         with self._model(role) as model:
-            logits = model(ids.to(model.get_input_embeddings().weight.device)).logits[0]
-        kept = logits[len(prompt) - 1 : -1, : self.vocabulary].double()
+            device = model.get_input_embeddings().weight.device
+            logits = model(ids.to(device), logits_to_keep=len(completion) + 1).logits[0]
+        kept = logits[-len(completion) - 1 : -1, : self.vocabulary].double()
         return np.asarray(kept.log_softmax(-1).cpu().numpy())
 
     def step(self, data: Sequence[Datum], learning_rate: float) -> StepStats:
@@ -155,7 +156,7 @@ class TorchEngine:
                 groups[tuple(term.loss for term in datum.terms)].append(datum)
         tally = Tally()
         for losses, members in groups.items():
-            sizes = [len(d.prompt) + len(d.completion) for d in members]
+            sizes = [(len(d.prompt), len(d.completion)) for d in members]
             for chunk in micro_batches(members, sizes, self.batch_tokens):
                 self._backward(losses, chunk, tally)
         return self._update(learning_rate, tally)
@@ -263,7 +264,7 @@ class TorchEngine:
                 if kind == "weight":
                     param.copy_(value)
                 else:
-                    state[param][kind] = value if kind == "step" else value.to(param.device)
+                    state[param][kind] = value.to(param.device)  # fused Adam: the step too
         self._optimizer.state = defaultdict(dict, state)
 
     def export(self, folder: Path) -> None:
@@ -293,15 +294,26 @@ class Tally:
         return {key: self._sums[key] / count for key, count in self._counts.items() if count}
 
 
-def micro_batches(rows: Sequence[Row], sizes: Sequence[int], limit: int) -> Iterator[list[Row]]:
-    """Group rows of similar size so that a padded group stays within `limit` tokens."""
-    order = sorted(range(len(rows)), key=lambda i: (-sizes[i], i))
+def micro_batches(
+    rows: Sequence[Row], sizes: Sequence[tuple[int, int]], limit: int
+) -> Iterator[list[Row]]:
+    """Group rows of similar size so that a padded group stays within `limit` tokens.
+
+    Args:
+        rows: what to group.
+        sizes: tokens of each row's prompt and completion; they are padded apart.
+        limit: most padded tokens of a group; a single row may be larger.
+    """
+    order = sorted(range(len(rows)), key=lambda i: (-sum(sizes[i]), i))
     group: list[int] = []
+    left = right = 0
     for i in order:
-        if group and sizes[group[0]] * (len(group) + 1) > limit:
+        wider = max(left, sizes[i][0]), max(right, sizes[i][1])
+        if group and sum(wider) * (len(group) + 1) > limit:
             yield [rows[j] for j in group]
-            group = []
+            group, wider = [], sizes[i]
         group.append(i)
+        left, right = wider
     if group:
         yield [rows[j] for j in group]
 

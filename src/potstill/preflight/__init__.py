@@ -33,9 +33,12 @@ from potstill.types import Datum, Loss, Role, Rows, Source, StepStats, Term, Tra
 
 Status = Literal["passed", "warning", "refused"]
 BATCH = 12  # prompts of a rehearsed step
+LONGEST = 64  # tokens of a rehearsed completion
 PROBLEMS = 64  # held-out problems behind the capability gap
+MANY = 12  # problems that only the student solves, before the teacher is held to be another's
 TOLERANCE = 2e-3  # of a loss: between a batched float32 sum and its reference
-SAMPLER_GAP = 0.02  # nats between a sampler and a scorer that are the same weights
+SAMPLER_GAP = 0.02  # mean nats between a sampler and a scorer of the same weights; half precision
+# reaches single tokens of 0.05 and more, another model's weights a mean of 0.1
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,7 @@ class Desk:
     @property
     def limits(self) -> Limits:
         s = self.settings
-        return Limits(s.max_tokens, s.temperature, s.teacher_temperature)
+        return Limits(min(s.max_tokens, LONGEST), s.temperature, s.teacher_temperature)
 
     def any_run(self) -> Run:
         return self.wire(self.engine, self.recipes[0])
@@ -134,17 +137,17 @@ def _probe(engine: Engine, run: Run, role: Role, count: int = 8) -> tuple[list, 
 
 
 def _gap(engine: Engine, run: Run, role: Role) -> float:
-    """Largest difference between the sampler's log-probabilities and their score, in nats."""
+    """Mean difference between the sampler's log-probabilities and their score, in nats."""
     rows, sampled = _probe(engine, run, role)
-    scores = engine.score(role, rows)
-    return max(float(np.abs(a - b).max(initial=0)) for a, b in zip(scores, sampled, strict=True))
+    scores = np.concatenate(engine.score(role, rows))
+    return float(np.abs(scores - np.concatenate(sampled)).mean())
 
 
 def sampler_scores(desk: Desk) -> list[Check]:
     """The score of what was sampled equals the sampler's log-probabilities."""
     run = desk.any_run()
     gap = max(_gap(desk.engine, run, role) for role in ("student", "teacher"))
-    evidence = f"scores of sampled tokens are within {gap:.1e} nats of the sampler's"
+    evidence = f"scores of sampled tokens are {gap:.1e} nats off the sampler's on average"
     if gap <= SAMPLER_GAP:
         return [Check("sampler", "passed", evidence)]
     hint = "use one dtype and one attention implementation for sampling and training"
@@ -164,7 +167,7 @@ def self_divergence(desk: Desk) -> list[Check]:
     with undone(desk.engine):
         value = abs(desk.engine.step(data, 0.0).loss)
     evidence = f"the student's divergence from itself is {value:.1e} nats per token"
-    if value < 1e-3:
+    if value < 1e-2:
         return [Check("identity", "passed", evidence)]
     return [Check("identity", "refused", evidence, "compare dtypes, dropout and adapters")]
 
@@ -186,13 +189,14 @@ def fresh_sampler(desk: Desk) -> list[Check]:
     run = desk.any_run()
     recipe = Recipe(name="rehearsal")
     problems = draw(run.task.train, BATCH, desk.seed, 0)
+    before = _gap(desk.engine, run, "student")
     with undone(desk.engine):
         batch = collect(recipe, run.engine, problems, 0.0, 0, desk.seed, desk.limits)
         data = objective.build(recipe, batch, desk.engine)
         for _ in range(3):
             run.engine.step(data, min(max(desk.settings.rate(10**6), 1e-3), 1e-2))
         gap = _gap(desk.engine, run, "student")
-    if gap <= SAMPLER_GAP:
+    if gap <= max(SAMPLER_GAP, 3 * before):
         return [Check("fresh sampler", "passed", "samples after a step come from the new weights")]
     evidence = f"after 3 steps the sampler's log-probabilities are {gap:.2g} nats off the weights"
     return [refusal("fresh sampler", evidence, "stale_sampler")]
@@ -202,13 +206,13 @@ def capability_gap(desk: Desk) -> list[Check]:
     """The teacher beats the student on held-out problems."""
     task, longest = desk.any_run().task, desk.grading.max_tokens or desk.settings.max_tokens
     tested = task.test[:PROBLEMS]
-    teacher, student = (
-        evaluate(desk.engine, role, task, tested, longest).strict for role in ("teacher", "student")
-    )
+    graded = [evaluate(desk.engine, r, task, tested, longest) for r in ("teacher", "student")]
+    teacher, student = (one.strict for one in graded)
+    lost = sum(q < p for q, p in zip(*(one.outcomes["strict"] for one in graded), strict=True))
     evidence = f"teacher {teacher:.0%}, student {student:.0%} of {len(tested)} held-out problems"
     if teacher > student:
         return [Check("capability gap", "passed", evidence)]
-    if teacher < student / 2:
+    if teacher < student / 2 and lost >= MANY:
         return [refusal("capability gap", evidence, "vocab_permuted")]
     hint = "a teacher that is no better has little to teach: check task and prompt"
     return [Check("capability gap", "warning", evidence, hint)]
