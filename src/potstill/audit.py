@@ -18,7 +18,7 @@ from potstill.config import Study, read_study
 from potstill.faults import FAULTS, PUBLISHED
 from potstill.recipe import Recipe
 from potstill.stats import Interval, interval, outcome_matrix
-from potstill.store import Cell, StudyFolder, cells_of
+from potstill.store import Cell, StudyFolder
 
 COLLAPSED = 0.25  # a run has collapsed below this share of the untrained student's accuracy
 CLEAN, ALL = "clean", "all"
@@ -264,8 +264,3 @@ def summary(base: Study, entries: Sequence[Entry], found: Sequence[Verdict]) -> 
             for e in entries
         ],
     }
-
-
-def cells_in(base: Study, faults: Sequence[str]) -> int:
-    """Cells of the whole audit, reference rows included."""
-    return sum(len(cells_of(study_of(base, v))) for v in variants(base.recipes, faults))

@@ -49,14 +49,16 @@ def _engines() -> list[dict[str, Any]]:
 
 
 def _losses() -> list[dict[str, Any]]:
-    from potstill.losses import LOSSES
+    from potstill.losses import FAULTY, LOSSES
 
     needs = {
         "tokens": "tokens",
         "row": "the teacher's whole row",
         "token_scores": "the teacher's log-probability of each token",
     }
-    return [{"loss": name, "needs": needs[need]} for name, need in LOSSES.items()]
+    return [
+        {"loss": name, "needs": needs[need]} for name, need in LOSSES.items() if name not in FAULTY
+    ]
 
 
 def _faults() -> list[dict[str, Any]]:

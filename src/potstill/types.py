@@ -20,8 +20,6 @@ Ids = tuple[int, ...]
 Floats = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.float64]  # (T, V) log-probabilities
 
-ROLES: tuple[Role, ...] = ("student", "teacher", "init")
-
 
 @dataclass(frozen=True)
 class Problem:
