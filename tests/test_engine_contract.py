@@ -90,6 +90,35 @@ def test_score_of_what_was_sampled_equals_the_samplers(make: Maker, role: Role) 
         np.testing.assert_allclose(score, sample.logprobs, atol=1e-5)
 
 
+def test_what_a_model_expects_is_read_off_its_rows(make: Maker) -> None:
+    engine = make()
+    rows = [(p, s.tokens) for p, s in zip(prompts(engine), samples(engine), strict=True)]
+    for role in ("student", "teacher"):
+        for look, (prompt, completion) in zip(engine.inspect(role, rows), rows, strict=True):
+            logp = engine.rows(role, prompt, completion)
+            p, place = np.exp(logp), np.arange(len(completion))
+            read = [prompt[-1], *completion[:-1]]
+            ends = p[:, sorted(engine.eos)].sum(1)
+            np.testing.assert_allclose(look.logprobs, logp[place, list(completion)], atol=1e-4)
+            np.testing.assert_allclose(look.entropy, -(p * logp).sum(1), atol=1e-4)
+            np.testing.assert_allclose(look.copy, p[place, read], atol=1e-5)
+            np.testing.assert_allclose(look.end, ends, atol=1e-5)
+
+
+def test_measuring_gives_what_a_step_reports_and_trains_nothing(make: Maker) -> None:
+    engine = make()
+    for loss in losses_of(engine):
+        batch = data(engine, loss)
+        before = engine.score("student", [(d.prompt, d.completion) for d in batch])
+        measured = engine.measure(batch)
+        after = engine.score("student", [(d.prompt, d.completion) for d in batch])
+        for a, b in zip(before, after, strict=True):
+            np.testing.assert_array_equal(a, b)
+        stepped = engine.step(batch, 1e-3)
+        assert measured.loss == pytest.approx(stepped.loss, rel=1e-5, abs=1e-6), loss
+        assert measured.losses == pytest.approx(stepped.losses, rel=1e-5, abs=1e-6), loss
+
+
 def test_log_probabilities_do_not_depend_on_temperature(make: Maker) -> None:
     engine = make()
     drawn = engine.sample("student", prompts(engine), [6] * 3, 0.5, rng())
@@ -250,3 +279,9 @@ def test_not_a_number_is_raised_and_changes_nothing(make: Maker) -> None:
 def test_text_survives_encoding(make: Maker) -> None:
     engine = make()
     assert "Tom has 3" in engine.decode(engine.encode("Tom has 3"))
+
+
+def test_says_how_much_memory_it_took(make: Maker) -> None:
+    engine = make()
+    peak, there = engine.memory()
+    assert 0 < peak < there

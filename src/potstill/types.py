@@ -47,6 +47,20 @@ class Sample:
     logprobs: Floats  # (T,) log-probability of each token under the weights that sampled it
 
 
+def _nothing() -> Floats:
+    return np.zeros(0, np.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class Outlook:
+    """What a model expects where each completion token stands; empty where nothing is known."""
+
+    logprobs: Floats = field(default_factory=_nothing)  # (T,) of the token itself, in nats
+    entropy: Floats = field(default_factory=_nothing)  # (T,) of the whole row, in nats
+    copy: Floats = field(default_factory=_nothing)  # (T,) probability of the token just read
+    end: Floats = field(default_factory=_nothing)  # (T,) probability of EOS
+
+
 @dataclass(frozen=True, eq=False)
 class Trajectory:
     """A completion, who wrote it and with which weights."""

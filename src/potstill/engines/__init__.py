@@ -10,6 +10,9 @@ ones.
 from __future__ import annotations
 
 import importlib
+import os
+import resource
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +23,7 @@ import numpy as np
 from potstill import zoo
 from potstill.errors import PotstillError, did_you_mean
 from potstill.losses import LOSSES
-from potstill.types import Datum, Floats, Ids, Role, Rows, Sample, StepStats
+from potstill.types import Datum, Floats, Ids, Outlook, Role, Rows, Sample, StepStats
 
 
 class Engine(Protocol):
@@ -57,12 +60,24 @@ class Engine(Protocol):
     def rows(self, role: Role, prompt: Ids, completion: Ids) -> Rows:
         """Log-probability rows (T, V) of one completion alone, unpadded: slow, for checks."""
 
+    def inspect(self, role: Role, rows: Sequence[tuple[Ids, Ids]]) -> list[Outlook]:
+        """What a model expects at each token of (prompt, completion) rows, in batches.
+
+        An engine without whole rows leaves out all but the log-probabilities.
+        """
+
+    def measure(self, data: Sequence[Datum]) -> StepStats:
+        """What `step` would report on this data with the weights as they are: trains nothing."""
+
     def step(self, data: Sequence[Datum], learning_rate: float) -> StepStats:
         """Exactly one optimizer step on the sum of all weighted terms.
 
         Raises:
             NonFinite: a loss or gradient is not a number; the weights are then as before.
         """
+
+    def memory(self) -> tuple[int, int]:
+        """Bytes at the peak so far, and bytes that there are, where it is tightest."""
 
     def save(self, folder: Path) -> None:
         """Write everything that `load` needs to go on as if nothing had happened."""
@@ -98,6 +113,13 @@ ENGINES: dict[str, EngineInfo] = {
         frozenset({"cross_entropy", "reverse_kl", "reverse_kl_sampled"}),
     ),
 }
+
+
+def host_memory() -> tuple[int, int]:
+    """Peak resident bytes of this process, and bytes of memory that the machine has."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return peak, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 class Wrapper:

@@ -10,15 +10,16 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import load_file, save_file
 
-from potstill.engines import ENGINES
+from potstill.engines import ENGINES, host_memory
 from potstill.errors import NonFinite
-from potstill.types import Datum, Floats, Ids, Role, Sample, StepStats, Term
+from potstill.types import Datum, Floats, Ids, Outlook, Role, Sample, StepStats, Term
 
 Table = npt.NDArray[np.float64]
 
@@ -112,8 +113,30 @@ class FakeEngine:
     def rows(self, role: Role, prompt: Ids, completion: Ids) -> Table:
         return log_softmax(self._tables[role][[prompt[-1], *completion[:-1]]])
 
+    def inspect(self, role: Role, rows: Sequence[tuple[Ids, Ids]]) -> list[Outlook]:
+        out = []
+        for prompt, completion in rows:
+            read = [prompt[-1], *completion[:-1]] if completion else []
+            logp = log_softmax(self._tables[role][read])
+            p, place = np.exp(logp), np.arange(len(read))
+            values = logp[place, list(completion)], -(p * logp).sum(-1), p[place, read], p[:, EOS]
+            out.append(Outlook(*(value.astype(np.float32) for value in values)))
+        return out
+
+    def measure(self, data: Sequence[Datum]) -> StepStats:
+        return self._forward(data, np.zeros_like(self._tables["student"]))
+
     def step(self, data: Sequence[Datum], learning_rate: float) -> StepStats:
         gradient = np.zeros_like(self._tables["student"])
+        stats = self._forward(data, gradient)
+        norm = float(np.sqrt((gradient**2).sum()))
+        if not np.isfinite(stats.loss + norm):
+            raise NonFinite(f"loss {stats.loss}, gradient norm {norm}")
+        self._adam(gradient, learning_rate)
+        return replace(stats, grad_norm=norm)
+
+    def _forward(self, data: Sequence[Datum], gradient: Table) -> StepStats:
+        """The losses of the data; adds their gradient."""
         loss, parts = 0.0, defaultdict(list)
         for datum in data:
             for term in datum.terms:
@@ -121,11 +144,7 @@ class FakeEngine:
                 loss += float((term.weights * values).sum())
                 part = "anchor" if term.loss.to == "init" else datum.source
                 parts[part].extend(values[term.weights != 0])
-        norm = float(np.sqrt((gradient**2).sum()))
-        if not np.isfinite(loss + norm):
-            raise NonFinite(f"loss {loss}, gradient norm {norm}")
-        self._adam(gradient, learning_rate)
-        return StepStats(loss, norm, {key: float(np.mean(v)) for key, v in parts.items() if v})
+        return StepStats(loss, 0.0, {key: float(np.mean(v)) for key, v in parts.items() if v})
 
     def _term(self, datum: Datum, term: Term, gradient: Table) -> Table:
         """Per-token values (T,); adds the term's gradient."""
@@ -157,6 +176,9 @@ class FakeEngine:
         mean_hat = mean / (1 - first**self._steps)
         scale = np.sqrt(square / (1 - second**self._steps)) + tiny
         self._tables["student"] -= learning_rate * mean_hat / scale
+
+    def memory(self) -> tuple[int, int]:
+        return host_memory()
 
     def save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)

@@ -23,6 +23,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from potstill.engines import host_memory
 from potstill.engines.loading import (
     Pair,
     add_lora,
@@ -35,7 +36,18 @@ from potstill.engines.sampling import generate
 from potstill.errors import NonFinite
 from potstill.losses import LOSSES, cross_entropy, reverse_kl_sampled, row_divergence
 from potstill.prompts import render
-from potstill.types import Datum, Floats, Ids, Loss, ModelSpec, Role, Rows, Sample, StepStats
+from potstill.types import (
+    Datum,
+    Floats,
+    Ids,
+    Loss,
+    ModelSpec,
+    Outlook,
+    Role,
+    Rows,
+    Sample,
+    StepStats,
+)
 
 Row = TypeVar("Row")
 transformers.utils.logging.disable_progress_bar()
@@ -149,20 +161,61 @@ class TorchEngine:
         kept = logits[-len(completion) - 1 : -1, : self.vocabulary].double()
         return np.asarray(kept.log_softmax(-1).cpu().numpy())
 
+    @torch.inference_mode()
+    def inspect(self, role: Role, rows: Sequence[tuple[Ids, Ids]]) -> list[Outlook]:
+        out: list[Outlook] = [Outlook()] * len(rows)
+        ends = sorted(self.eos)
+        with self._model(role) as model:
+            sizes = [(len(prompt), len(completion)) for prompt, completion in rows]
+            for chunk in micro_batches(range(len(rows)), sizes, self.batch_tokens):
+                prompts, completions = zip(*(rows[i] for i in chunk), strict=True)
+                mask, logp = self._rows(model, prompts, completions)
+                read = [
+                    p[-1:] + c[:-1] if c else () for p, c in zip(prompts, completions, strict=True)
+                ]
+                p = logp.exp()
+                values = torch.stack(
+                    [
+                        -cross_entropy(logp, _flat(completions, logp.device)),
+                        -(p * logp).sum(-1),
+                        p.gather(-1, _flat(read, logp.device)[:, None])[:, 0],
+                        p[:, ends].sum(-1),
+                    ]
+                ).float()
+                for i, part in zip(chunk, values.split(mask.sum(1).tolist(), 1), strict=True):
+                    out[i] = Outlook(*part.cpu().numpy())
+        return out
+
     def step(self, data: Sequence[Datum], learning_rate: float) -> StepStats:
+        tally = Tally()
+        for losses, chunk in self._chunks(data):
+            total = self._forward(losses, chunk, tally)
+            if math.isfinite(tally.loss) and total.requires_grad:
+                total.backward()
+        self._models["student"].eval()
+        return self._update(learning_rate, tally)
+
+    @torch.no_grad()
+    def measure(self, data: Sequence[Datum]) -> StepStats:
+        tally = Tally()
+        for losses, chunk in self._chunks(data):
+            self._forward(losses, chunk, tally)
+        self._models["student"].eval()
+        return StepStats(tally.loss, 0.0, tally.means())
+
+    def _chunks(self, data: Sequence[Datum]) -> Iterator[tuple[tuple[Loss, ...], list[Datum]]]:
+        """Micro-batches whose rows share their losses."""
         groups: dict[tuple[Loss, ...], list[Datum]] = defaultdict(list)
         for datum in data:
             if datum.completion:
                 groups[tuple(term.loss for term in datum.terms)].append(datum)
-        tally = Tally()
         for losses, members in groups.items():
             sizes = [(len(d.prompt), len(d.completion)) for d in members]
             for chunk in micro_batches(members, sizes, self.batch_tokens):
-                self._backward(losses, chunk, tally)
-        return self._update(learning_rate, tally)
+                yield losses, chunk
 
-    def _backward(self, losses: tuple[Loss, ...], data: list[Datum], tally: Tally) -> None:
-        """Add the gradient of one micro-batch whose rows share their losses."""
+    def _forward(self, losses: tuple[Loss, ...], data: list[Datum], tally: Tally) -> Tensor:
+        """The weighted loss of one micro-batch, noted in the tally."""
         prompts, completions = [d.prompt for d in data], [d.completion for d in data]
         with self._model("student") as model:
             model.train(self.checkpointed)
@@ -188,9 +241,7 @@ class TorchEngine:
             source = np.repeat([d.source for d in data], [len(d.completion) for d in data])
             tally.add(loss, source, weights.detach(), values.detach())
         tally.loss += total.item()
-        if math.isfinite(tally.loss) and total.requires_grad:
-            total.backward()
-        self._models["student"].eval()
+        return total
 
     def _update(self, learning_rate: float, tally: Tally) -> StepStats:
         params = list(self._trained.values())
@@ -245,6 +296,18 @@ class TorchEngine:
             self._models[role] = load_model(name, spec, trained=False)
         with autocast(spec):
             yield self._models[role]
+
+    def memory(self) -> tuple[int, int]:
+        places = [host_memory()]
+        if torch.cuda.is_available():
+            places += [
+                (
+                    torch.cuda.max_memory_reserved(i),
+                    torch.cuda.get_device_properties(i).total_memory,
+                )
+                for i in range(torch.cuda.device_count())
+            ]
+        return max(places, key=lambda place: place[0] / place[1])
 
     def save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
