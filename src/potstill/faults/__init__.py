@@ -45,13 +45,14 @@ class Fault:
     """One deviation.
 
     `published` marks those of the published study's code; `where` says at which place of it, or how
-    the field comes by it. `apply` changes a run, `teacher` the teacher's folder before it
-    opens; `touches` tells which recipes it changes at all.
+    the field comes by it; `remedy` what to do about it. `apply` changes a run, `teacher` the
+    teacher's folder before it opens; `touches` tells which recipes it changes at all.
     """
 
     name: str
     what: str
     where: str
+    remedy: str
     apply: Hook = field(compare=False, default=lambda run: run)
     teacher: Callable[[str, Path], str] | None = field(compare=False, default=None)
     published: bool = False
@@ -106,6 +107,7 @@ _FAULTS = (
         "unshifted_targets",
         "supervised steps ask position i for token i: the student learns to copy",
         "tinker_trainer.py, train_supervised_step",
+        "shift: position i predicts token i + 1, so targets are the ids from 1 on",
         _wrap(wrappers.UnshiftedTargets),
         published=True,
         touches=lambda recipe: recipe.uses_teacher,
@@ -114,6 +116,7 @@ _FAULTS = (
         "prompt_dropped",
         "the step on student tokens runs on the completion alone",
         "train_gkd_step",
+        "run the step on prompt and completion, and give the prompt weight 0",
         _wrap(wrappers.PromptDropped),
         published=True,
         touches=lambda recipe: recipe.uses_student,
@@ -122,6 +125,7 @@ _FAULTS = (
         "stale_sampler",
         "the student samples with weights refreshed every 20 steps",
         "refresh_student_every",
+        "refresh the sampler after every optimizer step",
         _wrap(wrappers.StaleSampler, 20),
         published=True,
         touches=lambda recipe: recipe.uses_student,
@@ -130,6 +134,7 @@ _FAULTS = (
         "prefix_trained",
         "seeded tokens get sampler log-probability 0: the teacher's own tokens are pushed down",
         "_generate_student_response_seeded",
+        "give seeded tokens weight 0: they are context",
         _wrap(wrappers.PrefixTrained),
         published=True,
         touches=lambda recipe: recipe.prefix.range[1] > 0,
@@ -138,6 +143,7 @@ _FAULTS = (
         "anchor_absent",
         "the KL anchor is the constant 0",
         "run_kl_anchored_off_policy",
+        "compute KL(p, p0) in the step; a constant has no gradient",
         _recipe(lambda recipe: dataclasses.replace(recipe, anchor=0.0)),
         published=True,
         touches=lambda recipe: recipe.anchor > 0,
@@ -146,6 +152,7 @@ _FAULTS = (
         "mixture_unblended",
         "student and teacher tokens get an optimizer step each, both at full weight",
         "run_mixture_distillation",
+        "weigh the sources by their shares and add them up before the one step",
         _wrap(wrappers.MixtureUnblended),
         published=True,
         touches=_mixes,
@@ -154,6 +161,7 @@ _FAULTS = (
         "eval_on_train",
         "accuracy is graded on training problems",
         "run_cliff_mitigation_experiment.py",
+        "grade on the test split: training problems do not show what was learned",
         lambda run: dataclasses.replace(run, task=TrainedOn(run.task)),
         published=True,
     ),
@@ -161,6 +169,7 @@ _FAULTS = (
         "seeds_ignored",
         "nothing is seeded: the cell's seed is replaced by the system's entropy",
         "run_cliff_mitigation_experiment.py",
+        "pass the seed on: without it no run can be repeated",
         _unseeded,
         published=True,
     ),
@@ -168,36 +177,42 @@ _FAULTS = (
         "eos_untrained",
         "EOS carries no loss: the student never learns to stop",
         "pad token is EOS, and padding is masked",
+        "EOS is a token of the completion: do not mask it with the padding",
         _wrap(wrappers.EosUntrained),
     ),
     Fault(
         "template_mismatch",
         "the teacher scores under another rendering of the prompt",
         "chat template applied twice",
+        "render the prompt once and give both models the same ids",
         _wrap(wrappers.TemplateMismatch),
     ),
     Fault(
         "teacher_shifted",
         "the teacher's rows are off by one position",
         "logits sliced [P:] where [P-1:-1] is meant",
+        "the teacher's row for token i is its output after i tokens: [P - 1 : -1]",
         _wrap(wrappers.TeacherShifted),
     ),
     Fault(
         "vocab_permuted",
         "the two vocabularies agree in size but not in ids",
         "tokenizers compared by their length",
+        "check that an id means the same token in both models, not only their number",
         teacher=permuted_teacher,
     ),
     Fault(
         "learning_rate_spike",
         "the learning rate is 100 times too high for 3 steps from step 40 on",
         "a schedule restarted, a unit mistyped",
+        "look at the learning rate's schedule; clip gradients; go on from an earlier checkpoint",
         _wrap(wrappers.LearningRateSpike, 40, 3, 100.0),
     ),
     Fault(
         "top_k_without_tail",
         "reverse KL on the teacher's 8 likeliest ids, no bucket for the rest: mass can drain away",
         "top-k log-probabilities of a service used as if they were the row",
+        "keep one bucket for the mass outside the top k: topk_reverse_kl",
         _recipe(_without_tail),
     ),
 )

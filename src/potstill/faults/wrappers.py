@@ -29,8 +29,12 @@ class Spoiler(Wrapper):
         """The datum as the faulty pipeline would have made it."""
         raise AssertionError("a subclass says how")
 
+    def rewrite(self, data: Sequence[Datum]) -> list[Datum]:
+        """A whole step's data, spoiled."""
+        return [self.spoil(datum) for datum in data]
+
     def step(self, data: Sequence[Datum], learning_rate: float) -> StepStats:
-        return self.engine.step([self.spoil(datum) for datum in data], learning_rate)
+        return self.engine.step(self.rewrite(data), learning_rate)
 
 
 class UnshiftedTargets(Spoiler):
@@ -80,10 +84,10 @@ class EosUntrained(Spoiler):
 class PrefixTrained(Spoiler):
     """Tokens that the teacher seeded are trained with a sampler log-probability of 0."""
 
-    def step(self, data: Sequence[Datum], learning_rate: float) -> StepStats:
+    def rewrite(self, data: Sequence[Datum]) -> list[Datum]:
         rows = [(datum.prompt, datum.completion) for datum in data]
         self._scores = iter(self.engine.score("teacher", rows))
-        return super().step(data, learning_rate)
+        return super().rewrite(data)
 
     def spoil(self, datum: Datum) -> Datum:
         scores = next(self._scores)

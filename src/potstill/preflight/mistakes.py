@@ -14,22 +14,6 @@ from potstill.engines import Engine
 from potstill.preflight.reference import Terms, moments, reference, trained_mask
 from potstill.types import Floats, Ids, Role, Rows, Trajectory
 
-HINTS = {
-    "unshifted_targets": "shift: position i predicts token i + 1, so targets are the ids from 1 on",
-    "prompt_dropped": "run the step on prompt and completion, and give the prompt weight 0",
-    "prefix_trained": "give seeded tokens weight 0: they are context",
-    "eos_untrained": "EOS is a token of the completion: do not mask it with the padding",
-    "teacher_shifted": "the teacher's row for token i is its output after i tokens: [P - 1 : -1]",
-    "template_mismatch": "render the prompt once and give both models the same ids",
-    "mixture_unblended": "weigh the sources by their shares and add them up before the one step",
-    "anchor_absent": "compute KL(p, p0) in the step; a constant has no gradient",
-    "top_k_without_tail": "keep one bucket for the mass outside the top k: topk_reverse_kl",
-    "stale_sampler": "refresh the sampler after every optimizer step",
-    "eval_on_train": "grade on the test split: training problems do not show what was learned",
-    "seeds_ignored": "pass the seed on: without it no run can be repeated",
-    "vocab_permuted": "check that an id means the same token in both models, not only their number",
-}
-
 
 def mistakes(
     engine: Engine, written: Sequence[Trajectory], terms: Terms
