@@ -1,7 +1,8 @@
 """Resume points: step, replay buffer, token counts and the engine's state, whole or not at all.
 
 A checkpoint is written into a folder with another name and renamed when complete; the newest
-complete one wins, older ones go. Random numbers need no saving: they come from (seed, step).
+complete one wins; older ones go, but for the last that is surely good. Random numbers need no
+saving: they come from (seed, step).
 """
 
 from __future__ import annotations
@@ -23,9 +24,23 @@ _NAME = "step-"
 
 
 def save(
-    folder: Path, step: int, engine: Engine, buffer: Sequence[Trajectory], extra: dict[str, Any]
+    folder: Path,
+    step: int,
+    engine: Engine,
+    buffer: Sequence[Trajectory],
+    extra: dict[str, Any],
+    good: int | None = None,
 ) -> None:
-    """Write the resume point after `step` optimizer steps and drop older ones."""
+    """Write the resume point after `step` optimizer steps and drop older ones.
+
+    Args:
+        folder: where resume points are.
+        step: optimizer steps made.
+        engine: what is saved.
+        buffer: the replay buffer.
+        extra: token counts.
+        good: the newest point up to this step is kept as well, to go back to.
+    """
     partial, final = folder / f"partial-{step:08d}", folder / f"{_NAME}{step:08d}"
     state = {"step": step, "extra": extra, "buffer": [_plain(entry) for entry in buffer]}
     with writing(folder):
@@ -38,8 +53,9 @@ def save(
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
         _sync(folder)
+    kept = {final, *_until(folder, step if good is None else good)[-1:]}
     for old in folder.iterdir():
-        if old != final:
+        if old not in kept:
             shutil.rmtree(old, ignore_errors=True)
 
 
@@ -51,6 +67,18 @@ def load(folder: Path, engine: Engine) -> tuple[int, list[Trajectory], dict[str,
     state = json.loads((points[-1] / "state.json").read_text())
     engine.load(points[-1])
     return state["step"], [_trajectory(entry) for entry in state["buffer"]], state["extra"]
+
+
+def back(folder: Path, engine: Engine, step: int) -> int:
+    """Load the newest resume point up to `step` into the engine and return its step."""
+    point = _until(folder, step)[-1]
+    engine.load(point)
+    return int(point.name.removeprefix(_NAME))
+
+
+def _until(folder: Path, step: int) -> list[Path]:
+    """Resume points up to a step, oldest first."""
+    return [p for p in sorted(folder.glob(f"{_NAME}*")) if p.name <= f"{_NAME}{step:08d}"]
 
 
 def _plain(entry: Trajectory) -> dict[str, Any]:

@@ -57,6 +57,7 @@ class Train(Part):
     lora_rank: int = Field(0, ge=0)  # 0 trains all weights
     max_grad_norm: float = Field(1.0, ge=0)  # clip to this norm; 0 is off
     checkpoint_every: int = Field(25, ge=1)  # steps between resume points
+    on_collapse: Literal["warn", "stop", "rollback"] = "warn"  # rollback: to the last good point
     save: bool = True  # keep each trained student as a model folder
 
     def rate(self, step: int) -> float:

@@ -1,9 +1,7 @@
-"""Grading a model on held-out problems, and the cheap probe between gradings.
+"""Grading a model on held-out problems.
 
 Evaluation is greedy and stores per-problem outcomes, so that methods can be compared problem by
-problem. The probe samples a few fixed training problems at temperature 1: similarity with the
-teacher's text, KL to the teacher and accuracy in any phase of any method, on the same prompts
-with the same random numbers.
+problem. What is looked at between gradings is in `signals`.
 """
 
 from __future__ import annotations
@@ -16,7 +14,6 @@ import numpy as np
 
 from potstill.config import Eval
 from potstill.engines import Engine
-from potstill.rollout import generator
 from potstill.tasks import Task
 from potstill.types import Evaluation, Graded, Problem, Role
 
@@ -41,13 +38,12 @@ class Reference:
 
 @dataclass
 class Examiner:
-    """Looks at a student in training: probe and gradings, each when due."""
+    """Grades a student in training when that is due."""
 
     engine: Engine
     task: Task
     grading: Eval
-    max_tokens: int  # completion tokens in training; the probe uses the same
-    seed: int
+    max_tokens: int  # completion tokens in training
     reference: Reference | None = None
     fresh: Evaluation | None = None  # the grading made by the last look, if it made one
 
@@ -61,21 +57,22 @@ class Examiner:
             )
 
     @property
+    def texts(self) -> Reference:
+        """The teacher's texts."""
+        assert self.reference is not None
+        return self.reference
+
+    @property
     def _tokens(self) -> int:
         return self.grading.max_tokens or self.max_tokens
 
     def look(self, step: int, *, last: bool) -> dict[str, float]:
         """Metrics of whatever is due after `step` optimizer steps."""
-        assert self.reference is not None
         self.fresh = None
         found: dict[str, float] = {}
-        if last or step % self.grading.probe_every == 0:
-            found |= probe(
-                self.engine, self.task, self.probed, self.reference, self.max_tokens, self.seed
-            )
         if last or step % self.grading.every == 0:
             self.fresh = self.grade(again=True)
-            scores = [self.reference.score(row.problem, row.text) for row in self.fresh.rows]
+            scores = [self.texts.score(row.problem, row.text) for row in self.fresh.rows]
             found |= {
                 "eval/accuracy": self.fresh.strict,
                 "eval/flexible": self.fresh.flexible,
@@ -106,36 +103,6 @@ def evaluate(
         grade = task.grade(problem, text)
         rows.append(Graded(problem, text, grade, len(sample.tokens), ended))
     return Evaluation(tuple(rows))
-
-
-def probe(
-    engine: Engine,
-    task: Task,
-    problems: Sequence[Problem],
-    reference: Reference,
-    max_tokens: int,
-    seed: int,
-) -> dict[str, float]:
-    """Sample the probe's problems from the newest student.
-
-    Returns:
-        train/score: mean similarity with the teacher's text, in [0, 1].
-        train/kl_divergence: KL(p, q) in nats per token, estimated on the student's own tokens.
-        train/accuracy: share of right answers at temperature 1.
-    """
-    prompts = [engine.encode(problem.question) for problem in problems]
-    limits = [max_tokens] * len(prompts)
-    samples = engine.sample("student", prompts, limits, 1.0, generator(seed, 0, "probe"))
-    rows = [(prompt, sample.tokens) for prompt, sample in zip(prompts, samples, strict=True)]
-    teacher = np.concatenate(engine.score("teacher", rows))
-    student = np.concatenate([sample.logprobs for sample in samples])
-    texts = [engine.decode(sample.tokens) for sample in samples]
-    pairs = list(zip(problems, texts, strict=True))
-    return {
-        "train/score": float(np.mean([reference.score(p, text) for p, text in pairs])),
-        "train/kl_divergence": float(np.mean(student.astype(float) - teacher)),
-        "train/accuracy": float(np.mean([task.grade(p, text).strict for p, text in pairs])),
-    }
 
 
 def similarity(text: str, teacher: str) -> float:

@@ -8,6 +8,7 @@ same numbers.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,11 +17,15 @@ import numpy as np
 
 from potstill import checkpoint, objective
 from potstill.config import Eval, Train
+from potstill.diagnose import Finding
 from potstill.engines import Engine, bare
+from potstill.errors import PotstillError
 from potstill.evaluate import Examiner, Reference
+from potstill.faults import Run
 from potstill.meter import Metered
 from potstill.recipe import Recipe
 from potstill.rollout import Buffer, Limits, collect, draw
+from potstill.signals import Monitor
 from potstill.tasks import Task
 from potstill.types import Evaluation, StepStats, Trajectory
 
@@ -35,6 +40,7 @@ def train(
     seed: int = 0,
     reference: Reference | None = None,
     recorder: Recorder | None = None,
+    asked: Run | None = None,
 ) -> Trained:
     """Train the engine's student by a recipe.
 
@@ -42,45 +48,85 @@ def train(
         recipe: the method.
         engine: an open engine; its student is changed.
         task: problems to train on and to grade.
-        settings: steps, batch, learning rate.
+        settings: steps, batch, learning rate, and what to do when the student collapses.
         grading: how often and on how many held-out problems.
         seed: decides the prompts' order and every sample.
         reference: the teacher's texts; written now where missing.
         recorder: where metrics go; default: memory.
+        asked: what the run is held against; default: what it is given.
 
     Raises:
         NonFinite: a loss or gradient is not a number.
     """
     recorder = recorder or Memory()
+    asked = asked or Run(recipe, engine, task, seed)
     total = max(1, round(settings.steps * recipe.budget))
     limits = Limits(settings.max_tokens, settings.temperature, settings.teacher_temperature)
-    examiner = Examiner(bare(engine), task, grading, settings.max_tokens, seed, reference)
-    start, buffer, meter = _resume(recipe, engine, settings, recorder)
+    examiner = Examiner(bare(engine), task, grading, settings.max_tokens, reference)
+    monitor = Monitor(bare(engine), asked, settings, grading, examiner.texts)
+    start, buffer, meter = _resume(recipe, engine, settings, recorder, monitor)
+    if not monitor.rows:
+        recorder.record(monitor.start(task, len(examiner.tested)), None)
     for step in range(start, total):
         rate, done = settings.rate(step), step + 1
         problems = draw(task.train, settings.batch_size, seed, step)
         fresh = collect(recipe, meter, problems, step / total, step, seed, limits)
         batch = buffer.exchange(fresh, step, seed)
+        with meter.clock("diagnosis"):
+            monitor.before(done, fresh, batch)
         stats = meter.step(objective.build(recipe, batch, meter), rate)
         row = _metrics(fresh, batch, stats) | {"train/buffer_size": len(buffer)}
         row |= {"step": done, "train/learning_rate": rate, "tokens": meter.spent}
+        with meter.clock("diagnosis"):
+            row |= monitor.after(row, stats, fresh, last=done == total)
         with meter.clock("evaluation"):
             row |= examiner.look(done, last=done == total)
         recorder.record(row, examiner.fresh)
+        recorder.note(monitor.findings)
+        if settings.on_collapse != "warn" and monitor.collapsed:
+            return _give_up(done, total, monitor, examiner, engine, settings, meter, recorder)
         if recorder.checkpoints and done % settings.checkpoint_every == 0:
-            checkpoint.save(recorder.checkpoints, done, engine, buffer.entries, meter.state())
+            place, good = recorder.checkpoints, monitor.healthy_until
+            checkpoint.save(place, done, engine, buffer.entries, meter.state(), good)
     return Trained(total, examiner.grade(), dict(meter.tokens), dict(meter.seconds), recorder)
 
 
 def _resume(
-    recipe: Recipe, engine: Engine, settings: Train, recorder: Recorder
+    recipe: Recipe, engine: Engine, settings: Train, recorder: Recorder, monitor: Monitor
 ) -> tuple[int, Buffer, Metered]:
     """Where to start: the last checkpoint, or step 0."""
     capacity = recipe.replay.capacity * settings.batch_size if recipe.replay else 0
+    if settings.on_collapse == "rollback" and not recorder.checkpoints:
+        raise PotstillError(
+            'on_collapse = "rollback" needs a folder for checkpoints', 'write "stop", or a recorder'
+        )
     found = checkpoint.load(recorder.checkpoints, engine) if recorder.checkpoints else None
-    step, entries, counted = found or (0, [], None)
+    step, entries, counted = found or (-1, [], None)
     recorder.rewind(step)
-    return step, Buffer(capacity, entries), Metered(engine, counted)
+    monitor.recall(recorder.metrics)
+    if found is None and settings.on_collapse == "rollback" and recorder.checkpoints:
+        meter = Metered(engine, None)
+        checkpoint.save(recorder.checkpoints, 0, engine, [], meter.state())
+    return max(step, 0), Buffer(capacity, entries), Metered(engine, counted)
+
+
+def _give_up(
+    done: int,
+    total: int,
+    monitor: Monitor,
+    examiner: Examiner,
+    engine: Engine,
+    settings: Train,
+    meter: Metered,
+    recorder: Recorder,
+) -> Trained:
+    """End a collapsed run here, or on the last checkpoint before its collapse."""
+    ended: dict[str, int] = {"step": done, "of": total}
+    if settings.on_collapse == "rollback":
+        assert recorder.checkpoints
+        ended["back_to"] = checkpoint.back(recorder.checkpoints, engine, monitor.healthy_until)
+    graded = examiner.grade(again=True)
+    return Trained(done, graded, dict(meter.tokens), dict(meter.seconds), recorder, ended)
 
 
 def _metrics(
@@ -106,8 +152,15 @@ class Recorder(Protocol):
 
     checkpoints: Path | None
 
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """The rows recorded so far."""
+
     def rewind(self, step: int) -> None:
         """Forget everything recorded after `step`."""
+
+    def note(self, findings: Sequence[Finding]) -> None:
+        """Keep what is found to be wrong with the run so far."""
 
     def record(self, metrics: dict[str, Any], evaluation: Evaluation | None) -> None:
         """Keep the metrics of one step, and texts of its grading if there was one."""
@@ -118,10 +171,14 @@ class Memory:
     """Keeps a run's metrics in a list."""
 
     metrics: list[dict[str, Any]] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
     checkpoints: Path | None = None
 
     def rewind(self, step: int) -> None:
         self.metrics = [row for row in self.metrics if row["step"] <= step]
+
+    def note(self, findings: Sequence[Finding]) -> None:
+        self.findings = list(findings)
 
     def record(self, metrics: dict[str, Any], evaluation: Evaluation | None) -> None:
         self.metrics.append(metrics)
@@ -136,6 +193,7 @@ class Trained:
     tokens: dict[str, int]  # by kind, see `meter`
     seconds: dict[str, float]  # by activity
     recorder: Recorder
+    ended: dict[str, int] | None = None  # given up: after step, of how many, and back to which
 
     @property
     def accuracy(self) -> float:

@@ -4,6 +4,7 @@
     cells/PAIR/METHOD/SEED/             one cell; reference rows have SEED = "all"
         metrics.jsonl                   one line a step, no clock times: equal runs give equal files
         examples.jsonl                  texts of gradings
+        findings.json                   what went wrong, written as it is found
         result.json                     written last, whole or not at all
         checkpoints/                    resume points, gone when the cell ends
         student/                        the trained model
@@ -25,7 +26,7 @@ import shutil
 import tempfile
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -117,9 +118,9 @@ class CellFolder:
 
     @property
     def steps(self) -> int:
-        """Steps recorded so far, read cheaply: one whole line each."""
+        """Steps recorded so far, read cheaply: one whole line each, and one for step 0."""
         path = self.path / "metrics.jsonl"
-        return path.read_bytes().count(b"\n") if path.exists() else 0
+        return max(0, path.read_bytes().count(b"\n") - 1) if path.exists() else 0
 
     @property
     def texts(self) -> list[dict[str, Any]]:
@@ -170,6 +171,21 @@ class CellFolder:
             rows = evaluation.rows[: self.examples]
             self.show([self._example(metrics["step"], row) for row in rows])
         self._append("metrics.jsonl", [{"step": metrics["step"], **metrics}])
+
+    def note(self, findings: Sequence[Any]) -> None:
+        """Keep what is found to be wrong so far, written when it changes."""
+        text = to_json([asdict(finding) for finding in findings]) + "\n"
+        path = self.path / "findings.json"
+        if text != (path.read_text(encoding="utf-8") if path.exists() else "[]\n"):
+            write_text(path, text)
+
+    @property
+    def findings(self) -> list[dict[str, Any]]:
+        """What is found to be wrong with the run so far."""
+        try:
+            return list(json.loads((self.path / "findings.json").read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            return []
 
     def show(self, examples: list[dict[str, Any]]) -> None:
         """Keep some texts."""

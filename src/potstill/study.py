@@ -81,7 +81,8 @@ def _run(
         raise PotstillError(f"the teacher row of {cell.pair} failed", "see its result.json")
     engine = open_study_engine(study, cell, place.path)
     recipe = study.recipes.get(cell.method) or Recipe(name=cell.method)
-    run = faults.apply(study.faults, Run(recipe, engine, task, cell.seed or 0))
+    asked = Run(recipe, engine, task, cell.seed or 0)
+    run = faults.apply(study.faults, asked)
     try:
         if cell.method in REFERENCES:
             return _reference(study, engine, place, cell, run.task)
@@ -94,12 +95,15 @@ def _run(
             seed=run.seed,
             reference=reference,
             recorder=place,
+            asked=asked,
         )
         if study.train.save:
             with writing(place.path / "student"):
                 engine.export(place.path / "student")
         return {
             "steps": trained.steps,
+            "ended": trained.ended,
+            "findings": place.findings,
             **_accuracy(trained.evaluation),
             "tokens": trained.tokens,
             "seconds": round(sum(trained.seconds.values()), 3),

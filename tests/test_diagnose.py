@@ -1,0 +1,244 @@
+"""Diagnosis: a broken run is found, named and ended; a sound one is left alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from conftest import toy_table
+from potstill import diagnose as diagnosis
+from potstill.cli import app
+from potstill.config import Eval, Study, Train, read_study
+from potstill.diagnose import OTHERS, Finding, diagnose, healthy_until
+from potstill.engines import open_engine
+from potstill.errors import PotstillError
+from potstill.faults import FAULTS
+from potstill.loop import train
+from potstill.methods import METHODS
+from potstill.signals import repetition
+from potstill.store import Cell, StudyFolder
+from potstill.study import run_cell
+from potstill.tasks import load_task
+
+# Deviations that a fake engine or a random model can show, with a method that each touches.
+NAMED = {
+    "unshifted_targets": "mixture",
+    "prompt_dropped": "on_policy_gkd",
+    "stale_sampler": "on_policy_gkd",
+    "prefix_trained": "teacher_seeded",
+    "anchor_absent": "kl_anchored",
+    "mixture_unblended": "mixture",
+    "eval_on_train": "off_policy",
+    "seeds_ignored": "on_policy_gkd",
+    "eos_untrained": "on_policy_gkd",
+    "template_mismatch": "on_policy_gkd",
+    "teacher_shifted": "on_policy_gkd",
+    "vocab_permuted": "on_policy_gkd",
+    "top_k_without_tail": "on_policy_gkd",
+}
+
+
+def tiny(tmp_path: Path, method: str, faults: Sequence[str] = (), **train: Any) -> dict[str, Any]:
+    """Run one cell of the embedded pair and return its folder's rows and result."""
+    study = read_study(
+        {
+            "pairs": ["tiny-llama"],
+            "methods": [method],
+            "faults": list(faults),
+            "train": {"steps": 6, "save": False, **train},
+            "eval": {"problems": 20},
+        }
+    )
+    folder = StudyFolder(tmp_path)
+    folder.open(study)
+    cell = Cell("tiny-llama", method, 0)
+    run_cell(study, folder, Cell("tiny-llama", "teacher"))
+    result = run_cell(study, folder, cell)
+    assert result["status"] == "done", result
+    return {"rows": folder.cell(cell).metrics, "result": result, "path": folder.cell(cell).path}
+
+
+def causes(rows: Sequence[Any]) -> list[str]:
+    return [finding.cause for finding in diagnose(rows)]
+
+
+def probe(step: int, accuracy: float, **signals: float) -> dict[str, Any]:
+    """A row with a look at the student; sound unless told otherwise."""
+    sound = {"teacher_loss": 0.4, "reading_loss": 0.1, "copy": 0.05, "end": 0.99, "entropy": 0.1}
+    values = {**sound, "truncated": 0.0, "repetition": 0.05, **signals}
+    row = {"step": step, "train/accuracy": accuracy, "train/grad_norm": 1.0, "train/loss": 0.5}
+    return {**row, **{f"signal/{name}": value for name, value in values.items()}}
+
+
+def test_every_cause_has_words_and_a_remedy() -> None:
+    for cause in (*FAULTS, *OTHERS):
+        assert len(diagnosis.meaning(cause)) > 10 and len(diagnosis.advice(cause)) > 10
+
+
+@pytest.mark.parametrize("fault", NAMED)
+def test_a_fault_is_named_within_the_first_steps(fault: str, tmp_path: Path) -> None:
+    found = causes(tiny(tmp_path, NAMED[fault], [fault])["rows"])
+    assert found == [fault]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_sound_run_has_no_finding(method: str, tmp_path: Path) -> None:
+    run = tiny(tmp_path, method)
+    assert diagnose(run["rows"]) == [] == run["result"]["findings"]
+    assert run["result"]["ended"] is None
+
+
+def test_sound_lora_and_half_precision_runs_have_no_finding(tmp_path: Path) -> None:
+    table = {"pairs": ["tiny-llama"], "methods": ["mixture"], "eval": {"problems": 20}}
+    engine = {"name": "torch", "student": {"dtype": "bfloat16"}, "teacher": {"dtype": "bfloat16"}}
+    study = read_study({**table, "engine": engine, "train": {"steps": 6, "lora_rank": 4}})
+    folder, cell = StudyFolder(tmp_path), Cell("tiny-llama", "mixture", 0)
+    folder.open(study)
+    run_cell(study, folder, Cell("tiny-llama", "teacher"))
+    assert run_cell(study, folder, cell)["findings"] == []
+
+
+def test_a_step_that_fits_no_known_mistake_is_called_another_objective() -> None:
+    check = {"what": "student", "trained": 3.0, "expected": 0.5, "cause": ""}
+    rows = [
+        probe(0, 0.5),
+        {"step": 1, "checks": [check], "suspects": ["student"], "train/grad_norm": 1.0},
+        {"step": 2, "checks": [check], "suspects": [], "train/grad_norm": 1.0},
+    ]
+    assert causes(rows[:2]) == []  # the next step tries the known mistakes
+    (finding,) = diagnose(rows)
+    assert (finding.cause, finding.step, finding.found) == ("another_objective", 1, 2)
+    assert "3.0000" in finding.evidence and "0.5000" in finding.evidence
+
+
+class TestCollapse:
+    def test_accuracy_alone_is_no_collapse(self) -> None:
+        rows = [probe(0, 0.5), *(probe(step, 0.0) for step in (5, 10, 15))]
+        assert diagnose(rows) == [] and healthy_until(rows) == 15
+
+    def test_one_bad_probe_is_no_collapse(self) -> None:
+        bad = probe(5, 0.0, teacher_loss=3.0)
+        assert diagnose([probe(0, 0.5), bad, probe(10, 0.5)]) == []
+
+    def test_two_bad_probes_are(self) -> None:
+        bad = [probe(step, 0.0, teacher_loss=3.0) for step in (10, 15)]
+        rows = [probe(0, 0.5), probe(5, 0.6), *bad]
+        (finding,) = diagnose(rows)
+        assert (finding.kind, finding.cause) == ("collapse", "unexplained")
+        assert (finding.step, finding.found, healthy_until(rows)) == (10, 15, 5)
+        assert "0% of the probe right, 60% at best" in finding.evidence
+        assert "3.00 nats" in finding.evidence
+
+    @pytest.mark.parametrize(
+        ("signals", "cause"),
+        [
+            ({"copy": 0.4}, "unshifted_targets"),
+            ({"end": 0.01, "truncated": 0.9}, "eos_untrained"),
+            ({"repetition": 0.8}, "unexplained"),
+        ],
+    )
+    def test_behaviour_points_to_a_cause(self, signals: dict[str, float], cause: str) -> None:
+        bad = [probe(step, 0.0, teacher_loss=3.0, **signals) for step in (5, 10)]
+        assert causes([probe(0, 0.5), *bad]) == [cause]
+
+    def test_a_deviation_seen_before_is_the_cause(self) -> None:
+        check = {"what": "student", "trained": 3.0, "expected": 0.5, "cause": "prompt_dropped"}
+        bad = [probe(step, 0.0, teacher_loss=3.0) for step in (5, 10)]
+        rows = [probe(0, 0.5), {**bad[0], "checks": [check]}, bad[1]]
+        first, second = diagnose(rows)
+        assert (first.kind, second.kind) == ("collapse", "deviation")
+        assert first.cause == second.cause == "prompt_dropped"
+
+    def test_a_jump_of_loss_and_gradient_is_a_spike(self) -> None:
+        calm = [{**probe(step, 0.5), "train/phase": 1.0} for step in range(1, 16)]
+        jump = {**probe(16, 0.5), "train/phase": 1.0, "train/loss": 4.0, "train/grad_norm": 30.0}
+        (finding,) = diagnose([probe(0, 0.5), *calm, jump])
+        assert (finding.cause, finding.step, finding.found) == ("learning_rate_spike", 15, 16)
+        other = {**jump, "train/phase": 0.0}  # another source's loss is another scale
+        assert diagnose([probe(0, 0.5), *calm, other]) == []
+
+    def test_nothing_to_lose_is_judged_by_the_teacher(self) -> None:
+        weak = [probe(0, 0.0), *(probe(step, 0.0, teacher_loss=0.9) for step in (5, 10))]
+        assert diagnose(weak) == []
+        absurd = [probe(0, 0.0), *(probe(step, 0.0, teacher_loss=5.0) for step in (5, 10))]
+        assert causes(absurd) == ["unexplained"]
+
+
+class TestOnCollapse:
+    def test_stop_ends_early_and_says_why(self, tmp_path: Path) -> None:
+        run = tiny(tmp_path, "off_policy", ["unshifted_targets"], steps=60, on_collapse="stop")
+        ended, first = run["result"]["ended"], run["result"]["findings"][0]
+        assert ended["of"] == 60 and ended["step"] == run["rows"][-1]["step"] <= 30
+        assert (first["kind"], first["cause"]) == ("collapse", "unshifted_targets")
+        assert run["result"]["steps"] == ended["step"]
+
+    def test_rollback_ends_on_the_last_good_student(self, tmp_path: Path) -> None:
+        told = {"steps": 60, "checkpoint_every": 5}
+        stop = tiny(tmp_path / "a", "off_policy", ["unshifted_targets"], on_collapse="stop", **told)
+        back = tiny(
+            tmp_path / "b", "off_policy", ["unshifted_targets"], on_collapse="rollback", **told
+        )
+        assert back["rows"] == stop["rows"]
+        assert back["result"]["ended"]["back_to"] <= healthy_until(back["rows"])
+        assert back["result"]["accuracy"] > stop["result"]["accuracy"]
+
+    def test_rollback_before_any_checkpoint_is_the_untrained_student(self, tmp_path: Path) -> None:
+        run = tiny(tmp_path, "off_policy", ["unshifted_targets"], steps=60, on_collapse="rollback")
+        assert run["result"]["ended"]["back_to"] == 0
+        assert run["result"]["accuracy"] > 0.25
+
+    def test_warn_goes_on(self, tmp_path: Path) -> None:
+        run = tiny(tmp_path, "off_policy", ["unshifted_targets"], steps=25)
+        assert run["result"]["ended"] is None and run["result"]["steps"] == 25
+        assert run["result"]["findings"][0]["kind"] == "collapse"
+        kept = json.loads((run["path"] / "findings.json").read_text())
+        assert kept == run["result"]["findings"]
+
+    def test_rollback_without_a_folder_is_refused(self, tmp_path: Path) -> None:
+        task = load_task(**toy_table(tmp_path)["task"])
+        settings = Train(steps=2, learning_rate=0.1, on_collapse="rollback")
+        with pytest.raises(PotstillError, match="rollback"):
+            train(
+                METHODS["off_policy"],
+                open_engine("fake", Study().models["tiny-qwen"]),
+                task,
+                settings,
+                Eval(problems=4, probe=4),
+            )
+
+
+class TestCommand:
+    def test_says_cause_and_advice_of_a_cell_and_of_a_study(self, tmp_path: Path) -> None:
+        run = tiny(tmp_path, "off_policy", ["unshifted_targets"], steps=25)
+        for path in (run["path"], tmp_path):
+            said = CliRunner().invoke(app, ["diagnose", str(path)]).output
+            assert "tiny-llama/off_policy/0 collapsed from step" in said
+            assert FAULTS["unshifted_targets"].remedy in said
+            assert "0 of 1 runs without a finding" in said
+
+    def test_gives_json_and_signals(self, tmp_path: Path) -> None:
+        run = tiny(tmp_path, "off_policy")
+        said = CliRunner().invoke(app, ["diagnose", str(run["path"]), "--json"]).output
+        (record,) = json.loads(said)
+        assert record["findings"] == [] and record["signals"][0]["step"] == 0
+        shown = CliRunner().invoke(app, ["diagnose", str(run["path"]), "--signals"]).output
+        assert "teacher_loss" in shown and "1 of 1 runs without a finding" in shown
+
+    def test_refuses_a_folder_without_runs(self, tmp_path: Path) -> None:
+        error = CliRunner().invoke(app, ["diagnose", str(tmp_path)]).exception
+        assert isinstance(error, PotstillError) and "no run" in str(error)
+
+
+def test_a_finding_reads_as_a_sentence() -> None:
+    finding = Finding("collapse", "eos_untrained", 5, 10, "", "")
+    assert finding.sentence.startswith("collapsed from step 5 on: eos_untrained (EOS carries")
+
+
+def test_repetition_counts_neighbours() -> None:
+    assert repetition((1, 1, 1, 2)) == pytest.approx(2 / 3)
+    assert repetition(()) == repetition((1,)) == 0.0
