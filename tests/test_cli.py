@@ -13,7 +13,7 @@ import pytest
 import tomli_w
 
 from conftest import toy_table
-from potstill import cli
+from potstill import cli, launch
 from potstill.config import read_study
 from potstill.errors import PotstillError
 from potstill.listing import LISTS, plan
@@ -351,7 +351,7 @@ def test_two_runs_of_one_study_do_not_meet(
         filled.append((study, path))
         return {"cell": {"status": "done", "pair": "", "method": "", "seed": 0, "accuracy": 1.0}}
 
-    monkeypatch.setattr(cli, "_fill", fill)
+    monkeypatch.setattr(launch, "fill", fill)
     for words in (["--seed", 1], ["--seed", 2], ["--method", "hybrid"]):
         assert call("run", file, *words) == 0
     assert len({path for _, path in filled}) == 3

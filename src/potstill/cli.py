@@ -7,7 +7,6 @@ Exit codes: 0 done, 1 some cell failed, 2 the request was wrong, 130 interrupted
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -72,6 +71,7 @@ def check(words: Words = None, preflight: Preflight = True, as_json: AsJson = Fa
 
     Example: [bold]potstill check studies/full.toml seeds=0,1[/]
     """
+    from potstill.launch import preflight_records, refuse
     from potstill.listing import plan
     from potstill.study import prepare
 
@@ -79,12 +79,12 @@ def check(words: Words = None, preflight: Preflight = True, as_json: AsJson = Fa
     facts = plan(study, prepare(study))
     if not as_json:
         _print_table([{"what": key, "value": value} for key, value in facts.items()])
-    checks = _preflight(study) if preflight else []
+    checks = preflight_records(study) if preflight else []
     if as_json:
         print(json.dumps({**facts, "checks": checks}, indent=1))
     elif checks:
         _print_table(checks)
-    _refuse(checks)
+    refuse(checks)
 
 
 @app.command()
@@ -102,6 +102,7 @@ def run(
     Example: [bold]potstill run studies/quick.toml --method hybrid --pair tiny-qwen --seed 3[/]
     """
     from potstill.config import read_study
+    from potstill.launch import fill
 
     words = list(words or [])
     words += [f"methods={json.dumps([method])}"]
@@ -111,7 +112,7 @@ def run(
     first = {"pairs": list(full.models)[:1], "seeds": list(full.seeds)[:1]}
     study = read_study({**full.to_toml(), **first})
     place = "-".join([study.name, *study.models, method, str(study.seeds[0])])
-    results = _fill(study, out or Path("runs") / place, 1, preflight)
+    results = fill(study, out or Path("runs") / place, 1, preflight)
     record = list(results.values())[-1]
     if as_json:
         print(json.dumps(record, indent=1))
@@ -138,11 +139,12 @@ def study(
 
     Example: [bold]potstill study studies/full.toml --workers 2 train.steps=50 seeds=0,1,2[/]
     """
+    from potstill.launch import fill
     from potstill.report import write_report
 
     chosen = _study(words)
     folder = out or Path("runs") / chosen.name
-    _fill(chosen, folder, workers, preflight, retry_failed)
+    fill(chosen, folder, workers, preflight, retry_failed)
     report = write_report(folder, figures=figures)
     _show_report(report, as_json)
     raise typer.Exit(1 if report.failed else 0)
@@ -168,6 +170,7 @@ def audit(
     """
     from potstill import audit as auditing
     from potstill.faults import PUBLISHED
+    from potstill.launch import fill
     from potstill.report.audit_page import write_audit
     from potstill.store import StudyFolder, cells_of
 
@@ -180,13 +183,61 @@ def audit(
         folder = StudyFolder(path / "variants" / variant.name)
         if len(folder.results(cells_of(study))) < len(cells_of(study)):
             print(f"variant {number} of {len(plan)}: {variant.name}", file=sys.stderr)
-        results = _fill(study, folder.path, workers, False, retry_failed)
+        results = fill(study, folder.path, workers, False, retry_failed)
         failed += sum(record["status"] == "failed" for record in results.values())
     found = write_audit(base, path, faults)
     print(json.dumps(found, indent=1) if as_json else f"{found['verdict']}\n")
     if not as_json:
         print(f"audit: {path / 'audit.html'}")
     raise typer.Exit(1 if failed else 0)
+
+
+@app.command()
+def diagnose(
+    folder: Annotated[Path, typer.Argument(help="A study's folder, or one of its cells.")],
+    signals: Annotated[bool, typer.Option("--signals", help="Also print what was seen.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Say what went wrong in a run, from which step on, why, and what to do.
+
+    Reads what was recorded, of finished runs and of running ones; opens no model.
+
+    Example: [bold]potstill diagnose runs/quick/cells/tiny-qwen/hybrid/0 --signals[/]
+    """
+    from potstill.diagnose import ended
+    from potstill.listing import diagnosis
+
+    found = diagnosis(folder)
+    if as_json:
+        print(json.dumps(found, indent=1))
+        return
+    for run in found:
+        for finding in run["findings"]:
+            what = "collapsed" if finding["kind"] == "collapse" else "deviates"
+            print(
+                f"{run['run']} {what} from step {finding['step']} on (seen at {finding['found']})"
+            )
+            print(f"  cause:    {finding['cause']}: {finding['meaning']}")
+            print(f"  evidence: {finding['evidence']}")
+            print(f"  advice:   {finding['advice']}")
+        if run["ended"]:
+            print(f"  {ended(run['ended'])}")
+        if signals:
+            print(f"\n{run['run']}")
+            _print_table(_signal_rows(run["signals"]))
+    sound = sum(not run["findings"] for run in found)
+    print(f"{sound} of {len(found)} runs without a finding")
+
+
+def _signal_rows(signals: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Signals under short names, three digits."""
+    return [
+        {
+            name.split("/")[-1]: "-" if value is None else f"{value:.3g}"
+            for name, value in row.items()
+        }
+        for row in signals
+    ]
 
 
 @app.command()
@@ -275,65 +326,6 @@ def _study(words: list[str] | None, default: dict[str, Any] | None = None) -> An
         return load_study(files[0], overrides)
     table = default or QUICK
     return read_study(table, overrides, table["name"])
-
-
-def _preflight(study: Any) -> list[dict[str, str]]:
-    """Pre-flight of every pair as records, under a line that says so."""
-    from dataclasses import asdict
-
-    from rich.console import Console
-
-    from potstill.pool import preflight_study
-
-    with Console(stderr=True).status("pre-flight"):
-        found = preflight_study(study)
-    return [{"pair": pair, **asdict(check)} for pair, checks in found.items() for check in checks]
-
-
-def _refuse(checks: list[dict[str, str]]) -> None:
-    """Raise where pre-flight refuses, with every reason."""
-    bad = [check for check in checks if check["status"] == "refused"]
-    if bad:
-        causes = ", ".join(dict.fromkeys(check["cause"] for check in bad if check["cause"]))
-        named = f" ({causes})" if causes else ""
-        reasons = dict.fromkeys(f"{c['pair']}, {c['name']}: {c['evidence']}" for c in bad)
-        hints = dict.fromkeys(check["hint"] for check in bad)
-        raise PotstillError(
-            f"pre-flight refuses this run{named}\n  " + "\n  ".join(reasons),
-            "; ".join(hints) + "; --no-preflight runs it all the same",
-        )
-
-
-def _fill(
-    study: Any, path: Path, workers: int, preflight: bool, retry_failed: bool = False
-) -> dict[Any, Any]:
-    """Run what is missing of a study under the live view."""
-    from potstill import zoo
-    from potstill.pool import Pool
-    from potstill.store import StudyFolder, cells_of
-    from potstill.study import prepare
-    from potstill.view import View
-
-    prepare(study)
-    folder, cells = StudyFolder(path), cells_of(study)
-    folder.check(study)
-    if preflight and len(folder.results(cells)) < len(cells):
-        checks = _preflight(study)
-        _refuse(checks)
-        for check in checks:
-            if check["status"] == "warning":
-                print(f"warning: {check['name']}: {check['evidence']}", file=sys.stderr)
-    folder.open(study)
-    for cell, result in folder.results(cells).items():
-        if retry_failed and result["status"] == "failed":
-            folder.cell(cell).reset()
-    if not workers:
-        threads = max(1, getattr(study.engine, "threads", 1))
-        tiny = all(name in zoo.PAIRS for name in study.models)
-        workers = max(1, (os.cpu_count() or 1) // threads) if tiny else 1
-    with View(study, folder, cells) as view:
-        view.tick()
-        return Pool(study, folder, workers, cells).run(view.tick)
 
 
 def _show_report(report: Any, as_json: bool) -> None:

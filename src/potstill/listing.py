@@ -7,17 +7,19 @@ Each function returns plain records; printing is the command line's.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from potstill import zoo
 from potstill.config import Study, check_model, parse_value
+from potstill.diagnose import SIGNALS, Finding, diagnose, failure, meaning
 from potstill.errors import PotstillError, did_you_mean
 from potstill.faults import FAULTS
 from potstill.methods import METHODS
 from potstill.recipe import Recipe
 from potstill.schedule import SHAPES
-from potstill.store import cells_of, to_json
+from potstill.store import CellFolder, cells_of, to_json
 from potstill.tasks import TASKS, Task, load_task
 
 
@@ -199,3 +201,43 @@ def build_zoo(names: Sequence[str], out: Path, seed: int, role: str) -> Iterator
             "accuracy": grade(out / pair / one),
             "problems": GRADED,
         }
+
+
+def diagnosis(path: Path) -> list[dict[str, Any]]:
+    """What went wrong in a run's folder, or in every run of a study's, from the recorded rows.
+
+    Raises:
+        PotstillError: there is no run in the folder, or none with signals.
+    """
+    if (path / "metrics.jsonl").exists():
+        places = [path]
+    else:
+        places = sorted(file.parent for file in path.glob("cells/*/*/*/metrics.jsonl"))
+    runs = [CellFolder(place) for place in places]
+    runs = [run for run in runs if run.metrics]
+    if not runs:
+        raise PotstillError(
+            f'"{path}" holds no run with metrics', "give a study's folder or one of its cells"
+        )
+    if old := [run for run in runs if "signal/teacher_loss" not in run.metrics[0]]:
+        raise PotstillError(
+            f'"{old[0].path}" was recorded without signals', "run it again with this version"
+        )
+    return [{"run": "/".join(run.path.parts[-3:]), **_diagnosed(run)} for run in runs]
+
+
+def _diagnosed(run: CellFolder) -> dict[str, Any]:
+    rows, result = run.metrics, run.result or {}
+    findings: list[Finding] = diagnose(rows)
+    if broken := failure(str(result.get("cause", "")), int(result.get("steps", 0))):
+        findings = [broken, *findings]
+    return {
+        "steps": rows[-1]["step"],
+        "ended": result.get("ended"),
+        "findings": [{**asdict(f), "meaning": meaning(f.cause)} for f in findings],
+        "signals": [
+            {"step": row["step"], **{name: row.get(name) for name in SIGNALS}}
+            for row in rows
+            if row.get("signal/teacher_loss") is not None
+        ],
+    }

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from potstill.config import Study
+from potstill.diagnose import Finding, ended
 from potstill.store import REFERENCES, Cell, StudyFolder
 
 
@@ -28,6 +29,7 @@ class View:
         self.study, self.folder, self.cells = study, folder, list(cells)
         self.console = Console(stderr=True)
         self._ended: set[Cell] = set()
+        self._warned: set[tuple[Cell, str, str]] = set()
         self._bars: dict[Cell, Any] = {}
         self._begun = time.monotonic()
         self._steps_before: int | None = None
@@ -82,6 +84,7 @@ class View:
         if place.running is None:
             return 0
         done = place.steps
+        self._warn(cell, place.findings)
         if cell not in self._bars:
             total = self._steps(cell) or None
             self._bars[cell] = self._progress.add_task(f"  {cell}", total=total, note="")
@@ -90,15 +93,26 @@ class View:
 
     def _end(self, cell: Cell, result: dict[str, Any]) -> None:
         self._ended.add(cell)
+        if self._steps_before is not None:  # what ended before this view began is in the report
+            self._warn(cell, result.get("findings") or [])
         if cell in self._bars:
             self._progress.remove_task(self._bars.pop(cell))
         if result["status"] == "failed":
             self._say(f"[red]failed[/] {cell}: {result['cause']}")
         elif not self.console.is_terminal and self._steps_before is not None:
+            given_up = f", {ended(result['ended'])}" if result.get("ended") else ""
             self._say(
                 f"{len(self._ended)}/{len(self.cells)} {cell}: {result['accuracy']:.1%} "
-                f"in {result['seconds']:.1f} s"
+                f"in {result['seconds']:.1f} s{given_up}"
             )
+
+    def _warn(self, cell: Cell, findings: Sequence[dict[str, Any]]) -> None:
+        """Say a finding once, when it comes."""
+        for finding in findings:
+            key = (cell, finding["kind"], finding["cause"])
+            if key not in self._warned:
+                self._warned.add(key)
+                self._say(f"[yellow]warning[/] {cell} {Finding(**finding).sentence}")
 
     def _say(self, text: str) -> None:
         self.console.print(text, highlight=False, soft_wrap=True)
