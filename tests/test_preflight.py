@@ -13,10 +13,9 @@ from potstill.engines import open_engine
 from potstill.faults import FAULTS, PUBLISHED
 from potstill.losses import LOSSES
 from potstill.preflight import Check
-from potstill.preflight.mistakes import HINTS
 from potstill.preflight.reference import definition
 from potstill.study import preflight_pair
-from potstill.types import Loss, Trajectory
+from potstill.types import Datum, Loss, StepStats, Trajectory
 
 # What no look at step 0 can know.
 LATER = {"learning_rate_spike"}
@@ -47,7 +46,7 @@ def test_each_fault_is_refused_by_its_name(fault: str) -> None:
     assert causes(checks) == ({fault} if fault not in LATER else set())
     for check in checks:
         if check.status == "refused":
-            assert check.hint == HINTS[fault] and any(
+            assert check.hint == FAULTS[fault].remedy and any(
                 char.isdigit() for char in check.evidence + "0"
             )
 
@@ -126,7 +125,7 @@ def test_the_reference_agrees_with_the_losses(name: str) -> None:
 def test_preflight_leaves_the_weights_as_they_were(models: Path) -> None:
     from potstill.config import Pair
     from potstill.preflight import undone
-    from potstill.types import Datum, Term
+    from potstill.types import Term
 
     folder = models / "qwen"
     pair = Pair(student=str(folder / "student"), teacher=str(folder / "teacher"))
@@ -151,3 +150,50 @@ def test_half_precision_is_no_fault(pair: str) -> None:
     }
     study = embedded(pair, methods=["mixture", "kl_anchored"], engine=engine)
     assert not causes(preflight_pair(study, pair))
+
+
+def test_says_what_the_runs_will_take(tmp_path: Path) -> None:
+    toy = read_study(toy_table(tmp_path, methods=["on_policy_gkd", "extended_on_policy"]))
+    (found,) = (c for c in preflight_pair(toy, "toy") if c.name == "time and memory")
+    assert found.status == "passed"
+    assert all(word in found.evidence for word in ("student text", "a run about", "peak", "GB"))
+    assert "teacher text" not in found.evidence  # neither method has any
+
+
+def test_a_longer_method_is_estimated_longer() -> None:
+    from potstill.config import Eval, Train
+    from potstill.methods import METHODS
+    from potstill.preflight.estimate import estimate
+    from potstill.tasks import load_task
+
+    engine = open_engine("torch", "tiny-llama")
+    names = ("on_policy_gkd", "extended_on_policy", "off_policy")
+    recipes = [METHODS[name] for name in names]
+    task, eval_ = load_task("arithmetic"), Eval(every=50, problems=10)
+    rows = [(engine.encode("7"), (5, 6, 7))]
+    before = engine.score("student", rows)[0]
+    found = estimate(engine, recipes, task, Train(learning_rate=1.0), eval_, 0.5)
+    assert found.grading == 5.0
+    one, two, off = (found.runs[name] for name in names)
+    assert one == pytest.approx(100 * found.step["student"] + 3 * 5)
+    assert two == pytest.approx(200 * found.step["student"] + 5 * 5)
+    assert off == pytest.approx(100 * found.step["teacher"] + 3 * 5)
+    np.testing.assert_array_equal(before, engine.score("student", rows)[0])
+
+
+def test_a_step_that_does_not_fit_is_refused_with_a_hint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from potstill.engines.fake import FakeEngine
+
+    step = FakeEngine.step
+
+    def full(self: FakeEngine, data: list[Datum], rate: float) -> StepStats:
+        if rate == 0:  # the whole batch; other checks use small ones
+            raise RuntimeError("CUDA out of memory. Tried to allocate 20 GiB")
+        return step(self, data, rate)
+
+    monkeypatch.setattr(FakeEngine, "step", full)
+    toy = read_study(toy_table(tmp_path))
+    (found,) = (c for c in preflight_pair(toy, "toy") if c.status == "refused")
+    assert found.name == "time and memory" and "batch_tokens" in found.hint

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,9 +24,10 @@ from potstill.config import Eval, Train
 from potstill.engines import Engine, Wrapper
 from potstill.errors import writing
 from potstill.evaluate import evaluate
-from potstill.faults import Run
+from potstill.faults import FAULTS, Run
 from potstill.losses import FAULTY
-from potstill.preflight.mistakes import HINTS, mistakes
+from potstill.preflight.estimate import estimate
+from potstill.preflight.mistakes import mistakes
 from potstill.preflight.reference import observed, reference
 from potstill.recipe import Recipe
 from potstill.rollout import Limits, collect, draw, generator
@@ -36,6 +38,7 @@ BATCH = 12  # prompts of a rehearsed step
 LONGEST = 64  # tokens of a rehearsed completion
 PROBLEMS = 64  # held-out problems behind the capability gap
 MANY = 12  # problems that only the student solves, before the teacher is held to be another's
+TIGHT = 0.9  # of the memory, above which a longer text may not fit
 TOLERANCE = 2e-3  # of a loss: between a batched float32 sum and its reference
 SAMPLER_GAP = 0.02  # mean nats between a sampler and a scorer of the same weights; half precision
 # reaches single tokens of 0.05 and more, another model's weights a mean of 0.1
@@ -54,7 +57,7 @@ class Check:
 
 def refusal(name: str, evidence: str, cause: str) -> Check:
     """A check that stops the run, with the remedy of its cause."""
-    return Check(name, "refused", evidence, HINTS[cause], cause)
+    return Check(name, "refused", evidence, FAULTS[cause].remedy, cause)
 
 
 class Rehearsal(Wrapper):
@@ -100,6 +103,7 @@ def preflight(desk: Desk) -> list[Check]:
         *fresh_sampler(desk),
         *capability_gap(desk),
         *(check for recipe in desk.recipes for check in trained_as_written(desk, recipe)),
+        *affordable(desk),
     ]
 
 
@@ -165,7 +169,7 @@ def self_divergence(desk: Desk) -> list[Check]:
         for (p, c), s in zip(rows, sampled, strict=True)
     ]
     with undone(desk.engine):
-        value = abs(desk.engine.step(data, 0.0).loss)
+        value = abs(desk.engine.measure(data).loss)
     evidence = f"the student's divergence from itself is {value:.1e} nats per token"
     if value < 1e-2:
         return [Check("identity", "passed", evidence)]
@@ -216,6 +220,27 @@ def capability_gap(desk: Desk) -> list[Check]:
         return [refusal("capability gap", evidence, "vocab_permuted")]
     hint = "a teacher that is no better has little to teach: check task and prompt"
     return [Check("capability gap", "warning", evidence, hint)]
+
+
+def affordable(desk: Desk) -> list[Check]:
+    """A step of the study's own size fits, and how long the runs will take."""
+    task, name = desk.any_run().task, "time and memory"
+    few = task.test[: min(desk.grading.problems, PROBLEMS)]
+    tokens = desk.grading.max_tokens or desk.settings.max_tokens
+    start = time.perf_counter()
+    evaluate(desk.engine, "student", task, few, tokens)
+    each = (time.perf_counter() - start) / len(few)
+    try:
+        found = estimate(desk.engine, desk.recipes, task, desk.settings, desk.grading, each)
+    except (MemoryError, RuntimeError) as error:
+        if "memory" not in f"{type(error).__name__} {error}".lower():
+            raise
+        hint = "lower engine.batch_tokens or train.batch_size, or set gradient_checkpointing"
+        return [Check(name, "refused", f"one step runs out of memory: {error}", hint)]
+    if found.peak > TIGHT * found.memory:
+        hint = "lower engine.batch_tokens, or set gradient_checkpointing = true"
+        return [Check(name, "warning", found.words, hint)]
+    return [Check(name, "passed", found.words)]
 
 
 def trained_as_written(desk: Desk, recipe: Recipe) -> list[Check]:
