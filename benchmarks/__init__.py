@@ -1,0 +1,1 @@
+"""Measurements of potstill itself; each prints its table and writes it as JSON."""
