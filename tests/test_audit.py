@@ -66,6 +66,7 @@ def test_a_fault_that_alone_collapses_suffices_and_one_that_rescues_is_necessary
     text = paragraph(base, entries, [first, second])
     assert "unshifted_targets suffices and is necessary: alone it collapses 20 of 20 runs" in text
     assert "For stale_sampler neither could be shown." in text
+    assert "Alone it collapses most runs of hybrid" in text
     assert "does not measure the published pairs" in text
 
 

@@ -17,7 +17,7 @@ from potstill.config import Eval, Study, Train, read_study
 from potstill.diagnose import OTHERS, Finding, diagnose, healthy_until
 from potstill.engines import open_engine
 from potstill.errors import PotstillError
-from potstill.faults import FAULTS
+from potstill.faults import FAULTS, PUBLISHED
 from potstill.loop import train
 from potstill.methods import METHODS
 from potstill.signals import repetition
@@ -242,3 +242,10 @@ def test_a_finding_reads_as_a_sentence() -> None:
 def test_repetition_counts_neighbours() -> None:
     assert repetition((1, 1, 1, 2)) == pytest.approx(2 / 3)
     assert repetition(()) == repetition((1,)) == 0.0
+
+
+def test_the_published_mistakes_are_all_named_when_all_are_on(tmp_path: Path) -> None:
+    found: set[str] = set()
+    for method in ("teacher_seeded", "mixture", "kl_anchored"):
+        found |= set(causes(tiny(tmp_path / method, method, PUBLISHED)["rows"]))
+    assert found == set(PUBLISHED)

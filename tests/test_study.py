@@ -360,3 +360,16 @@ def test_all_methods_killed_and_resumed_on_the_torch_engine(tmp_path: Path) -> N
     fill(read_study(table), tmp_path / "whole")
     killed = kill_and_resume(table, tmp_path, [10, 25, 40, 60, 80])
     assert killed == content(tmp_path / "whole")
+
+
+def test_a_folder_of_an_earlier_version_takes_todays_defaults(toy: Study, tmp_path: Path) -> None:
+    folder = StudyFolder(tmp_path / "old")
+    folder.open(toy)
+    file = folder.path / "study.toml"
+    text = file.read_text()
+    assert 'on_collapse = "warn"\n' in text
+    file.write_text(text.replace('on_collapse = "warn"\n', ""))
+    folder.check(toy)
+    changed = toy.train.model_copy(update={"on_collapse": "stop"})
+    with pytest.raises(PotstillError, match="on_collapse"):
+        folder.check(toy.model_copy(update={"train": changed}))

@@ -21,6 +21,7 @@ from potstill.stats import Interval, interval, outcome_matrix
 from potstill.store import Cell, StudyFolder
 
 COLLAPSED = 0.25  # a run has collapsed below this share of the untrained student's accuracy
+COLLAPSED_MOSTLY = 0.5  # of a method's runs, above which the verdict names it
 CLEAN, ALL = "clean", "all"
 
 # What `potstill audit` runs when it is given no file.
@@ -142,6 +143,17 @@ def rate(entries: Sequence[Entry], variant: str, methods: Sequence[str] = ()) ->
     return Rate(sum(e.collapsed for e in mine), sum(e.runs for e in mine))
 
 
+def mostly(entries: Sequence[Entry], variant: str, share: float) -> list[str]:
+    """Methods whose runs collapse under a variant in more than a share."""
+    found = []
+    for method in dict.fromkeys(e.method for e in entries):
+        mine = [e for e in entries if e.variant == e.ran_as == variant and e.method == method]
+        hits, runs = sum(e.collapsed for e in mine), sum(e.runs for e in mine)
+        if runs and hits > share * runs:
+            found.append(method)
+    return found
+
+
 @dataclass(frozen=True)
 class Verdict:
     """What one fault does, over the methods that it touches."""
@@ -217,6 +229,8 @@ def paragraph(base: Study, entries: Sequence[Entry], found: Sequence[Verdict]) -
                 f"against {verdict.clean} clean; with all faults but it {verdict.without}, against "
                 f"{verdict.full} with all."
             )
+            if names := mostly(entries, f"only-{verdict.fault}", COLLAPSED_MOSTLY):
+                text.append(f"Alone it collapses most runs of {', '.join(names)}.")
     clear = {v.fault for v in found if v.suffices or v.necessary}
     if rest := [v.fault for v in found if v.fault not in clear]:
         text.append(f"For {', '.join(rest)} neither could be shown.")

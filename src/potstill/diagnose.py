@@ -150,13 +150,13 @@ def _deviations(rows: Sequence[Row]) -> Iterator[Finding]:
             begun = first.setdefault(what, int(row["step"]))
             if not cause and what in (row.get("suspects") or ()):
                 continue  # the next step tries the known mistakes
-            cause = cause or "another_objective"
-            if cause in seen or (cause == "another_objective" and seen):
-                continue
-            seen.add(cause)
-            yield Finding(
-                "deviation", cause, begun, int(row["step"]), _evidence(check), advice(cause)
-            )
+            for name in (cause or "another_objective").split("+"):  # some come in company
+                if name in seen or (name == "another_objective" and seen):
+                    continue
+                seen.add(name)
+                yield Finding(
+                    "deviation", name, begun, int(row["step"]), _evidence(check), advice(name)
+                )
     yield from _unfit_teacher(rows)
     yield from _spike(rows)
 

@@ -35,13 +35,13 @@ SAMPLER_GAP = 0.02  # mean nats between a sampler and a scorer of the same weigh
 KEPT = (4, 8, 16, 20, 32, 50, 64, 100)  # sizes of a truncated row that are tried
 
 # Mistakes in the data of a step, tried one after the other; some come in company.
-MISTAKES: Mapping[str, Sequence[type[wrappers.Spoiler]]] = {
-    "unshifted_targets": [wrappers.UnshiftedTargets],
-    "prefix_trained": [wrappers.PrefixTrained],
-    "prompt_dropped": [wrappers.PromptDropped],
-    "eos_untrained": [wrappers.EosUntrained],
-    "teacher_shifted": [wrappers.TeacherShifted],
-    "template_mismatch": [wrappers.TemplateMismatch],
+MISTAKES: Mapping[str, type[wrappers.Spoiler]] = {
+    "unshifted_targets": wrappers.UnshiftedTargets,
+    "prefix_trained": wrappers.PrefixTrained,
+    "prompt_dropped": wrappers.PromptDropped,
+    "eos_untrained": wrappers.EosUntrained,
+    "teacher_shifted": wrappers.TeacherShifted,
+    "template_mismatch": wrappers.TemplateMismatch,
 }
 TOGETHER = (("prompt_dropped", "prefix_trained"), ("unshifted_targets", "eos_untrained"))
 
@@ -188,15 +188,20 @@ class Monitor:
 
     def _try_mistakes(self, batch: Sequence[Trajectory]) -> dict[str, StepStats]:
         """What the step would report if one of the known mistakes were in it."""
-        found = {name: self._measure(batch, *kinds) for name, kinds in MISTAKES.items()}
-        for names in TOGETHER:
-            found["+".join(names)] = self._measure(batch, *(MISTAKES[n][0] for n in names))
-        if self.asked.recipe.student_loss.name == "reverse_kl":
+        known = [(name,) for name in MISTAKES] + list(TOGETHER)
+        if "reverse_kl_sampled" not in self.engine.losses:  # the prefix is trained with it
+            known = [names for names in known if "prefix_trained" not in names]
+        found = {
+            "+".join(names): self._measure(batch, *(MISTAKES[name] for name in names))
+            for names in known
+        }
+        truncated = "truncated_reverse_kl" in self.engine.losses
+        if truncated and self.asked.recipe.student_loss.name == "reverse_kl":
             for kept in KEPT:
                 loss = Loss("truncated_reverse_kl", top_k=kept)
                 recipe = dataclasses.replace(self.asked.recipe, student_loss=loss)
                 data = objective.build(recipe, batch, self.engine)
-                found[f"top_k_without_tail+{kept}"] = self.engine.measure(data)
+                found[f"top_k_without_tail:{kept}"] = self.engine.measure(data)
         return found
 
     def _name(self, what: str, trained: float | None, stats: StepStats) -> str:
@@ -209,7 +214,7 @@ class Monitor:
         tolerance = SLACK if _unblended(stats, self._expected) else TOLERANCE
         for name, rival in self._rivals.items():
             if _close(trained, rival.losses.get(what), tolerance):
-                return name.split("+")[0]
+                return name.split(":")[0]
         return ""
 
     def _sampler_gap(self, written: Sequence[Trajectory]) -> float:
@@ -313,7 +318,7 @@ def _unblended(stats: StepStats, expected: StepStats) -> bool:
     if not {"student", "teacher"} <= stats.losses.keys():
         return False
     whole = sum(stats.losses[source] for source in ("student", "teacher"))
-    return _close(stats.loss, whole) and not _close(expected.loss, sum(expected.losses.values()))
+    return _close(stats.loss, whole, SLACK) and not _close(stats.loss, expected.loss, SLACK)
 
 
 def _close(a: float | None, b: float | None, tolerance: float = TOLERANCE) -> bool:

@@ -266,7 +266,7 @@ class StudyFolder:
             )
         if its is not None:
             its.pop("provenance", None)
-            self._same(mine, its)
+            self._same(mine, _with_defaults(its))
         there = next(path for path in (self.path, *self.path.parents) if path.exists())
         with writing(self.path), tempfile.TemporaryDirectory(dir=there, prefix=".potstill-"):
             pass
@@ -299,6 +299,14 @@ class StudyFolder:
         """Results of those cells that have ended, in the order asked for."""
         found = {cell: self.cell(cell).result for cell in cells}
         return {cell: result for cell, result in found.items() if result is not None}
+
+
+def _with_defaults(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings that an earlier version wrote, with the defaults of fields that came since."""
+    try:
+        return Study.model_validate(settings).to_toml()
+    except ValueError:
+        return settings  # a field is gone: the comparison names it
 
 
 def cells_of(study: Study) -> list[Cell]:
