@@ -247,5 +247,5 @@ def test_repetition_counts_neighbours() -> None:
 def test_the_published_mistakes_are_all_named_when_all_are_on(tmp_path: Path) -> None:
     found: set[str] = set()
     for method in ("teacher_seeded", "mixture", "kl_anchored"):
-        found |= set(causes(tiny(tmp_path / method, method, PUBLISHED)["rows"]))
+        found |= set(causes(tiny(tmp_path / method, method, PUBLISHED, steps=11)["rows"]))
     assert found == set(PUBLISHED)
