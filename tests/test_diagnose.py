@@ -249,3 +249,18 @@ def test_the_published_mistakes_are_all_named_when_all_are_on(tmp_path: Path) ->
     for method in ("teacher_seeded", "mixture", "kl_anchored"):
         found |= set(causes(tiny(tmp_path / method, method, PUBLISHED, steps=11)["rows"]))
     assert found == set(PUBLISHED)
+
+
+def test_an_engine_without_whole_rows_is_judged_by_what_it_has() -> None:
+    def poor(step: int, accuracy: float, loss: float) -> dict[str, Any]:
+        row = probe(step, accuracy, teacher_loss=loss)
+        return {**row, "signal/entropy": None, "signal/copy": None, "signal/end": None}
+
+    rows = [poor(0, 0.5, 0.4), poor(5, 0.6, 0.4), poor(10, 0.0, 3.0), poor(15, 0.0, 3.0)]
+    assert causes(rows) == ["unexplained"]
+
+
+def test_going_back_forgets_a_symptom_that_passed() -> None:
+    bad = {"teacher_loss": 3.0}
+    rows = [probe(0, 0.5), probe(5, 0.0, **bad), probe(10, 0.5), probe(15, 0.0, **bad)]
+    assert healthy_until(rows) == 10

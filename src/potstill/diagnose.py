@@ -124,13 +124,8 @@ def collapse(rows: Sequence[Row]) -> Finding | None:
 
 
 def healthy_until(rows: Sequence[Row]) -> int:
-    """The last step up to which no probe shows a symptom."""
-    good = 0
-    for row, symptoms in _symptoms(rows):
-        if symptoms:
-            break
-        good = int(row["step"])
-    return good
+    """The last step at which a probe shows no symptom; 0 where there is none."""
+    return max([0, *(int(row["step"]) for row, symptoms in _symptoms(rows) if not symptoms)])
 
 
 def failure(cause: str, steps: int) -> Finding | None:
@@ -188,7 +183,7 @@ def _unfit_teacher(rows: Sequence[Row]) -> Iterator[Finding]:
 def _spike(rows: Sequence[Row]) -> Iterator[Finding]:
     """One step that moved the student much further than those before it."""
     seen: list[Row] = []
-    for before, row in pairwise(row for row in rows if row["step"] > 0):
+    for before, row in pairwise(row for row in rows if row.get("train/grad_norm") is not None):
         seen.append(before)
         if len(seen) < 10:
             continue
@@ -234,12 +229,12 @@ def _symptoms(rows: Sequence[Row]) -> Iterator[tuple[Row, list[str]]]:
     probes = [row for row in rows if row.get("signal/teacher_loss") is not None]
     if not probes or probes[0]["step"] != 0:
         return
-    best = {name: probes[0][name] for name in ("train/accuracy", *MOVES)}
+    best: dict[str, Any] = {name: probes[0].get(name) for name in ("train/accuracy", *MOVES)}
     for row in probes[1:]:
         moved = [
             f"{words.format(now=row[name])}, {best[name]:.2f} at best"
             for name, (factor, offset, words) in MOVES.items()
-            if row[name] is not None and row[name] > factor * best[name] + offset
+            if _known(row.get(name), best.get(name)) and row[name] > factor * best[name] + offset
         ]
         now, was = row["train/accuracy"], best["train/accuracy"]
         lost = now <= LOST * was and was > 0
@@ -249,7 +244,13 @@ def _symptoms(rows: Sequence[Row]) -> Iterator[tuple[Row, list[str]]]:
         best = {
             name: max(was, now) if name == "train/accuracy" else min(value, row[name])
             for name, value in best.items()
+            if _known(value, row.get(name))
         }
+
+
+def _known(*values: float | None) -> bool:
+    """An engine without whole rows leaves some signals out."""
+    return None not in values
 
 
 def _cause(

@@ -83,12 +83,13 @@ def train(
             row |= examiner.look(done, last=done == total)
         recorder.record(row, examiner.fresh)
         recorder.note(monitor.findings)
-        if settings.on_collapse != "warn" and monitor.collapsed:
-            return _give_up(done, total, monitor, examiner, engine, settings, meter, recorder)
+        if ended := _give_up(done, total, monitor, engine, settings, recorder):
+            graded = examiner.grade(again=True)
+            return Trained(done, graded, meter.state(), recorder, ended)
         if recorder.checkpoints and done % settings.checkpoint_every == 0:
             place, good = recorder.checkpoints, monitor.healthy_until
             checkpoint.save(place, done, engine, buffer.entries, meter.state(), good)
-    return Trained(total, examiner.grade(), dict(meter.tokens), dict(meter.seconds), recorder)
+    return Trained(total, examiner.grade(), meter.state(), recorder)
 
 
 def _resume(
@@ -105,28 +106,21 @@ def _resume(
     recorder.rewind(step)
     monitor.recall(recorder.metrics)
     if found is None and settings.on_collapse == "rollback" and recorder.checkpoints:
-        meter = Metered(engine, None)
-        checkpoint.save(recorder.checkpoints, 0, engine, [], meter.state())
+        checkpoint.save(recorder.checkpoints, 0, engine, [], Metered(engine).state())
     return max(step, 0), Buffer(capacity, entries), Metered(engine, counted)
 
 
 def _give_up(
-    done: int,
-    total: int,
-    monitor: Monitor,
-    examiner: Examiner,
-    engine: Engine,
-    settings: Train,
-    meter: Metered,
-    recorder: Recorder,
-) -> Trained:
-    """End a collapsed run here, or on the last checkpoint before its collapse."""
-    ended: dict[str, int] = {"step": done, "of": total}
-    if settings.on_collapse == "rollback":
-        assert recorder.checkpoints
-        ended["back_to"] = checkpoint.back(recorder.checkpoints, engine, monitor.healthy_until)
-    graded = examiner.grade(again=True)
-    return Trained(done, graded, dict(meter.tokens), dict(meter.seconds), recorder, ended)
+    done: int, total: int, monitor: Monitor, engine: Engine, settings: Train, recorder: Recorder
+) -> dict[str, int] | None:
+    """Whether a collapsed run ends here, and on which student: the newest, or an earlier one."""
+    if settings.on_collapse == "warn" or not monitor.collapsed:
+        return None
+    if settings.on_collapse == "stop":
+        return {"step": done, "of": total}
+    assert recorder.checkpoints
+    back = checkpoint.back(recorder.checkpoints, engine, monitor.healthy_until)
+    return {"step": done, "of": total, "back_to": back}
 
 
 def _metrics(
@@ -190,8 +184,7 @@ class Trained:
 
     steps: int
     evaluation: Evaluation
-    tokens: dict[str, int]  # by kind, see `meter`
-    seconds: dict[str, float]  # by activity
+    spent: dict[str, dict[str, float]]  # tokens by kind and seconds by activity, see `meter`
     recorder: Recorder
     ended: dict[str, int] | None = None  # given up: after step, of how many, and back to which
 

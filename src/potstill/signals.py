@@ -64,6 +64,7 @@ class Monitor:
     grading: Eval
     reference: Reference
     rows: list[dict[str, Any]] = field(default_factory=list)  # of the run so far
+    findings: list[Finding] = field(default_factory=list)  # what is wrong with it
     named: dict[str, str] = field(default_factory=dict)  # what differs -> the mistake it fits
     _suspects: set[str] = field(default_factory=set)  # what differs and has no name yet
     _expected: StepStats | None = None
@@ -79,11 +80,6 @@ class Monitor:
         self.model_answers = _rows(prompts, texts)
 
     @property
-    def findings(self) -> list[Finding]:
-        """What is wrong with the run so far."""
-        return diagnose.diagnose(self.rows)
-
-    @property
     def collapsed(self) -> bool:
         """Whether the student has lost its skill."""
         return any(finding.kind == "collapse" for finding in self.findings)
@@ -96,6 +92,7 @@ class Monitor:
     def recall(self, rows: Sequence[dict[str, Any]]) -> None:
         """Take up what an interrupted run had found out."""
         self.rows = list(rows)
+        self.findings = diagnose.diagnose(self.rows)
         self._suspects = set(rows[-1].get("suspects", ())) if rows else set()
         for row in rows:
             for check in row.get("checks", ()):
@@ -115,6 +112,7 @@ class Monitor:
         ]
         row = {"step": 0, "tokens": 0, "checks": checks, **self.behaviour()}
         self.rows = [row | {"signal/teacher_accuracy": float(np.mean(right))}]
+        self.findings = diagnose.diagnose(self.rows)
         return self.rows[0]
 
     def before(self, step: int, fresh: Sequence[Trajectory], batch: Sequence[Trajectory]) -> None:
@@ -160,6 +158,8 @@ class Monitor:
         if last or self.probes(seen["step"]):
             row |= self.behaviour()
         self.rows.append({**seen, **row})
+        if self._expected is not None:  # in long runs not after every step
+            self.findings = diagnose.diagnose(self.rows)
         return row
 
     def probes(self, step: int) -> bool:

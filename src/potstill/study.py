@@ -105,9 +105,9 @@ def _run(
             "ended": trained.ended,
             "findings": place.findings,
             **_accuracy(trained.evaluation),
-            "tokens": trained.tokens,
-            "seconds": round(sum(trained.seconds.values()), 3),
-            "activity": {k: round(v, 3) for k, v in trained.seconds.items()},
+            "tokens": trained.spent["tokens"],
+            "seconds": round(sum(trained.spent["seconds"].values()), 3),
+            "activity": {k: round(v, 3) for k, v in trained.spent["seconds"].items()},
             "notes": list(engine.notes),
         }
     finally:
