@@ -48,8 +48,8 @@ def write_study(
         study: its settings.
         fate: what becomes of a cell: nothing in the mapping and it ends well; `skip` and it is not
             there; `stop` = a step after which nothing is recorded and no result is written;
-            `fail` = the cause of its failure; `text` = what its student writes; `null` and its
-            losses are null.
+            `fail` = the cause of its failure; `findings` and `ended` are recorded as they are;
+            `text` = what its student writes; `null` and its losses are null.
     """
     folder = StudyFolder(path)
     folder.open(study)
@@ -77,6 +77,7 @@ def _write_cell(study: Study, folder: StudyFolder, cell: Cell, told: Fate) -> No
         return
     record |= {"status": "done", "steps": steps, "accuracy": graded.strict}
     record |= {"flexible": graded.flexible, "problems": len(graded.rows), "tokens": tokens}
+    record |= {"findings": told.get("findings", []), "ended": told.get("ended")}
     record |= {"outcomes": graded.outcomes, "seconds": 1.5 + 0.1 * steps, "notes": []}
     if "fail" in told:
         keep = {key: record[key] for key in ("pair", "method", "seed", "steps")}

@@ -19,7 +19,7 @@ import pytest
 from potstill import stats
 from potstill.errors import PotstillError
 from potstill.methods import METHODS
-from potstill.report import Report, as_text, write_report
+from potstill.report import Report, as_markdown, as_text, write_report
 from potstill.report import curves as curves_module
 from potstill.report.data import load
 from potstill.report.palette import looks
@@ -256,6 +256,67 @@ def test_any_study_gives_a_page(tmp_path: Path, fate: Callable[[Cell], Fate], sa
     assert says in " ".join(found.text.split())
     assert report.cells == 6 == len(json.loads(report.results.read_text())["cells"])
     json.dumps(report.to_json(), allow_nan=False)
+
+
+FINDING = {
+    "kind": "collapse",
+    "cause": "unshifted_targets",
+    "step": 5,
+    "found": 10,
+    "evidence": "<i>0% of the probe right</i>",
+    "advice": "shift",
+}
+
+
+def test_what_broke_is_said_everywhere(tmp_path: Path) -> None:
+    later = {**FINDING, "step": 10, "found": 15}
+
+    def fate(cell: Cell) -> Fate:
+        if cell.method != "hybrid":
+            return {}
+        ended = {"step": 10, "of": 20, "back_to": 0}
+        return {
+            "findings": [later if cell.seed else FINDING],
+            "ended": None if cell.seed else ended,
+        }
+
+    write_study(tmp_path, small_study(), fate)
+    report = write_report(tmp_path)
+    line = "collapsed: tiny-qwen hybrid, 2 of 2 runs, from step 5 to 10 on: unshifted_targets ("
+    given_up = "seed 0 stopped at step 10 of 20, back to the student of step 0"
+    for text in (as_text(report), as_markdown(report)):
+        assert line in text and given_up in text
+    page = report.html.read_text()
+    assert line in page and given_up in page and "seeds 0, 1" in page
+    assert "&lt;i&gt;0% of the probe right" in page and "<i>0%" not in page
+    cells = {(c["method"], c["seed"]): c for c in json.loads(report.results.read_text())["cells"]}
+    assert cells["hybrid", 0]["findings"] == [FINDING]
+    assert cells["hybrid", 0]["ended"]["back_to"] == 0
+    assert cells["on_policy_gkd", 0]["findings"] == []
+
+
+def test_a_sound_study_says_how_many_runs_were_watched(tmp_path: Path) -> None:
+    write_study(tmp_path, small_study())
+    folder = StudyFolder(tmp_path).cell(Cell("tiny-qwen", "hybrid", 0))
+    rows = [{"step": 0, "tokens": 0, "signal/teacher_loss": 0.5}, *folder.metrics]
+    (folder.path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    report = write_report(tmp_path)
+    assert "none deviates from its recipe: 1 run was watched" in report.html.read_text()
+    assert "collapsed:" not in as_text(report)
+
+
+def test_a_run_that_blew_up_has_a_finding(tmp_path: Path) -> None:
+    write_study(
+        tmp_path,
+        small_study(),
+        lambda cell: (
+            {"fail": "not a number at step 3: loss nan"}
+            if cell.method == "hybrid" and cell.seed == 0
+            else {}
+        ),
+    )
+    assert "1 of 2 runs, from step" in as_text(write_report(tmp_path))
+    assert "not_a_number" in as_text(write_report(tmp_path))
 
 
 def test_a_single_cell_has_no_interval_over_seeds(tmp_path: Path) -> None:

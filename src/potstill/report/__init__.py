@@ -2,7 +2,7 @@
 
 Reads what is on disk and writes beside it: results.json, table.csv, report.html and, where asked
 for, figures/. It runs no model and imports neither the loop nor an engine; plotly, matplotlib and
-scipy load when needed. What a collapse was caused by is not its business.
+scipy load when needed.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ class Report:
     failed: int
     missing: int
     faults: tuple[str, ...] = ()  # deviations that were switched on
+    findings: tuple[str, ...] = ()  # what broke, a line each
 
     def to_json(self) -> dict[str, Any]:
         """What a program may want to know."""
@@ -40,6 +41,7 @@ class Report:
         counts = {key: getattr(self, key) for key in ("cells", "done", "failed", "missing")}
         drawn = [str(path) for path in self.figures]
         told = {"study": self.study, "faults": list(self.faults)}
+        told["findings"] = list(self.findings)
         return {**told, **counts, **files, "figures": drawn, "table": list(self.table)}
 
 
@@ -47,7 +49,8 @@ def as_markdown(report: Report) -> str:
     """The method table to paste into a page."""
     from potstill.report.table import faults_line, to_markdown
 
-    return faults_line(report.faults) + to_markdown(report.rows)
+    found = "".join(f"\n- {line.strip()}" for line in report.findings)
+    return faults_line(report.faults) + to_markdown(report.rows) + (found and f"{found}\n")
 
 
 def as_text(report: Report) -> str:
@@ -57,7 +60,9 @@ def as_text(report: Report) -> str:
     counts = f"{report.done} of {report.cells} cells done"
     counts += f", {report.failed} failed" if report.failed else ""
     counts += f", {report.missing} missing" if report.missing else ""
-    return f"{faults_line(report.faults)}{to_text(report.rows)}\n{report.study}: {counts}"
+    found = "".join(f"{line}\n" for line in report.findings)
+    tables = f"{faults_line(report.faults)}{to_text(report.rows)}\n{found}"
+    return f"{tables}{report.study}: {counts}"
 
 
 def write_report(path: Path, *, figures: bool = False) -> Report:
@@ -70,7 +75,7 @@ def write_report(path: Path, *, figures: bool = False) -> Report:
     Raises:
         PotstillError: the folder holds no study, or the disk refuses.
     """
-    from potstill.report import data, page, palette, table
+    from potstill.report import data, findings, page, palette, table
     from potstill.store import to_json, write_text
 
     path = Path(path)
@@ -99,4 +104,5 @@ def write_report(path: Path, *, figures: bool = False) -> Report:
         failed=counts["failed"],
         missing=counts["missing"],
         faults=found.study.faults,
+        findings=tuple(findings.lines(findings.grouped(found))),
     )

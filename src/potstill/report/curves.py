@@ -48,6 +48,12 @@ METRICS = (
         note="Estimated on the student's own tokens; the estimate may fall below 0.",
     ),
     Metric(
+        "signal/teacher_loss",
+        "What the teacher makes of the student's text",
+        "nats per token",
+        note="The teacher's loss on the student's answers; a jump is the mark of a collapse.",
+    ),
+    Metric(
         "train/loss",
         "Training loss",
         "nats per token",

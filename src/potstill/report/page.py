@@ -22,6 +22,7 @@ from potstill import stats, zoo
 from potstill.faults import FAULTS
 from potstill.report.charts import charts
 from potstill.report.data import StudyData
+from potstill.report.findings import grouped, watched
 from potstill.report.palette import Look
 from potstill.report.published import caveat, column
 from potstill.report.reading import caveats, clear, reading
@@ -48,6 +49,8 @@ def render(data: StudyData, looks: Mapping[str, Look]) -> str:
         looks=looks,
         faults=[FAULTS[name] for name in data.study.faults],
         caveats=caveats(data),
+        groups=grouped(data),
+        watched=watched(data.runs),
         pairs=[_pair(data, pair, looks) for pair in data.study.models],
         failed=[run for run in data.runs.values() if run.status == "failed"],
         unfinished=[run for run in data.runs.values() if run.status == "missing"],

@@ -116,6 +116,8 @@ def _cell(run: Run) -> dict[str, Any]:
         "steps": run.steps,
         "accuracy": record.get("accuracy"),
         "flexible": record.get("flexible"),
+        "findings": record.get("findings") or [],
+        "ended": record.get("ended"),
         "tokens": record.get("tokens") or {},
         "seconds": record.get("seconds"),
     }
