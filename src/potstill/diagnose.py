@@ -23,12 +23,12 @@ Kind = Literal["collapse", "deviation"]
 LOST = 0.25  # of the best accuracy on the probe so far, at which a skill counts as lost
 CONFIRM = 2  # probes in a row before a collapse is one
 JUMP, RISE = 3.0, 0.7  # of a step's gradient norm over its median, of its loss in nats
-# How far a signal of the probe has to move: (factor, offset) on its best value so far.
-MOVES: dict[str, tuple[float, float, str]] = {
-    "signal/teacher_loss": (1.5, 0.2, "its text costs the teacher {now:.2f} nats per token"),
-    "signal/entropy": (1.5, 0.05, "its entropy is {now:.2f} nats per token"),
-    "signal/truncated": (1.0, 0.5, "{now:.0%} of its answers run into the limit"),
-    "signal/repetition": (1.0, 0.3, "{now:.0%} of its tokens repeat the one before"),
+# How far a signal of the probe has to move: (factor, offset) on its best so far, and in words.
+MOVES: dict[str, tuple[float, float, str, str]] = {
+    "signal/teacher_loss": (1.5, 0.2, "its text costs the teacher {} nats per token", ".2f"),
+    "signal/entropy": (1.5, 0.05, "its entropy is {} nats per token", ".2f"),
+    "signal/truncated": (1.0, 0.5, "{} of its answers run into the limit", ".0%"),
+    "signal/repetition": (1.0, 0.3, "{} of its tokens repeat the one before", ".0%"),
 }
 ABSURD = 2.0  # nats by which the teacher's loss has risen where no accuracy can tell
 COPIES = (2.0, 0.03)  # factor and offset on the untrained P(token just read)
@@ -232,8 +232,8 @@ def _symptoms(rows: Sequence[Row]) -> Iterator[tuple[Row, list[str]]]:
     best: dict[str, Any] = {name: probes[0].get(name) for name in ("train/accuracy", *MOVES)}
     for row in probes[1:]:
         moved = [
-            f"{words.format(now=row[name])}, {best[name]:.2f} at best"
-            for name, (factor, offset, words) in MOVES.items()
+            f"{words.format(format(row[name], spec))}, {format(best[name], spec)} at best"
+            for name, (factor, offset, words, spec) in MOVES.items()
             if _known(row.get(name), best.get(name)) and row[name] > factor * best[name] + offset
         ]
         now, was = row["train/accuracy"], best["train/accuracy"]
