@@ -19,7 +19,7 @@ from potstill.faults import FAULTS
 Row = Mapping[str, Any]
 Kind = Literal["collapse", "deviation"]
 
-# Set on tiny-llama with seed 100; benchmarks/diagnosis.py measures them on other seeds and pairs.
+# Set on tiny-llama; benchmarks/diagnosis.py measures them, on the other pair too.
 LOST = 0.25  # of the best accuracy on the probe so far, at which a skill counts as lost
 CONFIRM = 2  # probes in a row before a collapse is one
 JUMP, RISE = 3.0, 0.7  # of a step's gradient norm over its median, of its loss in nats
@@ -30,7 +30,7 @@ MOVES: dict[str, tuple[float, float, str, str]] = {
     "signal/truncated": (1.0, 0.5, "{} of its answers run into the limit", ".0%"),
     "signal/repetition": (1.0, 0.3, "{} of its tokens repeat the one before", ".0%"),
 }
-ABSURD = 2.0  # nats by which the teacher's loss has risen where no accuracy can tell
+WEAK, ABSURD = 0.6, 2.0  # accuracy and nats of the teacher's loss, where the text is absurd
 COPIES = (2.0, 0.03)  # factor and offset on the untrained P(token just read)
 FEW = 0.1  # probability of EOS where the teacher ends, below which a student does not stop
 
@@ -237,10 +237,12 @@ def _symptoms(rows: Sequence[Row]) -> Iterator[tuple[Row, list[str]]]:
             if _known(row.get(name), best.get(name)) and row[name] > factor * best[name] + offset
         ]
         now, was = row["train/accuracy"], best["train/accuracy"]
-        lost = now <= LOST * was and was > 0
-        absurd = row["signal/teacher_loss"] > best["signal/teacher_loss"] + ABSURD
+        lost = now <= LOST * was and was > 0 and moved
+        weak = (
+            now <= WEAK * was and row["signal/teacher_loss"] > best["signal/teacher_loss"] + ABSURD
+        )
         right = [f"{now:.0%} of the probe right, {was:.0%} at best"]
-        yield row, right + moved if (lost and moved) or (was == 0 and absurd) else []
+        yield row, right + moved if lost or weak else []
         best = {
             name: max(was, now) if name == "train/accuracy" else min(value, row[name])
             for name, value in best.items()
