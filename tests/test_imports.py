@@ -29,7 +29,7 @@ LAYERS = [
     {"schedule", "losses", "prompts", "zoo"},
     {"recipe", "engines", "tasks"},
     {"methods", "faults"},
-    {"config", "rollout", "objective", "meter", "diagnose"},
+    {"config", "rollout", "objective", "meter", "cache", "diagnose"},
     {"checkpoint", "evaluate", "store"},
     {"signals"},
     {"loop", "stats", "preflight"},
@@ -42,7 +42,7 @@ LAYERS = [
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 # Modules that run on tensors, or that a command imports only when it runs.
-TENSORS = {"engines.torch", "engines.sampling", "engines.loading", "zoo.build"}
+TENSORS = {"engines.torch", "engines.sampling", "engines.decoding", "engines.loading", "zoo.build"}
 
 
 def modules() -> dict[str, Path]:

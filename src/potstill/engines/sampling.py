@@ -8,15 +8,14 @@ the policy that is being trained.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
+from potstill.engines.decoding import begin
 from potstill.types import Floats, Ids, Sample, pad_left
 
 
@@ -50,46 +49,29 @@ def generate(
     seen = torch.from_numpy(pad_left([(1,) * len(p) for p in prompts], 0)).to(device)
     ends, limits = np.array(sorted(eos)), np.array(max_tokens)
     alive = np.flatnonzero(limits > 0)  # rows still being written, as indices into the batch
-    ids, seen = ids[alive], seen[alive]
-    cache = DynamicCache(config=model.config.get_text_config())
-    keyword = _cache_keyword(model)
-    position = (seen.cumsum(1) - 1).clamp_min(0)
+    if not len(alive):
+        return [Sample((), logprobs[row, :0]) for row in range(len(prompts))]
+    run = begin(model, ids[alive], seen[alive], width - 1)
     for column in range(width):
-        if not len(alive):
-            break
-        logits = model(
-            input_ids=ids,
-            attention_mask=seen,
-            position_ids=position,
-            **{keyword: cache},
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits[:, -1, :vocabulary]
-        logp = logits.float().log_softmax(-1)
+        logp = run.logits[:, :vocabulary].float().log_softmax(-1)
         drawn = _draw(logp, temperature, torch.from_numpy(noise[alive, column]).to(device))
         chosen = drawn.cpu().numpy()
         tokens[alive, column] = chosen
         logprobs[alive, column] = logp.gather(1, drawn[:, None])[:, 0].cpu().numpy()
         lengths[alive] += 1
         going = ~np.isin(chosen, ends) & (lengths[alive] < limits[alive])
-        ids, position = drawn[:, None], position[:, -1:] + 1
-        seen = torch.cat((seen, seen.new_ones(len(seen), 1)), 1)
+        if not going.any():
+            break
         if not going.all():
             keep = torch.from_numpy(np.flatnonzero(going))  # on the CPU: layers may be anywhere
             alive = alive[going]
-            cache.batch_select_indices(keep)
-            keep = keep.to(device)
-            ids, position, seen = ids[keep], position[keep], seen[keep]
+            run.keep(keep)
+            drawn = drawn[keep.to(device)]
+        run.step(drawn)
     return [
         Sample(tuple(tokens[row, :n].tolist()), logprobs[row, :n].copy())
         for row, n in enumerate(lengths)
     ]
-
-
-def _cache_keyword(model: Any) -> str:
-    """`past_key_values` is called `cache` in newer transformers; adapters hide the signature."""
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return "cache" if "cache" in inspect.signature(inner.forward).parameters else "past_key_values"
 
 
 def _draw(logp: Tensor, temperature: float, uniform: Tensor) -> Tensor:
