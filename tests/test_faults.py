@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from conftest import toy_table, write_toy
+from potstill.audit import FULL
 from potstill.config import Eval, Train, load_study, read_study
 from potstill.engines import Wrapper, bare
 from potstill.engines.fake import EOS, FakeEngine
@@ -257,6 +258,9 @@ def test_the_published_studies_have_all_faults_on(family: str) -> None:
     assert study.faults == PUBLISHED and len(cells_of(study)) == 2 + 8 * 10
     real = load_study(STUDIES / f"published-{family}.toml", [f"pairs={family}", "task=gsm8k"])
     assert "/" in real.models[family].teacher
+    audited = read_study(FULL)
+    assert study.recipes == {name: audited.recipes[name] for name in study.methods}
+    assert study.train == audited.train.model_copy(update={"steps": 100})
 
 
 def test_a_split_step_counts_once(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 from potstill.config import Study, read_study
 from potstill.faults import FAULTS, PUBLISHED
+from potstill.methods import METHODS
 from potstill.recipe import Recipe
 from potstill.stats import Interval, interval, outcome_matrix
 from potstill.store import Cell, StudyFolder
@@ -24,8 +25,30 @@ COLLAPSED = 0.25  # a run has collapsed below this share of the untrained studen
 COLLAPSED_MOSTLY = 0.5  # of a method's runs, above which the verdict names it
 CLEAN, ALL = "clean", "all"
 
+# The settings that the published study trained with, as far as a tiny pair allows; its student
+# tokens are trained on the sampled estimate of the reverse KL. `studies/published-*.toml` hold
+# the same, and say what differs.
+PUBLISHED_TRAIN: dict[str, Any] = {
+    "learning_rate": 1e-4,
+    "on_policy_rate": 0.5,
+    "lora_rank": 32,
+    "temperature": 0.7,
+    "teacher_temperature": 0.3,
+}
+SAMPLED = {
+    f"{name}_sampled": {"from": name, "student_loss": "reverse_kl_sampled"}
+    for name, recipe in METHODS.items()
+    if recipe.uses_student
+}
 # What `potstill audit` runs when it is given no file.
-FULL: dict[str, Any] = {"name": "audit", "seeds": [0, 1, 2, 3, 4]}
+FULL: dict[str, Any] = {
+    "name": "audit",
+    "methods": [f"{n}_sampled" if r.uses_student else n for n, r in METHODS.items()],
+    "seeds": [0, 1, 2, 3, 4],
+    "recipe": SAMPLED,
+    "train": {**PUBLISHED_TRAIN, "steps": 60},
+    "eval": {"problems": 200, "every": 60, "probe_every": 20},
+}
 QUICK: dict[str, Any] = {
     "name": "audit-quick",
     "pairs": ["tiny-llama"],

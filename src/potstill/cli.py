@@ -183,7 +183,7 @@ def audit(
         folder = StudyFolder(path / "variants" / variant.name)
         if len(folder.results(cells_of(study))) < len(cells_of(study)):
             print(f"variant {number} of {len(plan)}: {variant.name}", file=sys.stderr)
-        results = fill(study, folder.path, workers, False, retry_failed)
+        results = fill(study, folder.path, workers, False, retry_failed, path / ".cache")
         failed += sum(record["status"] == "failed" for record in results.values())
     found = write_audit(base, path, faults)
     print(json.dumps(found, indent=1) if as_json else f"{found['verdict']}\n")

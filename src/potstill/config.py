@@ -51,6 +51,7 @@ class Train(Part):
     batch_size: int = Field(32, ge=1)  # prompts per step
     max_tokens: int = Field(32, ge=1)  # per completion, prefix included
     learning_rate: float | None = Field(None, gt=0)  # unset: the embedded pairs' own
+    on_policy_rate: float = Field(1.0, gt=0)  # multiple of it on the student's own tokens
     warmup: int = Field(5, ge=0)  # steps of linear warm-up
     temperature: float = Field(1.0, gt=0)  # the student's sampling temperature
     teacher_temperature: float = Field(1.0, gt=0)  # the teacher's, where it writes
@@ -60,11 +61,12 @@ class Train(Part):
     on_collapse: Literal["warn", "stop", "rollback"] = "warn"  # rollback: to the last good point
     save: bool = True  # keep each trained student as a model folder
 
-    def rate(self, step: int) -> float:
-        """Learning rate of the step with this index (from 0)."""
+    def rate(self, step: int, student: float) -> float:
+        """Learning rate of a step: its index (from 0), the student's share of its texts."""
         if self.learning_rate is None:
             raise PotstillError("train.learning_rate is not set", "write Train(learning_rate=1e-4)")
-        return self.learning_rate * min(1.0, (step + 1) / (self.warmup + 1))
+        blend = (1 - student) + student * self.on_policy_rate
+        return self.learning_rate * blend * min(1.0, (step + 1) / (self.warmup + 1))
 
 
 class Eval(Part):

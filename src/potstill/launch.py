@@ -43,11 +43,16 @@ def refuse(checks: list[dict[str, str]]) -> None:
 
 
 def fill(
-    study: Study, path: Path, workers: int, preflight: bool, retry_failed: bool = False
+    study: Study,
+    path: Path,
+    workers: int,
+    preflight: bool,
+    retry_failed: bool = False,
+    cache: Path | None = None,
 ) -> dict[Cell, dict[str, Any]]:
     """Run what is missing of a study under the live view."""
     prepare(study)
-    folder, cells = StudyFolder(path), cells_of(study)
+    folder, cells = StudyFolder(path, cache), cells_of(study)
     folder.check(study)
     if preflight and len(folder.results(cells)) < len(cells):
         checks = preflight_records(study)

@@ -68,10 +68,11 @@ def train(
     if not monitor.rows:
         recorder.record(monitor.start(task, len(examiner.tested)), None)
     for step in range(start, total):
-        rate, done = settings.rate(step), step + 1
+        done = step + 1
         problems = draw(task.train, settings.batch_size, seed, step)
         fresh = collect(recipe, meter, problems, step / total, step, seed, limits)
         batch = buffer.exchange(fresh, step, seed)
+        rate = settings.rate(step, float(np.mean([t.source == "student" for t in batch])))
         with meter.clock("diagnosis"):
             monitor.before(done, fresh, batch)
         stats = meter.step(objective.build(recipe, batch, meter), rate)

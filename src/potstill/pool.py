@@ -81,7 +81,7 @@ class Pool:
         while len(self._processes) < min(self.workers, missing):
             process = self._context.Process(
                 target=_work,
-                args=(self.study.to_toml(), str(self.folder.path), self.cells, os.getpid()),
+                args=(self.study.to_toml(), self.folder, self.cells, os.getpid()),
             )
             process.start()
             self._processes.append(process)
@@ -130,10 +130,10 @@ def _preflight(table: dict[str, Any], pair: str) -> list[Check]:
     return preflight_pair(read_study(table), pair)
 
 
-def _work(table: dict[str, Any], path: str, cells: Sequence[Cell], parent: int) -> None:
+def _work(table: dict[str, Any], folder: StudyFolder, cells: Sequence[Cell], parent: int) -> None:
     """A worker process: run cells until none is left to take."""
     threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
-    study, folder = read_study(table), StudyFolder(Path(path))
+    study = read_study(table)
     task = load_task(**study.task)
     try:
         while True:

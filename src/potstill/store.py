@@ -225,10 +225,11 @@ def example(step: int, row: Any) -> dict[str, Any]:
 
 
 class StudyFolder:
-    """A study's folder: its settings and its cells by name."""
+    """A study's folder: its settings, its cells by name, and a cache that studies may share."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, cache: Path | None = None) -> None:
         self.path = Path(path)
+        self.cache = cache or self.path / ".cache"
 
     @property
     def settings(self) -> dict[str, Any] | None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from potstill import faults
+from potstill.cache import CachedTeacher, fingerprint
 from potstill.config import Study
 from potstill.engines import Engine, open_engine
 from potstill.errors import NonFinite, PotstillError, StorageError, writing
@@ -62,7 +63,8 @@ def run_cell(
     record: dict[str, Any] = {"pair": cell.pair, "method": cell.method, "seed": cell.seed}
     place.mark_running(True)
     try:
-        outcome = _run(study, place, cell, task or load_task(**study.task), reference)
+        task = task or load_task(**study.task)
+        outcome = _run(study, folder, place, cell, task, reference)
         record |= {"status": "done", **outcome}
     except StorageError:
         raise
@@ -75,11 +77,16 @@ def run_cell(
 
 
 def _run(
-    study: Study, place: CellFolder, cell: Cell, task: Task, reference: Reference | None
+    study: Study,
+    folder: StudyFolder,
+    place: CellFolder,
+    cell: Cell,
+    task: Task,
+    reference: Reference | None,
 ) -> dict[str, Any]:
     if reference is None and cell.method not in REFERENCES:
         raise PotstillError(f"the teacher row of {cell.pair} failed", "see its result.json")
-    engine = open_study_engine(study, cell, place.path)
+    engine = open_study_engine(study, cell, place.path, folder.cache)
     recipe = study.recipes.get(cell.method) or Recipe(name=cell.method)
     asked = Run(recipe, engine, task, cell.seed or 0)
     run = faults.apply(study.faults, asked)
@@ -114,8 +121,11 @@ def _run(
         run.engine.close()
 
 
-def open_study_engine(study: Study, cell: Cell, scratch: Path) -> Engine:
-    """The engine of one cell, with the study's settings; faulty teachers go to `scratch`."""
+def open_study_engine(
+    study: Study, cell: Cell, scratch: Path, cache: Path | None = None
+) -> Engine:
+    """The engine of one cell, with the study's settings; faulty teachers go to `scratch`, what
+    the teacher writes to `cache`."""
     settings: dict[str, Any] = {}
     if study.engine.name == "torch":
         settings = {
@@ -130,7 +140,11 @@ def open_study_engine(study: Study, cell: Cell, scratch: Path) -> Engine:
     pair = study.models[cell.pair]
     teacher = faults.teacher_for(study.faults, pair.teacher, scratch)
     pair = pair.model_copy(update={"teacher": teacher})
-    return open_engine(study.engine.name, pair, seed=cell.seed or 0, **settings)
+    engine = open_engine(study.engine.name, pair, seed=cell.seed or 0, **settings)
+    if not cache:
+        return engine
+    where = settings.get("teacher_spec"), settings.get("batch_tokens")
+    return CachedTeacher(engine, fingerprint(teacher, study.engine.name, *where), cache)
 
 
 def preflight_pair(study: Study, pair: str) -> list[Check]:

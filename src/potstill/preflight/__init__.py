@@ -197,7 +197,7 @@ def fresh_sampler(desk: Desk) -> list[Check]:
         batch = collect(recipe, run.engine, problems, 0.0, 0, desk.seed, desk.limits)
         data = objective.build(recipe, batch, desk.engine)
         for _ in range(3):
-            run.engine.step(data, min(max(desk.settings.rate(10**6), 1e-3), 1e-2))
+            run.engine.step(data, min(max(desk.settings.rate(10**6, 0.0), 1e-3), 1e-2))
         gap = _gap(desk.engine, run, "student")
     if gap <= max(SAMPLER_GAP, 3 * before):
         return [Check("fresh sampler", "passed", "samples after a step come from the new weights")]
