@@ -64,7 +64,7 @@ def fingerprint(name: str, *where: object) -> str:
 def _read(file: Path) -> list[Sample] | None:
     """Kept samples; None where there are none, or where a file was cut short."""
     try:
-        with np.load(file) as kept:
+        with file.open("rb") as raw, np.load(raw) as kept:
             ends = np.cumsum(kept["lengths"])[:-1]
             rows = zip(np.split(kept["tokens"], ends), np.split(kept["scores"], ends), strict=True)
             return [Sample(tuple(tokens.tolist()), scores) for tokens, scores in rows]

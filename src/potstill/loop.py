@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -67,8 +68,7 @@ def train(
     start, buffer, meter = _resume(recipe, engine, settings, recorder, monitor)
     if not monitor.rows:
         recorder.record(monitor.start(task, len(examiner.tested)), None)
-    for step in range(start, total):
-        done = step + 1
+    for step, done in pairwise(range(start, total + 1)):
         problems = draw(task.train, settings.batch_size, seed, step)
         fresh = collect(recipe, meter, problems, step / total, step, seed, limits)
         batch = buffer.exchange(fresh, step, seed)

@@ -121,9 +121,7 @@ def _run(
         run.engine.close()
 
 
-def open_study_engine(
-    study: Study, cell: Cell, scratch: Path, cache: Path | None = None
-) -> Engine:
+def open_study_engine(study: Study, cell: Cell, scratch: Path, cache: Path | None = None) -> Engine:
     """The engine of one cell, with the study's settings; faulty teachers go to `scratch`, what
     the teacher writes to `cache`."""
     settings: dict[str, Any] = {}

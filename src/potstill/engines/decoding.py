@@ -85,7 +85,8 @@ class Fast(Plain):
     def __init__(self, model: Any, ids: Tensor, seen: Tensor, room: int) -> None:
         super().__init__(model, ids, seen, room)
         inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-        core, layers = inner.model, self.cache.layers
+        core = inner.model
+        layers: list[Any] = self.cache.layers
         self.length, longest = ids.shape[1], ids.shape[1] + room
         keys = layers[0].keys
         shape = (2, len(layers), len(ids), keys.shape[1], longest, keys.shape[3])
@@ -148,8 +149,9 @@ class _Layer:
         self.q = attention.q_proj.out_features // self.dim
         self.norms = None
         if hasattr(attention, "q_norm"):
-            norms = attention.q_norm.weight.expand(self.q, -1), attention.k_norm.weight.expand(
-                self.kv, -1
+            norms = (
+                attention.q_norm.weight.expand(self.q, -1),
+                attention.k_norm.weight.expand(self.kv, -1),
             )
             self.norms, self.eps = torch.cat(norms), attention.q_norm.variance_epsilon
 
