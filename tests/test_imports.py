@@ -42,7 +42,15 @@ LAYERS = [
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 # Modules that run on tensors, or that a command imports only when it runs.
-TENSORS = {"engines.torch", "engines.sampling", "engines.decoding", "engines.loading", "zoo.build"}
+TENSORS = {
+    "engines.torch",
+    "engines.sampling",
+    "engines.decoding",
+    "engines.heads",
+    "engines.terms",
+    "engines.loading",
+    "zoo.build",
+}
 
 
 def modules() -> dict[str, Path]:

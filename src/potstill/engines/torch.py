@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from potstill.engines import host_memory
+from potstill.engines.heads import States, read
 from potstill.engines.loading import (
     Pair,
     add_lora,
@@ -33,8 +34,9 @@ from potstill.engines.loading import (
     load_model,
 )
 from potstill.engines.sampling import generate
+from potstill.engines.terms import Columns, Tally, flat, outlook, values_at
 from potstill.errors import NonFinite
-from potstill.losses import LOSSES, cross_entropy, reverse_kl_sampled, row_divergence
+from potstill.losses import LOSSES, cross_entropy
 from potstill.prompts import render
 from potstill.types import (
     Datum,
@@ -145,9 +147,12 @@ class TorchEngine:
             sizes = [(len(prompt), len(completion)) for prompt, completion in rows]
             for chunk in micro_batches(range(len(rows)), sizes, self.batch_tokens):
                 prompts, completions = zip(*(rows[i] for i in chunk), strict=True)
-                mask, logp = self._rows(model, prompts, completions)
-                scores = -cross_entropy(logp, _flat(completions, logp.device))
-                parts = scores.split(mask.sum(1).tolist())
+                states = self._read(role, model, prompts, completions)
+                asked = flat(completions, states.hidden.device)
+                scores = torch.cat(
+                    [-cross_entropy(states.rows(at), asked[at]) for at in states.slices()]
+                )
+                parts = scores.split(states.lengths)
                 for i, part in zip(chunk, parts, strict=True):
                     out[i] = part.float().cpu().numpy()
         return out
@@ -169,29 +174,26 @@ class TorchEngine:
             sizes = [(len(prompt), len(completion)) for prompt, completion in rows]
             for chunk in micro_batches(range(len(rows)), sizes, self.batch_tokens):
                 prompts, completions = zip(*(rows[i] for i in chunk), strict=True)
-                mask, logp = self._rows(model, prompts, completions)
-                read = [
+                states = self._read(role, model, prompts, completions)
+                heard = [
                     p[-1:] + c[:-1] if c else () for p, c in zip(prompts, completions, strict=True)
                 ]
-                p = logp.exp()
-                values = torch.stack(
+                asked, heard_ids = (flat(x, states.hidden.device) for x in (completions, heard))
+                values = torch.cat(
                     [
-                        -cross_entropy(logp, _flat(completions, logp.device)),
-                        -(p * logp).sum(-1),
-                        p.gather(-1, _flat(read, logp.device)[:, None])[:, 0],
-                        p[:, ends].sum(-1),
-                    ]
-                ).float()
-                for i, part in zip(chunk, values.split(mask.sum(1).tolist(), 1), strict=True):
+                        outlook(states.rows(at), asked[at], heard_ids[at], ends)
+                        for at in states.slices()
+                    ],
+                    1,
+                )
+                for i, part in zip(chunk, values.split(states.lengths, 1), strict=True):
                     out[i] = Outlook(*part.cpu().numpy())
         return out
 
     def step(self, data: Sequence[Datum], learning_rate: float) -> StepStats:
         tally = Tally()
         for losses, chunk in self._chunks(data):
-            total = self._forward(losses, chunk, tally)
-            if math.isfinite(tally.loss) and total.requires_grad:
-                total.backward()
+            self._forward(losses, chunk, tally, backward=True)
         self._models["student"].eval()
         return self._update(learning_rate, tally)
 
@@ -199,7 +201,7 @@ class TorchEngine:
     def measure(self, data: Sequence[Datum]) -> StepStats:
         tally = Tally()
         for losses, chunk in self._chunks(data):
-            self._forward(losses, chunk, tally)
+            self._forward(losses, chunk, tally, backward=False)
         self._models["student"].eval()
         return StepStats(tally.loss, 0.0, tally.means())
 
@@ -214,34 +216,39 @@ class TorchEngine:
             for chunk in micro_batches(members, sizes, self.batch_tokens):
                 yield losses, chunk
 
-    def _forward(self, losses: tuple[Loss, ...], data: list[Datum], tally: Tally) -> Tensor:
-        """The weighted loss of one micro-batch, noted in the tally."""
-        prompts, completions = [d.prompt for d in data], [d.completion for d in data]
+    def _forward(
+        self, losses: tuple[Loss, ...], data: list[Datum], tally: Tally, *, backward: bool
+    ) -> None:
+        """One micro-batch: its weighted loss goes into the tally, its gradient to the weights.
+
+        The loss is taken slice by slice of positions down to the hidden states; from there the
+        gradient goes through the model in one piece.
+        """
         with self._model("student") as model:
             model.train(self.checkpointed)
-            _, logp = self._rows(model, prompts, completions)
-        targets = _flat([d.targets for d in data], logp.device)
-        rows: dict[Role, Tensor] = {}
-        total = logp.new_zeros(())
-        for i, loss in enumerate(losses):
-            weights = _flat([d.terms[i].weights for d in data], logp.device)
-            if LOSSES[loss.name] == "row" and loss.to not in rows:
-                with torch.no_grad(), self._model(loss.to) as target:
-                    seen = zip(*(d.seen_by(loss.to) for d in data), strict=True)
-                    rows[loss.to] = self._rows(target, *seen)[1].to(logp.device)
-            if loss.name == "cross_entropy":
-                values = cross_entropy(logp, targets)
-            elif loss.name == "reverse_kl_sampled":
-                sampler = _flat([d.logprobs for d in data], logp.device)
-                teacher = _flat([d.teacher_logprobs for d in data], logp.device)
-                values = reverse_kl_sampled(-cross_entropy(logp, targets), sampler, teacher)
-            else:
-                values = row_divergence(loss, logp, rows[loss.to])
-            total = total + (weights * values).sum()
-            source = np.repeat([d.source for d in data], [len(d.completion) for d in data])
-            tally.add(loss, source, weights.detach(), values.detach())
-        tally.loss += total.item()
-        return total
+            prompts, completions = [d.prompt for d in data], [d.completion for d in data]
+            student = self._read("student", model, prompts, completions)
+        targets: dict[Role, States] = {}
+        for role in {loss.to for loss in losses if LOSSES[loss.name] == "row"}:
+            with torch.no_grad(), self._model(role) as model:
+                seen = zip(*(d.seen_by(role) for d in data), strict=True)
+                targets[role] = self._read(role, model, *seen)
+        device = student.hidden.device
+        columns = Columns(data, losses, device)
+        source = np.repeat([d.source for d in data], student.lengths)
+        leaf = student.hidden.detach().requires_grad_(backward and student.hidden.requires_grad)
+        for at in student.slices():
+            logp = student.rows(at, leaf)
+            total = logp.new_zeros(())
+            for loss, weights in zip(losses, columns.weights, strict=True):
+                values = values_at(loss, logp, columns, at, targets)
+                total = total + (weights[at] * values).sum()
+                tally.add(loss, source[at], weights[at], values.detach())
+            tally.loss += total.item()
+            if backward and total.requires_grad and math.isfinite(tally.loss):
+                total.backward()
+        if leaf.grad is not None:
+            student.hidden.backward(leaf.grad)
 
     def _update(self, learning_rate: float, tally: Tally) -> StepStats:
         params = list(self._trained.values())
@@ -259,29 +266,11 @@ class TorchEngine:
         self._optimizer.zero_grad()
         return StepStats(tally.loss, norm, tally.means())
 
-    def _rows(
-        self, model: Any, prompts: Sequence[Ids], completions: Sequence[Ids]
-    ) -> tuple[Tensor, Tensor]:
-        """Forward pass. Returns the mask of completion tokens (B, T) and, row by row, the
-        log-probabilities (N, V) at the positions that predict them, N = mask.sum()."""
-        left, right = max(map(len, prompts)), max(map(len, completions))
-        ids = torch.zeros(len(prompts), left + right, dtype=torch.long)
-        seen = torch.zeros_like(ids)
-        for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
-            start, end = left - len(prompt), left + len(completion)
-            ids[row, start:end] = torch.tensor(prompt + completion)
-            seen[row, start:end] = 1
-        device = model.get_input_embeddings().weight.device
-        logits = model(
-            input_ids=ids.to(device),
-            attention_mask=seen.to(device),
-            position_ids=(seen.cumsum(1) - 1).clamp_min(0).to(device),
-            logits_to_keep=right + 1,
-            use_cache=False,
-        ).logits
-        mask = seen[:, left:].bool().to(logits.device)
-        kept = logits[:, -right - 1 : -1, : self.vocabulary][mask]
-        return mask, kept.float().log_softmax(-1)
+    def _read(
+        self, role: Role, model: Any, prompts: Sequence[Ids], completions: Sequence[Ids]
+    ) -> States:
+        spec = self.pair.teacher_spec if role == "teacher" else self.pair.student_spec
+        return read(model, prompts, completions, self.vocabulary, spec)
 
     @contextlib.contextmanager
     def _model(self, role: Role) -> Iterator[Any]:
@@ -338,25 +327,6 @@ class TorchEngine:
         self._trained.clear()
 
 
-class Tally:
-    """Sums up a step's losses by who wrote the tokens, for the record."""
-
-    def __init__(self) -> None:
-        self.loss = 0.0
-        self._sums: dict[str, float] = defaultdict(float)
-        self._counts: dict[str, int] = defaultdict(int)
-
-    def add(self, loss: Loss, source: Any, weights: Tensor, values: Tensor) -> None:
-        for name in ("student", "teacher"):
-            mine = torch.from_numpy(source == name).to(weights.device) & (weights != 0)
-            key = "anchor" if loss.to == "init" else name
-            self._sums[key] += values[mine].sum().item()
-            self._counts[key] += int(mine.sum())
-
-    def means(self) -> dict[str, float]:
-        return {key: self._sums[key] / count for key, count in self._counts.items() if count}
-
-
 def micro_batches(
     rows: Sequence[Row], sizes: Sequence[tuple[int, int]], limit: int
 ) -> Iterator[list[Row]]:
@@ -379,11 +349,6 @@ def micro_batches(
         left, right = wider
     if group:
         yield [rows[j] for j in group]
-
-
-def _flat(rows: Sequence[Any], device: torch.device) -> Tensor:
-    """Concatenate per-row values to one tensor (N,)."""
-    return torch.from_numpy(np.concatenate([np.asarray(row) for row in rows])).to(device)
 
 
 ENGINE: Callable[..., TorchEngine] = TorchEngine
