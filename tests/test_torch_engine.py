@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from potstill.engines import heads
 from potstill.engines.torch import TorchEngine, micro_batches
 from potstill.errors import PotstillError
 from potstill.losses import row_divergence
@@ -63,9 +64,12 @@ def naive_step(models: Path, family: str, data: list[Datum]) -> tuple[float, flo
 
 
 @pytest.mark.parametrize("family", ["qwen", "llama"])
-@pytest.mark.parametrize("batch_tokens", [16_384, 40])
-def test_a_step_equals_the_naive_one(models: Path, family: str, batch_tokens: int) -> None:
-    """Padding, masks, normalisation and accumulation change neither loss nor gradient."""
+@pytest.mark.parametrize(("batch_tokens", "positions"), [(16_384, 10**6), (40, 10**6), (16_384, 3)])
+def test_a_step_equals_the_naive_one(
+    models: Path, family: str, batch_tokens: int, positions: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Padding, masks, normalisation, slices and accumulation change neither loss nor gradient."""
+    monkeypatch.setattr(heads, "SLICE", positions * 400)
     engine = open_pair(models, family, batch_tokens=batch_tokens, max_grad_norm=0.0)
     data = batch_of(engine)
     assert {datum.source for datum in data} == {"student", "teacher"}
@@ -78,6 +82,30 @@ def test_a_step_equals_the_naive_one(models: Path, family: str, batch_tokens: in
         large = gradients[name].abs() > 1e-4
         moved = (engine._trained[name] - old)[large]
         assert torch.allclose(moved, -0.01 * gradients[name][large].sign(), rtol=1e-2)
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_slices_of_positions_change_no_row(
+    models: Path, plain: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where a family's logits are more than its head, and the forward pass runs whole."""
+    if not plain:
+        monkeypatch.setattr(heads, "PLAIN", frozenset())
+    engine = open_pair(models)
+    rows = [(d.prompt, d.completion) for d in batch_of(engine)]
+    whole = engine.score("teacher", rows), engine.inspect("teacher", rows)
+    sizes = []
+    monkeypatch.setattr(heads, "SLICE", 2 * engine.vocabulary)
+    cut = heads.States.rows
+    monkeypatch.setattr(heads.States, "rows", lambda *a: sizes.append(len(out := cut(*a))) or out)
+    scores, outlooks = engine.score("teacher", rows), engine.inspect("teacher", rows)
+    assert max(sizes) == 2 and sum(sizes) == 2 * sum(len(c) for _, c in rows)
+    for i in range(len(rows)):
+        np.testing.assert_allclose(scores[i], whole[0][i], atol=1e-5)
+        np.testing.assert_allclose(outlooks[i].entropy, whole[1][i].entropy, atol=1e-5)
+    exact = engine.rows("teacher", *rows[0])
+    picked = exact[np.arange(len(rows[0][1])), list(rows[0][1])]
+    np.testing.assert_allclose(scores[0], picked, atol=1e-5)
 
 
 def test_clipping_bounds_the_gradient(models: Path) -> None:
