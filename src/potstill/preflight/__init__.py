@@ -94,6 +94,7 @@ class Desk:
 
 def preflight(desk: Desk) -> list[Check]:
     """Run every check; the engine's weights are as before afterwards."""
+    start = time.perf_counter()
     return [
         *(Check("pair", "passed", note) for note in desk.engine.notes),
         *disjoint(desk),
@@ -103,7 +104,7 @@ def preflight(desk: Desk) -> list[Check]:
         *fresh_sampler(desk),
         *capability_gap(desk),
         *(check for recipe in desk.recipes for check in trained_as_written(desk, recipe)),
-        *affordable(desk),
+        *affordable(desk, start),
     ]
 
 
@@ -221,8 +222,8 @@ def capability_gap(desk: Desk) -> list[Check]:
     return [Check("capability gap", "warning", evidence, hint)]
 
 
-def affordable(desk: Desk) -> list[Check]:
-    """A step of the study's own size fits, and how long the runs will take."""
+def affordable(desk: Desk, began: float) -> list[Check]:
+    """A step of the study's own size fits, how long the runs take, and what pre-flight took."""
     task, name = desk.any_run().task, "time and memory"
     few = task.test[: min(desk.grading.problems, PROBLEMS)]
     tokens = desk.grading.max_tokens or desk.settings.max_tokens
@@ -236,10 +237,11 @@ def affordable(desk: Desk) -> list[Check]:
             raise
         hint = "lower engine.batch_tokens or train.batch_size, or set gradient_checkpointing"
         return [Check(name, "refused", f"one step runs out of memory: {error}", hint)]
+    words = f"{found.words}; these checks took {time.perf_counter() - began:.2g} s"
     if found.peak > TIGHT * found.memory:
         hint = "lower engine.batch_tokens, or set gradient_checkpointing = true"
-        return [Check(name, "warning", found.words, hint)]
-    return [Check(name, "passed", found.words)]
+        return [Check(name, "warning", words, hint)]
+    return [Check(name, "passed", words)]
 
 
 def trained_as_written(desk: Desk, recipe: Recipe) -> list[Check]:
