@@ -162,6 +162,17 @@ class TestCollapse:
         other = {**jump, "train/phase": 0.0}  # another source's loss is another scale
         assert diagnose([probe(0, 0.5), *calm, other]) == []
 
+    @pytest.mark.parametrize(("what", "spikes"), [("student", False), ("seed", True)])
+    def test_a_run_that_trains_the_wrong_thing_jumps_for_that_reason(
+        self, what: str, spikes: bool
+    ) -> None:
+        calm = [{**probe(step, 0.5), "train/phase": 1.0} for step in range(1, 16)]
+        check = {"what": what, "trained": 3.0, "expected": 0.5, "cause": "prompt_dropped"}
+        calm[4]["checks"] = [check]
+        jump = {**probe(16, 0.5), "train/phase": 1.0, "train/loss": 4.0, "train/grad_norm": 30.0}
+        named = causes([probe(0, 0.5), *calm, jump])
+        assert named == ["prompt_dropped"] + ["learning_rate_spike"] * spikes
+
     def test_nothing_to_lose_is_judged_by_the_teacher(self) -> None:
         weak = [probe(0, 0.0), *(probe(step, 0.0, teacher_loss=0.9) for step in (5, 10))]
         assert diagnose(weak) == []

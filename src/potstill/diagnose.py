@@ -23,6 +23,8 @@ Kind = Literal["collapse", "deviation"]
 LOST = 0.25  # of the best accuracy on the probe so far, at which a skill counts as lost
 CONFIRM = 2  # probes in a row before a collapse is one
 JUMP, RISE = 3.0, 0.7  # of a step's gradient norm over its median, of its loss in nats
+# What a step reports of its losses; the rest of the checks are about the pipeline around it.
+TRAINED = ("student", "teacher", "anchor", "loss")
 # How far a signal of the probe has to move: (factor, offset) on its best so far, and in words.
 MOVES: dict[str, tuple[float, float, str, str]] = {
     "signal/teacher_loss": (1.5, 0.2, "its text costs the teacher {} nats per token", ".2f"),
@@ -153,12 +155,15 @@ def _deviations(rows: Sequence[Row]) -> Iterator[Finding]:
                     "deviation", name, begun, int(row["step"]), _evidence(check), advice(name)
                 )
     yield from _unfit_teacher(rows)
-    yield from _spike(rows)
+    broken = min((first[what] for what in TRAINED if what in first), default=None)
+    for spike in _spike(rows):
+        if broken is None or spike.step < broken:  # a step that trains the wrong thing may jump
+            yield spike
 
 
 def _evidence(check: Mapping[str, Any]) -> str:
     what, trained, expected = check["what"], check["trained"], check["expected"]
-    if what in ("student", "teacher", "anchor", "loss"):
+    if what in TRAINED:
         name = {"loss": "the step's loss", "anchor": "the anchor"}.get(what, f"{what} tokens")
         got = "nothing" if trained is None else f"{trained:.4f} nats per token"
         wanted = "nothing" if expected is None else f"{expected:.4f}"
