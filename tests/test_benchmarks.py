@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import pytest
 from benchmarks.diagnosis import CLEAN, TRIED, Labelled, confusion, studies, summary, true_onset
 
 from potstill.diagnose import Finding
@@ -55,3 +56,22 @@ def test_the_figures_count_what_they_say() -> None:
     assert said["steps from onset to finding"] == "median 5, 5 to 5"
     assert said["budget saved by stop, collapsed runs"] == "median 0.75, 0.75 to 0.75"
     assert confusion(runs)["eos_untrained"] == {"prompt_dropped": 1}
+
+
+def test_the_head_in_slices_gives_what_it_gives_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks import head
+
+    from potstill.engines import heads
+
+    monkeypatch.setattr(head, "VOCABULARY", 300)
+    monkeypatch.setattr(head, "HIDDEN", 16)
+    monkeypatch.setattr(heads, "SLICE", 300 * 7)
+    whole, slices = head.measure("whole", 40), head.measure("slices", 40)
+    for key in ("loss", "gradient"):
+        assert whole[key] == pytest.approx(slices[key], rel=1e-5) and whole[key] > 0
+    monkeypatch.setattr(head, "apart", head.measure)
+    assert head.compare(40, 2).startswith("| 40 | ")
+    wrong = {"seconds": 1.0, "gigabytes": 1.0, "loss": 1.0, "gradient": 1.0}
+    monkeypatch.setattr(head, "apart", lambda kind, _: {**wrong, "loss": len(kind)})
+    with pytest.raises(SystemExit, match="loss"):
+        head.compare(40, 1)
