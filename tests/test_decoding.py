@@ -124,6 +124,15 @@ def test_adapters_that_are_switched_off_are_left_out() -> None:
         assert float((follow(Fast, model, False)[3] - on).abs().max()) > 0.1
 
 
+def test_no_large_model_is_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Merged adapters and another dtype need a copy of the weights; plain weights need none."""
+    monkeypatch.setattr(decoding, "JOINED", 0)
+    model = make("llama")
+    assert fits(model) and not fits(make("llama", adapters=True))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert not fits(model)
+
+
 def test_other_families_run_as_transformers_runs_them() -> None:
     ids = torch.ones(1, 3, dtype=torch.long)
     gpt = AutoModelForCausalLM.from_config(

@@ -156,7 +156,6 @@ def test_half_precision_is_no_fault(pair: str) -> None:
 def test_says_what_the_runs_will_take(tmp_path: Path) -> None:
     toy = read_study(toy_table(tmp_path, methods=["on_policy_gkd", "extended_on_policy"]))
     (found,) = (c for c in preflight_pair(toy, "toy") if c.name == "time and memory")
-    assert re.search(r"these checks took [\d.e-]+ s$", found.evidence)
     assert found.status == "passed"
     assert all(word in found.evidence for word in ("student text", "a run about", "peak", "GB"))
     assert "teacher text" not in found.evidence  # neither method has any

@@ -164,7 +164,8 @@ def audit(
     """Find which of the published faults causes the collapse, with intervals.
 
     Runs every method clean, with all published faults, with each alone and with all but one.
-    Resumable; without a file it audits all methods on both embedded pairs over five seeds.
+    Resumable; without a file it audits all methods on both embedded pairs over five seeds, with
+    the published settings; --quick and study files train by their own.
 
     Example: [bold]potstill audit --quick[/]
     """

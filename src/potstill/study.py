@@ -141,8 +141,10 @@ def open_study_engine(study: Study, cell: Cell, scratch: Path, cache: Path | Non
     engine = open_engine(study.engine.name, pair, seed=cell.seed or 0, **settings)
     if not cache:
         return engine
-    where = settings.get("teacher_spec"), settings.get("batch_tokens")
-    return CachedTeacher(engine, fingerprint(teacher, study.engine.name, *where), cache)
+    # the student has a say too: ids that both heads have, and what ends a text
+    where = pair.student, sorted(engine.eos), settings.get("teacher_spec")
+    key = fingerprint(teacher, study.engine.name, *where, settings.get("batch_tokens"))
+    return CachedTeacher(engine, key, cache)
 
 
 def preflight_pair(study: Study, pair: str) -> list[Check]:

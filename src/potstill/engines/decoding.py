@@ -16,9 +16,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import DynamicCache
 
+from potstill.engines.loading import without_adapters
+
 FAMILIES = frozenset({"llama", "qwen2", "qwen3"})
 ROPES = frozenset({"default", "linear", "llama3"})  # tables that do not depend on the length
-JOINED = 1 << 30  # bytes of weights up to which a call may hold a joined copy of them
+JOINED = 1 << 30  # bytes of weights up to which a call may hold a copy of them
 
 
 def begin(model: Any, ids: Tensor, seen: Tensor, room: int) -> Plain:
@@ -34,15 +36,21 @@ def begin(model: Any, ids: Tensor, seen: Tensor, room: int) -> Plain:
 
 
 def fits(model: Any) -> bool:
-    """Whether `Fast` knows the layers of a model."""
-    config = model.config
+    """Whether `Fast` knows the layers of a model, and its copies of weights stay small."""
+    config, device = model.config, next(model.parameters()).device.type
+    copies = hasattr(model, "peft_config") or torch.is_autocast_enabled(device)
     rope = getattr(config, "rope_parameters", None) or {}
     return (
         config.model_type in FAMILIES
         and rope.get("rope_type", "default") in ROPES
         and set(getattr(config, "layer_types", None) or ["full_attention"]) == {"full_attention"}
         and len({p.device for p in model.parameters()}) == 1
+        and not (copies and _size(model) > JOINED)
     )
+
+
+def _size(model: Any) -> int:
+    return sum(p.numel() * p.element_size() for p in model.parameters())
 
 
 class Plain:
@@ -84,7 +92,7 @@ class Fast(Plain):
 
     def __init__(self, model: Any, ids: Tensor, seen: Tensor, room: int) -> None:
         super().__init__(model, ids, seen, room)
-        inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+        inner = without_adapters(model)
         core = inner.model
         layers: list[Any] = self.cache.layers
         self.length, longest = ids.shape[1], ids.shape[1] + room
@@ -100,7 +108,7 @@ class Fast(Plain):
         self._padded = not bool(seen.all())
         self.at = self.position[:, -1] + 1
         self._embed, self._norm = core.embed_tokens.weight, core.norm
-        join = sum(p.numel() * p.element_size() for p in core.layers.parameters()) <= JOINED
+        join = _size(core.layers) <= JOINED
         dtype = keys.dtype
         self._layers = [_Layer(layer, dtype, join) for layer in core.layers]
         head = inner.lm_head
@@ -202,5 +210,5 @@ def _linear(x: Tensor, weights: Joined) -> Tensor:
 
 def _cache_keyword(model: Any) -> str:
     """`past_key_values` is called `cache` in newer transformers; adapters hide the signature."""
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return "cache" if "cache" in inspect.signature(inner.forward).parameters else "past_key_values"
+    forward = without_adapters(model).forward
+    return "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"

@@ -9,14 +9,13 @@ whose logits are more than `lm_head` (soft caps, scales) run whole, and only the
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from potstill.engines.loading import autocast
+from potstill.engines.loading import autocast, without_adapters
 from potstill.types import Ids, ModelSpec
 
 SLICE = 1 << 24  # most entries of a slice of rows: 64 MB in float32
@@ -55,12 +54,9 @@ class States:
         """Log-probabilities (n, V) of some positions, from these hidden states or from others."""
         states = self.hidden[part] if hidden is None else hidden[part]
         if self.head is not None:
-            with self._dtype():
+            with autocast(self.spec):
                 states = self.head(states)
         return states[:, : self.vocabulary].float().log_softmax(-1)
-
-    def _dtype(self) -> AbstractContextManager[Any]:
-        return autocast(self.spec)
 
 
 def read(
@@ -85,7 +81,7 @@ def read(
         "position_ids": (seen.cumsum(1) - 1).clamp_min(0).to(device),
         "use_cache": False,
     }
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner = without_adapters(model)
     plain = inner.config.model_type in PLAIN
     if plain:
         states = inner.model(**inputs).last_hidden_state

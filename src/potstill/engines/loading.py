@@ -146,6 +146,11 @@ def _eos(name: str, tok: Any) -> set[int]:
     return ends
 
 
+def without_adapters(model: Any) -> Any:
+    """The model of transformers that adapters hide; its layers have them all the same."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
 def load_model(name: str, spec: ModelSpec, *, trained: bool) -> Any:
     """Load weights for running, or with `trained` in float32 and with gradients."""
     dtype = torch.float32 if trained else getattr(torch, spec.dtype)
