@@ -1,10 +1,11 @@
-"""The loss alone at a large vocabulary: sliced rows against whole ones, seconds and peak memory.
+"""The loss alone at a large vocabulary: seconds and peak memory of three ways.
 
     python -m benchmarks.head --positions 512 1024
 
-Exact reverse KL from the hidden states of both models to the gradient of the student's hidden
-states and head. Each measurement is a process of its own, so that its peak is its own; the two
-take turns. Loss and gradient have to agree, or it ends with an error.
+Exact reverse KL from the hidden states of both models to the gradients of the student's hidden
+states and head: whole logits under autograd, TRL's tiles, and potstill's slices. Each measurement
+is a process of its own, so that its peak is its own; the three take turns. Loss and gradients have
+to agree, or it ends with an error.
 """
 
 from __future__ import annotations
@@ -14,85 +15,111 @@ import json
 import statistics
 import subprocess
 import sys
-import time
-from typing import Any
+from typing import TYPE_CHECKING
 
-VOCABULARY, HIDDEN = 151_936, 1_024
+import numpy as np
+from benchmarks.beside import ROOT, spread, trl_python
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+CHECKED = ("loss", "gradient", "head gradient")
 
 
-def measure(kind: str, positions: int) -> dict[str, float]:
-    """One forward and backward pass in this process."""
+def whole(mine: Tensor, head: Tensor, its: Tensor, other: Tensor) -> tuple[float, Tensor]:
+    """Rows of all positions at once."""
+    from potstill.losses import reverse_kl
+
+    mine.requires_grad_(True)
+    logp, logq = (mine @ head.T).log_softmax(-1), (its @ other.T).log_softmax(-1)
+    loss = reverse_kl(logp, logq).mean()
+    loss.backward()
+    assert mine.grad is not None
+    return loss.item(), mine.grad
+
+
+def slices(mine: Tensor, head: Tensor, its: Tensor, other: Tensor) -> tuple[float, Tensor]:
+    """What the engine does."""
     import torch
 
-    from potstill.engines import host_memory
     from potstill.engines.heads import States
-    from potstill.losses import reverse_kl
-    from potstill.types import ModelSpec
+    from potstill.engines.terms import Columns, Tally, take
+    from potstill.losses import REVERSE_KL
+    from potstill.types import Datum, ModelSpec, Term
 
-    torch.manual_seed(0)
-    heads = [torch.nn.Linear(HIDDEN, VOCABULARY, bias=False) for _ in range(2)]
-    spec = ModelSpec(dtype="float32")
-    mine, its = (
-        States(torch.randn(positions, HIDDEN), [positions], head, VOCABULARY, spec)
-        for head in heads
-    )
-    heads[1].requires_grad_(False)
-    heads[0].weight.grad = torch.zeros_like(heads[0].weight)  # a gradient is kept by any method
-    leaf = mine.hidden.requires_grad_(True)
-    before, start, loss = host_memory()[0], time.perf_counter(), 0.0
-    parts = mine.slices() if kind == "slices" else [slice(0, positions)]
-    for at in parts:
-        with torch.no_grad():
-            logq = its.rows(at)
-        total = reverse_kl(mine.rows(at), logq).sum() / positions
-        total.backward()
-        loss += total.item()
-    assert leaf.grad is not None
-    return {
-        "seconds": time.perf_counter() - start,
-        "gigabytes": (host_memory()[0] - before) / 1e9,
-        "loss": loss,
-        "gradient": float(leaf.grad.norm()),
-    }
+    size, spec = len(mine), ModelSpec(dtype="float32")
+    ids, nothing = (0,) * size, np.zeros(size, np.float32)
+    term = Term(REVERSE_KL, np.full(size, 1 / size, np.float32))
+    data = [Datum((0,), ids, ids, (term,), "student", nothing)]
+    columns, tally = Columns(data, [REVERSE_KL], torch.device("cpu")), Tally()
+    states = []
+    for hidden, weight in ((mine, head), (its, other)):
+        layer = torch.nn.Linear(*reversed(weight.shape), bias=False, device="meta")
+        layer.weight = torch.nn.Parameter(weight, requires_grad=weight.requires_grad)
+        layer.weight.grad = weight.grad
+        states.append(States(hidden, [size], layer, len(weight), spec))
+    student, teacher = states
+    grad = torch.zeros_like(mine)
+    for at in student.slices():
+        logits, others = student.logits(at), {REVERSE_KL.to: teacher.logits(at)}
+        take([REVERSE_KL], columns, at, logits, others, tally, backward=True)
+        student.backward(at, logits, into=grad)
+    return tally.loss, grad
+
+
+WAYS = {"whole": whole, "tiles": None, "slices": slices}  # None: in TRL's environment
 
 
 def apart(kind: str, positions: int) -> dict[str, float]:
-    """The same in a process of its own."""
-    words = [sys.executable, "-m", "benchmarks.head", "--one", kind, "--positions", str(positions)]
-    out = subprocess.run(words, check=True, capture_output=True, text=True).stdout
+    """One measurement in a process of its own."""
+    words = (
+        [trl_python(), "-m", "benchmarks.peers.trl_loss", str(positions)]
+        if WAYS[kind] is None
+        else [sys.executable, "-m", "benchmarks.head", "--one", kind, "--positions", str(positions)]
+    )
+    out = subprocess.run(words, check=True, capture_output=True, text=True, cwd=ROOT).stdout
     found: dict[str, float] = json.loads(out)
     return found
 
 
 def compare(positions: int, repeats: int) -> str:
     """A line of the table."""
-    found: dict[str, list[dict[str, float]]] = {"whole": [], "slices": []}
+    found: dict[str, list[dict[str, float]]] = {kind: [] for kind in WAYS}
     for _ in range(repeats):
         for kind, results in found.items():
             results.append(apart(kind, positions))
-    whole, slices = found["whole"], found["slices"]
-    for key in ("loss", "gradient"):
-        if abs(whole[0][key] - slices[0][key]) > 1e-4 * abs(whole[0][key]):
-            raise SystemExit(f"error: {key} {whole[0][key]} whole, {slices[0][key]} in slices")
-    ratios = [s["seconds"] / w["seconds"] for s, w in zip(slices, whole, strict=True)]
-    cells: list[Any] = [positions]
-    for results in (whole, slices):
+    for key in CHECKED:
+        values = [results[0][key] for results in found.values()]
+        if max(values) - min(values) > 1e-4 * abs(max(values)):
+            raise SystemExit(f"error: {key} of {', '.join(found)}: {values}")
+    cells = [str(positions)]
+    for results in found.values():
         cells.append(f"{statistics.median(r['seconds'] for r in results):.2f}")
         cells.append(f"{max(r['gigabytes'] for r in results):.2f}")
-    cells.append(f"{min(ratios):.2f} to {max(ratios):.2f}")
-    return "| " + " | ".join(map(str, cells)) + " |"
+    for kind in ("whole", "tiles"):
+        pairs = zip(found["slices"], found[kind], strict=True)
+        cells.append(spread([mine["seconds"] / its["seconds"] for mine, its in pairs]))
+    return "| " + " | ".join(cells) + " |"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--positions", type=int, nargs="+", default=[512, 1024, 2048, 4096])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--one", choices=("whole", "slices"), help=argparse.SUPPRESS)
     told = parser.parse_args()
     if told.one:
-        print(json.dumps(measure(told.one, told.positions[0])))
+        from benchmarks.peers.alone import measure
+
+        way = WAYS[told.one]
+        assert way is not None
+        print(json.dumps(measure(way, told.positions[0])))
         return
-    print("| positions | whole: s | GB | slices: s | GB | time ratio |\n|--:|--:|--:|--:|--:|--:|")
+    columns = ["positions", *(f"{kind}: {unit}" for kind in WAYS for unit in ("s", "GB"))]
+    columns += ["slices : whole, time", "slices : tiles, time"]
+    print("| " + " | ".join(columns) + " |\n" + "|--:" * len(columns) + "|")
     for positions in told.positions:
         print(compare(positions, told.repeats), flush=True)
 

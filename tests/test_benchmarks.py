@@ -60,18 +60,21 @@ def test_the_figures_count_what_they_say() -> None:
 
 def test_the_head_in_slices_gives_what_it_gives_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     from benchmarks import head
+    from benchmarks.peers import alone
 
-    from potstill.engines import heads
+    from potstill.engines import heads, terms
 
-    monkeypatch.setattr(head, "VOCABULARY", 300)
-    monkeypatch.setattr(head, "HIDDEN", 16)
-    monkeypatch.setattr(heads, "SLICE", 300 * 7)
-    whole, slices = head.measure("whole", 40), head.measure("slices", 40)
-    for key in ("loss", "gradient"):
+    monkeypatch.setattr(alone, "VOCABULARY", 300)
+    monkeypatch.setattr(alone, "HIDDEN", 16)
+    monkeypatch.setattr(heads, "SLICE", 300 * 17)
+    monkeypatch.setattr(terms, "BLOCK", 300 * 7)
+    whole, slices = (alone.measure(way, 40) for way in (head.whole, head.slices))
+    for key in head.CHECKED:
         assert whole[key] == pytest.approx(slices[key], rel=1e-5) and whole[key] > 0
-    monkeypatch.setattr(head, "apart", head.measure)
+    monkeypatch.setattr(head, "WAYS", {"whole": head.whole, "tiles": head.whole, "slices": None})
+    monkeypatch.setattr(head, "apart", lambda kind, n: alone.measure(head.whole, n))
     assert head.compare(40, 2).startswith("| 40 | ")
-    wrong = {"seconds": 1.0, "gigabytes": 1.0, "loss": 1.0, "gradient": 1.0}
+    wrong = dict.fromkeys(("seconds", "gigabytes", *head.CHECKED), 1.0)
     monkeypatch.setattr(head, "apart", lambda kind, _: {**wrong, "loss": len(kind)})
     with pytest.raises(SystemExit, match="loss"):
         head.compare(40, 1)

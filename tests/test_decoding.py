@@ -81,12 +81,14 @@ def apart(model: Any, padded: bool) -> float:
     return max(float((a.float() - b.float()).abs().max()) for a, b in pairs)
 
 
+@pytest.mark.parametrize("packed", [0, 1 << 40])
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("adapters", [False, True])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_fast_decoder_gives_transformers_logits(
-    name: str, adapters: bool, padded: bool
+    name: str, adapters: bool, padded: bool, packed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(decoding, "PACKED", packed)
     model = make(name, adapters)
     assert apart(model, padded) < 1e-4 * float(follow(Plain, model, padded)[0].abs().max())
 
@@ -102,7 +104,9 @@ def test_weights_too_large_to_join_give_the_same(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3"])
-def test_bfloat16_is_as_far_off_as_transformers_bfloat16_is(name: str) -> None:
+def test_bfloat16_is_as_far_off_as_transformers_bfloat16_is(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Trained weights in float32 under autocast, and weights that are in bfloat16 themselves."""
     model = make(name)
     exact = torch.cat(follow(Plain, model, True)).double()
@@ -110,8 +114,10 @@ def test_bfloat16_is_as_far_off_as_transformers_bfloat16_is(name: str) -> None:
     def error(kind: Any) -> float:
         return float((torch.cat(follow(kind, model, True)).double() - exact).norm())
 
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert error(Fast) < 1.5 * error(Plain)
+    for packed in (0, 1 << 40):
+        monkeypatch.setattr(decoding, "PACKED", packed)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert error(Fast) < 1.5 * error(Plain)
     model.to(torch.bfloat16)
     assert error(Fast) < 1.5 * error(Plain)
 

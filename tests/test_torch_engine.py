@@ -3,6 +3,7 @@ folders, dtypes."""
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from pathlib import Path
 
@@ -226,12 +227,25 @@ def test_a_device_that_is_not_there_is_refused(models: Path) -> None:
 
 
 def test_micro_batches_hold_their_limit_and_lose_nothing() -> None:
-    sizes = [(4, 1), (10, 20), (6, 1), (1, 6), (6, 6), (1, 0), (80, 10)]
+    sizes = [5, 30, 7, 7, 12, 1, 90]
     groups = list(micro_batches(range(7), sizes, 40))
     assert sorted(i for group in groups for i in group) == list(range(7))
     for group in groups:
-        widths = [max(sizes[i][side] for i in group) for side in (0, 1)]
-        assert len(group) == 1 or sum(widths) * len(group) <= 40
+        assert len(group) == 1 or max(sizes[i] for i in group) * len(group) <= 40
+
+
+def test_micro_batches_pad_as_little_as_any_way_of_cutting() -> None:
+    rng = np.random.default_rng(0)
+    for overhead in (0, 5, 1000):
+        sizes = sorted(rng.integers(1, 30, 8).tolist(), reverse=True)
+        costs = []
+        for cuts in itertools.product((False, True), repeat=7):
+            ends = [0, *(i + 1 for i, cut in enumerate(cuts) if cut), 8]
+            groups = [sizes[a:b] for a, b in itertools.pairwise(ends)]
+            if all(len(g) == 1 or g[0] * len(g) <= 90 for g in groups):
+                costs.append(sum(g[0] * len(g) + overhead for g in groups))
+        found = list(micro_batches(sizes, sizes, 90, overhead))
+        assert sum(max(g) * len(g) + overhead for g in found) == min(costs)
 
 
 def test_sampled_loss_agrees_with_the_exact_one_in_direction(models: Path) -> None:

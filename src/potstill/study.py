@@ -132,6 +132,7 @@ def open_study_engine(study: Study, cell: Cell, scratch: Path, cache: Path | Non
             "student_spec": study.engine.student,
             "teacher_spec": study.engine.teacher,
             "batch_tokens": study.engine.batch_tokens,
+            "sample_tokens": study.engine.sample_tokens,
             "gradient_checkpointing": study.engine.gradient_checkpointing,
             "threads": study.engine.threads,
         }
@@ -143,7 +144,7 @@ def open_study_engine(study: Study, cell: Cell, scratch: Path, cache: Path | Non
         return engine
     # the student has a say too: ids that both heads have, and what ends a text
     where = pair.student, sorted(engine.eos), settings.get("teacher_spec")
-    key = fingerprint(teacher, study.engine.name, *where, settings.get("batch_tokens"))
+    key = fingerprint(teacher, study.engine.name, *where, settings.get("sample_tokens"))
     return CachedTeacher(engine, key, cache)
 
 

@@ -2,8 +2,10 @@
 
 The rows of a large vocabulary are what fills memory: 4,096 positions of 151,936 ids are 2.5 GB a
 copy, and a divergence with its gradient needs several. So a forward pass stops before the head,
-and the head runs on slices of the completion positions whose rows are used and dropped. Families
-whose logits are more than `lm_head` (soft caps, scales) run whole, and only the rest is sliced.
+and the head runs on slices of the completion positions whose rows are used and dropped. A slice's
+gradient goes through the head by hand: autograd would write out a whole gradient of the head for
+each slice and then add it up. Families whose logits are more than `lm_head` (soft caps, scales) run
+whole, and only the rest is sliced.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from torch import Tensor
 from potstill.engines.loading import autocast, without_adapters
 from potstill.types import Ids, ModelSpec
 
-SLICE = 1 << 24  # most entries of a slice of rows: 64 MB in float32
+SLICE = 1 << 25  # most entries of a slice of logits: 128 MB in float32
 # Families whose logits are lm_head(last hidden state), nothing else.
 PLAIN = frozenset(
     {"llama", "mistral", "mixtral", "olmo2", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "smollm3"}
@@ -50,13 +52,49 @@ class States:
         for start in range(0, len(self.hidden), size):
             yield slice(start, start + size)
 
-    def rows(self, part: slice, hidden: Tensor | None = None) -> Tensor:
-        """Log-probabilities (n, V) of some positions, from these hidden states or from others."""
-        states = self.hidden[part] if hidden is None else hidden[part]
-        if self.head is not None:
-            with autocast(self.spec):
-                states = self.head(states)
-        return states[:, : self.vocabulary].float().log_softmax(-1)
+    def logits(self, part: slice) -> Tensor:
+        """Logits (n, V) of some positions in float32, without a graph."""
+        hidden = self.hidden[part].detach()
+        if self.head is None:
+            return hidden[:, : self.vocabulary].float()
+        with torch.no_grad(), autocast(self.spec):
+            out: Tensor = self.head(hidden)
+        return out[:, : self.vocabulary].float()
+
+    def rows(self, part: slice) -> Tensor:
+        """Log-probabilities (n, V) of some positions, without a graph."""
+        return self.logits(part).log_softmax(-1)
+
+    @torch.no_grad()
+    def backward(self, part: slice, grad: Tensor, into: Tensor) -> None:
+        """From the gradient of a slice's logits (n, V) to that of the hidden states and the head.
+
+        Args:
+            part: the positions.
+            grad: (n, V) gradient of the loss by the logits.
+            into: (N, H) gradient of the hidden states; the slice's part is written.
+        """
+        if self.head is None:
+            into[part, : self.vocabulary] = grad
+            return
+        weight, hidden = self.head.weight, self.hidden[part]  # plain heads have no bias
+        grad, hidden = grad.to(self.dtype), hidden.to(self.dtype)
+        into[part] = grad @ weight[: self.vocabulary].to(self.dtype)
+        if not weight.requires_grad:
+            return
+        if weight.grad is None:
+            weight.grad = torch.zeros_like(weight)
+        total = weight.grad[: self.vocabulary]
+        if total.dtype == self.dtype:
+            total.addmm_(grad.T, hidden)
+        else:
+            total += grad.T @ hidden
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the head computes in."""
+        found: torch.dtype = getattr(torch, self.spec.dtype)
+        return found
 
 
 def read(
@@ -66,28 +104,25 @@ def read(
     vocabulary: int,
     spec: ModelSpec,
 ) -> States:
-    """Forward pass over rows laid out as [left pad | prompt | completion | right pad]."""
-    left, right = max(map(len, prompts)), max(map(len, completions))
-    ids = torch.zeros(len(prompts), left + right, dtype=torch.long)
-    seen = torch.zeros_like(ids)
-    for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
-        start, end = left - len(prompt), left + len(completion)
-        ids[row, start:end] = torch.tensor(prompt + completion)
-        seen[row, start:end] = 1
+    """Forward pass over rows laid out as [prompt | completion | right pad].
+
+    Attention is causal, so what stands before the padding never sees it, and no mask is needed.
+    """
+    starts = [len(prompt) - 1 for prompt in prompts]  # the first position that predicts
+    lengths = [len(completion) for completion in completions]
+    rows = [prompt + completion for prompt, completion in zip(prompts, completions, strict=True)]
+    width = max(map(len, rows))
     device = model.get_input_embeddings().weight.device
-    inputs: dict[str, Any] = {
-        "input_ids": ids.to(device),
-        "attention_mask": seen.to(device),
-        "position_ids": (seen.cumsum(1) - 1).clamp_min(0).to(device),
-        "use_cache": False,
-    }
+    ids = torch.tensor([row + (0,) * (width - len(row)) for row in rows], device=device)
+    first, last = min(starts), max(map(sum, zip(starts, lengths, strict=True)))
+    column = torch.arange(first, max(last, first + 1), device=device)
     inner = without_adapters(model)
     plain = inner.config.model_type in PLAIN
     if plain:
-        states = inner.model(**inputs).last_hidden_state
+        states = inner.model(input_ids=ids, use_cache=False).last_hidden_state[:, column]
     else:
-        states = model(**inputs, logits_to_keep=right + 1).logits
-    mask = seen[:, left:].bool().to(states.device)
-    hidden = states[:, -right - 1 : -1][mask]
-    lengths = [len(completion) for completion in completions]
+        states = model(input_ids=ids, use_cache=False, logits_to_keep=column).logits
+    begin, size = torch.tensor(starts, device=device), torch.tensor(lengths, device=device)
+    asked = (column >= begin[:, None]) & (column < (begin + size)[:, None])
+    hidden = states[asked.to(states.device)]
     return States(hidden, lengths, inner.lm_head if plain else None, vocabulary, spec)

@@ -10,15 +10,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from potstill.engines.heads import States
 from potstill.losses import LOSSES, cross_entropy, reverse_kl_sampled, row_divergence
 from potstill.types import Datum, Loss, Role
+
+BLOCK = 1 << 20  # most entries of a block of logits on a CPU: 4 MB in float32
 
 
 class Columns:
     """A micro-batch's data, row after row: each (N,)."""
 
     def __init__(self, data: Sequence[Datum], losses: Sequence[Loss], device: torch.device) -> None:
+        self.source = np.repeat([d.source for d in data], [len(d.completion) for d in data])
         self.targets = flat([d.targets for d in data], device)
         self.weights = [
             flat([d.terms[i].weights for d in data], device) for i in range(len(losses))
@@ -28,18 +30,55 @@ class Columns:
             self.teacher = flat([d.teacher_logprobs for d in data], device)
 
 
-def values_at(
-    loss: Loss, logp: Tensor, columns: Columns, at: slice, targets: dict[Role, States]
-) -> Tensor:
-    """A loss at some positions (n,), from the student's rows (n, V)."""
+def take(
+    losses: Sequence[Loss],
+    columns: Columns,
+    at: slice,
+    logits: Tensor,
+    others: dict[Role, Tensor],
+    tally: Tally,
+    *,
+    backward: bool,
+) -> None:
+    """Work out the losses of a slice of positions; the gradient takes the place of the logits.
+
+    It goes block by block of positions, so that what autograd keeps stays in a processor's cache.
+
+    Args:
+        losses: what is asked of each position.
+        columns: the micro-batch, N positions.
+        at: the slice, n of them.
+        logits: (n, V) the student's; with `backward` overwritten by the gradient of the sum.
+        others: (n, V) logits of the models that rows are pulled towards.
+        tally: where losses are added up.
+        backward: whether the gradient is wanted.
+    """
+    size = len(logits) if logits.is_cuda else max(1, BLOCK // logits.shape[1])
+    for start in range(0, len(logits), size):
+        part = slice(start, min(start + size, len(logits)))
+        whole = slice(at.start + part.start, at.start + part.stop)
+        leaf = logits[part].requires_grad_(backward)
+        with torch.set_grad_enabled(backward):
+            logp, total = leaf.log_softmax(-1), leaf.new_zeros(())
+            for loss, weights in zip(losses, columns.weights, strict=True):
+                other = others[loss.to][part] if loss.to in others else None
+                values = _values(loss, logp, columns, whole, other)
+                total = total + (weights[whole] * values).sum()
+                tally.add(loss, columns.source[whole], weights[whole], values.detach())
+        tally.loss += total.item()
+        if backward:
+            (logits[part],) = torch.autograd.grad(total, leaf)
+
+
+def _values(loss: Loss, logp: Tensor, columns: Columns, at: slice, other: Tensor | None) -> Tensor:
+    """A loss (n,) from the student's rows (n, V) and another model's logits (n, V)."""
     if loss.name == "cross_entropy":
         return cross_entropy(logp, columns.targets[at])
     if loss.name == "reverse_kl_sampled":
         mine = -cross_entropy(logp, columns.targets[at])
         return reverse_kl_sampled(mine, columns.sampler[at], columns.teacher[at])
-    with torch.no_grad():
-        logq = targets[loss.to].rows(at).to(logp.device)
-    return row_divergence(loss, logp, logq)
+    assert other is not None
+    return row_divergence(loss, logp, other.log_softmax(-1))
 
 
 def outlook(logp: Tensor, asked: Tensor, heard: Tensor, ends: list[int]) -> Tensor:

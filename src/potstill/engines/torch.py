@@ -1,9 +1,8 @@
 """The torch engine: any `AutoModelForCausalLM` pair by hub name or folder, on the devices of
 this machine.
 
-Rows are laid out as [left pad | prompt | completion | right pad], so that completions share
-columns and the head runs on completion positions only, in sampling, scoring and training alike.
-Batches are cut into micro-batches by tokens; gradients add up to the same sum. The sampler is
+The head runs on completion positions only, in sampling, scoring and training alike. Batches are
+cut into micro-batches of rows of similar length; gradients add up to the same sum. The sampler is
 `sampling.py`, reading and checking of model folders `loading.py`. It leaves out sharding over
 processes.
 """
@@ -34,7 +33,7 @@ from potstill.engines.loading import (
     load_model,
 )
 from potstill.engines.sampling import generate
-from potstill.engines.terms import Columns, Tally, flat, outlook, values_at
+from potstill.engines.terms import Columns, Tally, flat, outlook, take
 from potstill.errors import NonFinite
 from potstill.losses import LOSSES, cross_entropy
 from potstill.prompts import render
@@ -54,6 +53,7 @@ from potstill.types import (
 Row = TypeVar("Row")
 transformers.utils.logging.disable_progress_bar()
 
+SPARE = 64  # padded tokens that are worth one more micro-batch
 ADAM: dict[str, Any] = {"betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.0}
 
 
@@ -67,7 +67,9 @@ class TorchEngine:
         lora_rank: rank of the adapters on all linear layers; 0 trains all weights.
         student_spec: where and in which dtype the student lives.
         teacher_spec: the same for the teacher.
-        batch_tokens: padded tokens of one micro-batch, the knob for memory.
+        batch_tokens: most padded tokens of one micro-batch of training and scoring, the knob for
+            memory.
+        sample_tokens: the same for sampling, which keeps a cache but no activations.
         max_grad_norm: clip gradients to this norm; 0 turns clipping off.
         gradient_checkpointing: recompute activations in the backward pass to save memory.
         threads: CPU threads; 0 leaves torch's own choice.
@@ -85,6 +87,7 @@ class TorchEngine:
         student_spec: ModelSpec | None = None,
         teacher_spec: ModelSpec | None = None,
         batch_tokens: int = 16_384,
+        sample_tokens: int = 16_384,
         max_grad_norm: float = 1.0,
         gradient_checkpointing: bool = False,
         threads: int = 0,
@@ -94,7 +97,8 @@ class TorchEngine:
         self.pair = Pair.open(student, teacher, student_spec, teacher_spec)
         self.tokenizer, self.eos, self.notes = self.pair.tokenizer, self.pair.eos, self.pair.notes
         self.vocabulary = self.pair.vocabulary
-        self.batch_tokens, self.max_grad_norm = batch_tokens, max_grad_norm
+        self.batch_tokens, self.sample_tokens = batch_tokens, sample_tokens
+        self.max_grad_norm = max_grad_norm
         self.lora, self.checkpointed = lora_rank > 0, gradient_checkpointing
         model = load_model(student, self.pair.student_spec, trained=not self.lora)
         if self.lora:
@@ -125,8 +129,9 @@ class TorchEngine:
         noise = rng.random((len(prompts), longest), dtype=np.float32)
         out: list[Sample | None] = [None] * len(prompts)
         with self._model(role) as model:
-            sizes = [(len(p), limit) for p, limit in zip(prompts, max_tokens, strict=True)]
-            for chunk in micro_batches(range(len(prompts)), sizes, self.batch_tokens):
+            sizes = [len(p) + limit for p, limit in zip(prompts, max_tokens, strict=True)]
+            most = self.sample_tokens  # one more group means all of its steps once more
+            for chunk in micro_batches(range(len(prompts)), sizes, most, overhead=most):
                 samples = generate(
                     model,
                     [prompts[i] for i in chunk],
@@ -144,7 +149,7 @@ class TorchEngine:
     def score(self, role: Role, rows: Sequence[tuple[Ids, Ids]]) -> list[Floats]:
         out: list[Floats] = [np.zeros(0, np.float32)] * len(rows)
         with self._model(role) as model:
-            sizes = [(len(prompt), len(completion)) for prompt, completion in rows]
+            sizes = [len(prompt) + len(completion) for prompt, completion in rows]
             for chunk in micro_batches(range(len(rows)), sizes, self.batch_tokens):
                 prompts, completions = zip(*(rows[i] for i in chunk), strict=True)
                 states = self._read(role, model, prompts, completions)
@@ -171,7 +176,7 @@ class TorchEngine:
         out: list[Outlook] = [Outlook()] * len(rows)
         ends = sorted(self.eos)
         with self._model(role) as model:
-            sizes = [(len(prompt), len(completion)) for prompt, completion in rows]
+            sizes = [len(prompt) + len(completion) for prompt, completion in rows]
             for chunk in micro_batches(range(len(rows)), sizes, self.batch_tokens):
                 prompts, completions = zip(*(rows[i] for i in chunk), strict=True)
                 states = self._read(role, model, prompts, completions)
@@ -212,7 +217,7 @@ class TorchEngine:
             if datum.completion:
                 groups[tuple(term.loss for term in datum.terms)].append(datum)
         for losses, members in groups.items():
-            sizes = [(len(d.prompt), len(d.completion)) for d in members]
+            sizes = [len(d.prompt) + len(d.completion) for d in members]
             for chunk in micro_batches(members, sizes, self.batch_tokens):
                 yield losses, chunk
 
@@ -221,8 +226,8 @@ class TorchEngine:
     ) -> None:
         """One micro-batch: its weighted loss goes into the tally, its gradient to the weights.
 
-        The loss is taken slice by slice of positions down to the hidden states; from there the
-        gradient goes through the model in one piece.
+        The loss and its gradient are worked out slice by slice of positions down to the hidden
+        states; from there the gradient goes through the model in one piece.
         """
         with self._model("student") as model:
             model.train(self.checkpointed)
@@ -233,22 +238,16 @@ class TorchEngine:
             with torch.no_grad(), self._model(role) as model:
                 seen = zip(*(d.seen_by(role) for d in data), strict=True)
                 targets[role] = self._read(role, model, *seen)
-        device = student.hidden.device
-        columns = Columns(data, losses, device)
-        source = np.repeat([d.source for d in data], student.lengths)
-        leaf = student.hidden.detach().requires_grad_(backward and student.hidden.requires_grad)
+        columns = Columns(data, losses, student.hidden.device)
+        grad = torch.zeros_like(student.hidden) if backward else None
         for at in student.slices():
-            logp = student.rows(at, leaf)
-            total = logp.new_zeros(())
-            for loss, weights in zip(losses, columns.weights, strict=True):
-                values = values_at(loss, logp, columns, at, targets)
-                total = total + (weights[at] * values).sum()
-                tally.add(loss, source[at], weights[at], values.detach())
-            tally.loss += total.item()
-            if backward and total.requires_grad and math.isfinite(tally.loss):
-                total.backward()
-        if leaf.grad is not None:
-            student.hidden.backward(leaf.grad)
+            logits = student.logits(at)
+            others = {role: states.logits(at).to(logits.device) for role, states in targets.items()}
+            take(losses, columns, at, logits, others, tally, backward=backward)
+            if grad is not None:
+                student.backward(at, logits, into=grad)
+        if grad is not None and student.hidden.requires_grad:
+            student.hidden.backward(grad)
 
     def _update(self, learning_rate: float, tally: Tally) -> StepStats:
         params = list(self._trained.values())
@@ -328,27 +327,29 @@ class TorchEngine:
 
 
 def micro_batches(
-    rows: Sequence[Row], sizes: Sequence[tuple[int, int]], limit: int
+    rows: Sequence[Row], sizes: Sequence[int], limit: int, overhead: int = SPARE
 ) -> Iterator[list[Row]]:
-    """Group rows of similar size so that a padded group stays within `limit` tokens.
+    """Group rows of similar size so that little is padded.
+
+    Of all ways to cut the rows, sorted by size, into groups it takes the one with the fewest
+    padded tokens, each group counted as `overhead` tokens more.
 
     Args:
         rows: what to group.
-        sizes: tokens of each row's prompt and completion; they are padded apart.
+        sizes: tokens of each row.
         limit: most padded tokens of a group; a single row may be larger.
+        overhead: what one more group costs, in tokens.
     """
-    order = sorted(range(len(rows)), key=lambda i: (-sum(sizes[i]), i))
-    group: list[int] = []
-    left = right = 0
-    for i in order:
-        wider = max(left, sizes[i][0]), max(right, sizes[i][1])
-        if group and sum(wider) * (len(group) + 1) > limit:
-            yield [rows[j] for j in group]
-            group, wider = [], sizes[i]
-        group.append(i)
-        left, right = wider
-    if group:
-        yield [rows[j] for j in group]
+    order = sorted(range(len(rows)), key=lambda i: (-sizes[i], i))
+    best, cut = [0] * (len(order) + 1), [0] * (len(order) + 1)  # of the last n rows
+    for n in range(1, len(order) + 1):
+        width = sizes[order[-n]]
+        most = min(n, max(1, limit // max(1, width)))
+        best[n], cut[n] = min((width * k + overhead + best[n - k], -k) for k in range(1, most + 1))
+    n = len(order)
+    while n:
+        here, n = len(order) - n, n + cut[n]
+        yield [rows[i] for i in order[here : len(order) - n]]
 
 
 ENGINE: Callable[..., TorchEngine] = TorchEngine

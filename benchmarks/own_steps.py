@@ -1,0 +1,55 @@
+"""potstill's on-policy step, one a request: what `benchmarks.steps` holds against TRL's."""
+
+from __future__ import annotations
+
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from benchmarks.beside import Work, peak_memory, serve
+
+from potstill import METHODS, open_engine
+from potstill.engines import Engine
+from potstill.objective import build
+from potstill.rollout import Limits, collect
+from potstill.types import Problem, Trajectory
+
+
+def step(engine: Engine, job: dict[str, Any], at: int) -> tuple[float, int]:
+    """Write, weigh, train: the loop's step without diagnosis and grading. Loss and tokens."""
+    recipe, size = METHODS["on_policy_gkd"], job["batch"]
+    texts = job["questions"][at * size : (at + 1) * size]
+    if at == 0:
+        prompts, completions = job["prompts"][:size], job["completions"][:size]
+        batch = [
+            Trajectory(str(i), tuple(p), tuple(c), np.zeros(len(c), np.float32), "student")
+            for i, (p, c) in enumerate(zip(prompts, completions, strict=True))
+        ]
+    else:
+        problems = [Problem(str(i), text, "") for i, text in enumerate(texts)]
+        limits = Limits(job["max_tokens"], 1.0, 1.0)
+        batch = collect(recipe, engine, problems, 0.0, at, 0, limits)
+    stats = engine.step(build(recipe, batch, engine), job["learning_rate"])
+    return stats.loss, sum(len(t.completion) for t in batch)
+
+
+def begin(job: dict[str, Any]) -> Work:
+    pair = {"student": job["student"], "teacher": job["teacher"]}
+    options = {"threads": job["threads"], "batch_tokens": job["batch_tokens"]}
+    engine = open_engine("torch", SimpleNamespace(**pair), **options)
+    done = 0
+
+    def work(request: dict[str, Any]) -> dict[str, Any]:
+        nonlocal done
+        start = time.perf_counter()
+        loss, tokens = step(engine, job, done)
+        done += 1
+        seconds = time.perf_counter() - start
+        return {"seconds": seconds, "loss": loss, "tokens": tokens, "memory": peak_memory()}
+
+    return work
+
+
+if __name__ == "__main__":
+    serve(begin)

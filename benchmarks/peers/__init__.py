@@ -1,0 +1,1 @@
+"""Other libraries' code, each run in an environment of its own and never imported by potstill."""
