@@ -27,7 +27,18 @@ def trl_python(folder: Path = ROOT / "runs" / "trl") -> str:
         print(f"setting up {TRL} in {folder}", file=sys.stderr)
         venv.create(folder, with_pip=True, clear=True)
         pins = str(ROOT / "constraints.txt")
-        words = [python, "-m", "pip", "install", "-q", "-c", pins, TRL, "torch", "transformers"]
+        words = [
+            str(python),
+            "-m",
+            "pip",
+            "install",
+            "-q",
+            "-c",
+            pins,
+            TRL,
+            "torch",
+            "transformers",
+        ]
         subprocess.run(words, check=True)
         ready.touch()
     return str(python)

@@ -18,6 +18,7 @@ import sys
 from typing import TYPE_CHECKING
 
 import numpy as np
+
 from benchmarks.beside import ROOT, spread, trl_python
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def slices(mine: Tensor, head: Tensor, its: Tensor, other: Tensor) -> tuple[floa
     columns, tally = Columns(data, [REVERSE_KL], torch.device("cpu")), Tally()
     states = []
     for hidden, weight in ((mine, head), (its, other)):
-        layer = torch.nn.Linear(*reversed(weight.shape), bias=False, device="meta")
+        layer = torch.nn.Linear(weight.shape[1], len(weight), bias=False, device="meta")
         layer.weight = torch.nn.Parameter(weight, requires_grad=weight.requires_grad)
         layer.weight.grad = weight.grad
         states.append(States(hidden, [size], layer, len(weight), spec))

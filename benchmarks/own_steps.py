@@ -7,8 +7,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from benchmarks.beside import Work, peak_memory, serve
 
+from benchmarks.beside import Work, peak_memory, serve
 from potstill import METHODS, open_engine
 from potstill.engines import Engine
 from potstill.objective import build

@@ -5,11 +5,11 @@
     python -m benchmarks.steps smol --questions train.jsonl
 
 `tiny` is the embedded tiny-llama pair at batch 32. `smol` has the shape of SmolLM2-135M (teacher)
-and half its layers (student) with random weights, at batch 8 and 64 new tokens. Both sides
-train all weights in float32 on the exact reverse KL of what the student has just written, at temperature 1, with
-as many threads. Step 0 trains on given completions, so that both report the same loss or the benchmark
-ends with an error; it is not timed. TRL runs as it comes, with gradient checkpointing, and
-without, which is faster. Diagnosis and grading are left out, as TRL has none.
+and half its layers (student) with random weights, at batch 8 and 64 new tokens. Both sides train
+all weights in float32 on the exact reverse KL of what the student has just written, at temperature
+1, with as many threads. Step 0 trains on given completions, so that both report the same loss or
+the benchmark ends with an error; it is not timed. TRL runs as it comes, with gradient
+checkpointing, and without, which is faster. Diagnosis and grading are left out, as TRL has none.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from typing import Any
 
 from benchmarks.beside import Child, spread, trl_python
 from benchmarks.shapes import gsm8k_questions, make_smol
-
 from potstill import load_task, zoo
 from potstill.engines import open_engine
 
@@ -91,7 +90,7 @@ def table(found: dict[str, list[dict[str, Any]]]) -> str:
     """The comparison in Markdown."""
     own = found["potstill"]
     lines = [
-        "| | s a step | tokens a step | peak GB | steps, potstill : this | memory, potstill : this |",
+        "| | s a step | tokens a step | peak GB | its time : ours | our memory : its |",
         "|---|--:|--:|--:|--:|--:|",
     ]
     for name, steps in found.items():

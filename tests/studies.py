@@ -79,6 +79,7 @@ def _write_cell(study: Study, folder: StudyFolder, cell: Cell, told: Fate) -> No
     record |= {"flexible": graded.flexible, "problems": len(graded.rows), "tokens": tokens}
     record |= {"findings": told.get("findings", []), "ended": told.get("ended")}
     record |= {"outcomes": graded.outcomes, "seconds": 1.5 + 0.1 * steps, "notes": []}
+    record["activity"] = {"scoring": 0.5, "forward and backward": 1.0, "other": 0.1 * steps}
     if "fail" in told:
         keep = {key: record[key] for key in ("pair", "method", "seed", "steps")}
         record = {**keep, "status": "failed", "cause": told["fail"], "traceback": "Traceback ..."}

@@ -35,7 +35,7 @@ LAYERS = [
     {"loop", "stats", "preflight"},
     {"audit"},
     {"study", "view", "report"},
-    {"listing", "pool"},
+    {"listing", "pool", "bench"},
     {"launch"},
     {"cli"},
     {"__main__"},
@@ -48,6 +48,7 @@ TENSORS = {
     "engines.decoding",
     "engines.heads",
     "engines.terms",
+    "engines.limits",
     "engines.loading",
     "zoo.build",
 }

@@ -23,6 +23,7 @@ from potstill.report import Report, as_markdown, as_text, write_report
 from potstill.report import curves as curves_module
 from potstill.report.data import load
 from potstill.report.palette import looks
+from potstill.report.profile import profiles
 from potstill.report.published import COLUMNS, column
 from potstill.report.table import COLUMNS as CSV_COLUMNS
 from potstill.report.table import to_markdown
@@ -110,10 +111,24 @@ def test_results_hold_every_cell(written: Report) -> None:
         assert record["status"] == (result or {}).get("status", "missing")
         for key in ("accuracy", "flexible", "seconds"):
             assert record[key] == (result or {}).get(key)
+        assert record["activity"] == ((result or {}).get("activity") or {})
     failed = by_name["tiny-qwen", "replay_buffer", 1]
     assert failed["cause"].startswith("not a number") and failed["accuracy"] is None
     assert by_name["tiny-qwen", "off_policy", 1]["steps"] == 7
     assert (written.done, written.failed, written.missing) == (44 - 6, 2, 4)
+
+
+def test_the_profile_is_the_mean_of_the_runs_that_finished(written: Report) -> None:
+    data = load(written.html.parent)
+    found = {profile.method: profile for profile in profiles(data, "tiny-qwen")}
+    done = [r for r in data.of("tiny-qwen", "hybrid") if r.status == "done"]
+    steps = sum(run.steps for run in done) / len(done)
+    mine = found["hybrid"]
+    assert [part.activity for part in mine.parts] == ["scoring", "forward and backward", "other"]
+    assert [part.seconds for part in mine.parts] == pytest.approx([0.5, 1.0, 0.1 * steps])
+    assert sum(part.share for part in mine.parts) == pytest.approx(1.0)
+    assert mine.seconds == pytest.approx(1.5 + 0.1 * steps)
+    assert "Where the time goes" in written.html.read_text()
 
 
 def test_table_agrees_with_the_outcomes(written: Report) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -19,7 +20,7 @@ from potstill import checkpoint
 from potstill.config import Study, read_study
 from potstill.engines.fake import FakeEngine
 from potstill.errors import NonFinite, PotstillError, StorageError
-from potstill.pool import Pool
+from potstill.pool import Pool, cores
 from potstill.store import Cell, CellFolder, StudyFolder, cells_of, write_text
 from potstill.study import prepare, run_cell
 from potstill.types import Trajectory
@@ -80,6 +81,31 @@ def test_workers_do_not_change_the_numbers(whole: tuple[Study, Path], tmp_path: 
     study, path = whole
     fill(study, tmp_path / "one", workers=1)
     assert content(tmp_path / "one") == content(path)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="no core affinity here")
+def test_workers_have_cores_of_their_own(tmp_path: Path) -> None:
+    table = toy_table(tmp_path, methods=["on_policy_gkd"], seeds=[0, 1], train={"steps": 300})
+    study, folder = read_study(table), StudyFolder(tmp_path / "out")
+    folder.open(study)
+    seen: set[frozenset[int]] = set()
+
+    def look() -> None:
+        for seed in (0, 1):
+            if running := folder.cell(Cell("toy", "on_policy_gkd", seed)).running:
+                with contextlib.suppress(ProcessLookupError):
+                    seen.add(frozenset(os.sched_getaffinity(running["pid"])))
+
+    Pool(study, folder, 2).run(look, every=0.02)
+    allowed = sorted(os.sched_getaffinity(0))
+    assert seen <= {cores(0, 2, allowed), cores(1, 2, allowed)} and seen
+
+
+def test_more_workers_than_cores_share_them_all() -> None:
+    assert cores(0, 3, [4, 7]) == cores(2, 3, [4, 7]) == {4, 7}
+    assert cores(0, 1, [4, 7]) == {4, 7} and cores(0, 2, []) == frozenset()
+    shares = [cores(i, 3, range(8)) for i in range(3)]
+    assert frozenset.union(*shares) == set(range(8)) and sum(map(len, shares)) == 8
 
 
 def test_run_again_does_nothing(whole: tuple[Study, Path]) -> None:

@@ -6,8 +6,9 @@ import time
 from collections.abc import Callable
 
 import torch
-from benchmarks.beside import peak_memory
 from torch import Tensor
+
+from benchmarks.beside import peak_memory
 
 VOCABULARY, HIDDEN = 151_936, 1_024
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import sys
 
-from benchmarks.peers.alone import measure
 from torch import Tensor
 from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
+
+from benchmarks.peers.alone import measure
 
 
 def tiles(mine: Tensor, head: Tensor, its: Tensor, other: Tensor) -> tuple[float, Tensor]:

@@ -9,10 +9,11 @@ import time
 from typing import Any
 
 import torch
-from benchmarks.beside import Work, peak_memory, serve
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import DistillationConfig, DistillationTrainer
+
+from benchmarks.beside import Work, peak_memory, serve
 
 
 class Stepper(DistillationTrainer):

@@ -242,6 +242,35 @@ def _signal_rows(signals: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 @app.command()
+def bench(
+    words: Words = None,
+    pair: Annotated[str | None, typer.Option(help="Pair; default: the study's first.")] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Steps to time, after one to warm up.")] = 5,
+    as_json: AsJson = False,
+) -> None:
+    """Time sampling, scoring and training of a pair, as a share of what this machine allows.
+
+    The bound is measured on the spot: memory bandwidth and matrix products, with the study's
+    threads and dtype. Nothing is trained: the learning rate is 0.
+
+    Example: [bold]potstill bench mine.toml --pair qwen train.batch_size=8[/]
+    """
+    from potstill.bench import as_rows, bench, heading
+    from potstill.errors import did_you_mean
+
+    study = _study(words)
+    pair = pair or next(iter(study.models))
+    if pair not in study.models:
+        raise PotstillError(f'no pair "{pair}" here', did_you_mean(pair, study.models, "pairs"))
+    found = bench(study, pair, repeats)
+    if as_json:
+        print(json.dumps(found.to_json(), indent=1))
+    else:
+        print(heading(found))
+        _print_table(as_rows(found))
+
+
+@app.command()
 def report(
     folder: Annotated[Path, typer.Argument(help="A study's folder.")],
     figures: Annotated[bool, typer.Option(help="Also write SVG and PNG figures.")] = False,

@@ -35,6 +35,7 @@ class Metered(Wrapper):
         if counted:
             self.tokens.update({k: int(v) for k, v in counted["tokens"].items()})
             self.seconds.update(counted["seconds"])
+        self._settled = time.perf_counter(), sum(self.seconds.values())
 
     @property
     def spent(self) -> int:
@@ -43,7 +44,14 @@ class Metered(Wrapper):
 
     def state(self) -> dict[str, dict[str, float]]:
         """What a checkpoint keeps."""
+        self._settle()
         return {"tokens": dict(self.tokens), "seconds": dict(self.seconds)}
+
+    def _settle(self) -> None:
+        """Put down as "other" what no clock has counted since the last time."""
+        (then, counted), now = self._settled, time.perf_counter()
+        self.seconds["other"] += max(0.0, now - then - (sum(self.seconds.values()) - counted))
+        self._settled = now, sum(self.seconds.values())
 
     @contextmanager
     def clock(self, activity: str) -> Iterator[None]:
@@ -75,8 +83,10 @@ class Metered(Wrapper):
         return scores
 
     def step(self, data: Sequence[Datum], learning_rate: float) -> StepStats:
-        with self.clock("training"):
-            stats = self.engine.step(data, learning_rate)
+        start = time.perf_counter()
+        stats = self.engine.step(data, learning_rate)
+        self.seconds["optimizer"] += stats.optimizer
+        self.seconds["forward and backward"] += time.perf_counter() - start - stats.optimizer
         for datum in data:
             self.tokens["trained"] += int(np.count_nonzero(datum.terms[0].weights))
             if any(t.loss.to == "teacher" and LOSSES[t.loss.name] == "row" for t in datum.terms):

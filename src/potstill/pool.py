@@ -44,7 +44,7 @@ class Pool:
         self.cells = list(cells or cells_of(study))
         self.deaths: Counter[Cell] = Counter()
         self._context = multiprocessing.get_context("spawn")
-        self._processes: list[Any] = []
+        self._processes: dict[int, Any] = {}  # by place, which decides their cores
 
     def run(self, tick: Callable[[], None], every: float = 0.5) -> dict[Cell, dict[str, Any]]:
         """Fill in the grid; `tick` is called between looks, to draw progress.
@@ -58,9 +58,9 @@ class Pool:
                 tick()
                 time.sleep(every)
         finally:
-            for process in self._processes:
+            for process in self._processes.values():
                 process.terminate()
-            for process in self._processes:
+            for process in self._processes.values():
                 process.join()
         tick()
         return self.folder.results(self.cells)
@@ -71,19 +71,27 @@ class Pool:
 
     def _tend(self, missing: int) -> None:
         """Replace workers that are gone while there is work."""
-        for process in [p for p in self._processes if not p.is_alive()]:
-            self._processes.remove(process)
+        for place, process in [(i, p) for i, p in self._processes.items() if not p.is_alive()]:
+            del self._processes[place]
             if process.exitcode == _DISK:
                 self._raise_storage()
             if process.exitcode:
                 self._bury(process)
-        while len(self._processes) < min(self.workers, missing):
+        for place in range(min(self.workers, missing)):
+            if place in self._processes:
+                continue
             process = self._context.Process(
                 target=_work,
-                args=(self.study.to_toml(), self.folder, self.cells, os.getpid()),
+                args=(
+                    self.study.to_toml(),
+                    self.folder,
+                    self.cells,
+                    os.getpid(),
+                    cores(place, self.workers, _allowed()),
+                ),
             )
             process.start()
-            self._processes.append(process)
+            self._processes[place] = process
 
     def _bury(self, process: Any) -> None:
         """Note the death of a worker; a cell that costs two workers has failed."""
@@ -129,8 +137,35 @@ def _preflight(table: dict[str, Any], pair: str) -> list[Check]:
     return preflight_pair(read_study(table), pair)
 
 
-def _work(table: dict[str, Any], folder: StudyFolder, cells: Sequence[Cell], parent: int) -> None:
+def cores(place: int, workers: int, allowed: Sequence[int]) -> frozenset[int]:
+    """The cores of one worker: an equal share, so that none drives another from its cache.
+
+    >>> cores(1, 2, [0, 1, 2, 3, 4])
+    frozenset({2, 3, 4})
+
+    All of them where there are fewer cores than workers, or one worker.
+    """
+    if workers > len(allowed):
+        return frozenset(allowed)
+    first, end = (len(allowed) * i // workers for i in (place, place + 1))
+    return frozenset(allowed[first:end])
+
+
+def _allowed() -> list[int]:
+    """The cores that this process may use; none where the system does not tell."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+
+
+def _work(
+    table: dict[str, Any],
+    folder: StudyFolder,
+    cells: Sequence[Cell],
+    parent: int,
+    mine: frozenset[int],
+) -> None:
     """A worker process: run cells until none is left to take."""
+    if mine:
+        os.sched_setaffinity(0, mine)
     threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
     study = read_study(table)
     task = load_task(**study.task)

@@ -151,6 +151,20 @@ class StepStats:
     loss: float
     grad_norm: float  # before clipping
     losses: dict[str, float] = field(default_factory=dict)
+    optimizer: float = 0.0  # seconds of the step that came after the gradients
+
+
+# Where a run's seconds go; "other" is what is left of the wall clock: Python, disk, waiting.
+ACTIVITIES = (
+    "student sampling",
+    "teacher sampling",
+    "scoring",
+    "forward and backward",
+    "optimizer",
+    "evaluation",
+    "diagnosis",
+    "other",
+)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ from torch import Tensor
 
 from potstill.engines import host_memory
 from potstill.engines.heads import States, read
+from potstill.engines.limits import Machine, decoding, measure, size_of
 from potstill.engines.loading import (
     Pair,
     add_lora,
@@ -250,7 +252,7 @@ class TorchEngine:
             student.hidden.backward(grad)
 
     def _update(self, learning_rate: float, tally: Tally) -> StepStats:
-        params = list(self._trained.values())
+        start, params = time.perf_counter(), list(self._trained.values())
         for param in params:
             if param.grad is None:
                 param.grad = torch.zeros_like(param)
@@ -263,7 +265,7 @@ class TorchEngine:
             group["lr"] = learning_rate
         self._optimizer.step()
         self._optimizer.zero_grad()
-        return StepStats(tally.loss, norm, tally.means())
+        return StepStats(tally.loss, norm, tally.means(), time.perf_counter() - start)
 
     def _read(
         self, role: Role, model: Any, prompts: Sequence[Ids], completions: Sequence[Ids]
@@ -284,6 +286,40 @@ class TorchEngine:
             self._models[role] = load_model(name, spec, trained=False)
         with autocast(spec):
             yield self._models[role]
+
+    def machine(self) -> Machine:
+        """What the student's device does at best in its dtype."""
+        spec = self.pair.student_spec
+        return measure(self._device("student"), getattr(torch, spec.dtype))
+
+    def bounds(
+        self, machine: Machine, rows: Sequence[tuple[int, int]], targets: set[Role]
+    ) -> dict[str, float]:
+        """The least seconds of each activity on rows of (prompt, completion) tokens.
+
+        Args:
+            machine: what to hold against.
+            rows: tokens of prompts and completions.
+            targets: models whose rows the losses need.
+        """
+        sizes = {}
+        for role in ("student", "teacher"):
+            spec = self.pair.teacher_spec if role == "teacher" else self.pair.student_spec
+            with self._model(role) as model:
+                sizes[role] = size_of(model, getattr(torch, spec.dtype))
+        student, teacher = sizes["student"], sizes["teacher"]
+        passes = [teacher if role == "teacher" else student for role in targets]
+        training = student.training(rows) + sum(size.forward(rows) for size in passes)
+        return {
+            "student sampling": decoding(student, machine, rows),
+            "scoring": machine.seconds(teacher.forward(rows)),
+            "forward and backward": machine.seconds(training),
+        }
+
+    def _device(self, role: Role) -> torch.device:
+        with self._model(role) as model:
+            found: torch.device = model.get_input_embeddings().weight.device
+        return found
 
     def memory(self) -> tuple[int, int]:
         places = [host_memory()]

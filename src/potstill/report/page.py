@@ -24,6 +24,7 @@ from potstill.report.charts import charts
 from potstill.report.data import StudyData
 from potstill.report.findings import grouped, watched
 from potstill.report.palette import Look
+from potstill.report.profile import profiles
 from potstill.report.published import caveat, column
 from potstill.report.reading import caveats, clear, reading
 from potstill.report.table import per_cent, published, seeds_done
@@ -81,6 +82,7 @@ def _pair(data: StudyData, pair: str, looks: Mapping[str, Look]) -> dict[str, An
         "reading": reading(data, pair),
         "charts": [(chart, _data_block(chart.spec)) for chart in drawn],
         "samples": samples(data, pair),
+        "profiles": profiles(data, pair),
         "methods": [m for m in data.recipes if any(run.metrics for run in data.of(pair, m))],
     }
 

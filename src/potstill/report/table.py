@@ -120,6 +120,7 @@ def _cell(run: Run) -> dict[str, Any]:
         "ended": record.get("ended"),
         "tokens": record.get("tokens") or {},
         "seconds": record.get("seconds"),
+        "activity": record.get("activity") or {},
     }
 
 

@@ -1,0 +1,129 @@
+"""The least that sampling, scoring and training can take: what a machine's memory and matrix units
+do at best, measured on the spot, and the work that a model asks of them.
+
+A multiplication and an addition are two operations. A forward pass is two operations a weight and
+token, a backward pass four, or two where weights are frozen. A decoding step has to read every
+weight once, however few rows it has. It leaves out norms, activations and the optimizer: they
+have no matrix units to be measured against.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+
+from potstill.engines.loading import without_adapters
+
+SECONDS = 0.3  # how long each measurement repeats
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What one device does at best in one dtype, with the threads that torch has now."""
+
+    bandwidth: float  # bytes a second from memory
+    matmul: float  # operations a second
+
+    def seconds(self, operations: float, read: float = 0.0) -> float:
+        """The least time for work that can overlap its reading."""
+        return max(operations / self.matmul, read / self.bandwidth)
+
+
+@dataclass(frozen=True)
+class Size:
+    """What a model asks for.
+
+    Args:
+        body: weights that multiply each token, the head apart; of a mixture of experts the active.
+        head: weights of the head.
+        width: bytes of a weight in the computation.
+        keys: bytes of keys and values that a token leaves in the cache.
+        mixing: operations a token needs for each token that it attends to.
+        frozen: whether the body's own weights get no gradient (LoRA).
+    """
+
+    body: int
+    head: int
+    width: int
+    keys: int
+    mixing: int
+    frozen: bool = False
+
+    def forward(self, rows: Sequence[tuple[int, int]]) -> float:
+        """Operations of a forward pass over rows of (prompt, completion) tokens."""
+        lengths = [p + c for p, c in rows]
+        body = 2.0 * self.body * sum(lengths) + self.mixing * sum(n * n / 2 for n in lengths)
+        return body + 2.0 * self.head * sum(c for _, c in rows)
+
+    def training(self, rows: Sequence[tuple[int, int]]) -> float:
+        """Operations of a forward and a backward pass; the head is trained with the body."""
+        return (2.0 if self.frozen else 3.0) * self.forward(rows)
+
+
+def measure(device: Any, dtype: torch.dtype) -> Machine:
+    """Read 256 MB and multiply square matrices until the best rate is known."""
+    device = torch.device(device)
+    large = torch.ones(1 << 26, device=device)  # 256 MB of float32: no cache holds it
+    read = 4.0 * large.numel() / _best(large.sum, device)
+    del large
+    best = 0.0
+    for n in (512, 1024, 2048):
+        a = torch.randn(n, n, device=device).to(dtype)
+        best = max(best, 2.0 * n**3 / _best(partial(torch.mm, a, a), device))
+    return Machine(read, best)
+
+
+def _best(work: Callable[[], Any], device: torch.device) -> float:
+    """The shortest time of some repetitions."""
+    times: list[float] = []
+    while len(times) < 3 or sum(times) < SECONDS:
+        start = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - start)
+    return min(times[1:])
+
+
+def size_of(model: Any, dtype: torch.dtype) -> Size:
+    """Read a model's sizes off its weights and config; adapters are not counted."""
+    inner = without_adapters(model)
+    config = inner.config.get_text_config()
+    head, embed = inner.get_output_embeddings().weight, inner.get_input_embeddings().weight
+    total = experts = 0
+    for name, param in inner.named_parameters():
+        if param is not head and param is not embed and "lora_" not in name:
+            total += param.numel()
+            experts += param.numel() * (".experts." in name)
+    many = getattr(config, "num_experts", None) or getattr(config, "num_local_experts", None)
+    if many:
+        total -= round(experts * (1 - config.num_experts_per_tok / many))
+    heads, width = config.num_attention_heads, torch.finfo(dtype).bits // 8
+    dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    kept = getattr(config, "num_key_value_heads", None) or heads
+    layers = config.num_hidden_layers
+    return Size(
+        body=total,
+        head=head.numel(),
+        width=width,
+        keys=2 * layers * kept * dim * width,
+        mixing=4 * layers * heads * dim,
+        frozen=inner is not model,
+    )
+
+
+def decoding(size: Size, machine: Machine, rows: Sequence[tuple[int, int]]) -> float:
+    """The least seconds to write completions of known lengths after prompts, as one batch."""
+    prompts = [(p, 1) for p, _ in rows]
+    total = machine.seconds(size.forward(prompts) - 2.0 * size.head * len(rows))
+    for step in range(max((c for _, c in rows), default=0)):
+        alive = [p + step for p, c in rows if c > step]
+        operations = 2.0 * (size.body + size.head) * len(alive) + size.mixing * sum(alive)
+        read = size.width * (size.body + size.head) + size.keys * sum(alive)
+        total += machine.seconds(operations, read)
+    return total
