@@ -1,10 +1,12 @@
 # `make study`: set up and run the embedded quick study, ending in a report.
 # `make test`: set up and run the checks that CI runs.
+# `make bench`: side by side with TRL, in an environment of its own; QUESTIONS=GSM8K's train.jsonl.
 PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
+QUESTIONS ?=
 
-.PHONY: study test test-all clean
+.PHONY: study test test-all bench clean
 
 study: .venv/ready
 	$(BIN)/potstill study $(ARGS)
@@ -22,6 +24,13 @@ test-all: .venv/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest -q -n 2
+
+bench: .venv/ready
+	$(BIN)/python -m benchmarks.steps tiny --repeats 10
+	$(BIN)/python -m benchmarks.steps smol --repeats 3 --batch-tokens 512 --questions "$(QUESTIONS)"
+	$(BIN)/python -m benchmarks.head --repeats 1
+	$(BIN)/python -m benchmarks.growth --repeats 2 --axes batch completion vocabulary
+	$(BIN)/potstill bench pairs=tiny-llama methods=on_policy_gkd
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
