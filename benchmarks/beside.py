@@ -75,7 +75,8 @@ class Child:
 
     def close(self) -> None:
         self.process.kill()
-        self.process.wait()
+        with self.process:  # closes its pipes and waits
+            pass
 
 
 Work = Callable[[dict[str, Any]], dict[str, Any]]

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from benchmarks.beside import Child
 from benchmarks.diagnosis import CLEAN, TRIED, Labelled, confusion, studies, summary, true_onset
 
+from potstill import open_engine
 from potstill.diagnose import Finding
 from potstill.faults import FAULTS
 from potstill.methods import METHODS
@@ -78,3 +82,63 @@ def test_the_head_in_slices_gives_what_it_gives_whole(monkeypatch: pytest.Monkey
     monkeypatch.setattr(head, "apart", lambda kind, _: {**wrong, "loss": len(kind)})
     with pytest.raises(SystemExit, match="loss"):
         head.compare(40, 1)
+
+
+def test_a_side_takes_the_step_that_the_library_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Step 0 trains on given completions: its loss is the mean reverse KL over their tokens."""
+    from benchmarks import own_steps, steps
+
+    told = argparse.Namespace(workload="tiny", repeats=1, threads=1, batch_tokens=512)
+    job = steps.job_of(told)
+    assert len(job["questions"]) == len(job["prompts"]) == 3 * 32
+    assert len(job["completions"]) == 32
+    work = own_steps.begin(job)
+    first, second = work({}), work({})
+    engine = open_engine("torch", "tiny-llama", threads=1)
+    divergence, tokens = 0.0, 0
+    for prompt, completion in zip(job["prompts"], job["completions"], strict=False):
+        p, q = (engine.rows(r, prompt, tuple(completion)) for r in ("student", "teacher"))
+        divergence += float((np.exp(p) * (p - q)).sum())
+        tokens += len(completion)
+    assert first["loss"] == pytest.approx(divergence / tokens, rel=1e-4)
+    assert first["tokens"] == tokens and second["tokens"] > 32 and second["memory"] > 1e8
+
+
+def test_sides_are_compared_step_by_step() -> None:
+    from benchmarks import steps
+
+    def taken(*seconds: float) -> list[dict[str, float]]:
+        return [{"seconds": s, "loss": 0.5, "tokens": 10, "memory": 2e9} for s in seconds]
+
+    found = {"potstill": taken(9.0, 1.0, 2.0), "TRL": taken(9.0, 3.0, 4.0)}
+    lines = steps.table(found).splitlines()
+    assert lines[2].startswith("| potstill | 1.500 (1.000 to 2.000) | 10 | 2.00 |")
+    assert "| 2.50 (2.00 to 3.00) | 1.00 |" in lines[3]
+
+
+def test_growth_is_told_by_its_exponent() -> None:
+    from benchmarks import growth
+
+    result = {"bytes": 1e9, "weights": 5.0}
+    found = [(2.0, {**result, "seconds": 1.0}), (4.0, {**result, "seconds": 4.0})]
+    assert growth.table("batch", found).splitlines()[3] == "| 4 | 4.000 | 2.00 | 1.00 |"
+
+
+def test_a_point_of_growth_is_measured() -> None:
+    from benchmarks import growth
+
+    shape = {"batch": 2, "completion": 5, "vocabulary": 1024, "width": 96}
+    found = growth.point(shape, 1)
+    assert found["seconds"] > 0 and found["bytes"] > 1e8
+    layer = 4 * 96 * 96 + 3 * 96 * 4 * 96 + 2 * 96
+    assert found["weights"] == 1024 * 96 + 2 * layer + 96
+
+
+def test_children_answer_in_turn() -> None:
+    child = Child(sys.executable, "tests.echo", {"factor": 3})
+    try:
+        assert child.ask(number=2) == {"product": 6} and child.ask(number=5) == {"product": 15}
+        with pytest.raises(SystemExit, match="echo ended with 1"):
+            child.ask(nothing=1)
+    finally:
+        child.close()
