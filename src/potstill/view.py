@@ -1,4 +1,5 @@
-"""The live view of a study: cells done, the step each running cell is at, time left.
+"""The live view of a study: cells done, the step each running cell is at, its accuracy so far,
+findings as they come, time left.
 
 It reads the study's folder and nothing else, so it shows cells that other processes run as well.
 Without a terminal it prints a line whenever a cell ends.
@@ -18,6 +19,9 @@ from potstill.config import Study
 from potstill.diagnose import Finding, ended
 from potstill.store import REFERENCES, Cell, StudyFolder
 
+BARS = "▁▂▃▄▅▆▇█"
+LONGEST = 24  # bars of a trend
+
 
 class View:
     """Progress of the given cells, drawn to stderr.
@@ -31,6 +35,7 @@ class View:
         self._ended: set[Cell] = set()
         self._warned: set[tuple[Cell, str, str]] = set()
         self._bars: dict[Cell, Any] = {}
+        self._seen: dict[Cell, int] = {}  # steps at which a cell's metrics were last read
         self._begun = time.monotonic()
         self._steps_before: int | None = None
         self._progress = Progress(
@@ -88,6 +93,10 @@ class View:
         if cell not in self._bars:
             total = self._steps(cell) or None
             self._bars[cell] = self._progress.add_task(f"  {cell}", total=total, note="")
+        if done != self._seen.get(cell) and not self._progress.disable:
+            self._seen[cell] = done
+            note = trend([row.get("eval/accuracy") for row in place.metrics])
+            self._progress.update(self._bars[cell], note=note)
         self._progress.update(self._bars[cell], completed=done)
         return done
 
@@ -117,6 +126,11 @@ class View:
     def _say(self, text: str) -> None:
         self.console.print(text, highlight=False, soft_wrap=True)
 
+    @property
+    def whole(self) -> bool:
+        """Whether every cell has ended."""
+        return len(self._ended) == len(self.cells)
+
     def _left(self, steps: int) -> str:
         """Time left, from the steps done since this view began."""
         done = steps - (self._steps_before or 0)
@@ -125,6 +139,34 @@ class View:
             return ""
         seconds = (time.monotonic() - self._begun) * (total - steps) / done
         return f"about {duration(seconds)} left"
+
+
+def running(study: Study, folder: StudyFolder, cells: Sequence[Cell]) -> list[dict[str, str]]:
+    """The cells that are being worked on, as records for a table."""
+    found = []
+    for cell in cells:
+        place = folder.cell(cell)
+        if place.running is None or place.result is not None:
+            continue
+        total = 0 if cell.method in REFERENCES else study.total_steps(study.recipes[cell.method])
+        told = [Finding(**finding).sentence for finding in place.findings]
+        accuracy = trend([row.get("eval/accuracy") for row in place.metrics])
+        row = {"running": str(cell), "step": f"{place.steps} of {total}", "accuracy": accuracy}
+        found.append({**row, "findings": "; ".join(told)})
+    return found
+
+
+def trend(values: Sequence[float | None]) -> str:
+    """Shares as a line of small bars, and the last one in per cent.
+
+    >>> trend([0.0, None, 0.5, 1.0]), trend([None])
+    ('▁▄█ 100%', '')
+    """
+    known = [value for value in values if value is not None]
+    if not known:
+        return ""
+    bars = "".join(BARS[min(7, int(8 * max(0.0, value)))] for value in known[-LONGEST:])
+    return f"{bars} {known[-1]:.0%}"
 
 
 def duration(seconds: float) -> str:

@@ -1,65 +1,28 @@
-"""The command line. Progress goes to stderr, results to stdout; it imports what a command needs,
-when it runs.
-
-Exit codes: 0 done, 1 some cell failed, 2 the request was wrong, 130 interrupted.
-"""
+"""Commands that run models: check, run, study, audit, bench, eval, zoo."""
 
 from __future__ import annotations
 
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from potstill.errors import PotstillError
-
-app = typer.Typer(
-    add_completion=False,
-    no_args_is_help=True,
-    rich_markup_mode="rich",
-    pretty_exceptions_enable=False,
-    help="Distil language models: every method on one loop, studies you can trust.",
-    epilog="Start with [bold]potstill study[/]: nine methods, two tiny pairs, minutes.",
+from potstill.cli.parts import (
+    AsJson,
+    Out,
+    Preflight,
+    Retry,
+    Words,
+    Workers,
+    app,
+    print_table,
+    show_report,
+    study_of,
+    zoo_app,
 )
-zoo_app = typer.Typer(no_args_is_help=True, help="The embedded pairs: list them, rebuild them.")
-app.add_typer(zoo_app, name="zoo")
-
-Words = Annotated[
-    list[str] | None, typer.Argument(metavar="[STUDY] [KEY=VALUE]...", show_default=False)
-]
-Out = Annotated[Path | None, typer.Option(help="Study folder; default: runs/NAME.")]
-Workers = Annotated[
-    int, typer.Option(min=0, help="Processes; 0: one a core for embedded pairs, else one.")
-]
-Preflight = Annotated[bool, typer.Option(help="Open the models and check the run before step 0.")]
-Retry = Annotated[bool, typer.Option("--retry-failed", help="Run failed cells again.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON to stdout.")]
-
-
-@app.command("ls")
-def ls(
-    what: Annotated[
-        str, typer.Argument(help="methods, pairs, tasks, engines, losses, schedules, faults")
-    ],
-    as_json: AsJson = False,
-) -> None:
-    """List what there is.
-
-    Example: [bold]potstill ls methods[/]
-    """
-    from potstill.listing import LISTS, listing
-
-    if what not in LISTS:
-        from potstill.errors import did_you_mean
-
-        raise PotstillError(f'nothing to list under "{what}"', did_you_mean(what, LISTS, "lists"))
-    rows = listing(what)
-    if as_json:
-        print(json.dumps(rows, indent=1))
-    else:
-        _print_table(rows)
+from potstill.errors import PotstillError
 
 
 @app.command()
@@ -75,15 +38,15 @@ def check(words: Words = None, preflight: Preflight = True, as_json: AsJson = Fa
     from potstill.listing import plan
     from potstill.study import prepare
 
-    study = _study(words)
+    study = study_of(words)
     facts = plan(study, prepare(study))
     if not as_json:
-        _print_table([{"what": key, "value": value} for key, value in facts.items()])
+        print_table([{"what": key, "value": value} for key, value in facts.items()])
     checks = preflight_records(study) if preflight else []
     if as_json:
         print(json.dumps({**facts, "checks": checks}, indent=1))
     elif checks:
-        _print_table(checks)
+        print_table(checks)
     refuse(checks)
 
 
@@ -108,7 +71,7 @@ def run(
     words += [f"methods={json.dumps([method])}"]
     words += [f"pairs={json.dumps([pair])}"] if pair else []
     words += [f"seeds=[{seed}]"] if seed is not None else []
-    full = _study(words)
+    full = study_of(words)
     first = {"pairs": list(full.models)[:1], "seeds": list(full.seeds)[:1]}
     study = read_study({**full.to_toml(), **first})
     place = "-".join([study.name, *study.models, method, str(study.seeds[0])])
@@ -142,11 +105,11 @@ def study(
     from potstill.launch import fill
     from potstill.report import write_report
 
-    chosen = _study(words)
+    chosen = study_of(words)
     folder = out or Path("runs") / chosen.name
     fill(chosen, folder, workers, preflight, retry_failed)
     report = write_report(folder, figures=figures)
-    _show_report(report, as_json)
+    show_report(report, as_json)
     raise typer.Exit(1 if report.failed else 0)
 
 
@@ -175,7 +138,7 @@ def audit(
     from potstill.report.audit_page import write_audit
     from potstill.store import StudyFolder, cells_of
 
-    base = _study(words, auditing.QUICK if quick else auditing.FULL)
+    base = study_of(words, auditing.QUICK if quick else auditing.FULL)
     faults = auditing.QUICK_FAULTS if quick else PUBLISHED
     path = out or Path("runs") / base.name
     plan, failed = auditing.variants(base.recipes, faults), 0
@@ -191,54 +154,6 @@ def audit(
     if not as_json:
         print(f"audit: {path / 'audit.html'}")
     raise typer.Exit(1 if failed else 0)
-
-
-@app.command()
-def diagnose(
-    folder: Annotated[Path, typer.Argument(help="A study's folder, or one of its cells.")],
-    signals: Annotated[bool, typer.Option("--signals", help="Also print what was seen.")] = False,
-    as_json: AsJson = False,
-) -> None:
-    """Say what went wrong in a run, from which step on, why, and what to do.
-
-    Reads what was recorded, of finished runs and of running ones; opens no model.
-
-    Example: [bold]potstill diagnose runs/quick/cells/tiny-qwen/hybrid/0 --signals[/]
-    """
-    from potstill.diagnose import ended
-    from potstill.listing import diagnosis
-
-    found = diagnosis(folder)
-    if as_json:
-        print(json.dumps(found, indent=1))
-        return
-    for run in found:
-        for finding in run["findings"]:
-            what = "collapsed" if finding["kind"] == "collapse" else "deviates"
-            print(
-                f"{run['run']} {what} from step {finding['step']} on (seen at {finding['found']})"
-            )
-            print(f"  cause:    {finding['cause']}: {finding['meaning']}")
-            print(f"  evidence: {finding['evidence']}")
-            print(f"  advice:   {finding['advice']}")
-        if run["ended"]:
-            print(f"  {ended(run['ended'])}")
-        if signals:
-            print(f"\n{run['run']}")
-            _print_table(_signal_rows(run["signals"]))
-    sound = sum(not run["findings"] for run in found)
-    print(f"{sound} of {len(found)} runs without a finding")
-
-
-def _signal_rows(signals: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Signals under short names, three digits."""
-    return [
-        {
-            name.split("/")[-1]: "-" if value is None else f"{value:.3g}"
-            for name, value in row.items()
-        }
-        for row in signals
-    ]
 
 
 @app.command()
@@ -258,7 +173,7 @@ def bench(
     from potstill.bench import as_rows, bench, heading
     from potstill.errors import did_you_mean
 
-    study = _study(words)
+    study = study_of(words)
     pair = pair or next(iter(study.models))
     if pair not in study.models:
         raise PotstillError(f'no pair "{pair}" here', did_you_mean(pair, study.models, "pairs"))
@@ -267,27 +182,7 @@ def bench(
         print(json.dumps(found.to_json(), indent=1))
     else:
         print(heading(found))
-        _print_table(as_rows(found))
-
-
-@app.command()
-def report(
-    folder: Annotated[Path, typer.Argument(help="A study's folder.")],
-    figures: Annotated[bool, typer.Option(help="Also write SVG and PNG figures.")] = False,
-    markdown: Annotated[bool, typer.Option(help="Print the table as Markdown.")] = False,
-    as_json: AsJson = False,
-) -> None:
-    """Write report.html, results.json and table.csv of a study, finished or not.
-
-    Example: [bold]potstill report runs/quick --figures[/]
-    """
-    from potstill.report import as_markdown, write_report
-
-    written = write_report(folder, figures=figures)
-    if markdown:
-        print(as_markdown(written))
-    else:
-        _show_report(written, as_json)
+        print_table(as_rows(found))
 
 
 @app.command("eval")
@@ -319,12 +214,6 @@ def evaluate(
         )
 
 
-@zoo_app.command("ls")
-def zoo_ls(as_json: AsJson = False) -> None:
-    """List the embedded pairs."""
-    ls("pairs", as_json)
-
-
 @zoo_app.command("build")
 def zoo_build(
     pairs: Annotated[list[str] | None, typer.Argument(help="Pairs; default: all.")] = None,
@@ -340,58 +229,3 @@ def zoo_build(
 
     for row in build_zoo(pairs or [], out, seed, role):
         print(f"{row['pair']} {row['role']}: {row['accuracy']:.1%} of {row['problems']} problems")
-
-
-def _study(words: list[str] | None, default: dict[str, Any] | None = None) -> Any:
-    """The study that the words on the command line ask for, or the default."""
-    from potstill.config import QUICK, load_study, read_study
-
-    files = [word for word in words or [] if "=" not in word]
-    overrides = [word for word in words or [] if "=" in word]
-    if len(files) > 1:
-        raise PotstillError(
-            f"one study at a time, got {', '.join(files)}", "overrides are written key=value"
-        )
-    if files:
-        return load_study(files[0], overrides)
-    table = default or QUICK
-    return read_study(table, overrides, table["name"])
-
-
-def _show_report(report: Any, as_json: bool) -> None:
-    from potstill.report import as_text
-
-    if as_json:
-        print(json.dumps(report.to_json(), indent=1))
-        return
-    print(as_text(report))
-    print(f"\nreport: {report.html}")
-
-
-def _print_table(rows: list[dict[str, Any]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    for n, key in enumerate(rows[0] if rows else ()):
-        table.add_column(key, overflow="fold", no_wrap=n == 0)  # names stay whole
-    for row in rows:
-        table.add_row(*(str(value) for value in row.values()))
-    console = Console()
-    if not console.is_terminal:
-        console.width = 240  # a file or a pipe: one line a row, for grep
-    console.print(table)
-
-
-def main() -> None:
-    """Entry point: errors of the user become two lines and code 2."""
-    try:
-        app()
-    except PotstillError as error:
-        print(f"error: {error}", file=sys.stderr)
-        if error.hint:
-            print(f"hint: {error.hint}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted: run the same command again to go on", file=sys.stderr)
-        sys.exit(130)

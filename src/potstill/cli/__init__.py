@@ -1,0 +1,29 @@
+"""The command line. Progress goes to stderr, results to stdout; it imports what a command needs,
+when it runs.
+
+Exit codes: 0 done, 1 some cell failed, 2 the request was wrong, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from potstill.cli import reading, running  # noqa: F401 - they add their commands to the app
+from potstill.cli.parts import app
+from potstill.errors import PotstillError
+
+__all__ = ["app", "main"]
+
+
+def main() -> None:
+    """Entry point: errors of the user become two lines and code 2."""
+    try:
+        app()
+    except PotstillError as error:
+        print(f"error: {error}", file=sys.stderr)
+        if error.hint:
+            print(f"hint: {error.hint}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted: run the same command again to go on", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,141 @@
+"""Commands that read what is on disk: ls, diagnose, watch, report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from potstill.cli.parts import AsJson, app, print_table, show_report, zoo_app
+from potstill.errors import PotstillError
+
+
+@app.command("ls")
+def ls(
+    what: Annotated[
+        str, typer.Argument(help="methods, pairs, tasks, engines, losses, schedules, faults")
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """List what there is.
+
+    Example: [bold]potstill ls methods[/]
+    """
+    from potstill.listing import LISTS, listing
+
+    if what not in LISTS:
+        from potstill.errors import did_you_mean
+
+        raise PotstillError(f'nothing to list under "{what}"', did_you_mean(what, LISTS, "lists"))
+    rows = listing(what)
+    if as_json:
+        print(json.dumps(rows, indent=1))
+    else:
+        print_table(rows)
+
+
+@app.command()
+def diagnose(
+    folder: Annotated[Path, typer.Argument(help="A study's folder, or one of its cells.")],
+    signals: Annotated[bool, typer.Option("--signals", help="Also print what was seen.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Say what went wrong in a run, from which step on, why, and what to do.
+
+    Reads what was recorded, of finished runs and of running ones; opens no model.
+
+    Example: [bold]potstill diagnose runs/quick/cells/tiny-qwen/hybrid/0 --signals[/]
+    """
+    from potstill.diagnose import ended
+    from potstill.listing import diagnosis
+
+    found = diagnosis(folder)
+    if as_json:
+        print(json.dumps(found, indent=1))
+        return
+    for run in found:
+        for finding in run["findings"]:
+            what = "collapsed" if finding["kind"] == "collapse" else "deviates"
+            print(
+                f"{run['run']} {what} from step {finding['step']} on (seen at {finding['found']})"
+            )
+            print(f"  cause:    {finding['cause']}: {finding['meaning']}")
+            print(f"  evidence: {finding['evidence']}")
+            print(f"  advice:   {finding['advice']}")
+        if run["ended"]:
+            print(f"  {ended(run['ended'])}")
+        if signals:
+            print(f"\n{run['run']}")
+            print_table(_signal_rows(run["signals"]))
+    sound = sum(not run["findings"] for run in found)
+    print(f"{sound} of {len(found)} runs without a finding")
+
+
+def _signal_rows(signals: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Signals under short names, three digits."""
+    return [
+        {
+            name.split("/")[-1]: "-" if value is None else f"{value:.3g}"
+            for name, value in row.items()
+        }
+        for row in signals
+    ]
+
+
+@app.command()
+def watch(
+    folder: Annotated[Path, typer.Argument(help="A study's folder.")],
+    every: Annotated[float, typer.Option(min=0.1, help="Seconds between looks.")] = 1.0,
+    once: Annotated[bool, typer.Option("--once", help="Look once and leave.")] = False,
+) -> None:
+    """Watch a study from another terminal: what runs, how far, accuracy so far, findings.
+
+    It ends with the table when the last cell does; Ctrl-C leaves the study alone.
+
+    Example: [bold]potstill watch runs/quick[/]
+    """
+    import time
+
+    from potstill.report.data import load
+    from potstill.report.table import faults_line, to_text
+    from potstill.view import View, running
+
+    found = load(folder)
+    with View(found.study, found.folder, list(found.runs)) as view:
+        view.tick()
+        while not (once or view.whole):
+            time.sleep(every)
+            view.tick()
+    if once and not view.whole:
+        print_table(running(found.study, found.folder, list(found.runs)))
+    found = load(folder)
+    counts = ", ".join(f"{n} {status}" for status, n in found.counts.items())
+    print(f"{faults_line(found.study.faults)}{to_text(found.rows)}\n{found.study.name}: {counts}")
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="A study's folder.")],
+    figures: Annotated[bool, typer.Option(help="Also write SVG and PNG figures.")] = False,
+    markdown: Annotated[bool, typer.Option(help="Print the table as Markdown.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write report.html, results.json and table.csv of a study, finished or not.
+
+    Example: [bold]potstill report runs/quick --figures[/]
+    """
+    from potstill.report import as_markdown, write_report
+
+    written = write_report(folder, figures=figures)
+    if markdown:
+        print(as_markdown(written))
+    else:
+        show_report(written, as_json)
+
+
+@zoo_app.command("ls")
+def zoo_ls(as_json: AsJson = False) -> None:
+    """List the embedded pairs."""
+    ls("pairs", as_json)
