@@ -160,7 +160,7 @@ def trend(values: Sequence[float | None]) -> str:
     """Shares as a line of small bars, and the last one in per cent.
 
     >>> trend([0.0, None, 0.5, 1.0]), trend([None])
-    ('▁▄█ 100%', '')
+    ('▁▅█ 100%', '')
     """
     known = [value for value in values if value is not None]
     if not known:
