@@ -13,13 +13,14 @@ from typer.testing import CliRunner
 from conftest import toy_table
 from potstill import diagnose as diagnosis
 from potstill.cli import app
-from potstill.config import Eval, Study, Train, read_study
+from potstill.config import Study, read_study
 from potstill.diagnose import OTHERS, Finding, diagnose, healthy_until
 from potstill.engines import open_engine
 from potstill.errors import PotstillError
 from potstill.faults import FAULTS, PUBLISHED
 from potstill.loop import train
 from potstill.methods import METHODS
+from potstill.settings import Eval, Train
 from potstill.signals import repetition
 from potstill.store import Cell, StudyFolder
 from potstill.study import run_cell

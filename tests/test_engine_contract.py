@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from potstill.config import Pair
 from potstill.engines import ENGINES, Engine, open_engine
 from potstill.errors import NonFinite
+from potstill.settings import Pair
 from potstill.types import Datum, Loss, Role, Sample, Term
 
 Maker = Callable[..., Engine]

@@ -10,7 +10,7 @@ import pytest
 
 from conftest import toy_table, write_toy
 from potstill.audit import FULL
-from potstill.config import Eval, Train, load_study, read_study
+from potstill.config import load_study, read_study
 from potstill.engines import Wrapper, bare
 from potstill.engines.fake import EOS, FakeEngine
 from potstill.errors import PotstillError
@@ -22,6 +22,7 @@ from potstill.pool import Pool
 from potstill.recipe import Recipe
 from potstill.report import as_text, write_report
 from potstill.rollout import Limits, collect
+from potstill.settings import Eval, Train
 from potstill.store import Cell, StudyFolder, cells_of
 from potstill.tasks import load_task
 from potstill.types import Datum, Problem, StepStats

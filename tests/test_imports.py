@@ -27,8 +27,8 @@ HEAVY = {
 LAYERS = [
     {"errors", "types", "provenance"},
     {"schedule", "losses", "prompts", "zoo"},
-    {"recipe", "engines", "tasks"},
-    {"methods", "faults"},
+    {"recipe", "engines", "tasks", "settings"},
+    {"methods", "faults", "cost"},
     {"config", "rollout", "objective", "meter", "cache", "diagnose"},
     {"checkpoint", "evaluate", "store"},
     {"signals"},

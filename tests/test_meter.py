@@ -47,7 +47,8 @@ def test_seconds_add_up_to_the_wall_clock(toy: Study) -> None:
     first = meter.state()["seconds"]
     assert first["evaluation"] >= 0.02 and first["other"] >= 0.03
     assert sum(first.values()) <= time.perf_counter() - start
-    resumed = Metered(meter.engine, meter.state())
+    resumed = Metered(meter.engine)
+    resumed.recall(meter.state())
     time.sleep(0.01)
     then = resumed.state()["seconds"]
     assert then["other"] >= first["other"] + 0.01

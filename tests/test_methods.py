@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from potstill.config import Eval, Train, read_study
+from potstill.config import read_study
 from potstill.engines.fake import FakeEngine
 from potstill.errors import PotstillError
 from potstill.loop import Memory, train
@@ -19,6 +19,7 @@ from potstill.objective import build
 from potstill.recipe import Recipe, Replay, recipe_from_toml
 from potstill.rollout import Buffer, Limits, collect
 from potstill.schedule import linear
+from potstill.settings import Eval, Train
 from potstill.store import cells_of
 from potstill.tasks import load_task
 from potstill.types import Datum, Problem

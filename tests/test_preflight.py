@@ -124,8 +124,8 @@ def test_the_reference_agrees_with_the_losses(name: str) -> None:
 
 
 def test_preflight_leaves_the_weights_as_they_were(models: Path) -> None:
-    from potstill.config import Pair
     from potstill.preflight import undone
+    from potstill.settings import Pair
     from potstill.types import Term
 
     folder = models / "qwen"
@@ -163,9 +163,10 @@ def test_says_what_the_runs_will_take(tmp_path: Path) -> None:
 
 
 def test_a_longer_method_is_estimated_longer() -> None:
-    from potstill.config import Eval, Train
+    from potstill.cost import Spent
     from potstill.methods import METHODS
     from potstill.preflight.estimate import estimate
+    from potstill.settings import Eval, Train
     from potstill.tasks import load_task
 
     engine = open_engine("torch", "tiny-llama")
@@ -174,12 +175,18 @@ def test_a_longer_method_is_estimated_longer() -> None:
     task, eval_ = load_task("arithmetic"), Eval(every=50, problems=10)
     rows = [(engine.encode("7"), (5, 6, 7))]
     before = engine.score("student", rows)[0]
-    found = estimate(engine, recipes, task, Train(learning_rate=1.0), eval_, 0.5)
-    assert found.grading == 5.0
+    problem = Spent(0.5, {"graded_student_sampled": 7.0})
+    found = estimate(engine, recipes, task, Train(learning_rate=1.0), eval_, problem)
+    assert found.grading == Spent(5.0, {"graded_student_sampled": 70.0})
+    student, teacher = found.step["student"], found.step["teacher"]
     one, two, off = (found.runs[name] for name in names)
-    assert one == pytest.approx(100 * found.step["student"] + 3 * 5)
-    assert two == pytest.approx(200 * found.step["student"] + 5 * 5)
-    assert off == pytest.approx(100 * found.step["teacher"] + 3 * 5)
+    assert one.seconds == pytest.approx(100 * student.seconds + 3 * 5)
+    assert two.seconds == pytest.approx(200 * student.seconds + 5 * 5)
+    assert off.seconds == pytest.approx(100 * teacher.seconds + 3 * 5)
+    assert one.tokens["student_sampled"] == 100 * student.tokens["student_sampled"] > 0
+    assert two.tokens["trained"] == 200 * student.tokens["trained"] > 0
+    assert one.tokens["graded_student_sampled"] == 3 * 70
+    assert off.tokens["student_sampled"] == 0 < off.tokens["teacher_sampled"]
     np.testing.assert_array_equal(before, engine.score("student", rows)[0])
 
 

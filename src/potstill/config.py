@@ -12,9 +12,9 @@ import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError
 
 from potstill import zoo
 from potstill.errors import PotstillError, did_you_mean
@@ -22,6 +22,7 @@ from potstill.faults import check_faults
 from potstill.losses import FAULTY
 from potstill.methods import METHODS
 from potstill.recipe import Recipe, recipe_from_toml
+from potstill.settings import Budget, Eval, FakeSettings, Pair, Part, Price, TorchSettings, Train
 from potstill.types import ModelSpec
 
 # Chosen on the embedded pairs' dev problems with seeds 100 and up; LOG.md has the runs.
@@ -29,73 +30,6 @@ EMBEDDED_LEARNING_RATE = 1e-4
 
 # What `potstill study` runs when it is given no file: the defaults of every part, over two seeds.
 QUICK: dict[str, Any] = {"name": "quick", "seeds": [0, 1]}
-
-
-class Part(BaseModel):
-    """A table of the study file: closed to unknown keys, never changed once read."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class Pair(Part):
-    """A student and the teacher it learns from, by hub name or local folder."""
-
-    student: str = Field(min_length=1)
-    teacher: str = Field(min_length=1)
-
-
-class Train(Part):
-    """How long and how fast one cell trains."""
-
-    steps: int = Field(100, ge=1)  # optimizer steps; a recipe's budget multiplies them
-    batch_size: int = Field(32, ge=1)  # prompts per step
-    max_tokens: int = Field(32, ge=1)  # per completion, prefix included
-    learning_rate: float | None = Field(None, gt=0)  # unset: the embedded pairs' own
-    on_policy_rate: float = Field(1.0, gt=0)  # multiple of it on the student's own tokens
-    warmup: int = Field(5, ge=0)  # steps of linear warm-up
-    temperature: float = Field(1.0, gt=0)  # the student's sampling temperature
-    teacher_temperature: float = Field(1.0, gt=0)  # the teacher's, where it writes
-    lora_rank: int = Field(0, ge=0)  # 0 trains all weights
-    max_grad_norm: float = Field(1.0, ge=0)  # clip to this norm; 0 is off
-    checkpoint_every: int = Field(25, ge=1)  # steps between resume points
-    on_collapse: Literal["warn", "stop", "rollback"] = "warn"  # rollback: to the last good point
-    save: bool = True  # keep each trained student as a model folder
-
-    def rate(self, step: int, student: float) -> float:
-        """Learning rate of a step: its index (from 0), the student's share of its texts."""
-        if self.learning_rate is None:
-            raise PotstillError("train.learning_rate is not set", "write Train(learning_rate=1e-4)")
-        blend = (1 - student) + student * self.on_policy_rate
-        return self.learning_rate * blend * min(1.0, (step + 1) / (self.warmup + 1))
-
-
-class Eval(Part):
-    """What is graded, and when."""
-
-    every: int = Field(25, ge=1)  # steps between gradings; the last step is always graded
-    problems: int = Field(500, ge=1)  # held-out problems, the first of the task's test split
-    max_tokens: int = Field(0, ge=0)  # per graded completion; 0: as in training
-    probe: int = Field(16, ge=1)  # training problems sampled for score and KL
-    probe_every: int = Field(5, ge=1)  # steps between probes
-    examples: int = Field(4, ge=0)  # texts kept per grading
-
-
-class TorchSettings(Part):
-    """The torch engine: this machine's CPU or GPUs."""
-
-    name: Literal["torch"] = "torch"
-    student: ModelSpec = ModelSpec()
-    teacher: ModelSpec = ModelSpec()
-    batch_tokens: int = Field(16_384, ge=1)  # padded tokens per micro-batch: the memory knob
-    sample_tokens: int = Field(16_384, ge=1)  # the same for sampling, which keeps a cache alone
-    gradient_checkpointing: bool = False  # recompute activations to save memory
-    threads: int = Field(1, ge=0)  # CPU threads per cell; 0: torch's own choice
-
-
-class FakeSettings(Part):
-    """The fake engine: a bigram table, for tests."""
-
-    name: Literal["fake"]
 
 
 def _named(default: str) -> Callable[[Any], Any]:
@@ -134,6 +68,8 @@ class Study(Part):
     train: Train = Train()
     eval: Eval = Eval()
     recipe: dict[str, dict[str, Any]] = {}
+    price: Price = Price()
+    budget: Budget = Budget()
     faults: Names = ()  # deviations switched on for an experiment, see `potstill ls faults`
 
     @cached_property
@@ -387,6 +323,7 @@ def _default_hint(path: list[str]) -> str:
 def _fields(path: list[str], engine: type[Part]) -> list[str]:
     """Keys that the table at this path may have."""
     tables: dict[str, Any] = {"train": Train, "eval": Eval, "pair": Pair, "engine": engine}
+    tables |= {"price": Price, "budget": Budget}
     if not path:
         return list(Study.model_fields)
     if path[0] == "engine" and len(path) > 1:

@@ -12,8 +12,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from potstill.config import Eval
 from potstill.engines import Engine
+from potstill.settings import Eval
 from potstill.tasks import Task
 from potstill.types import Evaluation, Graded, Problem, Role
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +14,62 @@ from rich.console import Console
 
 from potstill import zoo
 from potstill.config import Study
+from potstill.cost import Spent, excess, total
 from potstill.errors import PotstillError
 from potstill.pool import Pool, preflight_study
-from potstill.store import Cell, StudyFolder, cells_of
+from potstill.preflight import Check
+from potstill.store import REFERENCES, Cell, StudyFolder, cells_of
 from potstill.study import prepare
 from potstill.view import View
 
 
-def preflight_records(study: Study) -> list[dict[str, str]]:
-    """Pre-flight of every pair as records, under a line that says so."""
+def checked(study: Study) -> dict[str, list[Check]]:
+    """Pre-flight of every pair, under a line that says so."""
     with Console(stderr=True).status("pre-flight"):
-        found = preflight_study(study)
-    return [{"pair": pair, **asdict(check)} for pair, checks in found.items() for check in checks]
+        return preflight_study(study)
+
+
+def records(found: Mapping[str, Sequence[Check]]) -> list[dict[str, str]]:
+    """The checks for a terminal: each with its pair."""
+    keys = ("name", "status", "evidence", "hint", "cause")
+    return [
+        {"pair": pair, **{key: getattr(check, key) for key in keys}}
+        for pair, checks in found.items()
+        for check in checks
+    ]
+
+
+def predict(found: Mapping[str, Sequence[Check]]) -> dict[str, dict[str, Spent]]:
+    """What pre-flight timed: pair -> method -> one run; and under "teacher" and "untrained" one
+    grading each. Empty where it could not time."""
+    predicted = {}
+    for pair, checks in found.items():
+        numbers = next((check.numbers for check in checks if check.numbers), None)
+        if numbers:
+            runs = {name: Spent.read(run) for name, run in numbers["runs"].items()}
+            one = Spent.read(numbers["grading"])
+            predicted[pair] = {**runs, **dict.fromkeys(REFERENCES, one)}
+    return predicted
+
+
+def afford(study: Study, folder: StudyFolder, predicted: Mapping[str, Mapping[str, Spent]]) -> None:
+    """Refuse a study whose missing cells would exceed its budget, before any of them begins.
+
+    Raises:
+        PotstillError: with what was predicted, and what it may be.
+    """
+    cells = cells_of(study)
+    left = [cell for cell in cells if cell not in folder.results(cells)]
+    if not all(cell.method in predicted.get(cell.pair, {}) for cell in left):
+        return
+    before = folder.ledger(study).spent()
+    more = total(predicted[cell.pair][cell.method] for cell in left)
+    if over := excess(study.budget, study.price, before + more):
+        raise PotstillError(
+            f"the {len(left)} cells that are left would take the study to {over}",
+            "raise the budget, or run fewer seeds, methods or steps; --no-preflight starts it all "
+            "the same and stops at the limit",
+        )
 
 
 def refuse(checks: list[dict[str, str]]) -> None:
@@ -55,11 +99,14 @@ def fill(
     folder, cells = StudyFolder(path, cache), cells_of(study)
     folder.check(study)
     if preflight and len(folder.results(cells)) < len(cells):
-        checks = preflight_records(study)
-        refuse(checks)
-        for check in checks:
+        found = checked(study)
+        refuse(records(found))
+        for check in records(found):
             if check["status"] == "warning":
                 print(f"warning: {check['name']}: {check['evidence']}", file=sys.stderr)
+        afford(study, folder, predict(found))
+        folder.open(study)
+        folder.predicted = predict(found)
     folder.open(study)
     for cell, result in folder.results(cells).items():
         if retry_failed and result["status"] == "failed":

@@ -6,19 +6,21 @@ Each function returns plain records; printing is the command line's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from potstill import zoo
 from potstill.config import Study, check_model, parse_value
+from potstill.cost import Spent, total
 from potstill.diagnose import SIGNALS, Finding, diagnose, failure, meaning
 from potstill.errors import PotstillError, did_you_mean
 from potstill.faults import FAULTS
 from potstill.methods import METHODS
 from potstill.recipe import Recipe
 from potstill.schedule import SHAPES
+from potstill.settings import Pair, Price
 from potstill.store import CellFolder, cells_of, to_json
 from potstill.tasks import TASKS, Task, load_task
 
@@ -111,6 +113,29 @@ def plan(study: Study, task: Task) -> dict[str, Any]:
     }
 
 
+def prediction(study: Study, predicted: Mapping[str, Mapping[str, Spent]]) -> list[dict[str, Any]]:
+    """What the whole grid will take, by pair and in all, from what pre-flight timed."""
+    rows = []
+    for pair, runs in predicted.items():
+        mine = [cell for cell in cells_of(study) if cell.pair == pair]
+        rows.append(_spent_row(pair, total(runs[cell.method] for cell in mine), study.price))
+    if len(rows) > 1:
+        everything = total(
+            predicted[cell.pair][cell.method] for cell in cells_of(study) if cell.pair in predicted
+        )
+        rows.append(_spent_row("in all", everything, study.price))
+    return rows
+
+
+def _spent_row(name: str, spent: Spent, price: Price) -> dict[str, Any]:
+    return {
+        "predicted": name,
+        "hours that cells compute": f"{spent.seconds / 3600:.2g}",
+        "tokens": f"{spent.count():.3g}",
+        "USD": f"{spent.usd(price):.3g}" if price != Price() else "no price is set",
+    }
+
+
 def model_path(name: str) -> str:
     """A model's folder or hub name; `PAIR/ROLE` names an embedded one."""
     pair, _, role = name.partition("/")
@@ -144,7 +169,6 @@ def grade_model(
         )
     from scipy.stats import binomtest
 
-    from potstill.config import Pair
     from potstill.engines import open_engine
     from potstill.evaluate import evaluate
     from potstill.store import example, write_text

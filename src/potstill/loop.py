@@ -17,15 +17,16 @@ from typing import Any, Protocol
 import numpy as np
 
 from potstill import checkpoint, objective
-from potstill.config import Eval, Train
+from potstill.cost import BudgetReached
 from potstill.diagnose import Finding
-from potstill.engines import Engine, bare
+from potstill.engines import Engine
 from potstill.errors import PotstillError
 from potstill.evaluate import Examiner, Reference
 from potstill.faults import Run
 from potstill.meter import Metered
 from potstill.recipe import Recipe
 from potstill.rollout import Buffer, Limits, collect, draw
+from potstill.settings import Eval, Train
 from potstill.signals import Monitor
 from potstill.tasks import Task
 from potstill.types import Evaluation, StepStats, Trajectory
@@ -57,15 +58,16 @@ def train(
         asked: what the run is held against; default: what it is given.
 
     Raises:
-        NonFinite: a loss or gradient is not a number.
+        NonFinite: a loss or gradient is no number; BudgetReached: run again, it goes on.
     """
     recorder = recorder or Memory()
     asked = asked or Run(recipe, engine, task, seed)
     total = max(1, round(settings.steps * recipe.budget))
     limits = Limits(settings.max_tokens, settings.temperature, settings.teacher_temperature)
-    examiner = Examiner(bare(engine), task, grading, settings.max_tokens, reference)
-    monitor = Monitor(bare(engine), asked, settings, grading, examiner.texts)
-    start, buffer, meter = _resume(recipe, engine, settings, recorder, monitor)
+    meter = Metered(engine)
+    examiner = Examiner(meter.aside, task, grading, settings.max_tokens, reference)
+    monitor = Monitor(meter.aside, asked, settings, grading, examiner.texts)
+    start, buffer = _resume(recipe, meter, settings, recorder, monitor)
     if not monitor.rows:
         recorder.record(monitor.start(task, len(examiner.tested)), None)
     for step, done in pairwise(range(start, total + 1)):
@@ -87,28 +89,45 @@ def train(
         if ended := _give_up(done, total, monitor, engine, settings, recorder):
             graded = examiner.grade(again=True)
             return Trained(done, graded, meter.state(), recorder, ended)
-        if recorder.checkpoints and done % settings.checkpoint_every == 0:
-            place, good = recorder.checkpoints, monitor.healthy_until
-            checkpoint.save(place, done, engine, buffer.entries, meter.state(), good)
+        if done < total:
+            _keep(done, meter, buffer, settings, recorder, monitor)
     return Trained(total, examiner.grade(), meter.state(), recorder)
 
 
 def _resume(
-    recipe: Recipe, engine: Engine, settings: Train, recorder: Recorder, monitor: Monitor
-) -> tuple[int, Buffer, Metered]:
+    recipe: Recipe, meter: Metered, settings: Train, recorder: Recorder, monitor: Monitor
+) -> tuple[int, Buffer]:
     """Where to start: the last checkpoint, or step 0."""
     capacity = recipe.replay.capacity * settings.batch_size if recipe.replay else 0
     if settings.on_collapse == "rollback" and not recorder.checkpoints:
         raise PotstillError(
             'on_collapse = "rollback" needs a folder for checkpoints', 'write "stop", or a recorder'
         )
-    found = checkpoint.load(recorder.checkpoints, engine) if recorder.checkpoints else None
+    found = checkpoint.load(recorder.checkpoints, meter) if recorder.checkpoints else None
     step, entries, counted = found or (-1, [], None)
+    meter.recall(counted)
     recorder.rewind(step)
     monitor.recall(recorder.metrics)
     if found is None and settings.on_collapse == "rollback" and recorder.checkpoints:
-        checkpoint.save(recorder.checkpoints, 0, engine, [], Metered(engine).state())
-    return max(step, 0), Buffer(capacity, entries), Metered(engine, counted)
+        checkpoint.save(recorder.checkpoints, 0, meter, [], meter.state())
+    return max(step, 0), Buffer(capacity, entries)
+
+
+def _keep(
+    done: int,
+    meter: Metered,
+    buffer: Buffer,
+    settings: Train,
+    recorder: Recorder,
+    monitor: Monitor,
+) -> None:
+    """Write a resume point where one is due, and end here where the budget is spent."""
+    over = recorder.spend(meter.state())
+    if recorder.checkpoints and (over or done % settings.checkpoint_every == 0):
+        place, good = recorder.checkpoints, monitor.healthy_until
+        checkpoint.save(place, done, meter, buffer.entries, meter.state(), good)
+    if over:
+        raise BudgetReached(f"the budget is spent: {over}", "raise it and run again to go on")
 
 
 def _give_up(
@@ -160,6 +179,9 @@ class Recorder(Protocol):
     def record(self, metrics: dict[str, Any], evaluation: Evaluation | None) -> None:
         """Keep the metrics of one step, and texts of its grading if there was one."""
 
+    def spend(self, state: dict[str, dict[str, float]]) -> str:
+        """Note what the run has spent; says in words which limit is reached, if one is."""
+
 
 @dataclass
 class Memory:
@@ -177,6 +199,9 @@ class Memory:
 
     def record(self, metrics: dict[str, Any], evaluation: Evaluation | None) -> None:
         self.metrics.append(metrics)
+
+    def spend(self, state: dict[str, dict[str, float]]) -> str:
+        return ""
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """Counts what a run asks of its engine: tokens by kind, seconds by activity.
 
 A wrapper around any engine, so that neither the loop nor an engine counts. Tokens are completion
-tokens; prompt tokens are counted apart. Evaluation and probes use the bare engine and are not in
-the budget.
+tokens; prompt tokens are counted apart. Gradings and probes use the bare engine: they are counted
+as such, and are no part of the budget that methods are compared at.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from potstill.engines import Engine, Wrapper
+from potstill.engines import Engine, Wrapper, bare
 from potstill.losses import LOSSES
-from potstill.types import Datum, Floats, Ids, Role, Sample, StepStats
+from potstill.types import Datum, Floats, Ids, Outlook, Role, Sample, StepStats
 
 KINDS = ("student_sampled", "teacher_sampled", "teacher_scored", "trained")
 
@@ -28,12 +28,18 @@ class Metered(Wrapper):
     activity.
     """
 
-    def __init__(self, engine: Engine, counted: dict[str, dict[str, float]] | None = None) -> None:
+    def __init__(self, engine: Engine) -> None:
         super().__init__(engine)
         self.tokens: Counter[str] = Counter(dict.fromkeys((*KINDS, "prompt"), 0))
         self.seconds: dict[str, float] = defaultdict(float)
+        self._settled = time.perf_counter(), 0.0
+
+    def recall(self, counted: dict[str, dict[str, float]] | None) -> None:
+        """Go on from what a resume point kept; what was counted since the start is its own."""
         if counted:
+            self.tokens.clear()
             self.tokens.update({k: int(v) for k, v in counted["tokens"].items()})
+            self.seconds.clear()
             self.seconds.update(counted["seconds"])
         self._settled = time.perf_counter(), sum(self.seconds.values())
 
@@ -41,6 +47,11 @@ class Metered(Wrapper):
     def spent(self) -> int:
         """Completion tokens of all kinds: the budget that methods are compared at."""
         return sum(self.tokens[kind] for kind in KINDS)
+
+    @property
+    def aside(self) -> Aside:
+        """The bare engine, counted as grading."""
+        return Aside(bare(self.engine), self.tokens)
 
     def state(self) -> dict[str, dict[str, float]]:
         """What a checkpoint keeps."""
@@ -92,3 +103,36 @@ class Metered(Wrapper):
             if any(t.loss.to == "teacher" and LOSSES[t.loss.name] == "row" for t in datum.terms):
                 self.tokens["teacher_scored"] += len(datum.completion)
         return stats
+
+
+class Aside(Wrapper):
+    """An engine whose tokens are counted as grading."""
+
+    def __init__(self, engine: Engine, tokens: Counter[str]) -> None:
+        super().__init__(engine)
+        self._tokens = tokens
+
+    def sample(
+        self,
+        role: Role,
+        prompts: Sequence[Ids],
+        max_tokens: Sequence[int],
+        temperature: float,
+        rng: np.random.Generator,
+    ) -> list[Sample]:
+        samples = self.engine.sample(role, prompts, max_tokens, temperature, rng)
+        self._tokens[f"graded_{role}_sampled"] += sum(len(sample.tokens) for sample in samples)
+        self._tokens["graded_prompt"] += sum(map(len, prompts))
+        return samples
+
+    def score(self, role: Role, rows: Sequence[tuple[Ids, Ids]]) -> list[Floats]:
+        self._tokens["graded_scored"] += sum(len(completion) for _, completion in rows)
+        return self.engine.score(role, rows)
+
+    def inspect(self, role: Role, rows: Sequence[tuple[Ids, Ids]]) -> list[Outlook]:
+        self._tokens["graded_scored"] += sum(len(completion) for _, completion in rows)
+        return self.engine.inspect(role, rows)
+
+    def measure(self, data: Sequence[Datum]) -> StepStats:
+        self._tokens["graded_scored"] += sum(len(datum.completion) for datum in data)
+        return self.engine.measure(data)

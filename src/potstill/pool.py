@@ -19,6 +19,7 @@ from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 from potstill.config import Study, read_study
+from potstill.cost import BudgetReached, Ledger, excess
 from potstill.errors import StorageError
 from potstill.preflight import Check
 from potstill.provenance import provenance
@@ -28,6 +29,7 @@ from potstill.tasks import Task, load_task
 
 DEATHS = 2  # a cell whose worker died this often has failed
 _DISK = 74  # a worker's exit code when the disk refuses (EX_IOERR)
+_SPENT = 75  # and when the budget is spent (EX_TEMPFAIL)
 
 
 class Pool:
@@ -51,8 +53,10 @@ class Pool:
 
         Raises:
             StorageError: the disk refuses; what is finished is kept.
+            BudgetReached: the study has spent what it may; what is begun can go on.
         """
         try:
+            self._afford()
             while missing := self.missing():
                 self._tend(len(missing))
                 tick()
@@ -75,6 +79,8 @@ class Pool:
             del self._processes[place]
             if process.exitcode == _DISK:
                 self._raise_storage()
+            if process.exitcode == _SPENT:
+                self._afford()
             if process.exitcode:
                 self._bury(process)
         for place in range(min(self.workers, missing)):
@@ -116,6 +122,17 @@ class Pool:
                         "provenance": provenance(),
                     }
                 )
+
+    def _afford(self) -> None:
+        """Raise where the budget is spent and something is left to do, once no worker works."""
+        ledger = self.folder.ledger(self.study)
+        over = excess(self.study.budget, self.study.price, ledger.spent())
+        if not over or not self.missing():
+            return
+        for process in self._processes.values():
+            process.join()  # each stops by itself, after the step that it is at
+        hint = "raise it and run the same command again: what is begun goes on"
+        raise BudgetReached(f"the budget is spent: {over}", hint)
 
     def _raise_storage(self) -> None:
         note = self.folder.path / ".storage-error"
@@ -168,22 +185,28 @@ def _work(
         os.sched_setaffinity(0, mine)
     threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
     study = read_study(table)
-    task = load_task(**study.task)
+    task, ledger = load_task(**study.task), folder.ledger(study)
     try:
         while True:
             missing = [c for c in cells if folder.cell(c).result is None]
             if not missing:
                 return
-            if not _take_one(study, folder, missing, task):
+            if not _take_one(study, folder, missing, task, ledger):
                 time.sleep(0.2)  # what is left is held by others or waits for a teacher row
+    except BudgetReached:
+        os._exit(_SPENT)
     except StorageError as error:
         with contextlib.suppress(OSError):  # the disk may be full; the exit code says it
             (folder.path / ".storage-error").write_text(str(error))
         os._exit(_DISK)
 
 
-def _take_one(study: Study, folder: StudyFolder, missing: Sequence[Cell], task: Task) -> bool:
+def _take_one(
+    study: Study, folder: StudyFolder, missing: Sequence[Cell], task: Task, ledger: Ledger
+) -> bool:
     """Run the first of the missing cells that can be had; False where none can."""
+    if over := excess(study.budget, study.price, ledger.spent()):
+        raise BudgetReached(f"the budget is spent: {over}")
     for cell in missing:
         teacher = Cell(cell.pair, "teacher")
         if cell.method not in REFERENCES and folder.cell(teacher).result is None:
@@ -191,7 +214,7 @@ def _take_one(study: Study, folder: StudyFolder, missing: Sequence[Cell], task: 
         place = folder.cell(cell)
         with place.claim() as mine:
             if mine and place.result is None:
-                run_cell(study, folder, cell, task)
+                run_cell(study, folder, cell, task, ledger)
                 return True
     return False
 

@@ -21,12 +21,12 @@ from typing import Any
 import numpy as np
 
 from potstill import diagnose, objective
-from potstill.config import Eval, Train
 from potstill.diagnose import Finding
 from potstill.engines import Engine
 from potstill.evaluate import Reference
 from potstill.faults import Run, wrappers
 from potstill.rollout import draw, generator
+from potstill.settings import Eval, Train
 from potstill.types import Floats, Ids, Loss, Sample, StepStats, Trajectory
 
 TOLERANCE = 1e-3  # relative and in tenths of it absolute: two passes over the same batch

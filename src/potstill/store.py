@@ -5,9 +5,11 @@
         metrics.jsonl                   one line a step, no clock times: equal runs give equal files
         examples.jsonl                  texts of gradings
         findings.json                   what went wrong, written as it is found
+        .spent                          seconds and tokens so far, where the study has a budget
         result.json                     written last, whole or not at all
         checkpoints/                    resume points, gone when the cell ends
         student/                        the trained model
+    predicted.json                      what pre-flight said the runs would take
     results.json  table.csv  report.html
 
 Files that are read as a whole are written under another name and renamed; of files that grow,
@@ -34,6 +36,7 @@ import filelock
 import tomli_w
 
 from potstill.config import Study
+from potstill.cost import Ledger, Spent
 from potstill.errors import PotstillError, writing
 from potstill.provenance import provenance
 from potstill.types import Evaluation
@@ -100,11 +103,15 @@ class CellFolder:
     """One cell's folder; the recorder that the loop writes to."""
 
     def __init__(
-        self, path: Path, teacher: Mapping[str, str] | None = None, examples: int = 4
+        self,
+        path: Path,
+        teacher: Mapping[str, str] | None = None,
+        examples: int = 4,
+        ledger: Ledger | None = None,
     ) -> None:
         self.path = path
         self.checkpoints: Path | None = path / "checkpoints"
-        self.teacher, self.examples = teacher or {}, examples
+        self.teacher, self.examples, self.ledger = teacher or {}, examples, ledger
 
     @property
     def result(self) -> dict[str, Any] | None:
@@ -172,6 +179,14 @@ class CellFolder:
             self.show([self._example(metrics["step"], row) for row in rows])
         self._append("metrics.jsonl", [{"step": metrics["step"], **metrics}])
 
+    def spend(self, state: Mapping[str, Mapping[str, float]]) -> str:
+        if self.ledger is None:
+            return ""
+        with writing(self.path):
+            return self.ledger.charge(
+                self.path, Spent(sum(state["seconds"].values()), state["tokens"])
+            )
+
     def note(self, findings: Sequence[Any]) -> None:
         """Keep what is found to be wrong so far, written when it changes."""
         text = to_json([asdict(finding) for finding in findings]) + "\n"
@@ -203,6 +218,8 @@ class CellFolder:
         """Write the result; the cell has then ended and its resume points go."""
         write_text(self.path / "result.json", to_json(result) + "\n")
         shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
+        if result["status"] == "done":  # a failed cell has spent it all the same
+            (self.path / ".spent").unlink(missing_ok=True)
 
     def reset(self) -> None:
         """Forget a failed cell, so that it is run again."""
@@ -276,6 +293,8 @@ class StudyFolder:
         changed = []
         for key in sorted(mine.keys() | its.keys()):
             a, b = its.get(key), mine.get(key)
+            if key in ("price", "budget"):
+                continue  # what is paid changes no number
             if key in ("methods", "pairs", "seeds"):
                 lost = [value for value in a or [] if value not in (b or [])]
                 changed += [f"{key} lost {lost}"] if lost else []
@@ -292,6 +311,24 @@ class StudyFolder:
                 "use another --out, or the settings of its study.toml; adding methods, pairs and "
                 "seeds is fine",
             )
+
+    @property
+    def predicted(self) -> dict[str, dict[str, Spent]]:
+        """What pre-flight said a run would take: pair -> method; empty where it was skipped."""
+        try:
+            kept = json.loads((self.path / "predicted.json").read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
+        return {pair: {m: Spent.read(r) for m, r in runs.items()} for pair, runs in kept.items()}
+
+    @predicted.setter
+    def predicted(self, found: Mapping[str, Mapping[str, Spent]]) -> None:
+        kept = {pair: {m: asdict(r) for m, r in runs.items()} for pair, runs in found.items()}
+        write_text(self.path / "predicted.json", to_json(kept) + "\n")
+
+    def ledger(self, study: Study) -> Ledger:
+        """What the study's cells have spent against its budget."""
+        return Ledger(self.path / "cells", study.budget, study.price)
 
     def cell(self, cell: Cell, **options: Any) -> CellFolder:
         return CellFolder(self.path / "cells" / str(cell), **options)

@@ -9,17 +9,20 @@ from __future__ import annotations
 import tempfile
 import time
 import traceback
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from potstill import faults
 from potstill.cache import CachedTeacher, fingerprint
 from potstill.config import Study
+from potstill.cost import BudgetReached, Ledger
 from potstill.engines import Engine, open_engine
 from potstill.errors import NonFinite, PotstillError, StorageError, writing
 from potstill.evaluate import Reference, evaluate
 from potstill.faults import Run
 from potstill.loop import train
+from potstill.meter import Aside
 from potstill.preflight import Check, Desk, preflight
 from potstill.provenance import provenance
 from potstill.recipe import Recipe
@@ -50,23 +53,32 @@ def prepare(study: Study) -> Task:
 
 
 def run_cell(
-    study: Study, folder: StudyFolder, cell: Cell, task: Task | None = None
+    study: Study,
+    folder: StudyFolder,
+    cell: Cell,
+    task: Task | None = None,
+    ledger: Ledger | None = None,
 ) -> dict[str, Any]:
     """Run one cell to its end and record the result, failure included.
 
     Returns:
         The record that result.json holds.
+
+    Raises:
+        BudgetReached: the study has spent what it may; the cell goes on another time.
+        StorageError: the disk refuses.
     """
     reference = None if cell.method in REFERENCES else read_reference(folder, cell.pair)
     texts = reference.texts if reference else None
-    place = folder.cell(cell, teacher=texts, examples=study.eval.examples)
+    place = folder.cell(cell, teacher=texts, examples=study.eval.examples, ledger=ledger)
     record: dict[str, Any] = {"pair": cell.pair, "method": cell.method, "seed": cell.seed}
     place.mark_running(True)
     try:
         task = task or load_task(**study.task)
         outcome = _run(study, folder, place, cell, task, reference)
         record |= {"status": "done", **outcome}
-    except StorageError:
+    except (StorageError, BudgetReached):
+        place.mark_running(False)
         raise
     except Exception as error:  # whatever it was, it is this cell's result; the study goes on
         record |= _failure(error, place)
@@ -114,6 +126,7 @@ def _run(
             **_accuracy(trained.evaluation),
             "tokens": trained.spent["tokens"],
             "seconds": round(sum(trained.spent["seconds"].values()), 3),
+            "peak_bytes": engine.memory()[0],
             "activity": {k: round(v, 3) for k, v in trained.spent["seconds"].items()},
             "notes": list(engine.notes),
         }
@@ -172,6 +185,8 @@ def _reference(
     start = time.perf_counter()
     role: Role = "teacher" if cell.method == "teacher" else "student"
     place.rewind(-1)
+    tokens: Counter[str] = Counter()
+    engine = Aside(engine, tokens)
     graded = evaluate(engine, role, task, task.test[: study.eval.problems], study.graded_tokens)
     rows = list(graded.rows)
     if role == "teacher":
@@ -181,9 +196,10 @@ def _reference(
     return {
         "steps": 0,
         **_accuracy(graded),
-        "tokens": {},
+        "tokens": dict(tokens),
         "seconds": round(time.perf_counter() - start, 3),
         "activity": {},
+        "peak_bytes": engine.memory()[0],
         "notes": list(engine.notes),
     }
 

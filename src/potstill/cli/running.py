@@ -34,20 +34,24 @@ def check(words: Words = None, preflight: Preflight = True, as_json: AsJson = Fa
 
     Example: [bold]potstill check studies/full.toml seeds=0,1[/]
     """
-    from potstill.launch import preflight_records, refuse
-    from potstill.listing import plan
+    from potstill.launch import afford, checked, predict, records, refuse
+    from potstill.listing import plan, prediction
+    from potstill.store import StudyFolder
     from potstill.study import prepare
 
     study = study_of(words)
     facts = plan(study, prepare(study))
     if not as_json:
         print_table([{"what": key, "value": value} for key, value in facts.items()])
-    checks = preflight_records(study) if preflight else []
+    found = checked(study) if preflight else {}
+    checks, predicted = records(found), prediction(study, predict(found))
     if as_json:
-        print(json.dumps({**facts, "checks": checks}, indent=1))
+        print(json.dumps({**facts, "checks": checks, "prediction": predicted}, indent=1))
     elif checks:
         print_table(checks)
+        print_table(predicted)
     refuse(checks)
+    afford(study, StudyFolder(Path("runs") / study.name), predict(found))
 
 
 @app.command()
@@ -102,15 +106,22 @@ def study(
 
     Example: [bold]potstill study studies/full.toml --workers 2 train.steps=50 seeds=0,1,2[/]
     """
+    from potstill.cost import BudgetReached
     from potstill.launch import fill
     from potstill.report import write_report
 
     chosen = study_of(words)
     folder = out or Path("runs") / chosen.name
-    fill(chosen, folder, workers, preflight, retry_failed)
+    stopped = None
+    try:
+        fill(chosen, folder, workers, preflight, retry_failed)
+    except BudgetReached as reached:
+        stopped = reached
     report = write_report(folder, figures=figures)
     show_report(report, as_json)
-    raise typer.Exit(1 if report.failed else 0)
+    if stopped:
+        print(f"stopped: {stopped}\nhint: {stopped.hint}", file=sys.stderr)
+    raise typer.Exit(1 if report.failed or stopped else 0)
 
 
 @app.command()

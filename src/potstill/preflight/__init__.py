@@ -11,26 +11,29 @@ from __future__ import annotations
 import math
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from potstill import objective
-from potstill.config import Eval, Train
+from potstill.cost import Spent
 from potstill.engines import Engine, Wrapper
 from potstill.errors import writing
 from potstill.evaluate import evaluate
 from potstill.faults import FAULTS, Run
 from potstill.losses import FAULTY
+from potstill.meter import Aside
 from potstill.preflight.estimate import estimate
 from potstill.preflight.mistakes import mistakes
 from potstill.preflight.reference import observed, reference
 from potstill.recipe import Recipe
 from potstill.rollout import Limits, collect, draw, generator
+from potstill.settings import Eval, Train
 from potstill.types import Datum, Loss, Role, Rows, Source, StepStats, Term, Trajectory
 
 Status = Literal["passed", "warning", "refused"]
@@ -53,6 +56,7 @@ class Check:
     evidence: str
     hint: str = ""
     cause: str = ""
+    numbers: Mapping[str, Any] = field(default_factory=dict)  # for programs
 
 
 def refusal(name: str, evidence: str, cause: str) -> Check:
@@ -227,9 +231,9 @@ def affordable(desk: Desk, began: float) -> list[Check]:
     task, name = desk.any_run().task, "time and memory"
     few = task.test[: min(desk.grading.problems, PROBLEMS)]
     tokens = desk.grading.max_tokens or desk.settings.max_tokens
-    start = time.perf_counter()
-    evaluate(desk.engine, "student", task, few, tokens)
-    each = (time.perf_counter() - start) / len(few)
+    start, spent = time.perf_counter(), Counter[str]()
+    evaluate(Aside(desk.engine, spent), "student", task, few, tokens)
+    each = Spent(time.perf_counter() - start, spent) * (1 / len(few))
     try:
         found = estimate(desk.engine, desk.recipes, task, desk.settings, desk.grading, each)
     except (MemoryError, RuntimeError) as error:
@@ -238,10 +242,12 @@ def affordable(desk: Desk, began: float) -> list[Check]:
         hint = "lower engine.batch_tokens or train.batch_size, or set gradient_checkpointing"
         return [Check(name, "refused", f"one step runs out of memory: {error}", hint)]
     words = f"{found.words}; these checks took {time.perf_counter() - began:.2g} s"
+    runs = {method: asdict(run) for method, run in found.runs.items()}
+    numbers = {"runs": runs, "grading": asdict(found.grading), "peak": found.peak}
     if found.peak > TIGHT * found.memory:
         hint = "lower engine.batch_tokens, or set gradient_checkpointing = true"
-        return [Check(name, "warning", words, hint)]
-    return [Check(name, "passed", words)]
+        return [Check(name, "warning", words, hint, numbers=numbers)]
+    return [Check(name, "passed", words, numbers=numbers)]
 
 
 def trained_as_written(desk: Desk, recipe: Recipe) -> list[Check]:

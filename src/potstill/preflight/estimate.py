@@ -14,34 +14,37 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from potstill import objective
-from potstill.config import Eval, Train
+from potstill.cost import Spent
 from potstill.engines import Engine
+from potstill.meter import Metered
 from potstill.recipe import Recipe
 from potstill.rollout import Limits, collect, draw
 from potstill.schedule import constant
+from potstill.settings import Eval, Train
 from potstill.tasks import Task
 from potstill.types import Source
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Seconds and bytes of one pair's runs, each as one process does them."""
+    """What one pair's runs take, each as one process does them."""
 
-    step: dict[Source, float]  # seconds of a step whose whole batch is of one source
-    grading: float  # seconds of one grading
-    runs: dict[str, float]  # method -> seconds of one run
+    step: dict[Source, Spent]  # a step whose whole batch is of one source
+    grading: Spent  # one grading
+    runs: dict[str, Spent]  # method -> one run
     peak: int  # bytes
     memory: int  # bytes that there are
 
     @property
     def words(self) -> str:
         """The estimate as evidence."""
-        steps = " and ".join(f"{value:.2g} s on {key} text" for key, value in self.step.items())
-        low, high = min(self.runs.values()), max(self.runs.values())
-        runs = f"{low:.2g} s" if low == high else f"{low:.2g} to {high:.2g} s"
+        steps = " and ".join(f"{one.seconds:.2g} s on {key} text" for key, one in self.step.items())
+        runs = [run.seconds for run in self.runs.values()]
+        low, high = min(runs), max(runs)
+        took = f"{low:.2g} s" if low == high else f"{low:.2g} to {high:.2g} s"
         return (
-            f"a step takes {steps}, a grading {self.grading:.2g} s, a run about {runs} if texts "
-            f"stay as long; peak {_size(self.peak)} of {_size(self.memory)}"
+            f"a step takes {steps}, a grading {self.grading.seconds:.2g} s, a run about {took} "
+            f"if texts stay as long; peak {_size(self.peak)} of {_size(self.memory)}"
         )
 
 
@@ -51,7 +54,7 @@ def estimate(
     task: Task,
     settings: Train,
     grading: Eval,
-    per_problem: float,
+    problem: Spent,
 ) -> Estimate:
     """Time a step a source and scale it to the runs of every recipe.
 
@@ -61,7 +64,7 @@ def estimate(
         task: gives prompts.
         settings: steps, batch and limits.
         grading: how often and how many.
-        per_problem: seconds of grading one held-out problem.
+        problem: what grading one held-out problem takes.
     """
     sources: dict[Source, Recipe] = {}
     for recipe in recipes:
@@ -70,29 +73,29 @@ def estimate(
         if recipe.uses_teacher:
             sources.setdefault("teacher", recipe)
     step = {s: _timed(engine, r, s, task, settings) for s, r in sources.items()}
-    one = per_problem * grading.problems
+    one = problem * grading.problems
     runs = {recipe.name: _run(recipe, step, one, settings, grading) for recipe in recipes}
     return Estimate(step, one, runs, *engine.memory())
 
 
-def _timed(engine: Engine, recipe: Recipe, source: Source, task: Task, settings: Train) -> float:
-    """Seconds of one whole step on text of one source."""
+def _timed(engine: Engine, recipe: Recipe, source: Source, task: Task, settings: Train) -> Spent:
+    """What one whole step on text of one source takes."""
     alone = replace(recipe, on_policy=constant(float(source == "student")), replay=None)
     limits = Limits(settings.max_tokens, settings.temperature, settings.teacher_temperature)
     problems = draw(task.train, settings.batch_size, 0, 0)
-    start = time.perf_counter()
-    batch = collect(alone, engine, problems, 0.99, 0, 0, limits)
-    engine.step(objective.build(alone, batch, engine), 0.0)
-    return time.perf_counter() - start
+    start, meter = time.perf_counter(), Metered(engine)
+    batch = collect(alone, meter, problems, 0.99, 0, 0, limits)
+    meter.step(objective.build(alone, batch, meter), 0.0)
+    return Spent(time.perf_counter() - start, dict(meter.tokens))
 
 
 def _run(
-    recipe: Recipe, step: dict[Source, float], one: float, settings: Train, grading: Eval
-) -> float:
+    recipe: Recipe, step: dict[Source, Spent], one: Spent, settings: Train, grading: Eval
+) -> Spent:
     total = max(1, round(settings.steps * recipe.budget))
     share = float(np.mean([recipe.on_policy(i / total) for i in range(total)]))
-    mean = share * step.get("student", 0.0) + (1 - share) * step.get("teacher", 0.0)
-    return total * mean + (total // grading.every + 1) * one
+    mean = step.get("student", Spent()) * share + step.get("teacher", Spent()) * (1 - share)
+    return mean * total + one * (total // grading.every + 1)
 
 
 def _size(count: int) -> str:

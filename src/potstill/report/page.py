@@ -21,6 +21,7 @@ from markupsafe import Markup
 from potstill import stats, zoo
 from potstill.faults import FAULTS
 from potstill.report.charts import charts
+from potstill.report.costs import costs, off
 from potstill.report.data import StudyData
 from potstill.report.findings import grouped, watched
 from potstill.report.palette import Look
@@ -61,6 +62,7 @@ def render(data: StudyData, looks: Mapping[str, Look]) -> str:
         clear=clear,
         seeds_done=seeds_done,
         baseline=stats.BASELINE,
+        off=off,
         resamples=stats.RESAMPLES,
         references=REFERENCES,
     )
@@ -83,6 +85,7 @@ def _pair(data: StudyData, pair: str, looks: Mapping[str, Look]) -> dict[str, An
         "charts": [(chart, _data_block(chart.spec)) for chart in drawn],
         "samples": samples(data, pair),
         "profiles": profiles(data, pair),
+        "costs": costs(data, pair),
         "methods": [m for m in data.recipes if any(run.metrics for run in data.of(pair, m))],
     }
 
@@ -184,7 +187,17 @@ def duration(seconds: float | None) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
+def dollars(value: float | None) -> str:
+    """An amount, to three digits.
+
+    >>> dollars(0.00123), dollars(47.0), dollars(None)
+    ('0.00123', '47', '')
+    """
+    return "" if value is None else f"{value:.3g}"
+
+
 FILTERS: dict[str, Any] = {
+    "dollars": dollars,
     "per_cent": lambda value: per_cent(value).replace("-", "−"),
     "signed": signed,
     "p_value": p_value,

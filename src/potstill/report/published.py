@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from potstill.config import Pair
+from potstill.settings import Pair
 
 
 @dataclass(frozen=True)

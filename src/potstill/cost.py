@@ -1,0 +1,140 @@
+"""What a study spends: tokens, hours and money, and whether its budget allows more.
+
+Cells write down what they have spent as they go, so that the sum over a folder is what all
+processes have spent so far. Prices are the user's: potstill knows no service's.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from potstill.errors import PotstillError
+from potstill.settings import Budget, Price
+
+# Tokens that are paid for, by what the price is called; graded ones are no part of a method's
+# budget and are paid for all the same.
+PAID = {
+    "prompt": ("prompt", "graded_prompt"),
+    "student_sampled": ("student_sampled", "graded_student_sampled"),
+    "teacher_sampled": ("teacher_sampled", "graded_teacher_sampled"),
+    "teacher_scored": ("teacher_scored", "graded_scored"),
+    "trained": ("trained",),
+}
+EVERY = 1.0  # seconds between two looks at what other processes have spent
+
+
+class BudgetReached(PotstillError):
+    """The study has spent what it may; what is unfinished goes on from here."""
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What was spent, or will be."""
+
+    seconds: float = 0.0
+    tokens: Mapping[str, float] = field(default_factory=dict)  # by kind
+
+    @classmethod
+    def read(cls, record: Mapping[str, Any]) -> Spent:
+        """From a cell's record; unknown is nothing."""
+        return cls(float(record.get("seconds") or 0.0), dict(record.get("tokens") or {}))
+
+    def __add__(self, other: Spent) -> Spent:
+        kinds = {**self.tokens, **other.tokens}
+        tokens = {k: self.tokens.get(k, 0.0) + other.tokens.get(k, 0.0) for k in kinds}
+        return Spent(self.seconds + other.seconds, tokens)
+
+    def __mul__(self, factor: float) -> Spent:
+        return Spent(self.seconds * factor, {k: n * factor for k, n in self.tokens.items()})
+
+    def count(self) -> float:
+        """Completion tokens: what methods are compared at, gradings apart."""
+        kinds = ("student_sampled", "teacher_sampled", "teacher_scored", "trained")
+        return sum(self.tokens.get(kind, 0.0) for kind in kinds)
+
+    def usd(self, price: Price) -> float:
+        """Dollars at these prices."""
+        tokens = sum(
+            getattr(price, name) * sum(self.tokens.get(kind, 0.0) for kind in kinds)
+            for name, kinds in PAID.items()
+        )
+        return price.hour * self.seconds / 3600 + tokens / 1e6
+
+
+def total(parts: Iterable[Spent]) -> Spent:
+    """The sum."""
+    found = Spent()
+    for part in parts:
+        found = found + part
+    return found
+
+
+def excess(budget: Budget, price: Price, spent: Spent) -> str:
+    """The first limit that is reached, in words; empty where none is."""
+    for name, limit, value, form in (
+        ("usd", budget.usd, spent.usd(price), "{:.4g} USD"),
+        ("hours", budget.hours, spent.seconds / 3600, "{:.3g} hours"),
+        ("tokens", budget.tokens, spent.count(), "{:.3g} tokens"),
+    ):
+        if limit is not None and value >= limit:
+            return f"{form.format(value)} of budget.{name} = {limit:g}"
+    return ""
+
+
+class Ledger:
+    """What the cells of a folder have spent, and whether they may go on.
+
+    Args:
+        cells: the folder that holds them.
+        budget: what they may spend in all.
+        price: to tell dollars.
+    """
+
+    def __init__(self, cells: Path, budget: Budget, price: Price) -> None:
+        self._cells, self._budget, self._price = cells, budget, price
+        self._looked = -EVERY
+        self._ended: dict[Path, Spent] = {}  # cells with a result: they spend no more
+
+    def spent(self, mine: Path | None = None) -> Spent:
+        """The sum over all cells but one."""
+        return total(self._cell(path) for path in self._cells.glob("*/*/*") if path != mine)
+
+    def _cell(self, path: Path) -> Spent:
+        if path not in self._ended:
+            result, running = _read(path / "result.json"), _read(path / ".spent")
+            if not result or result.get("status") != "done":
+                return Spent.read(running or {})
+            self._ended[path] = Spent.read(result)
+        return self._ended[path]
+
+    def charge(self, cell: Path, spent: Spent, *, now: bool = False) -> str:
+        """Write down what a cell has spent and look at the sum, at most once a second.
+
+        Args:
+            cell: the cell's folder.
+            spent: by it so far.
+            now: whatever the clock says.
+
+        Returns:
+            The limit that is reached, in words; empty where none is.
+        """
+        if self._budget == Budget() or (not now and time.monotonic() - self._looked < EVERY):
+            return ""
+        self._looked = time.monotonic()
+        record = {"seconds": spent.seconds, "tokens": dict(spent.tokens)}
+        partial = cell / ".spent.partial"
+        partial.write_text(json.dumps(record))
+        partial.replace(cell / ".spent")
+        return excess(self._budget, self._price, self.spent(cell) + spent)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None

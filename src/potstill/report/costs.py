@@ -1,0 +1,62 @@
+"""What the runs took beside what pre-flight predicted, and what a point of accuracy cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from potstill.cost import Spent, total
+from potstill.report.data import StudyData
+from potstill.settings import Price
+
+
+@dataclass(frozen=True)
+class CostRow:
+    """One method's finished runs on one pair, means over runs."""
+
+    method: str
+    runs: int
+    spent: Spent  # gradings included
+    predicted: Spent | None  # None where pre-flight was skipped
+    usd: float | None  # None where no price is set
+    predicted_usd: float | None
+    usd_per_point: float | None  # of accuracy gained on the untrained student; None for no gain
+
+
+def costs(data: StudyData, pair: str) -> list[CostRow]:
+    """A row for each method that has a finished run."""
+    price, before = data.study.price, data.accuracy(pair, "untrained")
+    predicted = data.folder.predicted.get(pair, {})
+    found = []
+    for method in data.recipes:
+        done = [run.record for run in data.of(pair, method) if run.status == "done"]
+        if not done:
+            continue
+        spent = total(map(Spent.read, done)) * (1 / len(done))
+        accuracy = sum(record["accuracy"] for record in done) / len(done)
+        points = 100 * (accuracy - before) if before is not None else 0.0
+        usd, told = _usd(spent, price), predicted.get(method)
+        found.append(
+            CostRow(
+                method=method,
+                runs=len(done),
+                spent=spent,
+                predicted=told,
+                usd=usd,
+                predicted_usd=_usd(told, price) if told else None,
+                usd_per_point=usd / points if usd is not None and points > 0 else None,
+            )
+        )
+    return found
+
+
+def _usd(spent: Spent, price: Price) -> float | None:
+    return None if price == Price() else spent.usd(price)
+
+
+def off(told: float, was: float) -> str:
+    """How far a prediction was off, as a share of what it was.
+
+    >>> off(11.0, 10.0), off(9.0, 10.0)
+    ('+10 %', '−10 %')
+    """
+    return f"{100 * (told / was - 1):+.0f} %".replace("-", "−") if was else ""

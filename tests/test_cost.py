@@ -1,0 +1,194 @@
+"""Money and budgets: what is counted, what is refused, what stops and goes on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from conftest import toy_table
+from potstill.cli import app
+from potstill.config import Study, read_study
+from potstill.cost import BudgetReached, Ledger, Spent, excess, total
+from potstill.errors import PotstillError
+from potstill.launch import checked, fill, predict
+from potstill.pool import Pool
+from potstill.settings import Budget, Price
+from potstill.store import Cell, StudyFolder, cells_of
+
+PRICE = Price(hour=2.0, prompt=1.0, student_sampled=3.0, teacher_scored=5.0, trained=7.0)
+
+
+def test_dollars_are_hours_and_tokens() -> None:
+    tokens = {
+        "prompt": 1e6,
+        "graded_prompt": 1e6,
+        "student_sampled": 2e6,
+        "graded_student_sampled": 1e6,
+        "teacher_scored": 1e6,
+        "trained": 3e6,
+    }
+    assert Spent(1800.0, tokens).usd(PRICE) == pytest.approx(1 + 2 + 9 + 5 + 21)
+    assert Spent(1800.0, tokens).count() == 6e6  # gradings and prompts are no method's tokens
+
+
+def test_spending_adds_up() -> None:
+    one, two = Spent(1.0, {"trained": 2.0}), Spent(2.0, {"prompt": 1.0, "trained": 1.0})
+    assert total([one, two]) == Spent(3.0, {"trained": 3.0, "prompt": 1.0})
+    assert one * 3 == Spent(3.0, {"trained": 6.0})
+    assert Spent.read({"seconds": None, "tokens": None}) == Spent()
+
+
+def test_the_first_limit_that_is_reached_is_named() -> None:
+    spent = Spent(7200.0, {"trained": 1e6})
+    assert excess(Budget(), PRICE, spent) == ""
+    assert excess(Budget(usd=12, hours=3, tokens=2e6), PRICE, spent) == ""
+    assert excess(Budget(usd=11, hours=1), PRICE, spent) == "11 USD of budget.usd = 11"
+    assert excess(Budget(hours=2), PRICE, spent) == "2 hours of budget.hours = 2"
+    assert "of budget.tokens = 100" in excess(Budget(tokens=100), PRICE, spent)
+
+
+def test_a_ledger_sums_what_ended_and_what_runs(tmp_path: Path) -> None:
+    def write(cell: str, name: str, record: dict) -> Path:
+        path = tmp_path / "p" / cell / "0"
+        path.mkdir(parents=True, exist_ok=True)
+        (path / name).write_text(json.dumps(record))
+        return path
+
+    write("a", "result.json", {"status": "done", "seconds": 5.0, "tokens": {"trained": 1}})
+    write("b", ".spent", {"seconds": 7.0, "tokens": {"trained": 2}})
+    write("b", "result.json", {"status": "failed", "seconds": 1.0})
+    mine = write("c", ".spent", {"seconds": 100.0, "tokens": {"trained": 100}})
+    ledger = Ledger(tmp_path, Budget(tokens=10), Price())
+    assert ledger.spent(mine) == Spent(12.0, {"trained": 3.0})
+    assert ledger.charge(mine, Spent(1.0, {"trained": 6.0})) == ""
+    assert ledger.charge(mine, Spent(1.0, {"trained": 9.0})) == ""  # looks once a second
+    assert "budget.tokens" in ledger.charge(mine, Spent(1.0, {"trained": 9.0}), now=True)
+    assert json.loads((mine / ".spent").read_text())["tokens"] == {"trained": 9.0}
+
+
+@pytest.fixture
+def looks_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from potstill import cost
+
+    monkeypatch.setattr(cost, "EVERY", 0.0)
+
+
+def toy(tmp_path: Path, **changes: object) -> Study:
+    table = {"methods": ["on_policy_gkd", "off_policy"], "seeds": [0], **changes}
+    return read_study(toy_table(tmp_path, **table))
+
+
+def test_a_spent_budget_stops_between_steps_and_goes_on(
+    tmp_path: Path, looks_at_once: None
+) -> None:
+    whole = StudyFolder(tmp_path / "whole")
+    fill(toy(tmp_path), whole.path, 1, False)
+    cell = Cell("toy", "on_policy_gkd", 0)
+    record = whole.cell(cell).result
+    assert record is not None
+    half = Spent.read(record).count() / 2
+    part = StudyFolder(tmp_path / "part")
+    with pytest.raises(BudgetReached, match=r"of budget\.tokens"):
+        run_inline(toy(tmp_path, budget={"tokens": half}), part)
+    place = part.cell(cell)
+    assert place.result is None and place.running is None and 1 < place.steps < 12
+    with pytest.raises(BudgetReached):  # nothing begins while it is spent
+        fill(toy(tmp_path, budget={"tokens": half}), part.path, 1, False)
+    assert place.result is None
+    fill(toy(tmp_path, budget={"tokens": 1e9}), part.path, 1, False)
+    again = place.result
+    assert again is not None and place.metrics == whole.cell(cell).metrics
+    assert again["tokens"] == record["tokens"]
+    assert not list(part.path.rglob(".spent"))
+
+
+def run_inline(study: Study, folder: StudyFolder) -> None:
+    """A worker's work in this process, where the clock of the ledger is the test's."""
+    from potstill.study import run_cell
+
+    folder.open(study)
+    ledger = folder.ledger(study)
+    for cell in cells_of(study):
+        run_cell(study, folder, cell, ledger=ledger)
+
+
+def test_a_study_that_would_exceed_its_budget_is_refused_before_it_begins(tmp_path: Path) -> None:
+    study = toy(tmp_path, budget={"tokens": 10})
+    with pytest.raises(PotstillError, match=r"the 4 cells .* budget\.tokens = 10") as refused:
+        fill(study, tmp_path / "out", 1, True)
+    assert "--no-preflight" in refused.value.hint and not (tmp_path / "out").exists()
+
+
+def test_what_was_predicted_is_kept_and_close(tmp_path: Path) -> None:
+    study, folder = toy(tmp_path), StudyFolder(tmp_path / "out")
+    fill(study, folder.path, 1, True)
+    predicted = folder.predicted["toy"]
+    assert predicted.keys() == {"on_policy_gkd", "off_policy", "teacher", "untrained"}
+    for method in ("on_policy_gkd", "off_policy"):
+        record = folder.cell(Cell("toy", method, 0)).result
+        assert record is not None
+        assert predicted[method].count() == pytest.approx(Spent.read(record).count(), rel=0.5)
+    assert set(predict(checked(study))["toy"]) == set(predicted)
+
+
+def test_gradings_and_references_are_paid_for(tmp_path: Path) -> None:
+    study, folder = toy(tmp_path), StudyFolder(tmp_path / "out")
+    folder.open(study)
+    Pool(study, folder, 1).run(lambda: None, every=0.02)
+    for cell in cells_of(study):
+        record = folder.cell(cell).result
+        assert record is not None
+        tokens = record["tokens"]
+        role = "teacher" if cell.method == "teacher" else "student"
+        assert tokens[f"graded_{role}_sampled"] > 0 and tokens["graded_prompt"] > 0
+        assert record["peak_bytes"] > 0
+        kinds = ("student_sampled", "teacher_sampled", "teacher_scored", "trained")
+        assert Spent.read(record).count() == sum(tokens.get(kind, 0) for kind in kinds)
+        assert (Spent.read(record).count() > 0) == (cell.seed is not None)
+
+
+def test_the_report_holds_costs_against_what_was_predicted(tmp_path: Path) -> None:
+    from potstill.report import write_report
+    from potstill.report.costs import costs
+    from potstill.report.data import load
+
+    study = toy(tmp_path, price={"hour": 3600.0}, seeds=[0, 1])
+    folder = StudyFolder(tmp_path / "out")
+    fill(study, folder.path, 1, True)
+    rows = {row.method: row for row in costs(load(folder.path), "toy")}
+    mine = rows["on_policy_gkd"]
+    records = [folder.cell(Cell("toy", "on_policy_gkd", seed)).result for seed in (0, 1)]
+    seconds = sum(record["seconds"] for record in records if record) / 2
+    assert mine.runs == 2 and mine.usd == pytest.approx(seconds)
+    assert mine.predicted == folder.predicted["toy"]["on_policy_gkd"]
+    gains = [record["accuracy"] for record in records if record]
+    untrained = folder.cell(Cell("toy", "untrained")).result
+    assert untrained is not None
+    points = 100 * (sum(gains) / 2 - untrained["accuracy"])
+    assert mine.usd_per_point == pytest.approx(seconds / points)
+    text = write_report(folder.path).html.read_text()
+    assert "What it cost" in text and "a point gained" in text
+    free = StudyFolder(tmp_path / "free")
+    fill(toy(tmp_path), free.path, 1, False)
+    (row, _) = costs(load(free.path), "toy")
+    assert row.usd is None and row.predicted is None
+    assert "No price is set" in write_report(free.path).html.read_text()
+
+
+def test_check_prints_hours_tokens_and_dollars(tmp_path: Path) -> None:
+    import tomli_w
+
+    file = tmp_path / "study.toml"
+    table = toy_table(tmp_path, methods=["off_policy"], price={"hour": 1.0, "trained": 2.0})
+    file.write_text(tomli_w.dumps(table))
+    done = CliRunner().invoke(app, ["check", str(file), "--json"])
+    assert done.exit_code == 0, done.output
+    (row,) = json.loads(done.stdout)["prediction"]
+    assert row["predicted"] == "toy" and float(row["USD"]) > 0 and float(row["tokens"]) > 100
+    plain = CliRunner().invoke(app, ["check", str(file)])
+    assert "hours that cells compute" in plain.stdout
+    refused = CliRunner().invoke(app, ["check", str(file), "budget.usd=0.00001"])
+    assert refused.exception is not None and "budget.usd" in str(refused.exception)
