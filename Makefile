@@ -27,7 +27,7 @@ test-all: .venv/ready
 
 bench: .venv/ready
 	$(BIN)/python -m benchmarks.steps tiny --repeats 10
-	$(BIN)/python -m benchmarks.steps smol --repeats 3 --batch-tokens 512 --questions "$(QUESTIONS)"
+	$(BIN)/python -m benchmarks.steps smol --repeats 3 --questions "$(QUESTIONS)"
 	$(BIN)/python -m benchmarks.head --repeats 1
 	$(BIN)/python -m benchmarks.growth --repeats 2 --axes batch completion vocabulary
 	$(BIN)/potstill bench pairs=tiny-llama methods=on_policy_gkd

@@ -5,7 +5,8 @@
 Exact reverse KL from the hidden states of both models to the gradients of the student's hidden
 states and head: whole logits under autograd, TRL's tiles, and potstill's slices. Each measurement
 is a process of its own, so that its peak is its own; the three take turns. Loss and gradients have
-to agree, or it ends with an error.
+to agree, or it ends with an error. TRL's tiles also give the student's entropy, and on a CPU they
+are its fallback for kernels that a GPU has.
 """
 
 from __future__ import annotations
@@ -15,22 +16,23 @@ import json
 import statistics
 import subprocess
 import sys
-from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from benchmarks.beside import ROOT, spread, trl_python
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from benchmarks.peers.alone import measure
+from potstill.engines.heads import States
+from potstill.engines.terms import Columns, Tally, take
+from potstill.losses import REVERSE_KL, reverse_kl
+from potstill.types import Datum, ModelSpec, Term
 
 CHECKED = ("loss", "gradient", "head gradient")
 
 
 def whole(mine: Tensor, head: Tensor, its: Tensor, other: Tensor) -> tuple[float, Tensor]:
     """Rows of all positions at once."""
-    from potstill.losses import reverse_kl
-
     mine.requires_grad_(True)
     logp, logq = (mine @ head.T).log_softmax(-1), (its @ other.T).log_softmax(-1)
     loss = reverse_kl(logp, logq).mean()
@@ -41,13 +43,6 @@ def whole(mine: Tensor, head: Tensor, its: Tensor, other: Tensor) -> tuple[float
 
 def slices(mine: Tensor, head: Tensor, its: Tensor, other: Tensor) -> tuple[float, Tensor]:
     """What the engine does."""
-    import torch
-
-    from potstill.engines.heads import States
-    from potstill.engines.terms import Columns, Tally, take
-    from potstill.losses import REVERSE_KL
-    from potstill.types import Datum, ModelSpec, Term
-
     size, spec = len(mine), ModelSpec(dtype="float32")
     ids, nothing = (0,) * size, np.zeros(size, np.float32)
     term = Term(REVERSE_KL, np.full(size, 1 / size, np.float32))
@@ -112,8 +107,6 @@ def main() -> None:
     parser.add_argument("--one", choices=("whole", "slices"), help=argparse.SUPPRESS)
     told = parser.parse_args()
     if told.one:
-        from benchmarks.peers.alone import measure
-
         way = WAYS[told.one]
         assert way is not None
         print(json.dumps(measure(way, told.positions[0])))

@@ -9,7 +9,10 @@ and half its layers (student) with random weights, at batch 8 and 64 new tokens.
 all weights in float32 on the exact reverse KL of what the student has just written, at temperature
 1, with as many threads. Step 0 trains on given completions, so that both report the same loss or
 the benchmark ends with an error; it is not timed. TRL runs as it comes, with gradient
-checkpointing, and without, which is faster. Diagnosis and grading are left out, as TRL has none.
+checkpointing, and without, which is faster; potstill as it comes, and with `smol` in micro-batches
+of 512 tokens as well, which is its knob for memory. Diagnosis and grading are left out, as TRL has
+none. On a CPU TRL's loss works on padding too and on the student's entropy; on GPUs it skips the
+former. Peak memory is the process's, and in brackets what it grew by once both models were loaded.
 """
 
 from __future__ import annotations
@@ -26,13 +29,14 @@ from benchmarks.shapes import gsm8k_questions, make_smol
 from potstill import load_task, zoo
 from potstill.engines import open_engine
 
-SIDES = {"potstill": None, "TRL": True, "TRL, no checkpointing": False}
+OWN, SMALL = "potstill", "potstill, 512 tokens at once"
+TRL = {"TRL": True, "TRL, no checkpointing": False}  # gradient checkpointing
 AGREE = 1e-3  # nats by which the losses of step 0 may differ
 
 
 def job_of(args: argparse.Namespace) -> dict[str, Any]:
     """What every side is given."""
-    job = {"threads": args.threads, "learning_rate": 1e-4, "batch_tokens": args.batch_tokens}
+    job: dict[str, Any] = {"threads": args.threads, "learning_rate": 1e-4, "batch_tokens": 16_384}
     count = args.repeats + 2
     if args.workload == "tiny":
         task = load_task("arithmetic")
@@ -63,18 +67,13 @@ def first_batch(job: dict[str, Any]) -> tuple[list[Any], list[Any]]:
 def measure(args: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
     """Every side's steps, step 0 first."""
     job, python = job_of(args), trl_python()
-    sides = {}
-    for name, checkpointing in SIDES.items():
-        words = (
-            (sys.executable, "benchmarks.own_steps", job)
-            if checkpointing is None
-            else (
-                python,
-                "benchmarks.peers.trl_steps",
-                {**job, "gradient_checkpointing": checkpointing},
-            )
-        )
-        sides[name] = Child(*words)
+    sides = {OWN: Child(sys.executable, "benchmarks.own_steps", job)}
+    if args.workload == "smol":
+        small = {**job, "batch_tokens": 512}
+        sides[SMALL] = Child(sys.executable, "benchmarks.own_steps", small)
+    for name, checkpointing in TRL.items():
+        its = {**job, "gradient_checkpointing": checkpointing}
+        sides[name] = Child(python, "benchmarks.peers.trl_steps", its)
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in sides}
     try:
         for _ in range(args.repeats + 1):
@@ -87,19 +86,21 @@ def measure(args: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
 
 
 def table(found: dict[str, list[dict[str, Any]]]) -> str:
-    """The comparison in Markdown."""
-    own = found["potstill"]
-    lines = [
-        "| | s a step | tokens a step | peak GB | its time : ours | our memory : its |",
-        "|---|--:|--:|--:|--:|--:|",
-    ]
+    """The comparison in Markdown: each side, and how many times longer each TRL takes."""
+    own = [name for name in found if name not in TRL]
+    heads = ["", "s a step", "tokens a step", "peak GB (growth)"]
+    heads += [f"{what} : {name}" for name in own for what in ("its time", "its peak")]
+    lines = ["| " + " | ".join(heads) + " |", "|---" + "|--:" * (len(heads) - 1) + "|"]
     for name, steps in found.items():
-        seconds = [step["seconds"] for step in steps[1:]]
-        ratios = [s["seconds"] / o["seconds"] for s, o in zip(steps[1:], own[1:], strict=True)]
         tokens = statistics.mean(step["tokens"] for step in steps[1:])
-        memory, mine = steps[-1]["memory"], own[-1]["memory"]
-        compared = [f"{spread(ratios)}", f"{mine / memory:.2f}"] if steps is not own else ["", ""]
-        cells = [name, spread(seconds, ".3f"), f"{tokens:.0f}", f"{memory / 1e9:.2f}", *compared]
+        peak, loaded = steps[-1]["memory"] / 1e9, steps[-1]["loaded"] / 1e9
+        cells = [name, spread([step["seconds"] for step in steps[1:]], ".3f"), f"{tokens:.0f}"]
+        cells.append(f"{peak:.2f} ({peak - loaded:.2f})")
+        for mine in own:
+            pairs = list(zip(steps[1:], found[mine][1:], strict=True))
+            ratios = [its["seconds"] / ours["seconds"] for its, ours in pairs]
+            times = peak * 1e9 / found[mine][-1]["memory"]
+            cells += [spread(ratios), f"{times:.2f}"] if name in TRL else ["", ""]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -111,7 +112,6 @@ def main() -> None:
     parser.add_argument("workload", choices=("tiny", "smol"))
     parser.add_argument("--repeats", type=int, default=4)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--batch-tokens", type=int, default=16_384, help="potstill's memory knob")
     parser.add_argument("--questions", default="", help="GSM8K's train.jsonl; default: the hub")
     parser.add_argument("--out", default="runs/bench")
     args = parser.parse_args()

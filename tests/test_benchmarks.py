@@ -88,7 +88,7 @@ def test_a_side_takes_the_step_that_the_library_takes(monkeypatch: pytest.Monkey
     """Step 0 trains on given completions: its loss is the mean reverse KL over their tokens."""
     from benchmarks import own_steps, steps
 
-    told = argparse.Namespace(workload="tiny", repeats=1, threads=1, batch_tokens=512)
+    told = argparse.Namespace(workload="tiny", repeats=1, threads=1)
     job = steps.job_of(told)
     assert len(job["questions"]) == len(job["prompts"]) == 3 * 32
     assert len(job["completions"]) == 32
@@ -108,11 +108,12 @@ def test_sides_are_compared_step_by_step() -> None:
     from benchmarks import steps
 
     def taken(*seconds: float) -> list[dict[str, float]]:
-        return [{"seconds": s, "loss": 0.5, "tokens": 10, "memory": 2e9} for s in seconds]
+        shared = {"loss": 0.5, "tokens": 10, "memory": 2e9, "loaded": 1.5e9}
+        return [{"seconds": s, **shared} for s in seconds]
 
     found = {"potstill": taken(9.0, 1.0, 2.0), "TRL": taken(9.0, 3.0, 4.0)}
     lines = steps.table(found).splitlines()
-    assert lines[2].startswith("| potstill | 1.500 (1.000 to 2.000) | 10 | 2.00 |")
+    assert lines[2].startswith("| potstill | 1.500 (1.000 to 2.000) | 10 | 2.00 (0.50) |")
     assert "| 2.50 (2.00 to 3.00) | 1.00 |" in lines[3]
 
 

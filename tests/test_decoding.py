@@ -114,10 +114,9 @@ def test_bfloat16_is_as_far_off_as_transformers_bfloat16_is(
     def error(kind: Any) -> float:
         return float((torch.cat(follow(kind, model, True)).double() - exact).norm())
 
-    for packed in (0, 1 << 40):
-        monkeypatch.setattr(decoding, "PACKED", packed)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            assert error(Fast) < 1.5 * error(Plain)
+    monkeypatch.setattr(decoding, "PACKED", 0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert error(Fast) < 1.5 * error(Plain)
     model.to(torch.bfloat16)
     assert error(Fast) < 1.5 * error(Plain)
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from potstill.engines import heads
+from potstill.engines import heads, terms
 from potstill.engines.torch import TorchEngine, micro_batches
 from potstill.errors import PotstillError
 from potstill.losses import row_divergence
@@ -65,12 +65,22 @@ def naive_step(models: Path, family: str, data: list[Datum]) -> tuple[float, flo
 
 
 @pytest.mark.parametrize("family", ["qwen", "llama"])
+@pytest.mark.parametrize("plain", [True, False])
 @pytest.mark.parametrize(("batch_tokens", "positions"), [(16_384, 10**6), (40, 10**6), (16_384, 3)])
 def test_a_step_equals_the_naive_one(
-    models: Path, family: str, batch_tokens: int, positions: int, monkeypatch: pytest.MonkeyPatch
+    models: Path,
+    family: str,
+    batch_tokens: int,
+    positions: int,
+    plain: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Padding, masks, normalisation, slices and accumulation change neither loss nor gradient."""
+    """Padding, normalisation, slices, blocks and accumulation change neither loss nor gradient,
+    whether the head runs apart or the family's logits are more than it."""
     monkeypatch.setattr(heads, "SLICE", positions * 400)
+    monkeypatch.setattr(terms, "BLOCK", positions * 400 // 2)
+    if not plain:
+        monkeypatch.setattr(heads, "PLAIN", frozenset())
     engine = open_pair(models, family, batch_tokens=batch_tokens, max_grad_norm=0.0)
     data = batch_of(engine)
     assert {datum.source for datum in data} == {"student", "teacher"}
@@ -83,6 +93,21 @@ def test_a_step_equals_the_naive_one(
         large = gradients[name].abs() > 1e-4
         moved = (engine._trained[name] - old)[large]
         assert torch.allclose(moved, -0.01 * gradients[name][large].sign(), rtol=1e-2)
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_padding_rows_of_a_head_are_never_trained(
+    models: Path, plain: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not plain:
+        monkeypatch.setattr(heads, "PLAIN", frozenset())
+    engine = TorchEngine(str(models / "qwen/teacher"), str(models / "qwen/student"))
+    head = engine._models["student"].lm_head.weight
+    before = head.detach().clone()
+    assert len(head) == engine.vocabulary + 5
+    engine.step(batch_of(engine), 0.01)
+    assert torch.equal(head[-5:], before[-5:])
+    assert (head[:-5] != before[:-5]).any(1).float().mean() > 0.9
 
 
 @pytest.mark.parametrize("plain", [True, False])

@@ -45,7 +45,7 @@ class Gate(TrainerCallback):
 
     def __init__(self) -> None:
         self.ask: queue.Queue[None] = queue.Queue()
-        self.answer: queue.Queue[float] = queue.Queue()
+        self.answer: queue.Queue[float | BaseException] = queue.Queue()
         self.start = 0.0
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:
@@ -91,17 +91,28 @@ def begin(job: dict[str, Any]) -> Work:
         processing_class=AutoTokenizer.from_pretrained(job["student"]),
         callbacks=[gate],
     )
-    threading.Thread(target=trainer.train, daemon=True).start()
+
+    def train() -> None:
+        try:
+            trainer.train()
+        except BaseException as error:
+            gate.answer.put(error)
+
+    loaded = peak_memory()
+    threading.Thread(target=train, daemon=True).start()
 
     def work(request: dict[str, Any]) -> dict[str, Any]:
         gate.ask.put(None)
-        seconds = gate.answer.get(timeout=600)
+        seconds = gate.answer.get()
+        if isinstance(seconds, BaseException):
+            raise seconds
         tokens = getattr(trainer, "tokens", 0)
         return {
             "seconds": seconds,
             "loss": trainer.seen,
             "tokens": tokens,
             "memory": peak_memory(),
+            "loaded": loaded,
         }
 
     return work

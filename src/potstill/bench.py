@@ -89,9 +89,9 @@ def bench(study: Study, pair: str, repeats: int) -> Bench:
         problems = draw(task.train, study.train.batch_size, 0, 0)
         times, rows = _measure(engine, recipe, problems, study.train, repeats)
         peak = engine.memory()[0]
-        machine, losses = engine.machine(), [loss for loss, _ in losses_for(recipe, "student")]
+        machines, losses = engine.machines(), [loss for loss, _ in losses_for(recipe, "student")]
         targets = {loss.to for loss in losses if LOSSES[loss.name] == "row"}
-        bounds = engine.bounds(machine, rows, targets)
+        bounds = engine.bounds(machines, rows, targets)
     finally:
         engine.close()
     aside = {"scoring"} if all(LOSSES[loss.name] != "token_scores" for loss in losses) else set()
@@ -102,8 +102,8 @@ def bench(study: Study, pair: str, repeats: int) -> Bench:
         batch=len(rows),
         prompt=prompt,
         completion=completion,
-        bandwidth=machine.bandwidth,
-        matmul=machine.matmul,
+        bandwidth=machines["student"].bandwidth,
+        matmul=machines["student"].matmul,
         peak=peak,
         speeds=tuple(_speeds(times, bounds, sum(c for _, c in rows), aside)),
     )

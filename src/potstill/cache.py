@@ -20,6 +20,8 @@ from potstill.engines import Engine, Wrapper
 from potstill.errors import writing
 from potstill.types import Ids, Role, Sample
 
+SAMPLER = 2  # of how texts are drawn: another sampler's texts are no hits
+
 
 class CachedTeacher(Wrapper):
     """An engine whose teacher does not write the same text twice.
@@ -44,7 +46,7 @@ class CachedTeacher(Wrapper):
     ) -> list[Sample]:
         if role != "teacher":
             return self.engine.sample(role, prompts, max_tokens, temperature, rng)
-        asked = (self._teacher, list(prompts), list(max_tokens), temperature)
+        asked = (SAMPLER, self._teacher, list(prompts), list(max_tokens), temperature)
         key = hashlib.sha256(repr((asked, rng.bit_generator.state)).encode()).hexdigest()
         file = self._folder / key[:2] / f"{key}.npz"
         samples = _read(file)

@@ -16,7 +16,7 @@ from potstill import zoo
 from potstill.config import Study
 from potstill.cost import Spent, excess, total
 from potstill.errors import PotstillError
-from potstill.pool import Pool, preflight_study
+from potstill.pool import Pool, allowed, preflight_study
 from potstill.preflight import Check
 from potstill.store import REFERENCES, Cell, StudyFolder, cells_of
 from potstill.study import prepare
@@ -114,7 +114,7 @@ def fill(
     if not workers:
         threads = max(1, getattr(study.engine, "threads", 1))
         tiny = all(name in zoo.PAIRS for name in study.models)
-        workers = max(1, (os.cpu_count() or 1) // threads) if tiny else 1
+        workers = max(1, (len(allowed()) or os.cpu_count() or 1) // threads) if tiny else 1
     with View(study, folder, cells) as view:
         view.tick()
         return Pool(study, folder, workers, cells).run(view.tick)

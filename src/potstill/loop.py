@@ -65,11 +65,11 @@ def train(
     total = max(1, round(settings.steps * recipe.budget))
     limits = Limits(settings.max_tokens, settings.temperature, settings.teacher_temperature)
     meter = Metered(engine)
-    examiner = Examiner(meter.aside, task, grading, settings.max_tokens, reference)
-    monitor = Monitor(meter.aside, asked, settings, grading, examiner.texts)
-    start, buffer = _resume(recipe, meter, settings, recorder, monitor)
-    if not monitor.rows:
-        recorder.record(monitor.start(task, len(examiner.tested)), None)
+    with meter.clock("evaluation"):
+        examiner = Examiner(meter.aside, task, grading, settings.max_tokens, reference)
+    with meter.clock("diagnosis"):
+        monitor = Monitor(meter.aside, asked, settings, grading, examiner.texts)
+    start, buffer = _resume(recipe, meter, settings, recorder, monitor, examiner)
     for step, done in pairwise(range(start, total + 1)):
         problems = draw(task.train, settings.batch_size, seed, step)
         fresh = collect(recipe, meter, problems, step / total, step, seed, limits)
@@ -87,17 +87,34 @@ def train(
         recorder.record(row, examiner.fresh)
         recorder.note(monitor.findings)
         if ended := _give_up(done, total, monitor, engine, settings, recorder):
-            graded = examiner.grade(again=True)
-            return Trained(done, graded, meter.state(), recorder, ended)
+            return _end(done, examiner, meter, recorder, ended)
         if done < total:
             _keep(done, meter, buffer, settings, recorder, monitor)
-    return Trained(total, examiner.grade(), meter.state(), recorder)
+    return _end(total, examiner, meter, recorder)
+
+
+def _end(
+    done: int,
+    examiner: Examiner,
+    meter: Metered,
+    recorder: Recorder,
+    ended: dict[str, int] | None = None,
+) -> Trained:
+    """Grade the student that the run ends with."""
+    with meter.clock("evaluation"):
+        graded = examiner.grade(again=ended is not None)
+    return Trained(done, graded, meter.state(), recorder, ended)
 
 
 def _resume(
-    recipe: Recipe, meter: Metered, settings: Train, recorder: Recorder, monitor: Monitor
+    recipe: Recipe,
+    meter: Metered,
+    settings: Train,
+    recorder: Recorder,
+    monitor: Monitor,
+    examiner: Examiner,
 ) -> tuple[int, Buffer]:
-    """Where to start: the last checkpoint, or step 0."""
+    """Where to start: the last checkpoint, or step 0, whose signals are recorded first."""
     capacity = recipe.replay.capacity * settings.batch_size if recipe.replay else 0
     if settings.on_collapse == "rollback" and not recorder.checkpoints:
         raise PotstillError(
@@ -110,6 +127,10 @@ def _resume(
     monitor.recall(recorder.metrics)
     if found is None and settings.on_collapse == "rollback" and recorder.checkpoints:
         checkpoint.save(recorder.checkpoints, 0, meter, [], meter.state())
+    if not monitor.rows:
+        with meter.clock("diagnosis"):
+            first = monitor.start(examiner.task, len(examiner.tested))
+        recorder.record(first, None)
     return max(step, 0), Buffer(capacity, entries)
 
 

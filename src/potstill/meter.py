@@ -35,13 +35,14 @@ class Metered(Wrapper):
         self._settled = time.perf_counter(), 0.0
 
     def recall(self, counted: dict[str, dict[str, float]] | None) -> None:
-        """Go on from what a resume point kept; what was counted since the start is its own."""
+        """Go on from what a resume point kept: its tokens, and its seconds beside those since."""
         if counted:
             self.tokens.clear()
             self.tokens.update({k: int(v) for k, v in counted["tokens"].items()})
-            self.seconds.clear()
-            self.seconds.update(counted["seconds"])
-        self._settled = time.perf_counter(), sum(self.seconds.values())
+            self._settle()
+            for activity, seconds in counted["seconds"].items():
+                self.seconds[activity] += seconds
+            self._settled = time.perf_counter(), sum(self.seconds.values())
 
     @property
     def spent(self) -> int:

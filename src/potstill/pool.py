@@ -20,7 +20,7 @@ from typing import Any
 
 from potstill.config import Study, read_study
 from potstill.cost import BudgetReached, Ledger, excess
-from potstill.errors import StorageError
+from potstill.errors import PotstillError, StorageError
 from potstill.preflight import Check
 from potstill.provenance import provenance
 from potstill.store import REFERENCES, Cell, StudyFolder, cells_of
@@ -45,6 +45,7 @@ class Pool:
         self.study, self.folder, self.workers = study, folder, workers
         self.cells = list(cells or cells_of(study))
         self.deaths: Counter[Cell] = Counter()
+        self.idle_deaths = 0  # of workers that had no cell
         self._context = multiprocessing.get_context("spawn")
         self._processes: dict[int, Any] = {}  # by place, which decides their cores
 
@@ -93,18 +94,31 @@ class Pool:
                     self.folder,
                     self.cells,
                     os.getpid(),
-                    cores(place, self.workers, _allowed()),
+                    cores(place, self.workers, allowed()),
                 ),
             )
             process.start()
             self._processes[place] = process
 
     def _bury(self, process: Any) -> None:
-        """Note the death of a worker; a cell that costs two workers has failed."""
-        for cell in self.missing():
+        """Note the death of a worker; a cell that costs two workers has failed.
+
+        Raises:
+            PotstillError: workers die one after the other before they have taken a cell.
+        """
+        held = [
+            cell
+            for cell in self.missing()
+            if (self.folder.cell(cell).running or {}).get("pid") == process.pid
+        ]
+        self.idle_deaths = 0 if held else self.idle_deaths + 1
+        if self.idle_deaths > DEATHS * self.workers:
+            raise PotstillError(
+                f"workers end with exit code {process.exitcode} before they take a cell",
+                "their messages stand above; run one cell alone with `potstill run`",
+            )
+        for cell in held:
             place = self.folder.cell(cell)
-            if (place.running or {}).get("pid") != process.pid:
-                continue
             self.deaths[cell] += 1
             if self.deaths[cell] >= DEATHS:
                 code = process.exitcode
@@ -168,7 +182,7 @@ def cores(place: int, workers: int, allowed: Sequence[int]) -> frozenset[int]:
     return frozenset(allowed[first:end])
 
 
-def _allowed() -> list[int]:
+def allowed() -> list[int]:
     """The cores that this process may use; none where the system does not tell."""
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
 
@@ -181,8 +195,9 @@ def _work(
     mine: frozenset[int],
 ) -> None:
     """A worker process: run cells until none is left to take."""
-    if mine:
-        os.sched_setaffinity(0, mine)
+    with contextlib.suppress(OSError):  # a sandbox may forbid it; it is only faster
+        if mine:
+            os.sched_setaffinity(0, mine)
     threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
     study = read_study(table)
     task, ledger = load_task(**study.task), folder.ledger(study)

@@ -68,7 +68,7 @@ class TorchSettings(Part):
     batch_tokens: int = Field(16_384, ge=1)  # padded tokens per micro-batch: the memory knob
     sample_tokens: int = Field(16_384, ge=1)  # the same for sampling, which keeps a cache alone
     gradient_checkpointing: bool = False  # recompute activations to save memory
-    threads: int = Field(1, ge=0)  # CPU threads per cell; 0: torch's own choice
+    threads: int = Field(1, ge=0)  # CPU threads per cell; 0: as many as the worker has cores
 
 
 class FakeSettings(Part):

@@ -111,10 +111,10 @@ class Fast(Plain):
         self._padded = not bool(seen.all())
         self.at = self.position[:, -1] + 1
         self._embed, self._norm = core.embed_tokens.weight, _norm(core.norm)
-        join = _size(core.layers) <= JOINED
+        head = inner.lm_head
+        join = _size(core.layers) + _size(head) <= JOINED
         dtype = keys.dtype
         self._layers = [_Layer(layer, dtype, join, len(ids)) for layer in core.layers]
-        head = inner.lm_head
         self._head = _weights([head], dtype, join, len(ids))
         places = torch.arange(int(self.at.max()) + room, device=ids.device)[None]
         cos, sin = core.rotary_emb(self._embed, places)
@@ -217,14 +217,15 @@ def _weights(modules: list[Any], dtype: torch.dtype, join: bool, rows: int) -> M
 def _matrix(
     weight: Tensor, bias: Tensor | None, pack: bool, rows: int
 ) -> Callable[[Tensor], Tensor]:
-    """x -> x W^T + b; large weights in oneDNN's layout on a CPU.
+    """x -> x W^T + b; large float32 weights in oneDNN's layout on a CPU.
 
     A few rows times a large matrix is bound by reading it, and the plain product reads it at a
-    third of the speed that the packed one does.
+    third of the speed that the packed one does. In half precision the plain one is oneDNN's too.
     """
-    if pack and weight.device.type == "cpu" and weight.numel() >= PACKED and mkldnn.is_available():
+    large = weight.device.type == "cpu" and weight.numel() >= PACKED
+    if pack and large and weight.dtype == torch.float32 and mkldnn.is_available():
         packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), rows)
-        return lambda x: _packed(x.to(weight.dtype), packed, bias)
+        return lambda x: _packed(x.float(), packed, bias)
     return lambda x: F.linear(x.to(weight.dtype), weight, bias)
 
 

@@ -4,23 +4,25 @@ The rows of a large vocabulary are what fills memory: 4,096 positions of 151,936
 copy, and a divergence with its gradient needs several. So a forward pass stops before the head,
 and the head runs on slices of the completion positions whose rows are used and dropped. A slice's
 gradient goes through the head by hand: autograd would write out a whole gradient of the head for
-each slice and then add it up. Families whose logits are more than `lm_head` (soft caps, scales) run
-whole, and only the rest is sliced.
+each slice and then add it up, which in float32 is one product into place. Families whose logits
+are more than `lm_head` (soft caps, scales) run whole, and only the rest is sliced.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from potstill.engines.loading import autocast, without_adapters
+from potstill.engines.loading import without_adapters
 from potstill.types import Ids, ModelSpec
 
-SLICE = 1 << 25  # most entries of a slice of logits: 128 MB in float32
+SLICE = 1 << 25  # most entries of a slice of logits: 128 MB in float32; eightfold on a GPU
 # Families whose logits are lm_head(last hidden state), nothing else.
 PLAIN = frozenset(
     {"llama", "mistral", "mixtral", "olmo2", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "smollm3"}
@@ -48,18 +50,20 @@ class States:
 
     def slices(self) -> Iterator[slice]:
         """The positions in parts that fit into memory."""
-        size = max(1, SLICE // self.vocabulary)
+        most = SLICE << 3 if self.hidden.is_cuda else SLICE
+        size = max(1, most // self.vocabulary)
         for start in range(0, len(self.hidden), size):
             yield slice(start, start + size)
 
     def logits(self, part: slice) -> Tensor:
-        """Logits (n, V) of some positions in float32, without a graph."""
+        """Logits (n, V) of some positions in float32, without a graph.
+
+        Without a plain head they may be the model's own: what overwrites them, overwrites these.
+        """
         hidden = self.hidden[part].detach()
         if self.head is None:
             return hidden[:, : self.vocabulary].float()
-        with torch.no_grad(), autocast(self.spec):
-            out: Tensor = self.head(hidden)
-        return out[:, : self.vocabulary].float()
+        return F.linear(hidden.to(self.weight.dtype), self.weight).float()
 
     def rows(self, part: slice) -> Tensor:
         """Log-probabilities (n, V) of some positions, without a graph."""
@@ -77,24 +81,24 @@ class States:
         if self.head is None:
             into[part, : self.vocabulary] = grad
             return
-        weight, hidden = self.head.weight, self.hidden[part]  # plain heads have no bias
-        grad, hidden = grad.to(self.dtype), hidden.to(self.dtype)
-        into[part] = grad @ weight[: self.vocabulary].to(self.dtype)
-        if not weight.requires_grad:
+        param, hidden = self.head.weight, self.hidden[part].to(self.weight.dtype)
+        grad = grad.to(self.weight.dtype)
+        into[part] = grad @ self.weight
+        if not param.requires_grad:
             return
-        if weight.grad is None:
-            weight.grad = torch.zeros_like(weight)
-        total = weight.grad[: self.vocabulary]
-        if total.dtype == self.dtype:
+        if param.grad is None:
+            param.grad = torch.zeros_like(param)
+        total = param.grad[: self.vocabulary]
+        if total.dtype == grad.dtype:
             total.addmm_(grad.T, hidden)
         else:
             total += grad.T @ hidden
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """What the head computes in."""
-        found: torch.dtype = getattr(torch, self.spec.dtype)
-        return found
+    @cached_property
+    def weight(self) -> Tensor:
+        """The head's (V, H) in the dtype of the computation; plain heads have no bias."""
+        whole: Tensor = self.head.weight.detach()[: self.vocabulary]
+        return whole.to(getattr(torch, self.spec.dtype))
 
 
 def read(
@@ -114,15 +118,18 @@ def read(
     width = max(map(len, rows))
     device = model.get_input_embeddings().weight.device
     ids = torch.tensor([row + (0,) * (width - len(row)) for row in rows], device=device)
-    first, last = min(starts), max(map(sum, zip(starts, lengths, strict=True)))
-    column = torch.arange(first, max(last, first + 1), device=device)
+    first = min(starts)
+    last = max(first + 1, *(start + n for start, n in zip(starts, lengths, strict=True)))
     inner = without_adapters(model)
-    plain = inner.config.model_type in PLAIN
+    # a head that is offloaded has its weights only while the whole model runs
+    plain = inner.config.model_type in PLAIN and inner.lm_head.weight.device.type != "meta"
     if plain:
-        states = inner.model(input_ids=ids, use_cache=False).last_hidden_state[:, column]
+        states = inner.model(input_ids=ids, use_cache=False).last_hidden_state[:, first:last]
+        states = states.to(inner.lm_head.weight.device)
     else:
-        states = model(input_ids=ids, use_cache=False, logits_to_keep=column).logits
-    begin, size = torch.tensor(starts, device=device), torch.tensor(lengths, device=device)
-    asked = (column >= begin[:, None]) & (column < (begin + size)[:, None])
+        keep = torch.arange(first, last)
+        states = model(input_ids=ids, use_cache=False, logits_to_keep=keep).logits
+    column, begin = torch.arange(first, last), torch.tensor(starts)[:, None]
+    asked = (column >= begin) & (column < begin + torch.tensor(lengths)[:, None])
     hidden = states[asked.to(states.device)]
     return States(hidden, lengths, inner.lm_head if plain else None, vocabulary, spec)

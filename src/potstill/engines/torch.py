@@ -25,7 +25,7 @@ from torch import Tensor
 
 from potstill.engines import host_memory
 from potstill.engines.heads import States, read
-from potstill.engines.limits import Machine, decoding, measure, size_of
+from potstill.engines.limits import Machine, Size, least_decoding, measure, size_of
 from potstill.engines.loading import (
     Pair,
     add_lora,
@@ -131,7 +131,7 @@ class TorchEngine:
         noise = rng.random((len(prompts), longest), dtype=np.float32)
         out: list[Sample | None] = [None] * len(prompts)
         with self._model(role) as model:
-            sizes = [len(p) + limit for p, limit in zip(prompts, max_tokens, strict=True)]
+            sizes = [len(prompt) + longest for prompt in prompts]  # the cache is that wide
             most = self.sample_tokens  # one more group means all of its steps once more
             for chunk in micro_batches(range(len(prompts)), sizes, most, overhead=most):
                 samples = generate(
@@ -156,11 +156,9 @@ class TorchEngine:
                 prompts, completions = zip(*(rows[i] for i in chunk), strict=True)
                 states = self._read(role, model, prompts, completions)
                 asked = flat(completions, states.hidden.device)
-                scores = torch.cat(
-                    [-cross_entropy(states.rows(at), asked[at]) for at in states.slices()]
-                )
-                parts = scores.split(states.lengths)
-                for i, part in zip(chunk, parts, strict=True):
+                found = [-cross_entropy(states.rows(at), asked[at]) for at in states.slices()]
+                parts = torch.cat(found).split(states.lengths) if found else ()
+                for i, part in zip(chunk, parts, strict=bool(found)):
                     out[i] = part.float().cpu().numpy()
         return out
 
@@ -186,14 +184,12 @@ class TorchEngine:
                     p[-1:] + c[:-1] if c else () for p, c in zip(prompts, completions, strict=True)
                 ]
                 asked, heard_ids = (flat(x, states.hidden.device) for x in (completions, heard))
-                values = torch.cat(
-                    [
-                        outlook(states.rows(at), asked[at], heard_ids[at], ends)
-                        for at in states.slices()
-                    ],
-                    1,
-                )
-                for i, part in zip(chunk, values.split(states.lengths, 1), strict=True):
+                found = [
+                    outlook(states.rows(at), asked[at], heard_ids[at], ends)
+                    for at in states.slices()
+                ]
+                parts = torch.cat(found, 1).split(states.lengths, 1) if found else ()
+                for i, part in zip(chunk, parts, strict=bool(found)):
                     out[i] = Outlook(*part.cpu().numpy())
         return out
 
@@ -252,7 +248,7 @@ class TorchEngine:
             student.hidden.backward(grad)
 
     def _update(self, learning_rate: float, tally: Tally) -> StepStats:
-        start, params = time.perf_counter(), list(self._trained.values())
+        start, params = self._now(), list(self._trained.values())
         for param in params:
             if param.grad is None:
                 param.grad = torch.zeros_like(param)
@@ -265,7 +261,14 @@ class TorchEngine:
             group["lr"] = learning_rate
         self._optimizer.step()
         self._optimizer.zero_grad()
-        return StepStats(tally.loss, norm, tally.means(), time.perf_counter() - start)
+        return StepStats(tally.loss, norm, tally.means(), self._now() - start)
+
+    def _now(self) -> float:
+        """The clock, once the student's GPU has done what it was given."""
+        device = next(iter(self._trained.values())).device
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter()
 
     def _read(
         self, role: Role, model: Any, prompts: Sequence[Ids], completions: Sequence[Ids]
@@ -287,39 +290,43 @@ class TorchEngine:
         with autocast(spec):
             yield self._models[role]
 
-    def machine(self) -> Machine:
-        """What the student's device does at best in its dtype."""
-        spec = self.pair.student_spec
-        return measure(self._device("student"), getattr(torch, spec.dtype))
+    def machines(self) -> dict[Role, Machine]:
+        """What each model's device does at best in its dtype."""
+        known: dict[tuple[torch.device, str], Machine] = {}
+        found: dict[Role, Machine] = {}
+        for role, spec in self._placed():
+            with self._model(role) as model:
+                key = model.get_input_embeddings().weight.device, spec.dtype
+            if key not in known:
+                known[key] = measure(key[0], getattr(torch, spec.dtype))
+            found[role] = known[key]
+        return found
 
     def bounds(
-        self, machine: Machine, rows: Sequence[tuple[int, int]], targets: set[Role]
+        self, machines: dict[Role, Machine], rows: Sequence[tuple[int, int]], targets: set[Role]
     ) -> dict[str, float]:
         """The least seconds of each activity on rows of (prompt, completion) tokens.
 
         Args:
-            machine: what to hold against.
+            machines: what to hold against.
             rows: tokens of prompts and completions.
             targets: models whose rows the losses need.
         """
-        sizes = {}
-        for role in ("student", "teacher"):
-            spec = self.pair.teacher_spec if role == "teacher" else self.pair.student_spec
+        sizes: dict[Role, Size] = {}
+        for role, spec in self._placed():
             with self._model(role) as model:
                 sizes[role] = size_of(model, getattr(torch, spec.dtype))
-        student, teacher = sizes["student"], sizes["teacher"]
-        passes = [teacher if role == "teacher" else student for role in targets]
-        training = student.training(rows) + sum(size.forward(rows) for size in passes)
+        student, its = sizes["student"], machines["student"]
+        reading = {r: machines[r].seconds(size.forward(rows)) for r, size in sizes.items()}
+        others = sum(reading["teacher" if role == "teacher" else "student"] for role in targets)
         return {
-            "student sampling": decoding(student, machine, rows),
-            "scoring": machine.seconds(teacher.forward(rows)),
-            "forward and backward": machine.seconds(training),
+            "student sampling": least_decoding(student, its, rows),
+            "scoring": reading["teacher"],
+            "forward and backward": its.seconds(student.training(rows)) + others,
         }
 
-    def _device(self, role: Role) -> torch.device:
-        with self._model(role) as model:
-            found: torch.device = model.get_input_embeddings().weight.device
-        return found
+    def _placed(self) -> tuple[tuple[Role, ModelSpec], ...]:
+        return ("student", self.pair.student_spec), ("teacher", self.pair.teacher_spec)
 
     def memory(self) -> tuple[int, int]:
         places = [host_memory()]

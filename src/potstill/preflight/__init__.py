@@ -42,6 +42,7 @@ LONGEST = 64  # tokens of a rehearsed completion
 PROBLEMS = 64  # held-out problems behind the capability gap
 MANY = 12  # problems that only the student solves, before the teacher is held to be another's
 TIGHT = 0.9  # of the memory, above which a longer text may not fit
+SMALLER = "lower engine.batch_tokens and engine.sample_tokens"
 TOLERANCE = 2e-3  # of a loss: between a batched float32 sum and its reference
 SAMPLER_GAP = 0.02  # mean nats between a sampler and a scorer of the same weights; half precision
 # reaches single tokens of 0.05 and more, another model's weights a mean of 0.1
@@ -239,13 +240,13 @@ def affordable(desk: Desk, began: float) -> list[Check]:
     except (MemoryError, RuntimeError) as error:
         if "memory" not in f"{type(error).__name__} {error}".lower():
             raise
-        hint = "lower engine.batch_tokens or train.batch_size, or set gradient_checkpointing"
+        hint = f"{SMALLER} or train.batch_size, or set gradient_checkpointing = true"
         return [Check(name, "refused", f"one step runs out of memory: {error}", hint)]
     words = f"{found.words}; these checks took {time.perf_counter() - began:.2g} s"
     runs = {method: asdict(run) for method, run in found.runs.items()}
     numbers = {"runs": runs, "grading": asdict(found.grading), "peak": found.peak}
     if found.peak > TIGHT * found.memory:
-        hint = "lower engine.batch_tokens, or set gradient_checkpointing = true"
+        hint = f"{SMALLER}, or set gradient_checkpointing = true"
         return [Check(name, "warning", words, hint, numbers=numbers)]
     return [Check(name, "passed", words, numbers=numbers)]
 

@@ -30,11 +30,13 @@ def profiles(data: StudyData, pair: str) -> list[Profile]:
     """The profile of each method that has a finished run on the pair."""
     spent: dict[str, dict[str, float]] = {}
     for method in data.recipes:
-        done = [run.record["activity"] for run in data.of(pair, method) if run.status == "done"]
-        if done := [activity for activity in done if activity]:
+        records = [run.record for run in data.of(pair, method) if run.status == "done"]
+        if done := [found for record in records if (found := record.get("activity"))]:
             names = {name for activity in done for name in activity}
             spent[method] = {n: sum(a.get(n, 0.0) for a in done) / len(done) for n in names}
-    shown = [name for name in ACTIVITIES if any(name in mine for mine in spent.values())]
+    names = {name for mine in spent.values() for name in mine}
+    shown = [name for name in ACTIVITIES if name in names]
+    shown += sorted(names - set(ACTIVITIES))  # an earlier version's
     found = []
     for method, mine in spent.items():
         total = sum(mine.values()) or 1.0
