@@ -14,6 +14,7 @@ from potstill.cli import app
 from potstill.config import read_study
 from potstill.faults import PUBLISHED
 from potstill.methods import METHODS
+from potstill.report.audit_page import to_markdown
 from potstill.stats import Interval
 
 
@@ -68,6 +69,22 @@ def test_a_fault_that_alone_collapses_suffices_and_one_that_rescues_is_necessary
     assert "For stale_sampler neither could be shown." in text
     assert "Alone it collapses most runs of hybrid" in text
     assert "does not measure the published pairs" in text
+
+
+def test_the_matrix_can_be_pasted() -> None:
+    base = read_study({"methods": ["hybrid", "mixture"], "pairs": ["tiny-llama"]})
+    known = Interval(0.5, 0.4, 0.6)
+    entries = [
+        Entry("tiny-llama", "hybrid", CLEAN, CLEAN, known, 10, 0),
+        Entry("tiny-llama", "mixture", CLEAN, CLEAN, None, 0, 0),
+        Entry("tiny-llama", "hybrid", ALL, ALL, None, 10, 10),
+        Entry("tiny-llama", "mixture", ALL, CLEAN, known, 10, 0),
+    ]
+    pooled, alone = (table.splitlines() for table in to_markdown(base, entries, []).split("\n\n"))
+    assert pooled[0] == "| tiny-llama | clean | all |"
+    assert pooled[2:] == ["| `hybrid` | 50.0 (0/10) | (10/10) |", "| `mixture` | missing |  |"]
+    assert alone[0] == "| tiny-llama | hybrid | mixture |"
+    assert alone[2:] == ["| `clean` | 50.0 (0/10) | missing |", "| `all` | (10/10) |  |"]
 
 
 def test_few_runs_prove_nothing() -> None:

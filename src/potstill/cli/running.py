@@ -133,6 +133,7 @@ def audit(
         bool, typer.Option("--quick", help="One pair, three methods, two faults: minutes.")
     ] = False,
     retry_failed: Retry = False,
+    markdown: Annotated[bool, typer.Option(help="Also print the matrix as Markdown.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Find which of the published faults causes the collapse, with intervals.
@@ -146,7 +147,7 @@ def audit(
     from potstill import audit as auditing
     from potstill.faults import PUBLISHED
     from potstill.launch import fill
-    from potstill.report.audit_page import write_audit
+    from potstill.report.audit_page import to_markdown, write_audit
     from potstill.store import StudyFolder, cells_of
 
     base = study_of(words, auditing.QUICK if quick else auditing.FULL)
@@ -162,6 +163,9 @@ def audit(
         failed += sum(record["status"] == "failed" for record in results.values())
     found = write_audit(base, path, faults)
     print(json.dumps(found, indent=1) if as_json else f"{found['verdict']}\n")
+    if markdown:
+        entries = auditing.matrix(base, path, faults)
+        print(to_markdown(base, entries, auditing.verdicts(entries, faults)))
     if not as_json:
         print(f"audit: {path / 'audit.html'}")
     raise typer.Exit(1 if failed else 0)

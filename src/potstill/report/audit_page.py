@@ -12,7 +12,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from potstill.audit import ALL, CLEAN, Entry, Rate, matrix, summary, verdicts
+from potstill.audit import ALL, CLEAN, Entry, Rate, Verdict, matrix, summary, verdicts
 from potstill.config import Study
 from potstill.faults import FAULTS
 from potstill.provenance import provenance
@@ -44,7 +44,7 @@ def _page(
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     template = environment.from_string((folder / "audit.html.j2").read_text(encoding="utf-8"))
     fields = {(e.pair, e.method, e.variant): e for e in entries}
-    columns = [CLEAN, ALL, *(f"{kind}-{fault}" for fault in faults for kind in ("only", "without"))]
+    columns = [CLEAN, ALL, *_variants(faults)]
     return template.render(
         style=Markup((folder / "page.css").read_text(encoding="utf-8")),
         study=base,
@@ -65,3 +65,47 @@ def shade(entry: Entry) -> str:
     """Background of a field: the redder, the more runs collapsed."""
     share = entry.collapsed / entry.runs if entry.runs else 0.0
     return f"background: rgb(213 94 0 / {0.55 * share:.2f})"
+
+
+def to_markdown(base: Study, entries: Sequence[Entry], judged: Sequence[Verdict]) -> str:
+    """The matrix to paste: accuracy in per cent (collapsed runs of all).
+
+    First a row a method, over all pairs, with the faults that suffice or are necessary; then a
+    table a pair with a row a variant, where a field that another one stands for is left empty.
+    """
+    strong = [v.fault for v in judged if v.suffices or v.necessary]
+    order = [*strong, *(v.fault for v in judged if v.fault not in strong)]
+    fields = {(e.pair, e.method, e.variant): e for e in entries}
+    methods, pairs = list(base.recipes), list(base.models)
+
+    def told(places: Sequence[str], method: str, variant: str) -> str:
+        found = [fields.get((pair, method, variant)) for pair in places]
+        return _field([e for e in found if e and e.ran_as == variant])
+
+    few, every = ([CLEAN, ALL, *_variants(faults)] for faults in (strong, order))
+    rows = [[f"`{m}`", *(told(pairs, m, variant) for variant in few)] for m in methods]
+    tables = [_table([", ".join(pairs), *few], rows)]
+    for pair in pairs:
+        rows = [[f"`{v}`", *(told([pair], method, v) for method in methods)] for v in every]
+        tables.append(_table([pair, *methods], rows))
+    return "\n".join(tables)
+
+
+def _variants(faults: Sequence[str]) -> list[str]:
+    return [f"{kind}-{fault}" for fault in faults for kind in ("only", "without")]
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [f"| {' | '.join(heads)} |", "|---" + "|--:" * (len(heads) - 1) + "|"]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)]) + "\n"
+
+
+def _field(entries: Sequence[Entry]) -> str:
+    """Entries of one method and variant, pooled over pairs."""
+    runs, known = sum(e.runs for e in entries), [e.accuracy for e in entries if e.accuracy]
+    if not entries:
+        return ""
+    if not runs:
+        return "missing"
+    mean = f"{100 * sum(a.mean for a in known) / len(known):.1f} " if known else ""
+    return f"{mean}({sum(e.collapsed for e in entries)}/{runs})"
