@@ -151,7 +151,8 @@ class StepStats:
     loss: float
     grad_norm: float  # before clipping
     losses: dict[str, float] = field(default_factory=dict)
-    optimizer: float = 0.0  # seconds of the step that came after the gradients
+    # seconds of the step after the gradients: a clock, so equal steps may differ in it
+    optimizer: float = field(default=0.0, compare=False)
 
 
 # Where a run's seconds go; "other" is what is left of the wall clock: Python, disk, waiting.
