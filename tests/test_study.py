@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
@@ -20,7 +19,7 @@ from potstill import checkpoint
 from potstill.config import Study, read_study
 from potstill.engines.fake import FakeEngine
 from potstill.errors import NonFinite, PotstillError, StorageError
-from potstill.pool import Pool, cores
+from potstill.pool import Pool
 from potstill.store import Cell, CellFolder, StudyFolder, cells_of, write_text
 from potstill.study import prepare, run_cell
 from potstill.types import Trajectory
@@ -81,31 +80,6 @@ def test_workers_do_not_change_the_numbers(whole: tuple[Study, Path], tmp_path: 
     study, path = whole
     fill(study, tmp_path / "one", workers=1)
     assert content(tmp_path / "one") == content(path)
-
-
-@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="no core affinity here")
-def test_workers_have_cores_of_their_own(tmp_path: Path) -> None:
-    table = toy_table(tmp_path, methods=["on_policy_gkd"], seeds=[0, 1], train={"steps": 300})
-    study, folder = read_study(table), StudyFolder(tmp_path / "out")
-    folder.open(study)
-    seen: set[frozenset[int]] = set()
-
-    def look() -> None:
-        for seed in (0, 1):
-            if running := folder.cell(Cell("toy", "on_policy_gkd", seed)).running:
-                with contextlib.suppress(ProcessLookupError):
-                    seen.add(frozenset(os.sched_getaffinity(running["pid"])))
-
-    Pool(study, folder, 2).run(look, every=0.02)
-    allowed = sorted(os.sched_getaffinity(0))
-    assert seen == {cores(0, 2, allowed), cores(1, 2, allowed)}
-
-
-def test_more_workers_than_cores_share_them_all() -> None:
-    assert cores(0, 3, [4, 7]) == cores(2, 3, [4, 7]) == {4, 7}
-    assert cores(0, 1, [4, 7]) == {4, 7} and cores(0, 2, []) == frozenset()
-    shares = [cores(i, 3, range(8)) for i in range(3)]
-    assert frozenset.union(*shares) == set(range(8)) and sum(map(len, shares)) == 8
 
 
 def test_run_again_does_nothing(whole: tuple[Study, Path]) -> None:
@@ -286,27 +260,6 @@ def test_a_learning_rate_that_explodes_fails_the_cell_and_not_the_study(tmp_path
     results = folder.results(cells_of(read_study(table)))
     assert [r["status"] for r in results.values()] == ["done", "done", "failed"]
     assert "not a number" in list(results.values())[-1]["cause"]
-
-
-def test_a_worker_that_dies_costs_its_cell_only_the_second_time(tmp_path: Path) -> None:
-    table = toy_table(tmp_path, methods=["on_policy_gkd"], seeds=[0, 1], train={"steps": 800})
-    study = read_study(table)
-    folder = StudyFolder(tmp_path / "out")
-    folder.open(study)
-    killed: list[int] = []
-
-    def kill_seed_0() -> None:
-        place = folder.cell(Cell("toy", "on_policy_gkd", 0))
-        running = place.running
-        if running and place.steps > 4 and running["pid"] not in killed and len(killed) < 2:
-            killed.append(running["pid"])
-            os.kill(running["pid"], signal.SIGKILL)
-
-    results = Pool(study, folder, 1).run(kill_seed_0, every=0.02)
-    by_seed = {cell.seed: record for cell, record in results.items() if cell.seed is not None}
-    assert len(killed) == 2
-    assert by_seed[0]["status"] == "failed" and "died 2 times" in by_seed[0]["cause"]
-    assert by_seed[1]["status"] == "done"
 
 
 def test_a_disk_that_refuses_stops_the_study_and_keeps_what_is_finished(

@@ -15,6 +15,7 @@ from typing import Any
 
 from potstill.errors import PotstillError
 from potstill.settings import Budget, Price
+from potstill.types import KINDS
 
 # Tokens that are paid for, by what the price is called; graded ones are no part of a method's
 # budget and are paid for all the same.
@@ -54,8 +55,7 @@ class Spent:
 
     def count(self) -> float:
         """Completion tokens: what methods are compared at, gradings apart."""
-        kinds = ("student_sampled", "teacher_sampled", "teacher_scored", "trained")
-        return sum(self.tokens.get(kind, 0.0) for kind in kinds)
+        return sum(self.tokens.get(kind, 0.0) for kind in KINDS)
 
     def usd(self, price: Price) -> float:
         """Dollars at these prices."""
@@ -99,6 +99,12 @@ class Ledger:
         self._cells, self._budget, self._price = cells, budget, price
         self._looked = -EVERY
         self._ended: dict[Path, Spent] = {}  # cells with a result: they spend no more
+
+    def over(self) -> str:
+        """The limit that is reached, in words; empty where none is."""
+        if self._budget == Budget():
+            return ""
+        return excess(self._budget, self._price, self.spent())
 
     def spent(self, mine: Path | None = None) -> Spent:
         """The sum over all cells but one."""

@@ -16,9 +16,7 @@ import numpy as np
 
 from potstill.engines import Engine, Wrapper, bare
 from potstill.losses import LOSSES
-from potstill.types import Datum, Floats, Ids, Outlook, Role, Sample, StepStats
-
-KINDS = ("student_sampled", "teacher_sampled", "teacher_scored", "trained")
+from potstill.types import KINDS, Datum, Floats, Ids, Outlook, Role, Sample, StepStats
 
 
 class Metered(Wrapper):

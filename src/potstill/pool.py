@@ -19,7 +19,7 @@ from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 from potstill.config import Study, read_study
-from potstill.cost import BudgetReached, Ledger, excess
+from potstill.cost import BudgetReached, Ledger
 from potstill.errors import PotstillError, StorageError
 from potstill.preflight import Check
 from potstill.provenance import provenance
@@ -139,8 +139,7 @@ class Pool:
 
     def _afford(self) -> None:
         """Raise where the budget is spent and something is left to do, once no worker works."""
-        ledger = self.folder.ledger(self.study)
-        over = excess(self.study.budget, self.study.price, ledger.spent())
+        over = self.folder.ledger(self.study).over()
         if not over or not self.missing():
             return
         for process in self._processes.values():
@@ -220,7 +219,7 @@ def _take_one(
     study: Study, folder: StudyFolder, missing: Sequence[Cell], task: Task, ledger: Ledger
 ) -> bool:
     """Run the first of the missing cells that can be had; False where none can."""
-    if over := excess(study.budget, study.price, ledger.spent()):
+    if over := ledger.over():
         raise BudgetReached(f"the budget is spent: {over}")
     for cell in missing:
         teacher = Cell(cell.pair, "teacher")

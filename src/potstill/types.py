@@ -155,6 +155,9 @@ class StepStats:
     optimizer: float = field(default=0.0, compare=False)
 
 
+# Completion tokens of a run by kind: what methods are compared at.
+KINDS = ("student_sampled", "teacher_sampled", "teacher_scored", "trained")
+
 # Where a run's seconds go; "other" is what is left of the wall clock: Python, disk, waiting.
 ACTIVITIES = (
     "student sampling",

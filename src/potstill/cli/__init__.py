@@ -1,7 +1,8 @@
 """The command line. Progress goes to stderr, results to stdout; it imports what a command needs,
 when it runs.
 
-Exit codes: 0 done, 1 some cell failed, 2 the request was wrong, 130 interrupted.
+Exit codes: 0 done, 1 some cell failed or the budget is spent, 2 the request was wrong, 130
+interrupted.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import sys
 
 from potstill.cli import reading, running  # noqa: F401 - they add their commands to the app
 from potstill.cli.parts import app
+from potstill.cost import BudgetReached
 from potstill.errors import PotstillError
 
 __all__ = ["app", "main"]
@@ -19,6 +21,9 @@ def main() -> None:
     """Entry point: errors of the user become two lines and code 2."""
     try:
         app()
+    except BudgetReached as reached:
+        print(f"stopped: {reached}\nhint: {reached.hint}", file=sys.stderr)
+        sys.exit(1)
     except PotstillError as error:
         print(f"error: {error}", file=sys.stderr)
         if error.hint:

@@ -112,16 +112,14 @@ def study(
 
     chosen = study_of(words)
     folder = out or Path("runs") / chosen.name
-    stopped = None
     try:
         fill(chosen, folder, workers, preflight, retry_failed)
-    except BudgetReached as reached:
-        stopped = reached
+    except BudgetReached:
+        show_report(write_report(folder, figures=figures), as_json)
+        raise
     report = write_report(folder, figures=figures)
     show_report(report, as_json)
-    if stopped:
-        print(f"stopped: {stopped}\nhint: {stopped.hint}", file=sys.stderr)
-    raise typer.Exit(1 if report.failed or stopped else 0)
+    raise typer.Exit(1 if report.failed else 0)
 
 
 @app.command()
