@@ -16,8 +16,9 @@ from potstill.rollout import Limits, collect
 from potstill.types import Problem, Trajectory
 
 
-def step(engine: Engine, job: dict[str, Any], at: int) -> tuple[float, int]:
-    """Write, weigh, train: the loop's step without diagnosis and grading. Loss and tokens."""
+def step(engine: Engine, job: dict[str, Any], at: int) -> dict[str, float]:
+    """Write, weigh, train: the loop's step without diagnosis and grading."""
+    start = time.perf_counter()
     recipe, size = METHODS["on_policy_gkd"], job["batch"]
     texts = job["questions"][at * size : (at + 1) * size]
     if at == 0:
@@ -30,11 +31,18 @@ def step(engine: Engine, job: dict[str, Any], at: int) -> tuple[float, int]:
         problems = [Problem(str(i), text, "") for i, text in enumerate(texts)]
         limits = Limits(job["max_tokens"], 1.0, 1.0)
         batch = collect(recipe, engine, problems, 0.0, at, 0, limits)
+    written = time.perf_counter()
     stats = engine.step(build(recipe, batch, engine), job["learning_rate"])
-    return stats.loss, sum(len(t.completion) for t in batch)
+    end, tokens = time.perf_counter(), sum(len(t.completion) for t in batch)
+    clocks = {"sampling": written - start, "training": end - written, "seconds": end - start}
+    return {**clocks, "loss": stats.loss, "tokens": tokens}
 
 
 def begin(job: dict[str, Any]) -> Work:
+    if job.get("without"):
+        from benchmarks.effects import UNDO
+
+        UNDO[job["without"]]()
     pair = {"student": job["student"], "teacher": job["teacher"]}
     options = {"threads": job["threads"], "batch_tokens": job["batch_tokens"]}
     engine = open_engine("torch", SimpleNamespace(**pair), **options)
@@ -43,11 +51,8 @@ def begin(job: dict[str, Any]) -> Work:
 
     def work(request: dict[str, Any]) -> dict[str, Any]:
         nonlocal done
-        start = time.perf_counter()
-        loss, tokens = step(engine, job, done)
+        found = step(engine, job, done)
         done += 1
-        seconds = time.perf_counter() - start
-        found = {"seconds": seconds, "loss": loss, "tokens": tokens}
         return {**found, "memory": peak_memory(), "loaded": loaded}
 
     return work

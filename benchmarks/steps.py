@@ -8,11 +8,12 @@
 and half its layers (student) with random weights, at batch 8 and 64 new tokens. Both sides train
 all weights in float32 on the exact reverse KL of what the student has just written, at temperature
 1, with as many threads. Step 0 trains on given completions, so that both report the same loss or
-the benchmark ends with an error; it is not timed. TRL runs as it comes, with gradient
-checkpointing, and without, which is faster; potstill as it comes, and with `smol` in micro-batches
-of 512 tokens as well, which is its knob for memory. Diagnosis and grading are left out, as TRL has
-none. On a CPU TRL's loss works on padding too and on the student's entropy; on GPUs it skips the
-former. Peak memory is the process's, and in brackets what it grew by once both models were loaded.
+the benchmark ends with an error; neither it nor the step after it is timed. TRL runs as it comes,
+with gradient checkpointing, and without, which is faster; potstill as it comes, and with `smol` in
+micro-batches of 256 tokens as well, which is its knob for memory. Diagnosis and grading are left
+out, as TRL has none. On a CPU TRL's loss works on padding too and on the student's entropy; on
+GPUs it skips the former. Peak memory is the process's, and in brackets what it grew by once both
+models were loaded.
 """
 
 from __future__ import annotations
@@ -29,15 +30,16 @@ from benchmarks.shapes import gsm8k_questions, make_smol
 from potstill import load_task, zoo
 from potstill.engines import open_engine
 
-OWN, SMALL = "potstill", "potstill, 512 tokens at once"
+OWN, SMALL = "potstill", "potstill, 256 tokens at once"
 TRL = {"TRL": True, "TRL, no checkpointing": False}  # gradient checkpointing
+WARM = 2  # steps before the clock counts: step 0 on given text, and one that allocates
 AGREE = 1e-3  # nats by which the losses of step 0 may differ
 
 
 def job_of(args: argparse.Namespace) -> dict[str, Any]:
     """What every side is given."""
     job: dict[str, Any] = {"threads": args.threads, "learning_rate": 1e-4, "batch_tokens": 16_384}
-    count = args.repeats + 2
+    count = args.repeats + WARM + 1
     if args.workload == "tiny":
         task = load_task("arithmetic")
         job |= {role: str(zoo.folder("tiny-llama", role)) for role in ("student", "teacher")}
@@ -69,14 +71,14 @@ def measure(args: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
     job, python = job_of(args), trl_python()
     sides = {OWN: Child(sys.executable, "benchmarks.own_steps", job)}
     if args.workload == "smol":
-        small = {**job, "batch_tokens": 512}
+        small = {**job, "batch_tokens": 256}
         sides[SMALL] = Child(sys.executable, "benchmarks.own_steps", small)
     for name, checkpointing in TRL.items():
         its = {**job, "gradient_checkpointing": checkpointing}
         sides[name] = Child(python, "benchmarks.peers.trl_steps", its)
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in sides}
     try:
-        for _ in range(args.repeats + 1):
+        for _ in range(args.repeats + WARM):
             for name, child in sides.items():
                 found[name].append(child.ask())
     finally:
@@ -92,12 +94,12 @@ def table(found: dict[str, list[dict[str, Any]]]) -> str:
     heads += [f"{what} : {name}" for name in own for what in ("its time", "its peak")]
     lines = ["| " + " | ".join(heads) + " |", "|---" + "|--:" * (len(heads) - 1) + "|"]
     for name, steps in found.items():
-        tokens = statistics.mean(step["tokens"] for step in steps[1:])
+        tokens = statistics.mean(step["tokens"] for step in steps[WARM:])
         peak, loaded = steps[-1]["memory"] / 1e9, steps[-1]["loaded"] / 1e9
-        cells = [name, spread([step["seconds"] for step in steps[1:]], ".3f"), f"{tokens:.0f}"]
+        cells = [name, spread([step["seconds"] for step in steps[WARM:]], ".3f"), f"{tokens:.0f}"]
         cells.append(f"{peak:.2f} ({peak - loaded:.2f})")
         for mine in own:
-            pairs = list(zip(steps[1:], found[mine][1:], strict=True))
+            pairs = list(zip(steps[WARM:], found[mine][WARM:], strict=True))
             ratios = [its["seconds"] / ours["seconds"] for its, ours in pairs]
             times = peak * 1e9 / found[mine][-1]["memory"]
             cells += [spread(ratios), f"{times:.2f}"] if name in TRL else ["", ""]
@@ -105,15 +107,20 @@ def table(found: dict[str, list[dict[str, Any]]]) -> str:
     return "\n".join(lines)
 
 
+def options(parser: argparse.ArgumentParser, repeats: int) -> None:
+    """What chooses a workload."""
+    parser.add_argument("workload", choices=("tiny", "smol"))
+    parser.add_argument("--repeats", type=int, default=repeats)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--questions", default="", help="GSM8K's train.jsonl; default: the hub")
+    parser.add_argument("--out", default="runs/bench")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("workload", choices=("tiny", "smol"))
-    parser.add_argument("--repeats", type=int, default=4)
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--questions", default="", help="GSM8K's train.jsonl; default: the hub")
-    parser.add_argument("--out", default="runs/bench")
+    options(parser, repeats=4)
     args = parser.parse_args()
     found = measure(args)
     losses = {name: steps[0]["loss"] for name, steps in found.items()}

@@ -90,7 +90,7 @@ def test_a_side_takes_the_step_that_the_library_takes(monkeypatch: pytest.Monkey
 
     told = argparse.Namespace(workload="tiny", repeats=1, threads=1)
     job = steps.job_of(told)
-    assert len(job["questions"]) == len(job["prompts"]) == 3 * 32
+    assert len(job["questions"]) == len(job["prompts"]) == (1 + steps.WARM + 1) * 32
     assert len(job["completions"]) == 32
     work = own_steps.begin(job)
     first, second = work({}), work({})
@@ -104,6 +104,24 @@ def test_a_side_takes_the_step_that_the_library_takes(monkeypatch: pytest.Monkey
     assert first["tokens"] == tokens and second["tokens"] > 32 and second["memory"] > 1e8
 
 
+def test_every_optimisation_can_be_taken_out_and_changes_no_loss() -> None:
+    """Each in a process of its own, as what is taken out does not come back."""
+    from benchmarks import effects, steps
+
+    job = steps.job_of(argparse.Namespace(workload="tiny", repeats=0, threads=1))
+    sides = {
+        name: Child(sys.executable, "benchmarks.own_steps", {**job, "without": name})
+        for name in ("", *effects.UNDO)
+    }
+    found = {name: (child.ask(), child.ask()) for name, child in sides.items()}
+    for child in sides.values():
+        child.close()
+    for name, (first, second) in found.items():
+        assert first["loss"] == pytest.approx(found[""][0]["loss"], rel=1e-5), name
+        assert second["loss"] == pytest.approx(found[""][1]["loss"], rel=1e-3), name
+        assert second["seconds"] == pytest.approx(second["sampling"] + second["training"])
+
+
 def test_sides_are_compared_step_by_step() -> None:
     from benchmarks import steps
 
@@ -111,7 +129,7 @@ def test_sides_are_compared_step_by_step() -> None:
         shared = {"loss": 0.5, "tokens": 10, "memory": 2e9, "loaded": 1.5e9}
         return [{"seconds": s, **shared} for s in seconds]
 
-    found = {"potstill": taken(9.0, 1.0, 2.0), "TRL": taken(9.0, 3.0, 4.0)}
+    found = {"potstill": taken(9.0, 9.0, 1.0, 2.0), "TRL": taken(9.0, 9.0, 3.0, 4.0)}
     lines = steps.table(found).splitlines()
     assert lines[2].startswith("| potstill | 1.500 (1.000 to 2.000) | 10 | 2.00 (0.50) |")
     assert "| 2.50 (2.00 to 3.00) | 1.00 |" in lines[3]

@@ -95,6 +95,31 @@ def test_a_step_equals_the_naive_one(
         assert torch.allclose(moved, -0.01 * gradients[name][large].sign(), rtol=1e-2)
 
 
+@pytest.mark.parametrize("rank", [0, 2])
+def test_the_embeddings_gradient_is_autograds(
+    models: Path, rank: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is read twice, stands on the padding id, or was there before."""
+    tied, ids = torch.nn.Embedding(9, 4, padding_idx=2), torch.tensor([[1, 2, 1], [8, 2, 0]])
+    grad, before = torch.randn(2, 3, 4), torch.randn(9, 4)
+    tied.weight.grad = before.clone()
+    tied(ids).backward(grad)
+    wanted, tied.weight.grad = tied.weight.grad, before.clone()
+    mine = heads.Embedded(tied, ids)
+    mine.out.backward(grad.clone())
+    mine.learn()
+    assert tied.weight.grad is not None and torch.allclose(tied.weight.grad, wanted)
+    used = []
+    learn = heads.Embedded.learn
+    monkeypatch.setattr(heads.Embedded, "learn", lambda self: used.append(learn(self)))
+    engine = open_pair(models, lora_rank=rank)
+    data = batch_of(engine)
+    engine.measure(data)
+    assert not used
+    engine.step(data, 0.01)
+    assert bool(used) == (rank == 0)  # adapters leave the embedding as it is
+
+
 @pytest.mark.parametrize("plain", [True, False])
 def test_padding_rows_of_a_head_are_never_trained(
     models: Path, plain: bool, monkeypatch: pytest.MonkeyPatch

@@ -4,8 +4,9 @@ The rows of a large vocabulary are what fills memory: 4,096 positions of 151,936
 copy, and a divergence with its gradient needs several. So a forward pass stops before the head,
 and the head runs on slices of the completion positions whose rows are used and dropped. A slice's
 gradient goes through the head by hand: autograd would write out a whole gradient of the head for
-each slice and then add it up, which in float32 is one product into place. Families whose logits
-are more than `lm_head` (soft caps, scales) run whole, and only the rest is sliced.
+each slice and then add it up, which in float32 is one product into place. For the same reason the
+embedding's gradient is added at the ids that were read. Families whose logits are more than
+`lm_head` (soft caps, scales) run whole, and only the rest is sliced.
 """
 
 from __future__ import annotations
@@ -29,6 +30,26 @@ PLAIN = frozenset(
 )
 
 
+class Embedded:
+    """What an embedding gave out, as the place where autograd stops."""
+
+    def __init__(self, module: Any, ids: Tensor) -> None:
+        self.module, self.ids = module, ids
+        self.out = F.embedding(ids, module.weight.detach()).requires_grad_()
+
+    @torch.no_grad()
+    def learn(self) -> None:
+        """Add the gradient to the embedding's, except at its padding id, as torch does."""
+        if self.out.grad is None:
+            return
+        param, ids, grad = self.module.weight, self.ids.flatten(), self.out.grad.flatten(0, 1)
+        if self.module.padding_idx is not None:
+            grad[ids == self.module.padding_idx] = 0.0
+        if param.grad is None:
+            param.grad = torch.zeros_like(param)
+        param.grad.index_put_((ids,), grad, accumulate=True)  # index_add_ has no order on a GPU
+
+
 @dataclass(frozen=True)
 class States:
     """What a model has to say at N completion positions, before its rows are written out.
@@ -40,6 +61,7 @@ class States:
         head: from hidden states to logits; None where they are logits already.
         vocabulary: ids at and above it are cut.
         spec: the dtype to compute in.
+        embedded: where the body's gradient ends, if its embedding is trained by hand.
     """
 
     hidden: Tensor
@@ -47,6 +69,7 @@ class States:
     head: Any
     vocabulary: int
     spec: ModelSpec
+    embedded: Embedded | None = None
 
     def slices(self) -> Iterator[slice]:
         """The positions in parts that fit into memory."""
@@ -94,6 +117,13 @@ class States:
         else:
             total += grad.T @ hidden
 
+    def through(self, grad: Tensor) -> None:
+        """From the gradient of the hidden states (N, H) to that of the body and the embedding."""
+        if self.hidden.requires_grad:
+            self.hidden.backward(grad)
+        if self.embedded is not None:
+            self.embedded.learn()
+
     @cached_property
     def weight(self) -> Tensor:
         """The head's (V, H) in the dtype of the computation; plain heads have no bias."""
@@ -123,8 +153,12 @@ def read(
     inner = without_adapters(model)
     # a head that is offloaded has its weights only while the whole model runs
     plain = inner.config.model_type in PLAIN and inner.lm_head.weight.device.type != "meta"
+    embedding, embedded = inner.get_input_embeddings(), None
     if plain:
-        states = inner.model(input_ids=ids, use_cache=False).last_hidden_state[:, first:last]
+        if embedding.weight.requires_grad and torch.is_grad_enabled():
+            embedded = Embedded(embedding, ids)
+        source = {"input_ids": ids} if embedded is None else {"inputs_embeds": embedded.out}
+        states = inner.model(**source, use_cache=False).last_hidden_state[:, first:last]
         states = states.to(inner.lm_head.weight.device)
     else:
         keep = torch.arange(first, last)
@@ -132,4 +166,5 @@ def read(
     column, begin = torch.arange(first, last), torch.tensor(starts)[:, None]
     asked = (column >= begin) & (column < begin + torch.tensor(lengths)[:, None])
     hidden = states[asked.to(states.device)]
-    return States(hidden, lengths, inner.lm_head if plain else None, vocabulary, spec)
+    head = inner.lm_head if plain else None
+    return States(hidden, lengths, head, vocabulary, spec, embedded)

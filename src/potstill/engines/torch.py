@@ -55,7 +55,7 @@ from potstill.types import (
 Row = TypeVar("Row")
 transformers.utils.logging.disable_progress_bar()
 
-SPARE = 64  # padded tokens that are worth one more micro-batch
+SPARE = 256  # padded tokens that are worth one more micro-batch
 ADAM: dict[str, Any] = {"betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.0}
 
 
@@ -244,8 +244,8 @@ class TorchEngine:
             take(losses, columns, at, logits, others, tally, backward=backward)
             if grad is not None:
                 student.backward(at, logits, into=grad)
-        if grad is not None and student.hidden.requires_grad:
-            student.hidden.backward(grad)
+        if grad is not None:
+            student.through(grad)
 
     def _update(self, learning_rate: float, tally: Tally) -> StepStats:
         start, params = self._now(), list(self._trained.values())
