@@ -28,8 +28,8 @@ test-all: .venv/ready
 bench: .venv/ready
 	$(BIN)/python -m benchmarks.steps tiny --repeats 10
 	$(BIN)/python -m benchmarks.steps smol --repeats 3 --questions "$(QUESTIONS)"
-	$(BIN)/python -m benchmarks.head --repeats 1
-	$(BIN)/python -m benchmarks.growth --repeats 2 --axes batch completion vocabulary
+	$(BIN)/python -m benchmarks.head --repeats 1 --positions 512 1024 4096
+	$(BIN)/python -m benchmarks.growth --repeats 2 --plot runs/bench/growth.svg
 	$(BIN)/potstill bench pairs=tiny-llama methods=on_policy_gkd
 
 .venv/ready: pyproject.toml constraints.txt
