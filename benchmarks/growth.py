@@ -122,8 +122,9 @@ def plot(path: Path, everything: dict[str, list[tuple[float, dict[str, float]]]]
     """Seconds and memory against each axis, both logarithmic."""
     import matplotlib
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter
 
-    matplotlib.rcParams["svg.fonttype"] = "none"  # text as text: a twentieth of the size
+    matplotlib.rcParams["svg.fonttype"] = "none"  # text as text: it can be read and searched
 
     figure = Figure(figsize=(3 * len(everything), 5), layout="constrained")
     rows = figure.subplots(2, len(everything), squeeze=False)
@@ -137,6 +138,11 @@ def plot(path: Path, everything: dict[str, list[tuple[float, dict[str, float]]]]
             place = rows[row][column]
             place.loglog(xs, ys, "o-", color="#1f6aa5")
             place.loglog(xs, [ys[0] * x / xs[0] for x in xs], ":", color="#8a8f98")
+            place.set_xticks(xs, [f"{x / 1e6:.1f} M" if x >= 1e6 else f"{x:,.0f}" for x in xs])
+            place.yaxis.set_major_formatter("{x:g}")
+            for side in (place.xaxis, place.yaxis):
+                side.set_minor_formatter(NullFormatter())
+            place.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
             place.set_xlabel(axis)
             place.set_ylabel(unit if not column else "")
     figure.suptitle("A step's growth; dotted: linear")
