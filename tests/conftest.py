@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -11,10 +16,54 @@ import pytest
 from potstill.config import Study, read_study
 from potstill.engines.fake import answer
 
+ROOT = Path(__file__).parents[1]
+
 
 def pytest_configure() -> None:
     """Before torch loads: processes that share cores spin, up to twenty times slower."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@dataclass
+class Servers:
+    """Real training services on this machine, one a base model."""
+
+    folder: Path
+    running: dict[str, tuple[str, int]] = field(default_factory=dict)  # model: (URL, process)
+
+    def url(self, model: Path, port: int = 0) -> str:
+        """The server of a model, started now if it is not there."""
+        name = str(model)
+        if name not in self.running:
+            port = port or free_port()
+            state = self.folder / f"{model.parent.name}-{model.name}"
+            words = [str(ROOT / "servers" / "tinker"), name, str(port), str(state)]
+            process = int(subprocess.run(words, check=True, capture_output=True).stdout)
+            self.running[name] = (f"http://127.0.0.1:{port}", process)
+        return self.running[name][0]
+
+    def kill(self, model: Path) -> int:
+        """End the server of a model at once; returns its port."""
+        url, process = self.running.pop(str(model))
+        os.killpg(process, signal.SIGKILL)
+        return int(url.rsplit(":", 1)[1])
+
+
+def free_port() -> int:
+    with socket.socket() as place:
+        place.bind(("127.0.0.1", 0))
+        return int(place.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+    """Real servers, installed on first use; for tests marked `server`."""
+    found = Servers(tmp_path_factory.mktemp("servers"))
+    try:
+        yield found
+    finally:
+        for name in list(found.running):
+            found.kill(Path(name))
 
 
 def write_toy(folder: Path) -> dict[str, str]:

@@ -20,13 +20,14 @@ from potstill.config import QUICK, load_study, read_study
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "potstill"
 DOCUMENTS = [path for path in sorted(ROOT.glob("*.md")) if path.name != "LOG.md"]
+DOCUMENTS += sorted((ROOT / "docs").glob("*.md"))
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
-def blocks(*languages: str) -> list[str]:
-    """Fenced blocks of the README in one of the languages."""
-    return [text for language, text in FENCE.findall(README) if language in languages]
+def blocks(*languages: str, text: str = README) -> list[str]:
+    """Fenced blocks of a document, the README unless told, in one of the languages."""
+    return [block for language, block in FENCE.findall(text) if language in languages]
 
 
 def modules() -> Iterator[str]:
@@ -66,6 +67,18 @@ def test_toml_examples_are_studies(text: str, tmp_path: Path) -> None:
         table = toy_table(tmp_path, train={"max_tokens": 64}, methods=methods) | table
     study = read_study(table)
     assert study.recipes and study.models
+
+
+@pytest.mark.parametrize(
+    "text", blocks("toml", text=(ROOT / "docs" / "where.md").read_text(encoding="utf-8"))
+)
+def test_places_to_run_are_parts_of_studies(text: str, models: Path) -> None:
+    table = tomllib.loads(text)
+    folder = models / "qwen"
+    pair = {role: str(folder / role) for role in ("student", "teacher")}
+    table.setdefault("train", {"learning_rate": 1e-4})
+    study = read_study({**table, "pair": {"mine": pair}})
+    assert study.engine.name == table["engine"]["name"] and study.recipes
 
 
 def commands() -> Iterator[str]:
@@ -128,7 +141,7 @@ def test_the_file_tree_leaves_out_no_module() -> None:
 def test_links_between_files_lead_somewhere(document: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", document.read_text(encoding="utf-8")):
         if not target.startswith("http"):
-            assert (ROOT / target).exists(), target
+            assert (document.parent / target).exists(), target
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "studies").glob("*.toml")), ids=lambda p: p.name)
@@ -145,7 +158,7 @@ def test_texts_name_no_place_of_one_machine() -> None:
     """Spelled in two parts, so that this file does not name them either."""
     words = ["/" + "work/", "farm" + "-"]
     paths = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "LOG.md", "Makefile")]
-    for folder in ("src", "tests", "studies"):
+    for folder in ("src", "tests", "studies", "docs", "servers", "benchmarks"):
         paths += (ROOT / folder).rglob("*")
     suffixes = {".md", ".py", ".toml", ".css", ".js", ".j2", ".json", ".jinja", ""}
     for path in paths:

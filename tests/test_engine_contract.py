@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +15,43 @@ from potstill.settings import Pair
 from potstill.types import Datum, Loss, Role, Sample, Term
 
 Maker = Callable[..., Engine]
-CASES = ["fake", "torch-qwen", "torch-llama", "torch-lora"]
+CASES = [
+    "fake",
+    "torch-qwen",
+    "torch-llama",
+    "torch-lora",
+    pytest.param("tinker-qwen", marks=pytest.mark.server),
+]
 
 
 @pytest.fixture(params=CASES)
-def make(request: pytest.FixtureRequest, models: Path) -> Maker:
+def make(request: pytest.FixtureRequest, models: Path) -> Iterator[Maker]:
+    opened = []
+
     def open_one(seed: int = 0) -> Engine:
         kind, _, family = request.param.partition("-")
         settings: dict[str, Any] = {}
         if family == "lora":
             family, settings = "qwen", {"lora_rank": 4}
         folder = models / (family or "qwen")
-        pair = Pair(student=str(folder / "student"), teacher=str(folder / "teacher"))
-        return open_engine(kind, pair, seed=seed, **settings)
+        student, teacher = folder / "student", folder / "teacher"
+        if kind == "tinker":
+            servers = request.getfixturevalue("servers")
+            settings = {"lora_rank": 4, "base_url": servers.url(student)}
+            settings["teacher_url"] = servers.url(teacher)
+        pair = Pair(student=str(student), teacher=str(teacher))
+        opened.append(open_engine(kind, pair, seed=seed, **settings))
+        return opened[-1]
 
-    return open_one
+    yield open_one
+    for engine in opened:
+        engine.close()
+
+
+def whole_rows(engine: Engine) -> None:
+    """For promises about whole rows: an engine that has none is not asked."""
+    if "reverse_kl" not in engine.losses:
+        pytest.skip("this engine has the log-probabilities of single tokens only")
 
 
 def rng(seed: int = 0) -> np.random.Generator:
@@ -100,6 +122,9 @@ def test_what_a_model_expects_is_read_off_its_rows(make: Maker) -> None:
             read = [prompt[-1], *completion[:-1]]
             ends = p[:, sorted(engine.eos)].sum(1)
             np.testing.assert_allclose(look.logprobs, logp[place, list(completion)], atol=1e-4)
+            if "reverse_kl" not in engine.losses:
+                assert not len(look.entropy) and not len(look.copy) and not len(look.end)
+                continue
             np.testing.assert_allclose(look.entropy, -(p * logp).sum(1), atol=1e-4)
             np.testing.assert_allclose(look.copy, p[place, read], atol=1e-5)
             np.testing.assert_allclose(look.end, ends, atol=1e-5)
@@ -137,15 +162,16 @@ def test_same_numbers_same_samples(make: Maker) -> None:
 
 
 def test_samples_follow_the_models_distribution(make: Maker) -> None:
-    """2,000 first tokens against exp(score): total variation within what chance allows."""
+    """First tokens against exp(score): every id, and total variation, as chance allows."""
     engine = make()
-    prompt, n = engine.encode("7"), 2000
+    prompt, n = engine.encode("7"), 2000 if "reverse_kl" in engine.losses else 400
     drawn = [s.tokens[0] for s in engine.sample("student", [prompt] * n, [1] * n, 1.0, rng(3))]
     ids = sorted(set(drawn))
     scores = engine.score("student", [(prompt, (token,)) for token in ids])
     p = np.exp([float(score[0]) for score in scores])
     share = np.array([drawn.count(token) for token in ids]) / n
-    assert 0.5 * np.abs(p - share).sum() < 0.2
+    if n == 2000:  # with fewer, ids that never came up make most of it
+        assert 0.5 * np.abs(p - share).sum() < 0.2
     assert np.all(np.abs(p - share) < 5 * np.sqrt(p / n) + 1e-3)
 
 
@@ -188,8 +214,28 @@ def test_every_listed_loss_goes_down(make: Maker) -> None:
 
 def test_reverse_kl_to_itself_is_zero(make: Maker) -> None:
     engine = make()
+    whole_rows(engine)
     stats = engine.step(data(engine, Loss("reverse_kl", to="init")), 0.01)
     assert abs(stats.loss) < 1e-6 and stats.grad_norm < 1e-5
+
+
+def test_the_sampled_anchor_pulls_towards_the_student_of_step_zero(make: Maker) -> None:
+    """Nothing at step 0; later r (log p - log p0) of each token, whoever wrote it."""
+    engine = make()
+    anchor = Loss("reverse_kl_sampled", to="init")
+    text = [Datum(**{**d.__dict__, "source": "teacher"}) for d in data(engine, anchor)]
+    assert engine.measure(text).loss == pytest.approx(0, abs=1e-6)
+    for _ in range(2):
+        engine.step(data(engine, Loss("cross_entropy")), 0.02)
+    rows = [(d.prompt, d.completion) for d in text]
+    p, start = (np.concatenate(engine.score(role, rows)) for role in ("student", "init"))
+    sampler = np.concatenate([d.logprobs for d in text])
+    weights = np.concatenate([d.terms[0].weights for d in text])
+    want = float((weights * np.exp(p - sampler) * (p - start)).sum())
+    got = engine.measure(text)
+    assert got.loss == pytest.approx(want, abs=1e-5) and abs(want) > 1e-3
+    assert got.losses == pytest.approx({"anchor": got.loss}, abs=1e-4)
+    assert engine.step(text, 0.0).loss == pytest.approx(want, abs=1e-5)
 
 
 def test_the_next_sample_uses_the_new_weights(make: Maker) -> None:
@@ -233,12 +279,12 @@ def test_weights_of_zero_train_nothing(make: Maker) -> None:
 
 def test_terms_add_up(make: Maker) -> None:
     """Two terms in one step are the sum of each alone, in the loss that is reported."""
-    alone = []
-    for loss in (Loss("cross_entropy"), Loss("reverse_kl")):
+    alone, pair = [], (Loss("cross_entropy"), losses_of(make())[-1])
+    for loss in pair:
         engine = make()
         alone.append(engine.step(data(engine, loss), 0.0).loss)
     engine = make()
-    first, second = data(engine, Loss("cross_entropy")), data(engine, Loss("reverse_kl"))
+    first, second = (data(engine, loss) for loss in pair)
     both = [
         Datum(**{**a.__dict__, "terms": a.terms + b.terms})
         for a, b in zip(first, second, strict=True)
@@ -246,15 +292,21 @@ def test_terms_add_up(make: Maker) -> None:
     assert engine.step(both, 0.0).loss == pytest.approx(sum(alone), rel=1e-5)
 
 
-def test_saved_and_loaded_goes_on_to_the_same_numbers(make: Maker, tmp_path: Path) -> None:
+def test_saved_and_loaded_goes_on_to_the_same_numbers(
+    make: Maker, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     engine = make()
-    batch = data(engine, Loss("reverse_kl"))
+    batch = data(engine, Loss("reverse_kl_sampled"))
     engine.step(batch, 0.01)
     engine.save(tmp_path / "state")
     want = [engine.step(batch, 0.01) for _ in range(3)]
     other = make()
     other.load(tmp_path / "state")
-    assert [other.step(batch, 0.01) for _ in range(3)] == want
+    found = [other.step(batch, 0.01) for _ in range(3)]
+    if request.node.callspec.params["make"].startswith("tinker"):  # a server's sums vary
+        assert [s.loss for s in found] == pytest.approx([s.loss for s in want], rel=1e-5)
+        return
+    assert found == want
 
 
 def test_not_a_number_is_raised_and_changes_nothing(make: Maker) -> None:

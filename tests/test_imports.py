@@ -49,6 +49,9 @@ TENSORS = {
     "engines.heads",
     "engines.terms",
     "engines.limits",
+    "engines.tinker",
+    "engines.service",
+    "engines.conformance",
     "engines.loading",
     "zoo.build",
 }

@@ -15,6 +15,7 @@ from potstill.losses import (
     JSD,
     LOSSES,
     REVERSE_KL,
+    anchor_sampled,
     cross_entropy,
     forward_kl,
     jsd,
@@ -146,6 +147,18 @@ def test_sampled_reverse_kl_corrects_for_an_older_sampler() -> None:
     fresh = logits.detach().requires_grad_()
     direct = -(fresh.log_softmax(-1).exp() * (logq - old)).sum()
     (want,) = torch.autograd.grad(direct, fresh)
+    assert torch.allclose(got, want, atol=1e-12)
+
+
+def test_sampled_anchor_is_the_divergence_whoever_wrote_the_tokens() -> None:
+    """Enumerate the samples of another model: value and gradient are those of KL(p, p0)."""
+    torch.manual_seed(4)
+    logits = torch.randn(V, dtype=torch.float64, requires_grad=True)
+    sampler, logp0 = (torch.randn(V, dtype=torch.float64).log_softmax(-1) for _ in range(2))
+    mean = (sampler.exp() * anchor_sampled(logits.log_softmax(-1), sampler, logp0)).sum()
+    exact = reverse_kl(logits.log_softmax(-1), logp0)
+    assert mean.item() == pytest.approx(exact.item(), abs=1e-12)
+    (got,), (want,) = (torch.autograd.grad(value, logits) for value in (mean, exact))
     assert torch.allclose(got, want, atol=1e-12)
 
 

@@ -216,6 +216,7 @@ def test_a_recipe_in_toml_and_in_python_is_the_same_value(tmp_path: Path) -> Non
         ({"prefix": -1}, "counts tokens"),
         ({"prefix": 5, "on_policy": 0.0}, "needs student prompts"),
         ({"anchor": -0.1}, "weight >= 0"),
+        ({"anchor_loss": "forward_kl"}, "an anchor is KL"),
         ({"budget": 0}, "above 0"),
         ({"teacher_loss": "reverse_kl_sampled"}, "student sampled"),
         ({"name": "two words"}, "letters"),

@@ -22,11 +22,27 @@ from potstill.faults import check_faults
 from potstill.losses import FAULTY
 from potstill.methods import METHODS
 from potstill.recipe import Recipe, recipe_from_toml
-from potstill.settings import Budget, Eval, FakeSettings, Pair, Part, Price, TorchSettings, Train
+from potstill.settings import (
+    Budget,
+    Eval,
+    FakeSettings,
+    Pair,
+    Part,
+    Price,
+    TinkerSettings,
+    TorchSettings,
+    Train,
+)
 from potstill.types import ModelSpec
 
 # Chosen on the embedded pairs' dev problems with seeds 100 and up; LOG.md has the runs.
 EMBEDDED_LEARNING_RATE = 1e-4
+
+ENGINE_TABLES: dict[str, type[Part]] = {
+    "torch": TorchSettings,
+    "tinker": TinkerSettings,
+    "fake": FakeSettings,
+}
 
 # What `potstill study` runs when it is given no file: the defaults of every part, over two seeds.
 QUICK: dict[str, Any] = {"name": "quick", "seeds": [0, 1]}
@@ -59,7 +75,9 @@ class Study(Part):
     name: str = Field("study", pattern=r"^\w[\w.-]*$")
     task: Annotated[dict[str, Any], BeforeValidator(_named("arithmetic"))] = {"name": "arithmetic"}
     engine: Annotated[
-        TorchSettings | FakeSettings, Field(discriminator="name"), BeforeValidator(_named("torch"))
+        TorchSettings | TinkerSettings | FakeSettings,
+        Field(discriminator="name"),
+        BeforeValidator(_named("torch")),
     ] = TorchSettings()
     methods: Names = tuple(METHODS)
     pairs: Names = ()  # names of [pair.NAME] tables or embedded pairs; default: every table
@@ -147,6 +165,11 @@ def resolve(study: Study) -> Study:
         if len(set(values)) < len(values):
             raise PotstillError(f"{what} lists {list(values)}, one of them twice", "list each once")
     check_faults(study.faults)
+    if study.engine.name == "tinker" and not study.train.lora_rank:
+        raise PotstillError(
+            'engine "tinker" trains LoRA adapters, train.lora_rank is 0',
+            "set train.lora_rank, 32 is usual",
+        )
     for recipe in study.recipes.values():
         _check_recipe(recipe, study, ENGINES[study.engine.name].losses)
     for name, pair in study.models.items():
@@ -289,11 +312,11 @@ def parse_value(raw: str) -> Any:
 def _explain(error: ValidationError, where: str) -> PotstillError:
     """Turn pydantic's first finding into a rule, what it got and a hint."""
     first = error.errors()[0]
-    path = [str(part) for part in first["loc"] if part not in ("torch", "fake")]
+    path = [str(part) for part in first["loc"] if part not in ENGINE_TABLES]
     key = ".".join(path)
     if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         *parents, last = path
-        engine = FakeSettings if "fake" in first["loc"] else TorchSettings
+        engine = next((t for n, t in ENGINE_TABLES.items() if n in first["loc"]), TorchSettings)
         return PotstillError(
             f'{where}: unknown key "{key}"', did_you_mean(last, _fields(parents, engine), "keys")
         )

@@ -265,3 +265,33 @@ def _diagnosed(run: CellFolder) -> dict[str, Any]:
             if row.get("signal/teacher_loss") is not None
         ],
     }
+
+
+def conformance(url: str, model: str = "") -> tuple[list[dict[str, Any]], bool]:
+    """What a training service does, and whether potstill has to refuse it.
+
+    Args:
+        url: a server that speaks Tinker's API.
+        model: its base model; empty: the one that it serves.
+    """
+    import sys
+
+    from transformers import AutoConfig
+
+    from potstill.engines.conformance import ask
+    from potstill.engines.service import Service, served
+
+    names = served(url)
+    if not model and len(names) != 1:
+        raise PotstillError(
+            f"{url} serves {len(names)} base models", f"choose one with --model: {', '.join(names)}"
+        )
+    model = model or names[0]
+    vocabulary = AutoConfig.from_pretrained(model).get_text_config().vocab_size
+    service = Service(url, model, vocabulary)
+    try:
+        found = ask(service, tell=lambda words: print(f"asking: {words}", file=sys.stderr))
+    finally:
+        service.close()
+    head = {"question": "server", "answer": f"{url}, {model}, SDK {service.sdk}", "verdict": ""}
+    return [head, *(asdict(fact) for fact in found.table)], bool(found.refused)

@@ -163,6 +163,17 @@ def reverse_kl_sampled(logp_y: Tensor, sampler_y: Tensor, logq_y: Tensor) -> Ten
     return -(logp_y - sampler_y.detach()).exp() * advantage
 
 
+def anchor_sampled(logp_y: Tensor, sampler_y: Tensor, logp0_y: Tensor) -> Tensor:
+    """r (log p(y) - log p0(y)), r = p(y) / p_sampler(y), no gradient through the bracket.
+
+    `reverse_kl_sampled` towards the student of step 0: in expectation over whoever sampled the
+    token, KL(p, p0) and its gradient. All three are (...) log-probabilities of the token.
+    Source: importance sampling; the gradient of the bracket is 0 in expectation.
+    """
+    distance = (logp_y - logp0_y).detach()
+    return (logp_y - sampler_y.detach()).exp() * distance
+
+
 def with_tail(logp: Tensor, kept: Tensor) -> Tensor:
     """Reduce rows to the kept ids and one bucket that holds the rest of the mass.
 

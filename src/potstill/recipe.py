@@ -13,7 +13,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from potstill.errors import PotstillError, did_you_mean
-from potstill.losses import CROSS_ENTROPY, LOSSES, REVERSE_KL, check_loss, loss, loss_to_toml
+from potstill.losses import (
+    CROSS_ENTROPY,
+    LOSSES,
+    REVERSE_KL,
+    REVERSE_KL_SAMPLED,
+    loss,
+    loss_to_toml,
+)
 from potstill.schedule import Schedule, constant, schedule
 from potstill.types import Loss
 
@@ -49,6 +56,8 @@ class Recipe:
         student_loss: loss on the student's tokens.
         teacher_loss: loss on the teacher's tokens.
         anchor: weight of KL(p, p0), the pull towards the student of step 0.
+        anchor_loss: how it is worked out: "reverse_kl" over whole rows, or "reverse_kl_sampled"
+            from the tokens' own log-probabilities, where an engine has no rows.
         replay: train on draws from a buffer instead of the fresh batch.
         budget: multiple of the study's steps.
         hypothesis: what the method bets on, in a sentence.
@@ -65,6 +74,7 @@ class Recipe:
     student_loss: Loss = REVERSE_KL
     teacher_loss: Loss = CROSS_ENTROPY
     anchor: float = 0.0
+    anchor_loss: Loss = REVERSE_KL
     replay: Replay | None = None
     budget: float = 1.0
     hypothesis: str = field(default="", compare=False)
@@ -77,6 +87,7 @@ class Recipe:
             ("prefix", schedule),
             ("student_loss", loss),
             ("teacher_loss", loss),
+            ("anchor_loss", loss),
         ):
             object.__setattr__(self, key, read(getattr(self, key)))
         if isinstance(self.replay, Mapping):
@@ -105,6 +116,11 @@ class Recipe:
             refuse("a prefix needs student prompts, but on_policy is 0", "leave prefix out")
         if not 0 <= self.anchor < float("inf"):
             refuse(f"anchor is a weight >= 0, got {self.anchor}", "0 is off, 0.1 is usual")
+        if self.anchor_loss not in (REVERSE_KL, REVERSE_KL_SAMPLED):
+            refuse(
+                f"an anchor is KL(p, p0), got anchor_loss {self.anchor_loss}",
+                'write "reverse_kl", or "reverse_kl_sampled" where an engine has no whole rows',
+            )
         if not 0 < self.budget <= 1000:
             refuse(
                 f"budget is a multiple of the steps above 0 and up to 1000, got {self.budget}",
@@ -150,7 +166,7 @@ class Recipe:
 
 def anchor_losses(recipe: Recipe) -> tuple[Loss, ...]:
     """The anchor is the reverse KL towards the model of step 0, where its weight is not zero."""
-    return (check_loss(Loss("reverse_kl", to="init")),) if recipe.anchor else ()
+    return (dataclasses.replace(recipe.anchor_loss, to="init"),) if recipe.anchor else ()
 
 
 def recipe_from_toml(name: str, table: Mapping[str, Any], known: Mapping[str, Recipe]) -> Recipe:

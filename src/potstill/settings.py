@@ -71,6 +71,15 @@ class TorchSettings(Part):
     threads: int = Field(1, ge=0)  # CPU threads per cell; 0: as many as the worker has cores
 
 
+class TinkerSettings(Part):
+    """The tinker engine: a training service, hosted or your own. The key is TINKER_API_KEY."""
+
+    name: Literal["tinker"]
+    base_url: str = ""  # the student's server; empty: the hosted service
+    teacher_url: str = ""  # the teacher's, if another; a server of your own has one base model
+    in_flight: int = Field(64, ge=1)  # requests that wait for an answer at the same time
+
+
 class FakeSettings(Part):
     """The fake engine: a bigram table, for tests."""
 

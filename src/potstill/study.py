@@ -149,6 +149,12 @@ def open_study_engine(study: Study, cell: Cell, scratch: Path, cache: Path | Non
             "gradient_checkpointing": study.engine.gradient_checkpointing,
             "threads": study.engine.threads,
         }
+    elif study.engine.name == "tinker":
+        settings = study.engine.model_dump(exclude={"name"})
+        settings |= {
+            "lora_rank": study.train.lora_rank,
+            "max_grad_norm": study.train.max_grad_norm,
+        }
     pair = study.models[cell.pair]
     teacher = faults.teacher_for(study.faults, pair.teacher, scratch)
     pair = pair.model_copy(update={"teacher": teacher})

@@ -1,4 +1,4 @@
-"""Commands that read what is on disk: ls, diagnose, watch, report."""
+"""Commands that read and train nothing: ls, diagnose, probe, watch, report."""
 
 from __future__ import annotations
 
@@ -82,6 +82,29 @@ def _signal_rows(signals: list[dict[str, Any]]) -> list[dict[str, Any]]:
         }
         for row in signals
     ]
+
+
+@app.command()
+def probe(
+    url: Annotated[str, typer.Argument(help="A server that speaks Tinker's API.")],
+    model: Annotated[str, typer.Option(help="Its base model; default: the one it serves.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Ask a training service what it really does: who shifts, sum or mean, lengths, samplers.
+
+    Takes about half a minute. Exits with 1 where something is wrong that potstill cannot adapt to.
+
+    Example: [bold]potstill probe http://127.0.0.1:8000[/]
+    """
+    from potstill.listing import conformance
+
+    rows, refused = conformance(url, model)
+    if as_json:
+        print(json.dumps(rows, indent=1))
+    else:
+        print_table(rows)
+    if refused:
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -107,6 +107,11 @@ ENGINES: dict[str, EngineInfo] = {
         "any Hugging Face pair on this machine: CPU or GPU",
         frozenset(LOSSES),
     ),
+    "tinker": EngineInfo(
+        "potstill.engines.tinker",
+        "LoRA on a training service: hosted Tinker, or a server of your own",
+        frozenset({"cross_entropy", "reverse_kl_sampled"}),
+    ),
     "fake": EngineInfo(
         "potstill.engines.fake",
         "a bigram table in numpy, for tests of everything else",

@@ -159,6 +159,11 @@ class FakeEngine:
             ratio = logp - self.rows(term.loss.to, *datum.seen_by(term.loss.to))
             values = (p * ratio).sum(-1)
             slope = p * (ratio - values[:, None])
+        elif term.loss.to == "init":
+            start = self.rows("init", *datum.seen_by("init"))
+            distance = (logp - start)[rows, targets]
+            values = np.exp(logp[rows, targets] - datum.logprobs) * distance
+            slope = values[:, None] * (hit - p)
         else:
             assert term.loss.name == "reverse_kl_sampled" and datum.teacher_logprobs is not None
             advantage = datum.teacher_logprobs.astype(float) - datum.logprobs

@@ -10,10 +10,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from potstill.losses import LOSSES, cross_entropy, reverse_kl_sampled, row_divergence
+from potstill.losses import (
+    LOSSES,
+    anchor_sampled,
+    cross_entropy,
+    reverse_kl_sampled,
+    row_divergence,
+)
 from potstill.types import Datum, Loss, Role
 
 BLOCK = 1 << 20  # most entries of a block of logits on a CPU: 4 MB in float32
+
+
+def needs_rows(loss: Loss) -> bool:
+    """Whether another model has to read the micro-batch: its rows, or the student's of step 0."""
+    return LOSSES[loss.name] == "row" or loss.to == "init"
 
 
 class Columns:
@@ -27,7 +38,8 @@ class Columns:
         ]
         if any(LOSSES[loss.name] == "token_scores" for loss in losses):
             self.sampler = flat([d.logprobs for d in data], device)
-            self.teacher = flat([d.teacher_logprobs for d in data], device)
+            scores = [d.teacher_logprobs for d in data if d.teacher_logprobs is not None]
+            self.teacher = flat(scores, device) if len(scores) == len(data) else None
 
 
 def take(
@@ -76,6 +88,10 @@ def _values(loss: Loss, logp: Tensor, columns: Columns, at: slice, other: Tensor
         return cross_entropy(logp, columns.targets[at])
     if loss.name == "reverse_kl_sampled":
         mine = -cross_entropy(logp, columns.targets[at])
+        if other is not None:  # towards the student of step 0
+            its = -cross_entropy(other.log_softmax(-1), columns.targets[at])
+            return anchor_sampled(mine, columns.sampler[at], its)
+        assert columns.teacher is not None
         return reverse_kl_sampled(mine, columns.sampler[at], columns.teacher[at])
     assert other is not None
     return row_divergence(loss, logp, other.log_softmax(-1))

@@ -35,7 +35,7 @@ from potstill.engines.loading import (
     load_model,
 )
 from potstill.engines.sampling import generate
-from potstill.engines.terms import Columns, Tally, flat, outlook, take
+from potstill.engines.terms import Columns, Tally, flat, needs_rows, outlook, take
 from potstill.errors import NonFinite
 from potstill.losses import LOSSES, cross_entropy
 from potstill.prompts import render
@@ -232,7 +232,7 @@ class TorchEngine:
             prompts, completions = [d.prompt for d in data], [d.completion for d in data]
             student = self._read("student", model, prompts, completions)
         targets: dict[Role, States] = {}
-        for role in {loss.to for loss in losses if LOSSES[loss.name] == "row"}:
+        for role in {loss.to for loss in losses if needs_rows(loss)}:
             with torch.no_grad(), self._model(role) as model:
                 seen = zip(*(d.seen_by(role) for d in data), strict=True)
                 targets[role] = self._read(role, model, *seen)

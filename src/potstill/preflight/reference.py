@@ -80,6 +80,8 @@ def definition(loss: Loss, p: Rows, q: Rows, t: Trajectory) -> Rows:
         return np.asarray(-p[y])
     if loss.name == "reverse_kl_sampled":
         sampler = t.logprobs.astype(float)
+        if loss.to == "init":
+            return np.asarray(np.exp(p[y] - sampler) * (p[y] - q[y]))
         return np.asarray(-np.exp(p[y] - sampler) * (q[y] - sampler))
     p, q = np.exp(p), np.exp(q)
     if loss.top_k and loss.top_k < q.shape[1]:

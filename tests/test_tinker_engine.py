@@ -1,0 +1,213 @@
+"""The Tinker engine on real servers: its numbers are the torch engine's, and what happens to a
+server changes none of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from potstill.config import read_study
+from potstill.engines import open_engine
+from potstill.engines.service import check_sdk, connect
+from potstill.errors import PotstillError
+from potstill.methods import METHODS
+from potstill.objective import build
+from potstill.recipe import Recipe
+from potstill.rollout import Limits, collect
+from potstill.settings import Pair
+from potstill.types import Datum, Loss, Problem, Term
+
+SAMPLED = Loss("reverse_kl_sampled")
+
+
+def sampled(name: str) -> Recipe:
+    """A method with what a service can compute."""
+    import dataclasses
+
+    recipe = METHODS[name]
+    return dataclasses.replace(recipe, student_loss=SAMPLED, anchor_loss=SAMPLED)
+
+
+def batch_of(engine: Any, recipe: Recipe, t: float = 0.0, seed: int = 0) -> list[Datum]:
+    texts = ["Tom has 3", "7", "Ann has 12 pens, buys 5", "Eva"]
+    problems = [Problem(str(i), text, "0") for i, text in enumerate(texts)]
+    return build(
+        recipe, collect(recipe, engine, problems, t, 0, seed, Limits(24, 1.0, 1.0)), engine
+    )
+
+
+# Without a server: what is refused, and how.
+
+
+def test_adapters_are_needed() -> None:
+    with pytest.raises(PotstillError, match="lora_rank is 0") as refused:
+        read_study({"engine": "tinker", "methods": ["off_policy"]})
+    assert "32" in refused.value.hint
+
+
+def test_whole_rows_are_refused_before_anything_opens() -> None:
+    table = {"engine": "tinker", "train": {"lora_rank": 8}, "methods": ["on_policy_gkd"]}
+    with pytest.raises(PotstillError, match="needs reverse_kl"):
+        read_study(table)
+    table["methods"] = ["kl_anchored"]
+    with pytest.raises(PotstillError, match="needs reverse_kl"):
+        read_study(table)
+    table |= {
+        "methods": ["anchored"],
+        "recipe": {"anchored": {"from": "kl_anchored", "anchor_loss": "reverse_kl_sampled"}},
+    }
+    assert read_study(table).recipes["anchored"].anchor_loss == SAMPLED
+
+
+def test_a_server_that_is_not_there_is_said_at_once() -> None:
+    with pytest.raises(PotstillError, match="no training service answers"):
+        connect("http://127.0.0.1:9")
+
+
+def test_the_hosted_service_needs_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TINKER_API_KEY", raising=False)
+    with pytest.raises(PotstillError, match="TINKER_API_KEY is not set"):
+        connect("")
+
+
+def test_an_old_sdk_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert check_sdk()
+    monkeypatch.setattr("importlib.metadata.version", lambda _: "0.24.1")
+    with pytest.raises(PotstillError, match=r"needs 0\.25"):
+        check_sdk()
+
+
+# On real servers.
+
+Opener = Callable[..., Any]
+
+
+@pytest.fixture
+def opened(models: Path, request: pytest.FixtureRequest) -> Iterator[Opener]:
+    servers, found = request.getfixturevalue("servers"), []
+
+    def open_one(family: str = "qwen", **settings: Any) -> Any:
+        folder = models / family
+        urls = {"base_url": servers.url(folder / "student")}
+        urls["teacher_url"] = servers.url(folder / "teacher")
+        pair = Pair(student=str(folder / "student"), teacher=str(folder / "teacher"))
+        found.append(open_engine("tinker", pair, **{"lora_rank": 4, **urls, **settings}))
+        return found[-1]
+
+    yield open_one
+    for engine in found:
+        engine.close()
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_the_first_loss_is_the_torch_engines(opened: Opener, models: Path, method: str) -> None:
+    """The same batch on both engines, at the moments where the recipe does something else."""
+    engine, recipe = opened(), sampled(method)
+    folder = models / "qwen"
+    pair = Pair(student=str(folder / "student"), teacher=str(folder / "teacher"))
+    other = open_engine("torch", pair, lora_rank=4)
+    for t in (0.0, 0.8):
+        data = batch_of(engine, recipe, t)
+        there, here = engine.measure(data), other.measure(data)
+        assert there.loss == pytest.approx(here.loss, abs=1e-3)
+        assert there.losses == pytest.approx(here.losses, abs=1e-3)
+        stepped = engine.step(data, 0.0)
+        assert stepped.loss == pytest.approx(there.loss, abs=1e-4)
+    other.close()
+
+
+@pytest.mark.server
+def test_weights_count_although_the_server_averages(opened: Opener) -> None:
+    """This server divides by a sequence's weights; a step still does what the weights say."""
+    engine = opened()
+    assert engine.facts.reduction == "sequence mean"
+    data = batch_of(engine, sampled("off_policy"))
+    norms = []
+    for factors in ((1, 1, 1, 1), (2, 2, 2, 2), (1, 1, 1, 4)):
+        scaled = [
+            Datum(**{**d.__dict__, "terms": (Term(d.terms[0].loss, d.terms[0].weights * k),)})
+            for d, k in zip(data, factors, strict=True)
+        ]
+        norms.append(engine.step(scaled, 0.0).grad_norm)
+    assert norms[1] == pytest.approx(2 * norms[0], rel=1e-4)
+    assert abs(norms[2] - norms[0]) > 0.01 * norms[0]
+
+
+@pytest.mark.server
+def test_a_server_that_is_killed_changes_no_number(
+    opened: Opener, models: Path, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    """kill -9 before any state was saved, and after; the steps since are taken again, once."""
+    servers, student = request.getfixturevalue("servers"), models / "qwen" / "student"
+    recipe = sampled("mixture")
+    engine = opened()
+    batches = [batch_of(engine, recipe, seed=i) for i in range(5)]
+    want = [engine.step(batch, 0.01).loss for batch in batches]
+    other, found = opened(), []
+    for i, batch in enumerate(batches):
+        if i in (2, 4):
+            servers.url(student, servers.kill(student))
+        found.append(other.step(batch, 0.01).loss)
+        if i == 2:
+            other.save(tmp_path)
+    assert found == pytest.approx(want, rel=1e-4)
+    again = opened()
+    again.load(tmp_path)
+    assert [again.step(batch, 0.01).loss for batch in batches[3:]] == pytest.approx(
+        want[3:], rel=1e-4
+    )
+
+
+@pytest.mark.server
+def test_ids_that_no_model_has_are_never_sent(opened: Opener) -> None:
+    engine = opened()
+    prompt, bad = engine.encode("7"), engine.vocabulary
+    for ids in ((bad,), (-1,)):
+        with pytest.raises(PotstillError, match="token ids lie in"):
+            engine.score("student", [(prompt, ids)])
+    data = batch_of(engine, sampled("off_policy"))
+    wrong = [Datum(**{**d.__dict__, "targets": (bad,) * len(d.targets)}) for d in data]
+    with pytest.raises(PotstillError, match="token ids lie in"):
+        engine.step(wrong, 0.1)
+    assert np.isfinite(engine.step(data, 0.0).loss)
+
+
+@pytest.mark.server
+def test_the_key_is_written_nowhere(
+    opened: Opener, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TINKER_API_KEY", "tml-secret-of-mine")
+    engine = opened()
+    engine.save(tmp_path)
+    engine.export(tmp_path / "student")
+    for path in tmp_path.rglob("*.json"):
+        assert "secret" not in path.read_text()
+    assert not any("secret" in note for note in engine.notes)
+    assert os.environ["TINKER_API_KEY"]
+
+
+@pytest.mark.server
+def test_the_probe_tells_what_this_server_does(
+    models: Path, request: pytest.FixtureRequest
+) -> None:
+    from potstill.listing import conformance
+
+    url = request.getfixturevalue("servers").url(models / "qwen" / "student")
+    rows, refused = conformance(url)
+    said = {row["question"]: (row["answer"], row["verdict"]) for row in rows}
+    assert not refused
+    assert said["does position i predict token i + 1"][1] == "good"
+    assert said["are a sequence's losses added up or averaged"][0].startswith("averaged")
+    assert said["log-probabilities of N ids"][0] == "N - 1"
+    assert said["soft targets (N, K)"][0].startswith("flattened")
+    assert said["a sampler made after a step"][1] == "good"
+    assert said["using the older one"][0].startswith("moves the trained weights")
+    assert "nan" in said["an id outside the vocabulary"][0]
+    with pytest.raises(PotstillError, match="does not serve"):
+        conformance(url, str(models / "qwen" / "teacher"))
