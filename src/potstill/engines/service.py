@@ -24,7 +24,7 @@ import numpy as np
 from potstill.errors import PotstillError
 from potstill.types import Floats, Ids, Sample
 
-SDK = ("0.25", "0.26")  # tried: from, below; see `check_sdk`
+SDK = "0.25"  # the oldest that can train; SkyRL 0.4 answers no newer one's samples
 KEY = "TINKER_API_KEY"
 LOCAL_KEY = "tml-dummy"  # servers of one's own ask for none, the SDK does
 ADAM = {"beta1": 0.9, "beta2": 0.95, "eps": 1e-8}
@@ -58,9 +58,9 @@ def check_sdk() -> str:
             'engine "tinker" needs the tinker SDK, which is not installed',
             "pip install 'potstill[tinker]'",
         ) from None
-    if _numbers(found) < _numbers(SDK[0]):
+    if _numbers(found) < _numbers(SDK):
         raise PotstillError(
-            f"the tinker SDK is version {found}, potstill needs {SDK[0]} or newer",
+            f"the tinker SDK is version {found}, potstill needs {SDK} or newer",
             "pip install 'potstill[tinker]'",
         )
     return found

@@ -332,7 +332,13 @@ def _facts(service: Service) -> Facts:
     """What a server does, asked once a process."""
     key = service.url, service.model
     if key not in _known:
-        _known[key] = ask(service, brief=True)
+        try:
+            _known[key] = ask(service, brief=True)
+        except AssertionError as error:  # how newer SDKs meet an older server's samples
+            raise PotstillError(
+                f"SDK {service.sdk} does not understand {service.url}: {error}",
+                "SkyRL 0.4 needs pip install 'tinker==0.25.*', the hosted service the newest",
+            ) from error
     for fact in _known[key].refused:
         raise PotstillError(
             f"{service.url or 'the service'}: {fact.question}: {fact.answer}",
