@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.stats import binom
 
 from potstill.engines import ENGINES, Engine, open_engine
 from potstill.errors import NonFinite
@@ -169,10 +170,10 @@ def test_samples_follow_the_models_distribution(make: Maker) -> None:
     ids = sorted(set(drawn))
     scores = engine.score("student", [(prompt, (token,)) for token in ids])
     p = np.exp([float(score[0]) for score in scores])
-    share = np.array([drawn.count(token) for token in ids]) / n
+    counts = np.array([drawn.count(token) for token in ids])
     if n == 2000:  # with fewer, ids that never came up make most of it
-        assert 0.5 * np.abs(p - share).sum() < 0.2
-    assert np.all(np.abs(p - share) < 5 * np.sqrt(p / n) + 1e-3)
+        assert 0.5 * np.abs(p - counts / n).sum() < 0.2
+    assert np.minimum(binom.cdf(counts, n, p), binom.sf(counts - 1, n, p)).min() > 1e-7
 
 
 def test_limits_and_eos(make: Maker) -> None:
