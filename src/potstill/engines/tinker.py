@@ -335,6 +335,8 @@ def _facts(service: Service) -> Facts:
         try:
             _known[key] = ask(service, brief=True)
         except AssertionError as error:  # how newer SDKs meet an older server's samples
+            if "sample_sequence_ids" not in str(error):
+                raise
             raise PotstillError(
                 f"SDK {service.sdk} does not understand {service.url}: {error}",
                 "SkyRL 0.4 needs pip install 'tinker==0.25.*', the hosted service the newest",
