@@ -140,6 +140,8 @@ def test_a_wrong_study_file_is_refused_before_anything_is_written(
         (["eval", "tiny-llama/student", "--problems", "2000"], "asked for 2000"),
         (["zoo", "build", "tiny-qwem"], 'unknown pair "tiny-qwem"'),
         (["zoo", "build", "--role", "techer"], 'unknown role "techer"'),
+        (["zoo", "save", "tiny-qwem"], 'unknown pair "tiny-qwem"'),
+        (["zoo", "save", "tiny-qwen", "--dtype", "int8"], 'unknown dtype "int8"'),
     ],
 )
 def test_wrong_words_are_refused(

@@ -7,11 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from potstill import zoo
 from potstill.errors import PotstillError
 from potstill.listing import build_zoo, grade_model
+from potstill.zoo.save import save_pair
 
 ROLES = ("student", "teacher")
 MODELS = [(pair, role) for pair in zoo.PAIRS for role in ROLES]
@@ -137,3 +139,15 @@ def test_a_student_made_from_the_seed_is_half_trained(pair: str, tmp_path: Path)
     room left."""
     (row,) = build_zoo([pair], tmp_path, 0, "student")
     assert 0.25 < row["accuracy"] < 0.75
+
+
+def test_a_pair_is_copied_with_the_same_weights(tmp_path: Path) -> None:
+    folder = save_pair("tiny-qwen", tmp_path / "copies")
+    for role in ROLES:
+        mine = AutoModelForCausalLM.from_pretrained(folder / role).state_dict()
+        its = AutoModelForCausalLM.from_pretrained(zoo.folder("tiny-qwen", role)).state_dict()
+        assert mine.keys() == its.keys()
+        assert all(mine[k].dtype == torch.float32 for k in mine)
+        assert all(torch.equal(mine[k], its[k].float()) for k in mine)
+    with pytest.raises(PotstillError, match="exists already"):
+        save_pair("tiny-qwen", tmp_path / "copies")

@@ -242,3 +242,18 @@ def zoo_build(
 
     for row in build_zoo(pairs or [], out, seed, role):
         print(f"{row['pair']} {row['role']}: {row['accuracy']:.1%} of {row['problems']} problems")
+
+
+@zoo_app.command("save")
+def zoo_save(
+    pair: Annotated[str, typer.Argument(help="Pair, see `potstill ls pairs`.")],
+    out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("runs/models"),
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+) -> None:
+    """Copy an embedded pair to ordinary model folders: for a server, or to look at.
+
+    Example: [bold]potstill zoo save tiny-qwen --out runs/models[/]
+    """
+    from potstill.zoo.save import save_pair
+
+    print(save_pair(pair, out, dtype))

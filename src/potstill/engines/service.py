@@ -118,6 +118,12 @@ def _names(client: Any) -> list[str]:
     return sorted(str(getattr(model, "model_name", model)) for model in models)
 
 
+def _same(served: str, asked: str) -> bool:
+    """Whether two names mean one model: folders may be written in several ways."""
+    both = os.path.isdir(served) and os.path.isdir(asked)
+    return served == asked or (both and os.path.samefile(served, asked))
+
+
 def _end(client: Any) -> None:
     """End a session: its heartbeat stops, and the server frees what it held."""
     for name in ("_session_holder", "_rest_holder", "holder"):
@@ -145,12 +151,14 @@ class Service:
     def _connect(self) -> Any:
         client = connect(self.url)
         names = _names(client)
-        if self.model not in names:
+        known = [name for name in names if _same(name, self.model)]
+        if not known:
             raise PotstillError(
                 f'{self.url or "the hosted service"} does not serve "{self.model}"',
                 f"it serves {', '.join(names[:8]) or 'nothing'}; a server has one base model, so a "
                 "teacher of another base needs engine.teacher_url",
             )
+        self.model = known[0]
         return client
 
     def reconnect(self) -> None:
