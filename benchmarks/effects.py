@@ -80,7 +80,7 @@ def unpacked() -> None:
 
 def as_they_come() -> None:
     """Micro-batches of rows in the order of the batch, as many as fit."""
-    from potstill.engines import torch as engine
+    from potstill.engines import processes
 
     def cut(
         rows: Sequence[Any], sizes: Sequence[int], limit: int, overhead: int = 0
@@ -96,7 +96,7 @@ def as_they_come() -> None:
         if group:
             yield group
 
-    engine.micro_batches = cut
+    processes.micro_batches = cut  # type: ignore[attr-defined]
 
 
 def unfused() -> None:

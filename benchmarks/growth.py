@@ -60,7 +60,7 @@ def point(shape: dict[str, int], repeats: int) -> dict[str, float]:
             ]
             engine.step(data, 1e-4)
             times.append(time.perf_counter() - start)
-        weight = sum(p.numel() for p in engine._trained.values())
+        weight = sum(p.numel() for p in engine.models.trained.values())
     return {"seconds": statistics.median(times[1:]), "bytes": peak_memory(), "weights": weight}
 
 

@@ -44,6 +44,9 @@ LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 # Modules that run on tensors, or that a command imports only when it runs.
 TENSORS = {
     "engines.torch",
+    "engines.models",
+    "engines.processes",
+    "engines.sharding",
     "engines.sampling",
     "engines.decoding",
     "engines.heads",
@@ -54,6 +57,7 @@ TENSORS = {
     "engines.conformance",
     "engines.loading",
     "zoo.build",
+    "zoo.save",
 }
 
 

@@ -13,7 +13,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from potstill.engines import heads, terms
-from potstill.engines.torch import TorchEngine, micro_batches
+from potstill.engines.batching import micro_batches
+from potstill.engines.torch import TorchEngine
 from potstill.errors import PotstillError
 from potstill.losses import row_divergence
 from potstill.objective import build
@@ -85,13 +86,13 @@ def test_a_step_equals_the_naive_one(
     data = batch_of(engine)
     assert {datum.source for datum in data} == {"student", "teacher"}
     loss, norm, gradients = naive_step(models, family, data)
-    before = {name: p.detach().clone() for name, p in engine._trained.items()}
+    before = {name: p.detach().clone() for name, p in engine.models.trained.items()}
     stats = engine.step(data, 0.01)
     assert stats.loss == pytest.approx(loss, rel=1e-5)
     assert stats.grad_norm == pytest.approx(norm, rel=1e-4)
     for name, old in before.items():  # Adam's first step moves by the gradient's sign
         large = gradients[name].abs() > 1e-4
-        moved = (engine._trained[name] - old)[large]
+        moved = (engine.models.trained[name] - old)[large]
         assert torch.allclose(moved, -0.01 * gradients[name][large].sign(), rtol=1e-2)
 
 
@@ -127,7 +128,7 @@ def test_padding_rows_of_a_head_are_never_trained(
     if not plain:
         monkeypatch.setattr(heads, "PLAIN", frozenset())
     engine = TorchEngine(str(models / "qwen/teacher"), str(models / "qwen/student"))
-    head = engine._models["student"].lm_head.weight
+    head = engine.models.held["student"].lm_head.weight
     before = head.detach().clone()
     assert len(head) == engine.vocabulary + 5
     engine.step(batch_of(engine), 0.01)
@@ -164,12 +165,12 @@ def test_clipping_bounds_the_gradient(models: Path) -> None:
     for limit in (0.0, 1e-3):
         engine = open_pair(models, max_grad_norm=limit)
         data = batch_of(engine)
-        before = torch.cat([p.detach().flatten() for p in engine._trained.values()])
+        before = torch.cat([p.detach().flatten() for p in engine.models.trained.values()])
         norms[limit] = engine.step(data, 1e-3).grad_norm
-        first = next(iter(engine._optimizer.state.values()))["exp_avg"].norm()
+        first = next(iter(engine.models.optimizer.state.values()))["exp_avg"].norm()
         if limit:
             assert first <= 0.1 * limit * 1.01
-        after = torch.cat([p.detach().flatten() for p in engine._trained.values()])
+        after = torch.cat([p.detach().flatten() for p in engine.models.trained.values()])
         assert not torch.equal(before, after)
     assert norms[0.0] == pytest.approx(norms[1e-3], rel=1e-5)  # the norm before clipping
 
@@ -183,7 +184,7 @@ def test_gradient_checkpointing_recomputes_and_changes_no_number(models: Path, r
     for engine in calls:
         layer = next(
             m
-            for n, m in engine._models["student"].named_modules()
+            for n, m in engine.models.held["student"].named_modules()
             if n.endswith("layers.0.input_layernorm")
         )
         layer.register_forward_hook(
@@ -202,7 +203,7 @@ def test_bfloat16_is_close_to_float32(models: Path, rank: int) -> None:
     data = batch_of(full)
     a, b = full.step(data, 0.001), half.step(data, 0.001)
     assert b.loss == pytest.approx(a.loss, rel=0.05)
-    assert all(p.dtype == torch.float32 for p in half._trained.values())
+    assert all(p.dtype == torch.float32 for p in half.models.trained.values())
 
 
 def test_heads_that_differ_in_padding_rows_are_cut(models: Path) -> None:
@@ -258,7 +259,7 @@ def test_the_exported_student_is_an_ordinary_folder(
 
 def test_lora_leaves_the_base_alone(models: Path) -> None:
     engine = open_pair(models, lora_rank=4)
-    assert all("lora" in name for name in engine._trained)
+    assert all("lora" in name for name in engine.models.trained)
     data = batch_of(engine)
     rows = [(datum.prompt, datum.completion) for datum in data]
     base = engine.score("init", rows)
@@ -308,7 +309,10 @@ def test_sampled_loss_agrees_with_the_exact_one_in_direction(models: Path) -> No
         batch = collect(recipe, engine, problems, 0.0, 0, 0, Limits(1, 1.0, 1.0))
         engine.step(build(recipe, batch, engine), 0.0)
         moves[name] = torch.cat(
-            [engine._optimizer.state[p]["exp_avg"].flatten() for p in engine._trained.values()]
+            [
+                engine.models.optimizer.state[p]["exp_avg"].flatten()
+                for p in engine.models.trained.values()
+            ]
         )
     a, b = moves["reverse_kl"], moves["reverse_kl_sampled"]
     assert torch.cosine_similarity(a, b, dim=0) > 0.9
@@ -321,9 +325,9 @@ def test_teacher_rows_are_only_for_losses_that_need_them(models: Path) -> None:
     problems = [Problem("0", "7", "0")]
     batch = collect(recipe, engine, problems, 0.0, 0, 0, Limits(5, 1.0, 1.0))
     data = build(recipe, batch, engine)
-    del engine._models["teacher"]
+    del engine.models.held["teacher"]
     engine.step(data, 0.01)
-    assert "teacher" not in engine._models
+    assert "teacher" not in engine.models.held
     assert {term.loss for datum in data for term in datum.terms} == {Loss("cross_entropy")}
 
 

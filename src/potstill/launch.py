@@ -86,6 +86,27 @@ def refuse(checks: list[dict[str, str]]) -> None:
         )
 
 
+def one_engine(study: Study, workers: int) -> int:
+    """How many workers: one where several processes of torchrun are one engine.
+
+    Raises:
+        PotstillError: more are asked for, or an engine that several processes cannot be.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return workers
+    if study.engine.name != "torch":
+        raise PotstillError(
+            f'torchrun is for the torch engine, got "{study.engine.name}"',
+            "run it without torchrun",
+        )
+    if workers > 1:
+        raise PotstillError(
+            f"under torchrun all processes are one engine, got --workers {workers}",
+            "leave out --workers, or run without torchrun",
+        )
+    return 1
+
+
 def fill(
     study: Study,
     path: Path,
@@ -96,6 +117,7 @@ def fill(
 ) -> dict[Cell, dict[str, Any]]:
     """Run what is missing of a study under the live view."""
     prepare(study)
+    workers = one_engine(study, workers)
     folder, cells = StudyFolder(path, cache), cells_of(study)
     folder.check(study)
     if preflight and len(folder.results(cells)) < len(cells):

@@ -69,6 +69,8 @@ class TorchSettings(Part):
     sample_tokens: int = Field(16_384, ge=1)  # the same for sampling, which keeps a cache alone
     gradient_checkpointing: bool = False  # recompute activations to save memory
     threads: int = Field(1, ge=0)  # CPU threads per cell; 0: as many as the worker has cores
+    shard_teacher: bool = True  # over the processes of torchrun; false: a whole one in each
+    gather_for_sampling: bool = True  # false: sample layer by layer, for what no GPU can hold
 
 
 class TinkerSettings(Part):

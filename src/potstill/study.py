@@ -148,6 +148,8 @@ def open_study_engine(study: Study, cell: Cell, scratch: Path, cache: Path | Non
             "sample_tokens": study.engine.sample_tokens,
             "gradient_checkpointing": study.engine.gradient_checkpointing,
             "threads": study.engine.threads,
+            "shard_teacher": study.engine.shard_teacher,
+            "gather_for_sampling": study.engine.gather_for_sampling,
         }
     elif study.engine.name == "tinker":
         settings = study.engine.model_dump(exclude={"name"})

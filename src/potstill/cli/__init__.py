@@ -7,6 +7,7 @@ interrupted.
 
 from __future__ import annotations
 
+import os
 import sys
 
 from potstill.cli import reading, running  # noqa: F401 - they add their commands to the app
@@ -20,6 +21,8 @@ __all__ = ["app", "main"]
 def main() -> None:
     """Entry point: errors of the user become two lines and code 2."""
     try:
+        if "TORCHELASTIC_RUN_ID" in os.environ:  # one of the processes that torchrun started
+            _take_part()
         app()
     except BudgetReached as reached:
         print(f"stopped: {reached}\nhint: {reached.hint}", file=sys.stderr)
@@ -32,3 +35,14 @@ def main() -> None:
     except KeyboardInterrupt:
         print("interrupted: run the same command again to go on", file=sys.stderr)
         sys.exit(130)
+
+
+def _take_part() -> None:
+    """The first process runs the command; the others are the rest of its engine, until it ends."""
+    from potstill.engines import processes, torch
+
+    if os.environ["RANK"] == "0":
+        processes.dismiss_at_exit()
+    else:
+        processes.follow(torch.TorchEngine)
+        sys.exit(0)

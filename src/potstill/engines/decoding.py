@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.backends import mkldnn
+from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 from transformers import DynamicCache
 
@@ -48,6 +49,7 @@ def fits(model: Any) -> bool:
         and rope.get("rope_type", "default") in ROPES
         and set(getattr(config, "layer_types", None) or ["full_attention"]) == {"full_attention"}
         and len({p.device for p in model.parameters()}) == 1
+        and not any(isinstance(p, DTensor) for p in model.parameters())  # gathered layer by layer
         and not (copies and _size(model) > JOINED)
     )
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import shutil
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,8 @@ def resolve(spec: ModelSpec) -> ModelSpec:
     """The same placement with every "auto" decided for this machine."""
     device = spec.device
     if device == "auto":
-        device = "cuda:0" if torch.cuda.is_available() else "cpu"
+        here = os.environ.get("LOCAL_RANK", "0")  # set by torchrun: one process, one GPU
+        device = f"cuda:{here}" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise PotstillError(
             f'device "{device}" is asked for, but torch sees no GPU', 'use device = "cpu"'
@@ -151,8 +154,11 @@ def without_adapters(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def load_model(name: str, spec: ModelSpec, *, trained: bool) -> Any:
-    """Load weights for running, or with `trained` in float32 and with gradients."""
+def load_model(name: str, spec: ModelSpec, *, trained: bool, share: bool = False) -> Any:
+    """Load weights for running, or with `trained` in float32 and with gradients.
+
+    With `share` they stay on the CPU: each process will take its part to its device.
+    """
     dtype = torch.float32 if trained else getattr(torch, spec.dtype)
     model = _read(
         AutoModelForCausalLM,
@@ -163,7 +169,7 @@ def load_model(name: str, spec: ModelSpec, *, trained: bool) -> Any:
         attn_implementation=spec.attention,
         trust_remote_code=spec.trust_remote_code,
     )
-    if not spec.device_map:
+    if not (spec.device_map or share):
         model.to(spec.device)
     model.requires_grad_(trained)
     return model.eval()  # no dropout: the policy that samples is the policy that is trained
@@ -188,23 +194,37 @@ def add_lora(model: Any, rank: int) -> Any:
     config = LoraConfig(
         r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM"
     )
-    return get_peft_model(model, config).eval()
+    with warnings.catch_warnings():  # peft asks transformers for what goes in its next version
+        warnings.filterwarnings("ignore", ".is_gradient_checkpointing", FutureWarning)
+        return get_peft_model(model, config).eval()
 
 
-def export_student(pair: Pair, model: Any, folder: Path, *, lora: bool) -> None:
+def export_student(
+    pair: Pair, model: Any, folder: Path, *, lora: bool, weights: dict[str, Any] | None = None
+) -> None:
     """Write the student as a folder that transformers loads, LoRA merged and kept in `adapter/`.
 
     The folder appears whole or not at all.
+
+    Args:
+        pair: what was opened.
+        model: the student; with `lora` its adapters are written and merged into fresh weights.
+        folder: where to.
+        lora: whether the student is a base model with adapters.
+        weights: by name, where the model itself holds but a part of them.
     """
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     if lora:
         from peft import PeftModel
 
-        model.save_pretrained(partial / "adapter")
-        base = load_model(pair.student, pair.student_spec, trained=False)
+        model.save_pretrained(partial / "adapter", state_dict=weights)
+        # on the CPU: the devices are full of the run's models
+        spec = dataclasses.replace(pair.student_spec, device="cpu", device_map=None)
+        base = load_model(pair.student, spec, trained=False)
         model = PeftModel.from_pretrained(base, partial / "adapter").merge_and_unload()
-    model.save_pretrained(partial)
+        weights = None
+    model.save_pretrained(partial, state_dict=weights)
     pair.tokenizer.save_pretrained(partial)
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)

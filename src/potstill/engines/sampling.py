@@ -8,7 +8,7 @@ the policy that is being trained.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,17 +28,20 @@ def generate(
     *,
     eos: frozenset[int],
     vocabulary: int,
+    others: Callable[[bool], bool] | None = None,
 ) -> list[Sample]:
     """Continue prompts until EOS or their limit.
 
     Args:
         model: a causal language model of transformers.
         prompts: B rows of ids.
-        max_tokens: (B,) most tokens to add to each.
+        max_tokens: (B,) most tokens to add to each, at least 1.
         temperature: 0 is greedy.
         noise: (B, max(max_tokens)) uniform numbers in [0, 1).
         eos: ids that end a row; the id itself is kept.
         vocabulary: ids at and above it are never drawn (padding rows of the head).
+        others: where a forward pass needs every process: told before each whether this one goes
+            on, it says whether any does.
     """
     device = model.get_input_embeddings().weight.device
     width = max(max_tokens)
@@ -48,10 +51,8 @@ def generate(
     ids = torch.from_numpy(pad_left(prompts, 0)).to(device)
     seen = torch.from_numpy(pad_left([(1,) * len(p) for p in prompts], 0)).to(device)
     ends, limits = np.array(sorted(eos)), np.array(max_tokens)
-    alive = np.flatnonzero(limits > 0)  # rows still being written, as indices into the batch
-    if not len(alive):
-        return [Sample((), logprobs[row, :0]) for row in range(len(prompts))]
-    run = begin(model, ids[alive], seen[alive], width - 1)
+    alive = np.arange(len(prompts))  # rows still being written, as indices into the batch
+    run = begin(model, ids, seen, width - 1)
     for column in range(width):
         logp = run.logits[:, :vocabulary].float().log_softmax(-1)
         drawn = _draw(logp, temperature, torch.from_numpy(noise[alive, column]).to(device))
@@ -67,7 +68,14 @@ def generate(
             alive = alive[going]
             run.keep(keep)
             drawn = drawn[keep.to(device)]
+        if others:
+            others(True)
         run.step(drawn)
+    if others and others(False):
+        run.keep(torch.tensor([0]))
+        run.step(drawn[:1])
+        while others(False):
+            run.step(drawn[:1])
     return [
         Sample(tuple(tokens[row, :n].tolist()), logprobs[row, :n].copy())
         for row, n in enumerate(lengths)

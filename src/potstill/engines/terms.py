@@ -17,7 +17,7 @@ from potstill.losses import (
     reverse_kl_sampled,
     row_divergence,
 )
-from potstill.types import Datum, Loss, Role
+from potstill.types import Datum, Loss, Role, Term
 
 BLOCK = 1 << 20  # most entries of a block of logits on a CPU: 4 MB in float32
 
@@ -40,6 +40,13 @@ class Columns:
             self.sampler = flat([d.logprobs for d in data], device)
             scores = [d.teacher_logprobs for d in data if d.teacher_logprobs is not None]
             self.teacher = flat(scores, device) if len(scores) == len(data) else None
+
+
+def idle(losses: Sequence[Loss]) -> Datum:
+    """A row of no weight, for a process that has none left while others compute."""
+    nothing = np.zeros(1, np.float32)
+    terms = tuple(Term(loss, nothing) for loss in losses)
+    return Datum((0,), (0,), (0,), terms, "student", nothing, nothing)
 
 
 def take(
@@ -124,6 +131,18 @@ class Tally:
             key = "anchor" if loss.to == "init" else name
             self._sums[key] += values[mine].sum().item()
             self._counts[key] += int(mine.sum())
+
+    def total(self, parts: Sequence[Tally]) -> Tally:
+        """What several processes have added up, this one among them."""
+        if len(parts) == 1:
+            return self
+        whole = Tally()
+        for part in parts:
+            whole.loss += part.loss
+            for key, count in part._counts.items():
+                whole._sums[key] += part._sums[key]
+                whole._counts[key] += count
+        return whole
 
     def means(self) -> dict[str, float]:
         return {key: self._sums[key] / count for key, count in self._counts.items() if count}

@@ -1,41 +1,33 @@
 """The torch engine: any `AutoModelForCausalLM` pair by hub name or folder, on the devices of
-this machine.
+this machine, or of several processes.
 
 The head runs on completion positions only, in sampling, scoring and training alike. Batches are
-cut into micro-batches of rows of similar length; gradients add up to the same sum. The sampler is
-`sampling.py`, reading and checking of model folders `loading.py`. It leaves out sharding over
-processes.
+dealt to processes and cut into micro-batches of rows of similar length (`batching`); gradients add
+up to the same sum. The sampler is `sampling.py`; the weights are `models.py`'s business.
 """
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 import transformers
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
-from potstill.engines import host_memory
 from potstill.engines.heads import States, read
 from potstill.engines.limits import Machine, Size, least_decoding, measure, size_of
-from potstill.engines.loading import (
-    Pair,
-    add_lora,
-    autocast,
-    checkpoint_activations,
-    export_student,
-    load_model,
-)
+from potstill.engines.loading import Pair
+from potstill.engines.models import Models, one_device_each
+from potstill.engines.processes import ALONE, Team, opened
 from potstill.engines.sampling import generate
-from potstill.engines.terms import Columns, Tally, flat, needs_rows, outlook, take
+from potstill.engines.sharding import gathered
+from potstill.engines.terms import Columns, Tally, flat, idle, needs_rows, outlook, take
 from potstill.errors import NonFinite
 from potstill.losses import LOSSES, cross_entropy
 from potstill.prompts import render
@@ -52,15 +44,15 @@ from potstill.types import (
     StepStats,
 )
 
-Row = TypeVar("Row")
+Found = TypeVar("Found")
 transformers.utils.logging.disable_progress_bar()
 
-SPARE = 256  # padded tokens that are worth one more micro-batch
-ADAM: dict[str, Any] = {"betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.0}
+NOTHING = Sample((), np.zeros(0, np.float32))
+IDLE: tuple[Ids, Ids] = (0,), (0,)  # what a process reads that has no row left
 
 
 class TorchEngine:
-    """A student and a teacher in this process.
+    """A student and a teacher in this process, or its part of them.
 
     Args:
         student: hub name or folder of the model to train.
@@ -75,6 +67,10 @@ class TorchEngine:
         max_grad_norm: clip gradients to this norm; 0 turns clipping off.
         gradient_checkpointing: recompute activations in the backward pass to save memory.
         threads: CPU threads; 0 leaves torch's own choice.
+        shard_teacher: over several processes; otherwise each holds all of it.
+        gather_for_sampling: put sharded weights together for a call; otherwise layer by layer for
+            every token, for models that no device can hold.
+        team: the processes that are this engine.
     """
 
     losses = frozenset(LOSSES)
@@ -93,24 +89,28 @@ class TorchEngine:
         max_grad_norm: float = 1.0,
         gradient_checkpointing: bool = False,
         threads: int = 0,
+        shard_teacher: bool = True,
+        gather_for_sampling: bool = True,
+        team: Team = ALONE,
     ) -> None:
         if threads:
             torch.set_num_threads(threads)
+        if not team.alone:
+            one_device_each(student_spec, teacher_spec)
         self.pair = Pair.open(student, teacher, student_spec, teacher_spec)
         self.tokenizer, self.eos, self.notes = self.pair.tokenizer, self.pair.eos, self.pair.notes
         self.vocabulary = self.pair.vocabulary
         self.batch_tokens, self.sample_tokens = batch_tokens, sample_tokens
-        self.max_grad_norm = max_grad_norm
-        self.lora, self.checkpointed = lora_rank > 0, gradient_checkpointing
-        model = load_model(student, self.pair.student_spec, trained=not self.lora)
-        if self.lora:
-            torch.manual_seed(seed)
-            model = add_lora(model, lora_rank)
-        if gradient_checkpointing:
-            checkpoint_activations(model)
-        self._models: dict[Role, Any] = {"student": model}
-        self._trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
-        self._optimizer = torch.optim.AdamW(self._trained.values(), lr=0.0, fused=True, **ADAM)
+        self.max_grad_norm, self.team = max_grad_norm, team
+        self.models = Models(
+            self.pair,
+            team,
+            lora_rank=lora_rank,
+            seed=seed,
+            gradient_checkpointing=gradient_checkpointing,
+            shard_teacher=shard_teacher,
+            gather=gather_for_sampling,
+        )
 
     def encode(self, question: str) -> Ids:
         return render(self.tokenizer, question)
@@ -118,7 +118,6 @@ class TorchEngine:
     def decode(self, tokens: Ids) -> str:
         return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True))
 
-    @torch.inference_mode()
     def sample(
         self,
         role: Role,
@@ -129,95 +128,111 @@ class TorchEngine:
     ) -> list[Sample]:
         longest = max(max_tokens, default=0)
         noise = rng.random((len(prompts), longest), dtype=np.float32)
-        out: list[Sample | None] = [None] * len(prompts)
-        with self._model(role) as model:
-            sizes = [len(prompt) + longest for prompt in prompts]  # the cache is that wide
-            most = self.sample_tokens  # one more group means all of its steps once more
-            for chunk in micro_batches(range(len(prompts)), sizes, most, overhead=most):
+        out = dict.fromkeys(range(len(prompts)) if self.team.first else (), NOTHING)
+        asked = [i for i, most in enumerate(max_tokens) if most > 0]
+        sizes = [len(prompts[i]) + longest for i in asked]  # the cache is that wide
+        most = self.sample_tokens  # one more group means all of its steps once more
+        with self.models.still(), self.models.writing(role) as (model, together):
+            for chunk in self.team.chunks(sizes, most, overhead=most, together=together):
+                rows = [asked[i] for i in chunk]
                 samples = generate(
                     model,
-                    [prompts[i] for i in chunk],
-                    [max_tokens[i] for i in chunk],
+                    [prompts[i] for i in rows] or [(0,)],
+                    [max_tokens[i] for i in rows] or [1],
                     temperature,
-                    noise[chunk],
+                    noise[rows] if rows else np.zeros((1, 1), np.float32),
                     eos=self.eos,
                     vocabulary=self.vocabulary,
+                    others=self.team.anyone if together else None,
                 )
-                for i, sample in zip(chunk, samples, strict=True):
-                    out[i] = sample
-        return [sample for sample in out if sample is not None]
+                out.update(zip(rows, samples, strict=False))
+        return self.team.merge(out)
 
-    @torch.inference_mode()
     def score(self, role: Role, rows: Sequence[tuple[Ids, Ids]]) -> list[Floats]:
-        out: list[Floats] = [np.zeros(0, np.float32)] * len(rows)
-        with self._model(role) as model:
-            sizes = [len(prompt) + len(completion) for prompt, completion in rows]
-            for chunk in micro_batches(range(len(rows)), sizes, self.batch_tokens):
-                prompts, completions = zip(*(rows[i] for i in chunk), strict=True)
-                states = self._read(role, model, prompts, completions)
-                asked = flat(completions, states.hidden.device)
-                found = [-cross_entropy(states.rows(at), asked[at]) for at in states.slices()]
-                parts = torch.cat(found).split(states.lengths) if found else ()
-                for i, part in zip(chunk, parts, strict=bool(found)):
-                    out[i] = part.float().cpu().numpy()
-        return out
+        def work(states: States, _: Sequence[Ids], completions: Sequence[Ids]) -> list[Floats]:
+            asked = flat(completions, states.hidden.device)
+            found = [-cross_entropy(states.rows(at), asked[at]) for at in states.slices()]
+            parts = torch.cat(found).split(states.lengths) if found else ()
+            return [part.float().cpu().numpy() for part in parts]
 
-    @torch.inference_mode()
+        return self._over(role, rows, work, np.zeros(0, np.float32))
+
     def rows(self, role: Role, prompt: Ids, completion: Ids) -> Rows:
         ids = torch.tensor([prompt + completion])
-        with self._model(role) as model:
+        with self.models.still(), self.models.use(role) as model:
             device = model.get_input_embeddings().weight.device
             logits = model(ids.to(device), logits_to_keep=len(completion) + 1).logits[0]
         kept = logits[-len(completion) - 1 : -1, : self.vocabulary].double()
         return np.asarray(kept.log_softmax(-1).cpu().numpy())
 
-    @torch.inference_mode()
     def inspect(self, role: Role, rows: Sequence[tuple[Ids, Ids]]) -> list[Outlook]:
-        out: list[Outlook] = [Outlook()] * len(rows)
         ends = sorted(self.eos)
-        with self._model(role) as model:
-            sizes = [len(prompt) + len(completion) for prompt, completion in rows]
-            for chunk in micro_batches(range(len(rows)), sizes, self.batch_tokens):
-                prompts, completions = zip(*(rows[i] for i in chunk), strict=True)
+
+        def work(
+            states: States, prompts: Sequence[Ids], completions: Sequence[Ids]
+        ) -> list[Outlook]:
+            pairs = zip(prompts, completions, strict=True)
+            heard = [p[-1:] + c[:-1] if c else () for p, c in pairs]
+            asked, heard_ids = (flat(x, states.hidden.device) for x in (completions, heard))
+            found = [
+                outlook(states.rows(at), asked[at], heard_ids[at], ends) for at in states.slices()
+            ]
+            parts = torch.cat(found, 1).split(states.lengths, 1) if found else ()
+            return [Outlook(*part.cpu().numpy()) for part in parts]
+
+        return self._over(role, rows, work, Outlook())
+
+    def _over(
+        self,
+        role: Role,
+        rows: Sequence[tuple[Ids, Ids]],
+        work: Callable[[States, Sequence[Ids], Sequence[Ids]], list[Found]],
+        empty: Found,
+    ) -> list[Found]:
+        """What `work` finds in (prompt, completion) rows, micro-batch by micro-batch."""
+        out = dict.fromkeys(range(len(rows)) if self.team.first else (), empty)
+        sizes = [len(prompt) + len(completion) for prompt, completion in rows]
+        together = self.models.together(role)
+        with self.models.still(), self.models.use(role) as model:
+            for chunk in self.team.chunks(sizes, self.batch_tokens, together=together):
+                prompts, completions = zip(*([rows[i] for i in chunk] or [IDLE]), strict=True)
                 states = self._read(role, model, prompts, completions)
-                heard = [
-                    p[-1:] + c[:-1] if c else () for p, c in zip(prompts, completions, strict=True)
-                ]
-                asked, heard_ids = (flat(x, states.hidden.device) for x in (completions, heard))
-                found = [
-                    outlook(states.rows(at), asked[at], heard_ids[at], ends)
-                    for at in states.slices()
-                ]
-                parts = torch.cat(found, 1).split(states.lengths, 1) if found else ()
-                for i, part in zip(chunk, parts, strict=bool(found)):
-                    out[i] = Outlook(*part.cpu().numpy())
-        return out
+                out.update(zip(chunk, work(states, prompts, completions), strict=False))
+        return self.team.merge(out)
 
     def step(self, data: Sequence[Datum], learning_rate: float) -> StepStats:
-        tally = Tally()
-        for losses, chunk in self._chunks(data):
-            self._forward(losses, chunk, tally, backward=True)
-        self._models["student"].eval()
-        return self._update(learning_rate, tally)
+        return self._update(learning_rate, self._pass(data, backward=True))
 
     @torch.no_grad()
     def measure(self, data: Sequence[Datum]) -> StepStats:
-        tally = Tally()
-        for losses, chunk in self._chunks(data):
-            self._forward(losses, chunk, tally, backward=False)
-        self._models["student"].eval()
+        tally = self._pass(data, backward=False)
         return StepStats(tally.loss, 0.0, tally.means())
 
+    def _pass(self, data: Sequence[Datum], *, backward: bool) -> Tally:
+        """Losses of all processes' rows; with `backward` the gradients are left at the weights."""
+        tally = Tally()
+        asked = {term.loss for datum in data for term in datum.terms}
+        roles: set[Role] = {"student", *(loss.to for loss in asked if needs_rows(loss))}
+        with ExitStack() as held:
+            for role in sorted(roles):
+                self.models.ensure(role)
+                held.enter_context(self.models.ends(role))
+            for losses, chunk in self._chunks(data):
+                self._forward(losses, chunk, tally, backward=backward)
+        with self.models.use("student") as model:
+            model.eval()
+        return tally.total(self.team.all(tally))
+
     def _chunks(self, data: Sequence[Datum]) -> Iterator[tuple[tuple[Loss, ...], list[Datum]]]:
-        """Micro-batches whose rows share their losses."""
+        """This process's micro-batches, whose rows share their losses."""
         groups: dict[tuple[Loss, ...], list[Datum]] = defaultdict(list)
         for datum in data:
             if datum.completion:
                 groups[tuple(term.loss for term in datum.terms)].append(datum)
         for losses, members in groups.items():
             sizes = [len(d.prompt) + len(d.completion) for d in members]
-            for chunk in micro_batches(members, sizes, self.batch_tokens):
-                yield losses, chunk
+            for chunk in self.team.chunks(sizes, self.batch_tokens, together=True):
+                yield losses, [members[i] for i in chunk] or [idle(losses)]
 
     def _forward(
         self, losses: tuple[Loss, ...], data: list[Datum], tally: Tally, *, backward: bool
@@ -227,13 +242,13 @@ class TorchEngine:
         The loss and its gradient are worked out slice by slice of positions down to the hidden
         states; from there the gradient goes through the model in one piece.
         """
-        with self._model("student") as model:
-            model.train(self.checkpointed)
+        with self.models.use("student") as model:
+            model.train(self.models.checkpointed)
             prompts, completions = [d.prompt for d in data], [d.completion for d in data]
             student = self._read("student", model, prompts, completions)
         targets: dict[Role, States] = {}
-        for role in {loss.to for loss in losses if needs_rows(loss)}:
-            with torch.no_grad(), self._model(role) as model:
+        for role in sorted({loss.to for loss in losses if needs_rows(loss)}):
+            with torch.no_grad(), self.models.use(role) as model:
                 seen = zip(*(d.seen_by(role) for d in data), strict=True)
                 targets[role] = self._read(role, model, *seen)
         columns = Columns(data, losses, student.hidden.device)
@@ -248,24 +263,24 @@ class TorchEngine:
             student.through(grad)
 
     def _update(self, learning_rate: float, tally: Tally) -> StepStats:
-        start, params = self._now(), list(self._trained.values())
+        start, params = self._now(), list(self.models.trained.values())
         for param in params:
             if param.grad is None:
                 param.grad = torch.zeros_like(param)
         limit = self.max_grad_norm or math.inf
-        norm = torch.nn.utils.clip_grad_norm_(params, limit).item()
+        norm = gathered(torch.nn.utils.clip_grad_norm_(params, limit)).item()
         if not (math.isfinite(tally.loss) and math.isfinite(norm)):
-            self._optimizer.zero_grad()
+            self.models.optimizer.zero_grad()
             raise NonFinite(f"loss {tally.loss}, gradient norm {norm}")
-        for group in self._optimizer.param_groups:
+        for group in self.models.optimizer.param_groups:
             group["lr"] = learning_rate
-        self._optimizer.step()
-        self._optimizer.zero_grad()
+        self.models.optimizer.step()
+        self.models.optimizer.zero_grad()
         return StepStats(tally.loss, norm, tally.means(), self._now() - start)
 
     def _now(self) -> float:
         """The clock, once the student's GPU has done what it was given."""
-        device = next(iter(self._trained.values())).device
+        device = next(iter(self.models.trained.values())).device
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         return time.perf_counter()
@@ -273,29 +288,14 @@ class TorchEngine:
     def _read(
         self, role: Role, model: Any, prompts: Sequence[Ids], completions: Sequence[Ids]
     ) -> States:
-        spec = self.pair.teacher_spec if role == "teacher" else self.pair.student_spec
-        return read(model, prompts, completions, self.vocabulary, spec)
-
-    @contextlib.contextmanager
-    def _model(self, role: Role) -> Iterator[Any]:
-        """The model of a role, ready to run; teacher and init are loaded when first needed."""
-        spec = self.pair.teacher_spec if role == "teacher" else self.pair.student_spec
-        if role == "init" and self.lora:
-            with self._models["student"].disable_adapter(), autocast(spec):
-                yield self._models["student"]
-            return
-        if role not in self._models:
-            name = self.pair.teacher if role == "teacher" else self.pair.student
-            self._models[role] = load_model(name, spec, trained=False)
-        with autocast(spec):
-            yield self._models[role]
+        return read(model, prompts, completions, self.vocabulary, self.models.spec(role))
 
     def machines(self) -> dict[Role, Machine]:
         """What each model's device does at best in its dtype."""
         known: dict[tuple[torch.device, str], Machine] = {}
         found: dict[Role, Machine] = {}
         for role, spec in self._placed():
-            with self._model(role) as model:
+            with self.models.use(role) as model:
                 key = model.get_input_embeddings().weight.device, spec.dtype
             if key not in known:
                 known[key] = measure(key[0], getattr(torch, spec.dtype))
@@ -314,7 +314,7 @@ class TorchEngine:
         """
         sizes: dict[Role, Size] = {}
         for role, spec in self._placed():
-            with self._model(role) as model:
+            with self.models.use(role) as model:
                 sizes[role] = size_of(model, getattr(torch, spec.dtype))
         student, its = sizes["student"], machines["student"]
         reading = {r: machines[r].seconds(size.forward(rows)) for r, size in sizes.items()}
@@ -329,70 +329,19 @@ class TorchEngine:
         return ("student", self.pair.student_spec), ("teacher", self.pair.teacher_spec)
 
     def memory(self) -> tuple[int, int]:
-        places = [host_memory()]
-        if torch.cuda.is_available():
-            places += [
-                (
-                    torch.cuda.max_memory_reserved(i),
-                    torch.cuda.get_device_properties(i).total_memory,
-                )
-                for i in range(torch.cuda.device_count())
-            ]
-        return max(places, key=lambda place: place[0] / place[1])
+        return self.models.memory()
 
     def save(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        tensors = {f"weight/{name}": p.detach() for name, p in self._trained.items()}
-        for name, param in self._trained.items():
-            for key, value in self._optimizer.state[param].items():
-                tensors[f"{key}/{name}"] = value
-        save_file({k: v.contiguous() for k, v in tensors.items()}, folder / "engine.safetensors")
+        self.models.save(folder)
 
     def load(self, folder: Path) -> None:
-        tensors = load_file(folder / "engine.safetensors")
-        state: dict[Tensor, dict[str, Tensor]] = defaultdict(dict)
-        with torch.no_grad():
-            for key, value in tensors.items():
-                kind, name = key.split("/", 1)
-                param = self._trained[name]
-                if kind == "weight":
-                    param.copy_(value)
-                else:
-                    state[param][kind] = value.to(param.device)  # fused Adam: the step too
-        self._optimizer.state = defaultdict(dict, state)
+        self.models.load(folder)
 
     def export(self, folder: Path) -> None:
-        export_student(self.pair, self._models["student"], folder, lora=self.lora)
+        self.models.export(folder)
 
     def close(self) -> None:
-        self._models.clear()
-        self._trained.clear()
+        self.models.close()
 
 
-def micro_batches(
-    rows: Sequence[Row], sizes: Sequence[int], limit: int, overhead: int = SPARE
-) -> Iterator[list[Row]]:
-    """Group rows of similar size so that little is padded.
-
-    Of all ways to cut the rows, sorted by size, into groups it takes the one with the fewest
-    padded tokens, each group counted as `overhead` tokens more.
-
-    Args:
-        rows: what to group.
-        sizes: tokens of each row.
-        limit: most padded tokens of a group; a single row may be larger.
-        overhead: what one more group costs, in tokens.
-    """
-    order = sorted(range(len(rows)), key=lambda i: (-sizes[i], i))
-    best, cut = [0] * (len(order) + 1), [0] * (len(order) + 1)  # of the last n rows
-    for n in range(1, len(order) + 1):
-        width = sizes[order[-n]]
-        most = min(n, max(1, limit // max(1, width)))
-        best[n], cut[n] = min((width * k + overhead + best[n - k], -k) for k in range(1, most + 1))
-    n = len(order)
-    while n:
-        here, n = len(order) - n, n + cut[n]
-        yield [rows[i] for i in order[here : len(order) - n]]
-
-
-ENGINE: Callable[..., TorchEngine] = TorchEngine
+ENGINE: Callable[..., Any] = opened(TorchEngine)
