@@ -41,6 +41,8 @@ def make(request: pytest.FixtureRequest, models: Path) -> Iterator[Maker]:
             settings = {"lora_rank": 4, "base_url": servers.url(student)}
             settings["teacher_url"] = servers.url(teacher)
         pair = Pair(student=str(student), teacher=str(teacher))
+        while opened:  # several processes hold one engine at a time
+            opened.pop().close()
         opened.append(open_engine(kind, pair, seed=seed, **settings))
         return opened[-1]
 

@@ -54,6 +54,7 @@ TENSORS = {
     "engines.limits",
     "engines.tinker",
     "engines.service",
+    "engines.connection",
     "engines.conformance",
     "engines.loading",
     "zoo.build",

@@ -3,16 +3,18 @@ server changes none of them."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from tests.proxy import KINDS, badly
 
 from potstill.config import read_study
-from potstill.engines import open_engine
-from potstill.engines.service import check_sdk, connect
+from potstill.engines import connection, open_engine
+from potstill.engines.connection import check_sdk, connect
 from potstill.errors import PotstillError
 from potstill.methods import METHODS
 from potstill.objective import build
@@ -209,3 +211,50 @@ def test_the_probe_tells_what_this_server_does(
     assert "nan" in said["an id outside the vocabulary"][0]
     with pytest.raises(PotstillError, match="does not serve"):
         conformance(url, str(models / "qwen" / "teacher"))
+
+
+STEPS = ("forward_backward", "optim_step", "retrieve_future")
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_bad_line_changes_no_number(
+    opened: Opener, models: Path, request: pytest.FixtureRequest, kind: str
+) -> None:
+    """Requests and answers get lost, come late or twice; each step is taken once all the same."""
+    url = request.getfixturevalue("servers").url(models / "qwen" / "student")
+    engine = opened()
+    recipe = sampled("mixture")
+    batches = [batch_of(engine, recipe, seed=i) for i in range(4)]
+    want = [engine.step(batch, 0.01).loss for batch in batches]
+
+    def misfortune(path: str, n: int) -> str:
+        return kind if path.endswith(STEPS) and n % 3 == 0 else ""
+
+    with badly(url, misfortune) as (through, proxy):
+        other = opened(base_url=through)
+        found = [other.step(batch, 0.01).loss for batch in batches]
+        other.close()
+    assert found == pytest.approx(want, rel=1e-4)
+    met = {step for what, step in proxy.met if what == kind}
+    assert met & {"forward_backward", "optim_step"}, proxy.met
+
+
+def test_long_waits_are_told(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "SILENCE", 0.05)
+    with connection.waiting(lambda: "http://x: waiting for a training step"):
+        time.sleep(0.2)
+    assert "http://x: waiting for a training step for 0 s" in capsys.readouterr().err
+
+
+def test_a_folder_is_the_same_model_however_it_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "student").mkdir()
+    (tmp_path / "teacher").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert connection.same_model(str(tmp_path / "student"), "student")
+    assert connection.same_model("Qwen/Qwen3-4B", "Qwen/Qwen3-4B")
+    assert not connection.same_model(str(tmp_path / "teacher"), "student")

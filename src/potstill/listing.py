@@ -279,7 +279,8 @@ def conformance(url: str, model: str = "") -> tuple[list[dict[str, Any]], bool]:
     from transformers import AutoConfig
 
     from potstill.engines.conformance import ask
-    from potstill.engines.service import Service, served
+    from potstill.engines.connection import served
+    from potstill.engines.service import Service
 
     names = served(url)
     if not model and len(names) != 1:

@@ -15,7 +15,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from potstill.engines.service import Row, Sampler, Service, Trainer, settle
+from potstill.engines.connection import settle
+from potstill.engines.service import Row, Sampler, Service, Trainer
 from potstill.types import Floats, Ids
 
 Verdict = Literal["good", "adapted to", "not used", "refused", "unknown"]

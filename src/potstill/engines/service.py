@@ -9,10 +9,7 @@ is gone for good is the engine's business.
 
 from __future__ import annotations
 
-import importlib.metadata
-import os
 import time
-import urllib.request
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -21,21 +18,23 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from potstill.engines.connection import (
+    PATIENCE,
+    Unreachable,
+    base_models,
+    check_sdk,
+    connect,
+    end_session,
+    same_model,
+    settle,
+    waiting,
+)
 from potstill.errors import PotstillError
 from potstill.types import Floats, Ids, Sample
 
-SDK = "0.25"  # the oldest that can train; SkyRL 0.4 answers no newer one's samples
-KEY = "TINKER_API_KEY"
-LOCAL_KEY = "tml-dummy"  # servers of one's own ask for none, the SDK does
 ADAM = {"beta1": 0.9, "beta2": 0.95, "eps": 1e-8}
 
-PATIENCE = 300.0  # seconds that a server which was there may take to come back
-
 T = TypeVar("T")
-
-
-class Unreachable(PotstillError):
-    """No server answers at the address."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,89 +46,6 @@ class Row:
     counts: Floats  # (N,) 1 where a completion token is asked for, else 0
     advantages: Floats  # (N,) what the ratio is multiplied with
     logprobs: Floats  # (N,) denominators of the ratio
-
-
-def check_sdk() -> str:
-    """The version of the installed SDK."""
-    try:
-        found = importlib.metadata.version("tinker")
-    except importlib.metadata.PackageNotFoundError:
-        raise PotstillError(
-            'engine "tinker" needs the tinker SDK, which is not installed',
-            "pip install 'potstill[tinker]'",
-        ) from None
-    if _numbers(found) < _numbers(SDK):
-        raise PotstillError(
-            f"the tinker SDK is version {found}, potstill needs {SDK} or newer",
-            "pip install 'potstill[tinker]'",
-        )
-    return found
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.split(".")[:2])
-
-
-def settle(value: Any) -> Any:
-    """What a call gives in the end, whether the SDK hands out a future or waits by itself."""
-    return value.result() if hasattr(value, "result") else value
-
-
-def connect(url: str) -> Any:
-    """The SDK's client of a server; the key comes from the environment and is kept nowhere."""
-    import tinker
-
-    options: dict[str, Any] = {"base_url": url} if url else {}
-    if not os.environ.get(KEY):
-        if not url:
-            raise PotstillError(
-                f"the hosted service needs a key, and {KEY} is not set",
-                f"export {KEY}=..., or give engine.base_url for a server of your own",
-            )
-        options["api_key"] = LOCAL_KEY
-    if url:
-        _answers(url)
-    return tinker.ServiceClient(**options)
-
-
-def _answers(url: str) -> None:
-    """Refuse a server that is not there now, where the SDK would try for minutes."""
-    try:
-        with urllib.request.urlopen(f"{url.rstrip('/')}/api/v1/healthz", timeout=10):
-            pass
-    except (OSError, ValueError) as error:
-        raise Unreachable(
-            f"no training service answers at {url}: {error}", "start it, and give its whole address"
-        ) from error
-
-
-def served(url: str) -> list[str]:
-    """The base models that a server offers."""
-    check_sdk()
-    client = connect(url)
-    try:
-        return _names(client)
-    finally:
-        _end(client)
-
-
-def _names(client: Any) -> list[str]:
-    models = settle(client.get_server_capabilities()).supported_models
-    return sorted(str(getattr(model, "model_name", model)) for model in models)
-
-
-def _same(served: str, asked: str) -> bool:
-    """Whether two names mean one model: folders may be written in several ways."""
-    both = os.path.isdir(served) and os.path.isdir(asked)
-    return served == asked or (both and os.path.samefile(served, asked))
-
-
-def _end(client: Any) -> None:
-    """End a session: its heartbeat stops, and the server frees what it held."""
-    for name in ("_session_holder", "_rest_holder", "holder"):
-        holder = vars(client).get(name)
-        if holder is not None and hasattr(holder, "close"):
-            holder.close()
 
 
 class Service:
@@ -150,11 +66,11 @@ class Service:
 
     def _connect(self) -> Any:
         client = connect(self.url)
-        names = _names(client)
-        known = [name for name in names if _same(name, self.model)]
+        names = base_models(client)
+        known = [name for name in names if same_model(name, self.model)]
         if not known:
             raise PotstillError(
-                f'{self.url or "the hosted service"} does not serve "{self.model}"',
+                f'{self.where} does not serve "{self.model}"',
                 f"it serves {', '.join(names[:8]) or 'nothing'}; a server has one base model, so a "
                 "teacher of another base needs engine.teacher_url",
             )
@@ -165,14 +81,15 @@ class Service:
         """A new session, after the old one is lost; a server may take its time to come back."""
         self.close()
         until = time.monotonic() + PATIENCE
-        while True:
-            try:
-                self.client = self._connect()
-                return
-            except Unreachable:
-                if time.monotonic() > until:
-                    raise
-                time.sleep(2)
+        with waiting(lambda: f"{self.where} is gone: waiting for it"):
+            while True:
+                try:
+                    self.client = self._connect()
+                    return
+                except Unreachable:
+                    if time.monotonic() > until:
+                        raise
+                    time.sleep(2)
 
     def trainer(self, rank: int, seed: int) -> Trainer:
         """A new LoRA student of the base model."""
@@ -194,13 +111,29 @@ class Service:
 
     def all(self, send: Callable[[T], Any], items: Iterable[T]) -> list[Any]:
         """Send every item, at most `in_flight` at a time, and give the answers in order."""
-        waiting: deque[Any] = deque()
-        found = []
-        for item in items:
-            if len(waiting) >= self.in_flight:
-                found.append(settle(waiting.popleft()))
-            waiting.append(send(item))
-        return found + [settle(future) for future in waiting]
+        flying: deque[Any] = deque()
+        found: list[Any] = []
+
+        def words() -> str:
+            return f"{self.where}: {len(found)} answers came, waiting for {len(flying)} more"
+
+        with waiting(words):
+            for item in items:
+                if len(flying) >= self.in_flight:
+                    found.append(settle(flying.popleft()))
+                flying.append(send(item))
+            while flying:
+                found.append(settle(flying.popleft()))
+        return found
+
+    def answer(self, future: Any, what: str) -> Any:
+        """One answer, with a line while the service is busy."""
+        with waiting(lambda: f"{self.where}: waiting for {what}"):
+            return settle(future)
+
+    @property
+    def where(self) -> str:
+        return self.url or "the hosted service"
 
     def check_ids(self, rows: Iterable[Ids]) -> None:
         """Refuse ids that no row of the model's embedding has."""
@@ -216,7 +149,7 @@ class Service:
 
     def close(self) -> None:
         """End the session."""
-        _end(self.client)
+        end_session(self.client)
 
 
 class Sampler:
@@ -286,7 +219,9 @@ class Trainer:
         """Log-probabilities (N,) of the targets; trains nothing."""
         self._check(rows)
         sent = [self._datum(row, "cross_entropy") for row in rows]
-        return self._logprobs(settle(self.client.forward(sent, "cross_entropy")), rows)
+        return self._logprobs(
+            self.service.answer(self.client.forward(sent, "cross_entropy"), "a forward pass"), rows
+        )
 
     def step(
         self, rows: Sequence[Row], loss: str, learning_rate: float, max_grad_norm: float = 0.0
@@ -315,7 +250,8 @@ class Trainer:
         sent = [self._datum(row, loss) for row in rows]
         forward = self.client.forward_backward(sent, loss)
         update = self.client.optim_step(types.AdamParams(**options))
-        logprobs, metrics = self._logprobs(settle(forward), rows), settle(update).metrics or {}
+        logprobs = self._logprobs(self.service.answer(forward, "a training step"), rows)
+        metrics = self.service.answer(update, "the optimizer").metrics or {}
         norms = [value for key, value in metrics.items() if key.endswith("grad_norm")]
         return logprobs, float(norms[0]) if norms else float("nan")
 
