@@ -49,7 +49,7 @@ def server(model: Path, port: int, state: Path) -> Iterator[str]:
 def study_of(name: str, folder: Path, steps: int, seeds: int, engine: dict[str, Any]) -> Study:
     """The study of one engine; only the engine's table differs."""
     pair = {role: str(folder / role) for role in ("student", "teacher")}
-    train = {"steps": steps, "batch_size": 16, "learning_rate": 6e-4, "lora_rank": 16}
+    train = {"steps": steps, "batch_size": 16, "learning_rate": 2.5e-4, "lora_rank": 16}
     return read_study(
         {
             "name": name,

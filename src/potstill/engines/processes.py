@@ -191,16 +191,24 @@ class Led:
         return passed_on
 
     def _tell(self, name: str, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
-        dist.broadcast_object_list([(name, arguments, options)], 0, group=self._orders)
+        order = [(name, arguments, options)]
+        self._agreed(lambda: dist.broadcast_object_list(order, 0, group=self._orders))
 
     def _agreed(self, work: Callable[[], Any]) -> Any:
-        """What raises in every process alike leaves them whole; anything else parts them."""
+        """What raises in every process alike leaves them whole; anything else parts them.
+
+        Raises:
+            SystemExit: another process is gone. That is no result of what was asked for, so this
+                process ends too, as if it had been the one.
+        """
         try:
             return work()
         except (PotstillError, NonFinite):
             raise
-        except BaseException:
+        except BaseException as error:
             self._whole = False
+            if _of_the_line(error):
+                raise SystemExit(f"a process of the engine is gone: {error}") from error
             raise
 
     def close(self) -> None:
@@ -212,6 +220,12 @@ class Led:
         if hasattr(self, "engine"):
             self.engine.close()
         dist.destroy_process_group()
+
+
+def _of_the_line(error: BaseException) -> bool:
+    """Whether an error is of the connection to the other processes."""
+    lines = ("gloo", "nccl", "connection closed", "connection reset")
+    return isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in lines)
 
 
 def dismiss_at_exit() -> None:
