@@ -10,6 +10,7 @@ import contextlib
 import os
 import re
 import socket
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -60,7 +61,8 @@ def connected(on: str, settings: RaySettings) -> Iterator[Any]:
             "the cluster needs the same versions of Python and Ray; runtime_env is as Ray has it",
         ) from error
     try:
-        yield ray
+        with contextlib.redirect_stdout(sys.stderr):  # Ray says on stdout what nodes complain of
+            yield ray
     finally:
         ray.shutdown()
 

@@ -230,7 +230,8 @@ def told(ray: Any, task: Any) -> Outcome | str:
     """How a task ended, or in words what it died of.
 
     Raises:
-        PotstillError: it could not begin: the node lacks potstill, or refuses the runtime_env.
+        PotstillError: it could not begin, as the node lacks potstill or refuses the runtime_env; or
+            Ray is gone on this side.
     """
     try:
         return ray.get(task)
@@ -239,6 +240,11 @@ def told(ray: Any, task: Any) -> Outcome | str:
     except ray.exceptions.RuntimeEnvSetupError as error:
         said = str(error).strip().split("\n")[0]
         raise PotstillError(f"Ray cannot make the runtime_env: {said}", "see [ray]") from None
+    except ray.exceptions.LocalRayletDiedError:
+        raise PotstillError(
+            "the Ray node to which this process is connected is gone",
+            "run the same command again when the cluster is up: what is begun goes on",
+        ) from None
     except ray.exceptions.RayError as error:
         kinds = {"WorkerCrashedError": "its worker process died", "NodeDiedError": "its node died"}
         kinds["OutOfMemoryError"] = "the node ran out of memory"
