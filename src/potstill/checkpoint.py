@@ -61,11 +61,11 @@ def save(
 
 def load(folder: Path, engine: Engine) -> tuple[int, list[Trajectory], dict[str, Any]] | None:
     """Restore the newest complete resume point into the engine, or return None if there is none."""
-    points = sorted(folder.glob(f"{_NAME}*"))
-    if not points:
+    found = points(folder)
+    if not found:
         return None
-    state = json.loads((points[-1] / "state.json").read_text())
-    engine.load(points[-1])
+    state = json.loads((found[-1] / "state.json").read_text())
+    engine.load(found[-1])
     return state["step"], [_trajectory(entry) for entry in state["buffer"]], state["extra"]
 
 
@@ -73,12 +73,22 @@ def back(folder: Path, engine: Engine, step: int) -> int:
     """Load the newest resume point up to `step` into the engine and return its step."""
     point = _until(folder, step)[-1]
     engine.load(point)
+    return step_of(point)
+
+
+def points(folder: Path) -> list[Path]:
+    """Complete resume points, oldest first."""
+    return sorted(folder.glob(f"{_NAME}*"))
+
+
+def step_of(point: Path) -> int:
+    """Optimizer steps made before a resume point."""
     return int(point.name.removeprefix(_NAME))
 
 
 def _until(folder: Path, step: int) -> list[Path]:
     """Resume points up to a step, oldest first."""
-    return [p for p in sorted(folder.glob(f"{_NAME}*")) if p.name <= f"{_NAME}{step:08d}"]
+    return [point for point in points(folder) if step_of(point) <= step]
 
 
 def _plain(entry: Trajectory) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from potstill.settings import (
     Pair,
     Part,
     Price,
+    RaySettings,
     TinkerSettings,
     TorchSettings,
     Train,
@@ -88,6 +89,7 @@ class Study(Part):
     recipe: dict[str, dict[str, Any]] = {}
     price: Price = Price()
     budget: Budget = Budget()
+    ray: RaySettings = RaySettings()
     faults: Names = ()  # deviations switched on for an experiment, see `potstill ls faults`
 
     @cached_property
@@ -346,7 +348,7 @@ def _default_hint(path: list[str]) -> str:
 def _fields(path: list[str], engine: type[Part]) -> list[str]:
     """Keys that the table at this path may have."""
     tables: dict[str, Any] = {"train": Train, "eval": Eval, "pair": Pair, "engine": engine}
-    tables |= {"price": Price, "budget": Budget}
+    tables |= {"price": Price, "budget": Budget, "ray": RaySettings}
     if not path:
         return list(Study.model_fields)
     if path[0] == "engine" and len(path) > 1:

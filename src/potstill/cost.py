@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -93,18 +93,22 @@ class Ledger:
         cells: the folder that holds them.
         budget: what they may spend in all.
         price: to tell dollars.
+        told: a limit that is reached as others see it, in words, for a cell whose folder does not
+            hold the whole study.
     """
 
-    def __init__(self, cells: Path, budget: Budget, price: Price) -> None:
-        self._cells, self._budget, self._price = cells, budget, price
+    def __init__(
+        self, cells: Path, budget: Budget, price: Price, told: Callable[[], str] = str
+    ) -> None:
+        self._cells, self._budget, self._price, self._told = cells, budget, price, told
         self._looked = -EVERY
         self._ended: dict[Path, Spent] = {}  # cells with a result: they spend no more
 
     def over(self) -> str:
         """The limit that is reached, in words; empty where none is."""
         if self._budget == Budget():
-            return ""
-        return excess(self._budget, self._price, self.spent())
+            return self._told()
+        return excess(self._budget, self._price, self.spent()) or self._told()
 
     def spent(self, mine: Path | None = None) -> Spent:
         """The sum over all cells but one."""
@@ -130,13 +134,13 @@ class Ledger:
             The limit that is reached, in words; empty where none is.
         """
         if self._budget == Budget() or (not now and time.monotonic() - self._looked < EVERY):
-            return ""
+            return self._told()
         self._looked = time.monotonic()
         record = {"seconds": spent.seconds, "tokens": dict(spent.tokens)}
         partial = cell / ".spent.partial"
         partial.write_text(json.dumps(record))
         partial.replace(cell / ".spent")
-        return excess(self._budget, self._price, self.spent(cell) + spent)
+        return excess(self._budget, self._price, self.spent(cell) + spent) or self._told()
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -4,29 +4,32 @@ view.
 
 from __future__ import annotations
 
-import os
+import contextlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
-from potstill import zoo
+from potstill.cluster import check_place, opened
 from potstill.config import Study
 from potstill.cost import Spent, excess, total
 from potstill.errors import PotstillError
-from potstill.pool import Pool, allowed, preflight_study
+from potstill.pool import Processes
 from potstill.preflight import Check
-from potstill.store import REFERENCES, Cell, StudyFolder, cells_of
+from potstill.remote import Mirror
+from potstill.store import REFERENCES, StudyFolder, cells_of
 from potstill.study import prepare
 from potstill.view import View
+from potstill.where import Place, Results
+
+LOCAL = "local"  # the place that is this machine, without Ray
 
 
-def checked(study: Study) -> dict[str, list[Check]]:
-    """Pre-flight of every pair, under a line that says so."""
+def checked(study: Study, place: Place | None = None) -> dict[str, list[Check]]:
+    """Pre-flight of every pair where its cells run, here unless told, under a line that says so."""
     with Console(stderr=True).status("pre-flight"):
-        return preflight_study(study)
+        return (place or Processes()).preflight(study)
 
 
 def records(found: Mapping[str, Sequence[Check]]) -> list[dict[str, str]]:
@@ -114,29 +117,63 @@ def fill(
     preflight: bool,
     retry_failed: bool = False,
     cache: Path | None = None,
-) -> dict[Cell, dict[str, Any]]:
-    """Run what is missing of a study under the live view."""
+    on: str = LOCAL,
+    mirror: Mirror | None = None,
+) -> Results:
+    """Run what is missing of a study under the live view.
+
+    Args:
+        study: its settings.
+        path: its folder here.
+        workers: processes, or most cells of a cluster at a time; 0: what fits.
+        preflight: whether models are checked before.
+        retry_failed: whether failed cells are run again.
+        cache: teachers' texts, if not in the folder.
+        on: where cells run: local, ray, or a cluster's address.
+        mirror: where the study's folder is behind a URL; `path` is then its copy.
+    """
+    check_out(on, mirror)
     prepare(study)
     workers = one_engine(study, workers)
     folder, cells = StudyFolder(path, cache), cells_of(study)
+    if mirror:
+        mirror.remote.check()
+        mirror.pull()
     folder.check(study)
-    if preflight and len(folder.results(cells)) < len(cells):
-        found = checked(study)
-        refuse(records(found))
-        for check in records(found):
-            if check["status"] == "warning":
-                print(f"warning: {check['name']}: {check['evidence']}", file=sys.stderr)
-        afford(study, folder, predict(found))
+    with place_of(on, study, workers, mirror) as place:
+        if preflight and len(folder.results(cells)) < len(cells):
+            found = checked(study, place)
+            refuse(records(found))
+            for check in records(found):
+                if check["status"] == "warning":
+                    print(f"warning: {check['name']}: {check['evidence']}", file=sys.stderr)
+            afford(study, folder, predict(found))
+            folder.open(study)
+            folder.predicted = predict(found)
         folder.open(study)
-        folder.predicted = predict(found)
-    folder.open(study)
-    for cell, result in folder.results(cells).items():
-        if retry_failed and result["status"] == "failed":
-            folder.cell(cell).reset()
-    if not workers:
-        threads = max(1, getattr(study.engine, "threads", 1))
-        tiny = all(name in zoo.PAIRS for name in study.models)
-        workers = max(1, (len(allowed()) or os.cpu_count() or 1) // threads) if tiny else 1
-    with View(study, folder, cells) as view:
-        view.tick()
-        return Pool(study, folder, workers, cells).run(view.tick)
+        for cell, result in folder.results(cells).items():
+            if retry_failed and result["status"] == "failed":
+                folder.cell(cell).reset()
+        with View(study, folder, cells) as view:
+            view.tick()
+            return place.run(study, folder, cells, view.tick)
+
+
+def check_out(on: str, mirror: Mirror | None) -> None:
+    """Refuse a place that is none, and a URL for cells that are not spread."""
+    check_place(on)
+    if mirror and on == LOCAL:
+        raise PotstillError(
+            f'cells on this machine work in a folder, --out is "{mirror.remote.url}"',
+            "give a folder, or add --on ray",
+        )
+
+
+@contextlib.contextmanager
+def place_of(on: str, study: Study, workers: int, mirror: Mirror | None) -> Iterator[Place]:
+    """Where cells run, for as long as they do."""
+    if on == LOCAL:
+        yield Processes(workers)
+        return
+    with opened(on, study, workers, mirror) as cluster:
+        yield cluster

@@ -1,4 +1,4 @@
-"""Worker processes that fill in a study's grid.
+"""Worker processes of this machine that fill in a study's grid.
 
 Workers share nothing but the folder: each takes the first cell that is missing, ready and not
 held by another process, so several studies may work on one folder. A worker that dies is
@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import platform
 import threading
 import time
 from collections import Counter
@@ -18,14 +19,15 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
+from potstill import zoo
 from potstill.config import Study, read_study
-from potstill.cost import BudgetReached, Ledger
+from potstill.cost import BudgetReached
 from potstill.errors import PotstillError, StorageError
 from potstill.preflight import Check
-from potstill.provenance import provenance
-from potstill.store import REFERENCES, Cell, StudyFolder, cells_of
-from potstill.study import preflight_pair, run_cell
-from potstill.tasks import Task, load_task
+from potstill.store import Cell, StudyFolder, cells_of
+from potstill.study import preflight_pair
+from potstill.tasks import load_task
+from potstill.where import Results, afford, give_up, ready, take, unfinished, work
 
 DEATHS = 2  # a cell whose worker died this often has failed
 _DISK = 74  # a worker's exit code when the disk refuses (EX_IOERR)
@@ -49,42 +51,32 @@ class Pool:
         self._context = multiprocessing.get_context("spawn")
         self._processes: dict[int, Any] = {}  # by place, which decides their cores
 
-    def run(self, tick: Callable[[], None], every: float = 0.5) -> dict[Cell, dict[str, Any]]:
-        """Fill in the grid; `tick` is called between looks, to draw progress.
+    def run(self, tick: Callable[[], None], every: float = 0.5) -> Results:
+        """Fill in the grid, see `where.work`."""
+        return work(self, self.study, self.folder, self.cells, tick, every)
 
-        Raises:
-            StorageError: the disk refuses; what is finished is kept.
-            BudgetReached: the study has spent what it may; what is begun can go on.
-        """
-        try:
-            self._afford()
-            while missing := self.missing():
-                self._tend(len(missing))
-                tick()
-                time.sleep(every)
-        finally:
-            for process in self._processes.values():
-                process.terminate()
-            for process in self._processes.values():
-                process.join()
-        tick()
-        return self.folder.results(self.cells)
+    def settle(self) -> None:
+        """Wait until every worker has left."""
+        for process in self._processes.values():
+            process.join()
 
-    def missing(self) -> list[Cell]:
-        """Cells without a result."""
-        return [cell for cell in self.cells if self.folder.cell(cell).result is None]
+    def stop(self) -> None:
+        """End the workers."""
+        for process in self._processes.values():
+            process.terminate()
+        self.settle()
 
-    def _tend(self, missing: int) -> None:
+    def tend(self, missing: Sequence[Cell]) -> None:
         """Replace workers that are gone while there is work."""
         for place, process in [(i, p) for i, p in self._processes.items() if not p.is_alive()]:
             del self._processes[place]
             if process.exitcode == _DISK:
                 self._raise_storage()
             if process.exitcode == _SPENT:
-                self._afford()
+                afford(self, self.study, self.folder, self.cells)
             if process.exitcode:
                 self._bury(process)
-        for place in range(min(self.workers, missing)):
+        for place in range(min(self.workers, len(missing))):
             if place in self._processes:
                 continue
             process = self._context.Process(
@@ -106,11 +98,9 @@ class Pool:
         Raises:
             PotstillError: workers die one after the other before they have taken a cell.
         """
-        held = [
-            cell
-            for cell in self.missing()
-            if (self.folder.cell(cell).running or {}).get("pid") == process.pid
-        ]
+        mark = {"pid": process.pid, "host": platform.node()}
+        missing = unfinished(self.folder, self.cells)
+        held = [cell for cell in missing if self.folder.cell(cell).running == mark]
         self.idle_deaths = 0 if held else self.idle_deaths + 1
         if self.idle_deaths > DEATHS * self.workers:
             raise PotstillError(
@@ -118,34 +108,12 @@ class Pool:
                 "their messages stand above; run one cell alone with `potstill run`",
             )
         for cell in held:
-            place = self.folder.cell(cell)
             self.deaths[cell] += 1
             if self.deaths[cell] >= DEATHS:
                 code = process.exitcode
                 how = f"signal {-code}" if code < 0 else f"exit code {code}"
-                cause = f"its worker process died {DEATHS} times ({how}); memory may have run out"
-                steps = len(place.metrics)
-                place.finish(
-                    {
-                        "pair": cell.pair,
-                        "method": cell.method,
-                        "seed": cell.seed,
-                        "status": "failed",
-                        "cause": cause,
-                        "steps": steps,
-                        "provenance": provenance(),
-                    }
-                )
-
-    def _afford(self) -> None:
-        """Raise where the budget is spent and something is left to do, once no worker works."""
-        over = self.folder.ledger(self.study).over()
-        if not over or not self.missing():
-            return
-        for process in self._processes.values():
-            process.join()  # each stops by itself, after the step that it is at
-        hint = "raise it and run the same command again: what is begun goes on"
-        raise BudgetReached(f"the budget is spent: {over}", hint)
+                died = f"its worker process died {DEATHS} times ({how})"
+                give_up(self.folder, cell, f"{died}; memory may have run out")
 
     def _raise_storage(self) -> None:
         note = self.folder.path / ".storage-error"
@@ -153,6 +121,31 @@ class Pool:
         raise StorageError(
             text, "free space, then run the same command again: what is finished is kept"
         )
+
+
+class Processes:
+    """This machine as a place of work.
+
+    Args:
+        workers: processes; 0: one a core for embedded pairs, else one.
+    """
+
+    def __init__(self, workers: int = 0) -> None:
+        self._workers = workers
+
+    def preflight(self, study: Study) -> dict[str, list[Check]]:
+        return preflight_study(study)
+
+    def run(
+        self, study: Study, folder: StudyFolder, cells: Sequence[Cell], tick: Callable[[], None]
+    ) -> Results:
+        return Pool(study, folder, self._workers or _fitting(study), cells).run(tick)
+
+
+def _fitting(study: Study) -> int:
+    threads = max(1, getattr(study.engine, "threads", 1))
+    tiny = all(name in zoo.PAIRS for name in study.models)
+    return max(1, (len(allowed()) or os.cpu_count() or 1) // threads) if tiny else 1
 
 
 def preflight_study(study: Study) -> dict[str, list[Check]]:
@@ -202,10 +195,10 @@ def _work(
     task, ledger = load_task(**study.task), folder.ledger(study)
     try:
         while True:
-            missing = [c for c in cells if folder.cell(c).result is None]
+            missing = unfinished(folder, cells)
             if not missing:
                 return
-            if not _take_one(study, folder, missing, task, ledger):
+            if not any(take(study, folder, c, task, ledger) for c in ready(folder, missing)):
                 time.sleep(0.2)  # what is left is held by others or waits for a teacher row
     except BudgetReached:
         os._exit(_SPENT)
@@ -213,24 +206,6 @@ def _work(
         with contextlib.suppress(OSError):  # the disk may be full; the exit code says it
             (folder.path / ".storage-error").write_text(str(error))
         os._exit(_DISK)
-
-
-def _take_one(
-    study: Study, folder: StudyFolder, missing: Sequence[Cell], task: Task, ledger: Ledger
-) -> bool:
-    """Run the first of the missing cells that can be had; False where none can."""
-    if over := ledger.over():
-        raise BudgetReached(f"the budget is spent: {over}")
-    for cell in missing:
-        teacher = Cell(cell.pair, "teacher")
-        if cell.method not in REFERENCES and folder.cell(teacher).result is None:
-            continue
-        place = folder.cell(cell)
-        with place.claim() as mine:
-            if mine and place.result is None:
-                run_cell(study, folder, cell, task, ledger)
-                return True
-    return False
 
 
 def _leave_with(parent: int) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from potstill.errors import PotstillError
 from potstill.types import ModelSpec
@@ -105,3 +105,20 @@ class Budget(Part):
     usd: float | None = Field(None, gt=0)  # at the study's prices
     hours: float | None = Field(None, gt=0)  # that its cells compute, each counted
     tokens: float | None = Field(None, gt=0)  # sampled, scored and trained
+
+
+class RaySettings(Part):
+    """What one cell asks of a Ray cluster, see `potstill study --on`."""
+
+    cpus: float = Field(0.0, ge=0)  # cores; 0: as many as engine.threads, at least one
+    gpus: float = Field(0.0, ge=0)  # below 1, several cells share one
+    memory: float = Field(0.0, ge=0)  # GB set aside; 0: none is
+    retries: int = Field(3, ge=0)  # times that a cell whose worker or node died is taken again
+    runtime_env: dict[str, Any] = Field({}, exclude=True)  # Ray's own; never written: it has keys
+
+    @field_validator("gpus")
+    @classmethod
+    def _whole(cls, gpus: float) -> float:
+        if gpus > 1 and gpus != int(gpus):
+            raise ValueError("more than one GPU is a whole number of them")
+        return gpus

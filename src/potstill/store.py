@@ -27,7 +27,7 @@ import platform
 import shutil
 import tempfile
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -293,8 +293,8 @@ class StudyFolder:
         changed = []
         for key in sorted(mine.keys() | its.keys()):
             a, b = its.get(key), mine.get(key)
-            if key in ("price", "budget"):
-                continue  # what is paid changes no number
+            if key in ("price", "budget", "ray"):
+                continue  # what is paid, and where it runs, changes no number
             if key in ("methods", "pairs", "seeds"):
                 lost = [value for value in a or [] if value not in (b or [])]
                 changed += [f"{key} lost {lost}"] if lost else []
@@ -326,9 +326,9 @@ class StudyFolder:
         kept = {pair: {m: asdict(r) for m, r in runs.items()} for pair, runs in found.items()}
         write_text(self.path / "predicted.json", to_json(kept) + "\n")
 
-    def ledger(self, study: Study) -> Ledger:
-        """What the study's cells have spent against its budget."""
-        return Ledger(self.path / "cells", study.budget, study.price)
+    def ledger(self, study: Study, told: Callable[[], str] = str) -> Ledger:
+        """What the study's cells have spent against its budget; `told` as `Ledger` has it."""
+        return Ledger(self.path / "cells", study.budget, study.price, told)
 
     def cell(self, cell: Cell, **options: Any) -> CellFolder:
         return CellFolder(self.path / "cells" / str(cell), **options)

@@ -25,6 +25,29 @@ Words = Annotated[
     list[str] | None, typer.Argument(metavar="[STUDY] [KEY=VALUE]...", show_default=False)
 ]
 Out = Annotated[Path | None, typer.Option(help="Study folder; default: runs/NAME.")]
+OutOrUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--out",
+        metavar="FOLDER|URL",
+        help="Study folder; default: runs/NAME. With --on also a URL that fsspec reaches, such as "
+        "s3://bucket/x: cells work in scratch of their node, a copy is kept in runs/mirrors/.",
+    ),
+]
+On = Annotated[
+    str,
+    typer.Option(
+        metavar="PLACE",
+        help="Where cells run: local; ray (the Ray that runs here, or one that is started); "
+        "ray://HOST:10001 or HOST:6379 (a Ray cluster; --workers: most cells at a time).",
+    ),
+]
+StudyPlace = Annotated[
+    str,
+    typer.Argument(
+        metavar="FOLDER|URL", help="A study's folder; a URL is copied to runs/mirrors/ first."
+    ),
+]
 Workers = Annotated[
     int, typer.Option(min=0, help="Processes; 0: one a core for embedded pairs, else one.")
 ]

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from potstill.cli.parts import AsJson, app, print_table, show_report, zoo_app
+from potstill.cli.parts import AsJson, StudyPlace, app, print_table, show_report, zoo_app
 from potstill.errors import PotstillError
 
 
@@ -38,7 +37,13 @@ def ls(
 
 @app.command()
 def diagnose(
-    folder: Annotated[Path, typer.Argument(help="A study's folder, or one of its cells.")],
+    folder: Annotated[
+        str,
+        typer.Argument(
+            metavar="FOLDER|URL",
+            help="A study's folder, or one of its cells; a URL is copied to runs/mirrors/ first.",
+        ),
+    ],
     signals: Annotated[bool, typer.Option("--signals", help="Also print what was seen.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -50,8 +55,9 @@ def diagnose(
     """
     from potstill.diagnose import ended
     from potstill.listing import diagnosis
+    from potstill.remote import source
 
-    found = diagnosis(folder)
+    found = diagnosis(source(folder)[1])
     if as_json:
         print(json.dumps(found, indent=1))
         return
@@ -109,7 +115,7 @@ def probe(
 
 @app.command()
 def watch(
-    folder: Annotated[Path, typer.Argument(help="A study's folder.")],
+    folder: StudyPlace,
     every: Annotated[float, typer.Option(min=0.1, help="Seconds between looks.")] = 1.0,
     once: Annotated[bool, typer.Option("--once", help="Look once and leave.")] = False,
 ) -> None:
@@ -121,26 +127,29 @@ def watch(
     """
     import time
 
+    from potstill.remote import source
     from potstill.report.data import load
     from potstill.report.table import faults_line, to_text
     from potstill.view import View, running
 
-    found = load(folder)
+    its, path = source(folder)
+    found = load(path)
     with View(found.study, found.folder, list(found.runs)) as view:
         view.tick()
         while not (once or view.whole):
             time.sleep(every)
+            its.pull()
             view.tick()
     if once and not view.whole:
         print_table(running(found.study, found.folder, list(found.runs)))
-    found = load(folder)
+    found = load(path)
     counts = ", ".join(f"{n} {status}" for status, n in found.counts.items())
     print(f"{faults_line(found.study.faults)}{to_text(found.rows)}\n{found.study.name}: {counts}")
 
 
 @app.command()
 def report(
-    folder: Annotated[Path, typer.Argument(help="A study's folder.")],
+    folder: StudyPlace,
     figures: Annotated[bool, typer.Option(help="Also write SVG and PNG figures.")] = False,
     markdown: Annotated[bool, typer.Option(help="Print the table as Markdown.")] = False,
     as_json: AsJson = False,
@@ -149,9 +158,12 @@ def report(
 
     Example: [bold]potstill report runs/quick --figures[/]
     """
+    from potstill.remote import source
     from potstill.report import as_markdown, write_report
 
-    written = write_report(folder, figures=figures)
+    its, path = source(folder)
+    written = write_report(path, figures=figures)
+    its.publish()
     if markdown:
         print(as_markdown(written))
     else:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from potstill.cli.parts import (
     AsJson,
+    On,
     Out,
+    OutOrUrl,
     Preflight,
     Retry,
     Words,
@@ -23,6 +25,9 @@ from potstill.cli.parts import (
     zoo_app,
 )
 from potstill.errors import PotstillError
+
+if TYPE_CHECKING:
+    from potstill.report import Report
 
 
 @app.command()
@@ -93,7 +98,8 @@ def run(
 @app.command()
 def study(
     words: Words = None,
-    out: Out = None,
+    out: OutOrUrl = None,
+    on: On = "local",
     workers: Workers = 0,
     preflight: Preflight = True,
     retry_failed: Retry = False,
@@ -108,18 +114,26 @@ def study(
     """
     from potstill.cost import BudgetReached
     from potstill.launch import fill
+    from potstill.remote import Mirror, is_url
     from potstill.report import write_report
 
     chosen = study_of(words)
-    folder = out or Path("runs") / chosen.name
+    mirror = Mirror(out) if out and is_url(out) else None
+    folder = mirror.path if mirror else Path(out or Path("runs") / chosen.name)
+
+    def reported() -> Report:
+        report = write_report(folder, figures=figures)
+        if mirror:
+            mirror.publish()
+        show_report(report, as_json)
+        return report
+
     try:
-        fill(chosen, folder, workers, preflight, retry_failed)
+        fill(chosen, folder, workers, preflight, retry_failed, on=on, mirror=mirror)
     except BudgetReached:
-        show_report(write_report(folder, figures=figures), as_json)
+        reported()
         raise
-    report = write_report(folder, figures=figures)
-    show_report(report, as_json)
-    raise typer.Exit(1 if report.failed else 0)
+    raise typer.Exit(1 if reported().failed else 0)
 
 
 @app.command()

@@ -1,0 +1,269 @@
+"""A study behind a URL: what is copied, who has a cell, and that an attempt goes on elsewhere."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+from pathlib import Path
+
+import pytest
+
+from conftest import toy_table
+from potstill import checkpoint
+from potstill.cluster import loan, node
+from potstill.cluster.loan import Loan, Lost
+from potstill.config import Study, read_study
+from potstill.cost import BudgetReached
+from potstill.engines.fake import FakeEngine
+from potstill.errors import PotstillError, StorageError
+from potstill.remote import Mirror, Remote, source
+from potstill.store import Cell, CellFolder, StudyFolder, to_json
+from potstill.study import run_cell
+
+CELL = Cell("toy", "on_policy_gkd", 0)
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return (tmp_path / "far").as_uri()
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mirrors go to runs/ of the working folder."""
+    (tmp_path / "cwd").mkdir()
+    monkeypatch.chdir(tmp_path / "cwd")
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("memory://study", "no place that processes can write to together"),
+        ("https://host/study", "no place that processes can write to together"),
+        ("sthree://bucket/study", "Protocol not known"),
+    ],
+)
+def test_a_url_that_cannot_hold_a_study_is_refused(url: str, says: str) -> None:
+    with pytest.raises(PotstillError, match=says) as refused:
+        Remote(url)
+    assert refused.value.hint
+
+
+def test_files_are_replaced_whole_and_may_be_absent(url: str, tmp_path: Path) -> None:
+    remote = Remote(url)
+    assert remote.tree() == {} and remote.read("a/b") is None
+    assert not remote.download("a/b", tmp_path / "b")
+    remote.write("a/b", b"1")
+    remote.write("a/b", b"22")
+    assert list(remote.tree()) == list(remote.tree("a")) == ["a/b"] and remote.read("a/b") == b"22"
+    assert remote.download("a/b", tmp_path / "x" / "b")
+    assert (tmp_path / "x" / "b").read_bytes() == b"22"
+    remote.upload(tmp_path / "x" / "b", "c/d")
+    remote.remove("a")
+    remote.remove("a")
+    assert list(remote.tree()) == ["c/d"]
+    remote.write("a/b", b"3")  # the folder has to be made again
+    with pytest.raises(FileNotFoundError):
+        remote.upload(tmp_path / "nowhere", "e")
+    assert sorted(remote.tree()) == ["a/b", "c/d"]
+
+
+def test_a_place_that_refuses_is_a_storage_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(StorageError, match="cannot be used") as refused:
+        Remote((tmp_path / "file").as_uri()).check()
+    assert "run the same command again" in refused.value.hint
+
+
+def test_a_mirror_has_what_reports_read_and_nothing_else(url: str, tmp_path: Path) -> None:
+    remote, mirror = Remote(url), Mirror(url)
+    for name in ("study.toml", "cells/p/m/0/metrics.jsonl", "cells/p/m/0/.running"):
+        remote.write(name, b"{}\n")
+    remote.write("cells/p/m/0/student/model.safetensors", b"large")
+    remote.write("cells/p/m/0/checkpoints/step-00000003/state.json", b"{}")
+    mirror.pull()
+    assert mirror.path.is_relative_to(Path("runs") / "mirrors")
+    here = {str(p.relative_to(mirror.path)) for p in mirror.path.rglob("*") if p.is_file()}
+    assert here == {"study.toml", "cells/p/m/0/metrics.jsonl", "cells/p/m/0/.running"}
+    remote.write("cells/p/m/0/metrics.jsonl", b"{}\n{}\n")
+    remote.remove("cells/p/m/0/.running")
+    mirror.pull()
+    assert (mirror.path / "cells/p/m/0/metrics.jsonl").read_bytes() == b"{}\n{}\n"
+    assert not (mirror.path / "cells/p/m/0/.running").exists()
+    (mirror.path / "report.html").write_text("<p>")
+    mirror.publish()
+    assert remote.read("report.html") == b"<p>"
+
+
+def test_what_reads_a_study_takes_its_url_or_a_cells(url: str, tmp_path: Path) -> None:
+    with pytest.raises(PotstillError, match="holds no study"):
+        source(url)
+    assert not list(Path().iterdir())
+    Remote(url).write("study.toml", b"")
+    Remote(url).write("cells/p/m/0/metrics.jsonl", b"{}\n")
+    _, path = source(f"{url}/cells/p/m/0/")
+    assert path.parts[-4:] == ("cells", "p", "m", "0") and (path / "metrics.jsonl").exists()
+    assert source(str(tmp_path))[1] == tmp_path
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Study:
+    return read_study(toy_table(tmp_path, methods=["on_policy_gkd"], seeds=[0]))
+
+
+def lend(url: str, scratch: Path, driver: str = "me", abandoned: str = "") -> Loan:
+    folder = StudyFolder(scratch)
+    folder.cell(CELL).path.mkdir(parents=True, exist_ok=True)
+    return Loan(Remote(url), CELL, folder, driver, abandoned)
+
+
+def mark(url: str) -> dict:
+    return json.loads(Remote(url).read(f"cells/{CELL}/.running") or b"{}")
+
+
+def test_a_cell_has_one_attempt_and_a_dead_one_is_followed(url: str, tmp_path: Path) -> None:
+    with pytest.raises(Lost), lend(url, tmp_path / "1") as first:
+        assert first.mine and mark(url)["driver"] == "me"
+        with lend(url, tmp_path / "2", driver="other") as second:
+            assert not second.mine
+        with lend(url, tmp_path / "3") as third:
+            assert third.mine  # of the same driver, which knows that the first is dead
+            with pytest.raises(Lost):
+                first._beat()
+    name = {"attempt": "gone", "driver": "another", "beat": 0}
+    Remote(url).write(f"cells/{CELL}/.running", json.dumps(name).encode())
+    with lend(url, tmp_path / "4") as fourth:
+        assert not fourth.mine
+    with lend(url, tmp_path / "5", abandoned="gone") as fifth:
+        assert fifth.mine and mark(url)["driver"] == "me"
+    Remote(url).write(f"cells/{CELL}/result.json", b"{}")
+    with lend(url, tmp_path / "6") as late:
+        assert not late.mine
+    assert mark(url) == {}
+
+
+def test_an_attempt_that_lost_its_cell_writes_nothing_and_says_so(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loan, "BEAT", 0.01)
+    remote, place = Remote(url), StudyFolder(tmp_path / "1").cell(CELL)
+    lost = threading.Event()
+    with pytest.raises(Lost), lend(url, tmp_path / "1") as first:
+        taken = {**mark(url), "attempt": "another", "driver": "other"}
+        remote.write(f"cells/{CELL}/.running", json.dumps(taken).encode())
+        while not lost.wait(0.01):
+            try:
+                first.told()
+            except Lost:
+                lost.set()
+        place.record({"step": 1}, None)
+    assert remote.read(f"cells/{CELL}/metrics.jsonl") is None
+    assert mark(url)["attempt"] == "another"
+
+
+def test_an_interrupted_cell_goes_on_elsewhere_to_the_same_bytes(
+    study: Study, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scratch of two nodes; the first attempt dies without a word after its copies."""
+    whole = StudyFolder(tmp_path / "whole")
+    for cell in (Cell("toy", "teacher"), CELL):
+        run_cell(study, whole, cell)
+    shutil.copytree(whole.cell(Cell("toy", "teacher")).path, tmp_path / "far/cells/toy/teacher/all")
+    job = node.Job(study.to_toml(), CELL, url, True, "me")
+    monkeypatch.setattr(node, "scratch", lambda url: tmp_path / "node 1")
+    monkeypatch.setattr(loan, "COPY", 0.01)
+    step, calls, copied = FakeEngine.step, [], threading.Event()
+
+    def dying(self: FakeEngine, data: object, learning_rate: float) -> object:
+        calls.append(1)
+        while len(calls) == 10 and not Remote(url).read(
+            f"cells/{CELL}/checkpoints/step-00000008/state.json"
+        ):
+            copied.wait(0.01)
+        if len(calls) == 10:
+            raise KeyboardInterrupt
+        return step(self, data, learning_rate)
+
+    monkeypatch.setattr(FakeEngine, "step", dying)
+    with pytest.raises(KeyboardInterrupt):
+        node.attempt(job)
+    monkeypatch.setattr(node, "scratch", lambda url: tmp_path / "node 2")
+    assert node.attempt(job).kind == "done"
+    assert len(calls) == 10 + 12 - 8  # what the first resume point saved
+    far, place = tmp_path / "far" / "cells" / str(CELL), whole.cell(CELL).path
+    assert (far / "metrics.jsonl").read_bytes() == (place / "metrics.jsonl").read_bytes()
+    assert (far / "examples.jsonl").read_bytes() == (place / "examples.jsonl").read_bytes()
+    assert (far / "student").is_dir() and not (far / "checkpoints").exists()
+    assert not (far / ".running").exists()
+    assert {p.name for p in (tmp_path / "node 2/cells/toy/on_policy_gkd/0").iterdir()} <= {".lock"}
+
+
+def test_a_resume_point_that_is_ahead_of_its_metrics_is_not_used(url: str, tmp_path: Path) -> None:
+    """What an attempt leaves that writes its last, older metrics after another has begun."""
+    far = tmp_path / "far" / "cells" / str(CELL)
+    for at in (4, 8):
+        checkpoint.save(tmp_path / "points", at, FakeEngine(), [], {}, good=4)
+    shutil.copytree(tmp_path / "points", far / "checkpoints")
+    (far / "checkpoints" / "step-00000012").mkdir()  # half copied
+    rows = [{"step": at} for at in range(8)]
+    (far / "metrics.jsonl").write_text("".join(to_json(row) + "\n" for row in rows))
+    with lend(url, tmp_path / "1"):
+        points = checkpoint.points(StudyFolder(tmp_path / "1").cell(CELL).path / "checkpoints")
+        assert [point.name for point in points] == ["step-00000004"]
+
+
+def test_a_note_that_the_budget_is_spent_stops_a_cell_at_its_next_step(
+    study: Study, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(node, "scratch", lambda url: tmp_path / "node")
+    monkeypatch.setattr(loan, "BEAT", 0.01)
+    run_cell(study, StudyFolder(tmp_path / "far"), Cell("toy", "teacher"))
+    step, remote = FakeEngine.step, Remote(url)
+
+    def spending(self: FakeEngine, data: object, learning_rate: float) -> object:
+        remote.write(".stop", b"3 USD of budget.usd = 3")
+        beats = mark(url)["beat"]
+        while mark(url)["beat"] < beats + 2:  # until it has been read
+            pass
+        return step(self, data, learning_rate)
+
+    monkeypatch.setattr(FakeEngine, "step", spending)
+    job = node.Job(study.to_toml(), CELL, url, True, "me")
+    assert node.attempt(job).kind == "spent"
+    place = CellFolder(tmp_path / "far" / "cells" / str(CELL))
+    assert place.result is None and place.steps == 1 and place.running is None
+    assert [point.name for point in checkpoint.points(place.path / "checkpoints")] == [
+        "step-00000001"
+    ]
+    assert node.attempt(job).kind == "spent"  # nothing begins while it stands
+    remote.remove(".stop")
+    monkeypatch.setattr(FakeEngine, "step", step)
+    assert node.attempt(job).kind == "done"
+
+
+def test_a_node_that_cannot_take_the_cell_says_why(study: Study, tmp_path: Path) -> None:
+    here = StudyFolder(tmp_path / "out")
+    job = node.Job(study.to_toml(), CELL, str(here.path))
+    missing = node.attempt(job)
+    assert missing.kind == "wrong" and "does not see the study" in missing.text and missing.hint
+    here.open(study)
+    other = node.attempt(node.Job(study.to_toml(), CELL, str(here.path), version="0.0"))
+    assert other.kind == "wrong" and "the study was started with 0.0" in other.text
+    with here.cell(CELL).claim():
+        assert node.attempt(job).kind == "held"
+
+
+def test_the_ledger_of_a_cell_that_is_away_hears_what_others_say(
+    study: Study, tmp_path: Path
+) -> None:
+    folder = StudyFolder(tmp_path / "out")
+    assert folder.ledger(study).over() == ""
+    assert folder.ledger(study, lambda: "spent").over() == "spent"
+    with pytest.raises(BudgetReached, match="spent"):
+        run_teacher_first(study, folder)
+
+
+def run_teacher_first(study: Study, folder: StudyFolder) -> None:
+    run_cell(study, folder, Cell("toy", "teacher"))
+    run_cell(study, folder, CELL, None, folder.ledger(study, lambda: "spent"))
