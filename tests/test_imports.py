@@ -21,17 +21,21 @@ HEAVY = {
     "plotly",
     "datasets",
     "peft",
+    "wandb",
+    "tensorboard",
+    "trackio",
+    "mlflow",
 }
 
 # Lowest first: a module imports only from layers below its own.
 LAYERS = [
     {"errors", "types", "provenance"},
     {"schedule", "losses", "prompts", "zoo"},
-    {"recipe", "engines", "tasks", "settings"},
+    {"recipe", "engines", "tasks", "settings", "trackers"},
     {"methods", "faults", "cost"},
     {"config", "rollout", "objective", "meter", "cache", "diagnose"},
     {"checkpoint", "evaluate", "store"},
-    {"signals"},
+    {"signals", "track"},
     {"loop", "stats", "preflight"},
     {"audit"},
     {"study", "view", "report"},
@@ -53,6 +57,9 @@ TENSORS = {
     "engines.service",
     "engines.conformance",
     "engines.loading",
+    "track.wandb",
+    "track.tensorboard",
+    "track.mlflow",
     "zoo.build",
 }
 

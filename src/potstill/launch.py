@@ -20,6 +20,7 @@ from potstill.pool import Pool, allowed, preflight_study
 from potstill.preflight import Check
 from potstill.store import REFERENCES, Cell, StudyFolder, cells_of
 from potstill.study import prepare
+from potstill.track.follow import following
 from potstill.view import View
 
 
@@ -117,4 +118,7 @@ def fill(
         workers = max(1, (len(allowed()) or os.cpu_count() or 1) // threads) if tiny else 1
     with View(study, folder, cells) as view:
         view.tick()
-        return Pool(study, folder, workers, cells).run(view.tick)
+        with following(folder, study.track):
+            results = Pool(study, folder, workers, cells).run(view.tick)
+        view.tick()
+        return results

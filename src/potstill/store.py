@@ -9,6 +9,8 @@
         result.json                     written last, whole or not at all
         checkpoints/                    resume points, gone when the cell ends
         student/                        the trained model
+        tracking/NAME.json              what a tracker has of it, and what went wrong
+    track/NAME/                         files of trackers that write here
     predicted.json                      what pre-flight said the runs would take
     results.json  table.csv  report.html
 
@@ -224,6 +226,7 @@ class CellFolder:
     def reset(self) -> None:
         """Forget a failed cell, so that it is run again."""
         (self.path / "result.json").unlink(missing_ok=True)
+        shutil.rmtree(self.path / "tracking", ignore_errors=True)  # to trackers another run
 
 
 def example(step: int, row: Any) -> dict[str, Any]:
@@ -293,8 +296,8 @@ class StudyFolder:
         changed = []
         for key in sorted(mine.keys() | its.keys()):
             a, b = its.get(key), mine.get(key)
-            if key in ("price", "budget"):
-                continue  # what is paid changes no number
+            if key in ("price", "budget", "track"):
+                continue  # what is paid, and who is told, changes no number
             if key in ("methods", "pairs", "seeds"):
                 lost = [value for value in a or [] if value not in (b or [])]
                 changed += [f"{key} lost {lost}"] if lost else []

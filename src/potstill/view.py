@@ -8,16 +8,18 @@ Without a terminal it prints a line whenever a cell ends.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from potstill.config import Study
 from potstill.diagnose import Finding, ended
 from potstill.store import REFERENCES, Cell, StudyFolder
+from potstill.track.follow import troubles
 
 BARS = "▁▂▃▄▅▆▇█"
 LONGEST = 24  # bars of a trend
@@ -34,6 +36,7 @@ class View:
         self.console = Console(stderr=True)
         self._ended: set[Cell] = set()
         self._warned: set[tuple[Cell, str, str]] = set()
+        self._told: set[str] = set()  # trackers whose trouble was said
         self._bars: dict[Cell, Any] = {}
         self._seen: dict[Cell, int] = {}  # steps at which a cell's metrics were last read
         self._begun = time.monotonic()
@@ -73,6 +76,8 @@ class View:
                     steps += self._running(cell)
             if cell in self._ended:
                 steps += self._steps(cell)
+        if self.study.track:
+            self._tell(troubles(self.folder, self.cells))
         if self._steps_before is None:
             self._steps_before = steps
         note = self._left(steps)
@@ -122,6 +127,16 @@ class View:
             if key not in self._warned:
                 self._warned.add(key)
                 self._say(f"[yellow]warning[/] {cell} {Finding(**finding).sentence}")
+
+    def _tell(self, troubled: Mapping[str, str]) -> None:
+        """Say once what keeps a tracker from being told."""
+        for tracker, words in troubled.items():
+            if tracker not in self._told:
+                self._told.add(tracker)
+                self._say(
+                    f"[yellow]warning[/] tracker {tracker}, {escape(words)}; what is missing is "
+                    f"sent later, or by potstill track {self.folder.path}"
+                )
 
     def _say(self, text: str) -> None:
         self.console.print(text, highlight=False, soft_wrap=True)

@@ -15,7 +15,8 @@ from potstill.errors import PotstillError
 @app.command("ls")
 def ls(
     what: Annotated[
-        str, typer.Argument(help="methods, pairs, tasks, engines, losses, schedules, faults")
+        str,
+        typer.Argument(help="methods, pairs, tasks, engines, losses, schedules, faults, trackers"),
     ],
     as_json: AsJson = False,
 ) -> None:
@@ -136,6 +137,35 @@ def watch(
     found = load(folder)
     counts = ", ".join(f"{n} {status}" for status, n in found.counts.items())
     print(f"{faults_line(found.study.faults)}{to_text(found.rows)}\n{found.study.name}: {counts}")
+
+
+@app.command()
+def track(
+    folder: Annotated[Path, typer.Argument(help="A study's folder, finished or not.")],
+    to: Annotated[
+        list[str] | None, typer.Option(help="Tracker; default: those that the study names.")
+    ] = None,
+) -> None:
+    """Send trackers what they do not have of a study: for one that was out of reach, or is new.
+
+    Example: [bold]potstill track runs/quick --to tensorboard[/]
+    """
+    from potstill.store import StudyFolder, cells_of
+    from potstill.track.follow import following, study_in, troubles
+    from potstill.trackers import check_trackers
+
+    place = StudyFolder(folder)
+    study = study_in(place)
+    names = to or list(study.track)
+    if not names:
+        raise PotstillError("the study names no tracker", "say where, for example --to tensorboard")
+    check_trackers(names)
+    with following(place, names, patience=None):
+        pass
+    failed = troubles(place, cells_of(study))
+    for name in names:
+        print(f"{name}: {failed.get(name, 'has it all')}")
+    raise typer.Exit(1 if failed.keys() & set(names) else 0)
 
 
 @app.command()
