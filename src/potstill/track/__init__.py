@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,6 +23,9 @@ from potstill.trackers import TRACKERS
 
 # Numbers of a cell's record that are told when it ends.
 SUMMARY = ("accuracy", "flexible", "steps", "seconds", "peak_bytes")
+
+
+Row = tuple[int, Mapping[str, float]]  # a step and its numbers by name
 
 
 @dataclass(frozen=True)
@@ -41,8 +44,8 @@ class Tracked(Protocol):
 
     last: int  # the newest step that the tracker already has; -1 where it has none
 
-    def log(self, step: int, numbers: Mapping[str, float]) -> None:
-        """Keep the metrics of one step; steps rise."""
+    def log(self, rows: Sequence[Row]) -> None:
+        """Keep some steps' metrics; steps rise."""
 
     def close(self, result: Mapping[str, Any]) -> None:
         """End the run, with its record; an empty one where the run is to go on another time."""

@@ -31,7 +31,7 @@ from potstill.trackers import without_secrets
 
 EVERY = 0.5  # seconds between two looks at the folder
 REST = 30.0  # seconds until a tracker that failed is tried again
-PATIENCE = 30.0  # seconds that a study waits for its trackers once all cells have ended
+PATIENCE = 120.0  # seconds that a study waits for its trackers once all cells have ended
 
 
 @dataclass
@@ -128,10 +128,10 @@ class Follower:
             lines = Lines(self._folder.cell(cell).path / "metrics.jsonl")
             self._open[cell] = opener(self._name)(self._sheet(cell, note)), lines
         run, lines = self._open[cell]
-        for row in lines.new():
-            if row["step"] > run.last:
-                run.log(row["step"], numbers(row))
-                run.last = row["step"]
+        rows = [(r["step"], numbers(r)) for r in lines.new() if r["step"] > run.last]
+        if rows:
+            run.log(rows)
+            run.last = rows[-1][0]
         note.sent = run.last
         if result is not None:
             run.close(result)

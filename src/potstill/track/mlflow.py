@@ -2,14 +2,14 @@
 database in the study's folder.
 
 `mlflow-skinny` is enough, the client without server and models. A run is found again by its tag,
-and its last step is asked for: what it lacks is sent, each row as one batch.
+and its last step is asked for: what it lacks is sent, in batches of whole rows.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")  # seconds; its own is 120
@@ -19,10 +19,11 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
 
-from potstill.track import Sheet, flat, summary
+from potstill.track import Row, Sheet, flat, summary
 
 TAG = "potstill.id"
 CLOCK = "tokens"  # in every row, so its history says which steps are there
+MOST = 1000  # metrics of a batch
 LONGEST = 500  # characters of a parameter that every store takes
 
 
@@ -61,15 +62,20 @@ class Run:
                     raise
         return str(known.experiment_id)
 
-    def log(self, step: int, numbers: Mapping[str, float]) -> None:
-        self._step, now = step, int(time.time() * 1000)
-        metrics = [Metric(name, value, now, step) for name, value in numbers.items()]
-        self._client.log_batch(self._run, metrics=metrics)
+    def log(self, rows: Sequence[Row]) -> None:
+        now = int(time.time() * 1000)
+        batch: list[Metric] = []
+        for self._step, numbers in rows:
+            if len(batch) + len(numbers) > MOST:
+                self._client.log_batch(self._run, metrics=batch)
+                batch = []
+            batch += [Metric(name, value, now, self._step) for name, value in numbers.items()]
+        self._client.log_batch(self._run, metrics=batch)
 
     def close(self, result: Mapping[str, Any]) -> None:
         if not result:
             return
-        self.log(self._step, summary(result))
+        self.log([(self._step, summary(result))])
         if result.get("cause"):
             self._client.set_tag(self._run, "cause", str(result["cause"])[:LONGEST])
         failed = result.get("status") == "failed"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tensorboard.compat.proto.event_pb2 import Event
@@ -19,7 +19,7 @@ from tensorboard.compat.proto.types_pb2 import DT_STRING
 from tensorboard.plugins.text.metadata import PLUGIN_NAME
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-from potstill.track import Sheet, flat, summary
+from potstill.track import Row, Sheet, flat, summary
 
 
 class Run:
@@ -44,12 +44,12 @@ class Run:
         tensor = TensorProto(dtype=DT_STRING, string_val=[code.encode()], tensor_shape=shape)
         self._add([Summary.Value(tag=tag, metadata=kind, tensor=tensor)])
 
-    def log(self, step: int, numbers: Mapping[str, float]) -> None:
-        self._step = step
-        self._add([Summary.Value(tag=tag, simple_value=x) for tag, x in numbers.items()])
+    def log(self, rows: Sequence[Row]) -> None:
+        for self._step, numbers in rows:
+            self._add([Summary.Value(tag=tag, simple_value=x) for tag, x in numbers.items()])
 
     def close(self, result: Mapping[str, Any]) -> None:
-        self.log(self._step, summary(result))
+        self.log([(self._step, summary(result))])
         if result.get("cause"):
             self._say("cause", str(result["cause"]))
         self._writer.close()

@@ -10,11 +10,11 @@ from __future__ import annotations
 import os
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextvars import Context
 from typing import Any
 
-from potstill.track import Sheet, summary
+from potstill.track import Row, Sheet, summary
 
 
 class Run:
@@ -41,9 +41,12 @@ class Run:
         self.last = -1 if known is None else int(known)
         self._step = max(self.last, 0)
 
-    def log(self, step: int, numbers: Mapping[str, float]) -> None:
-        self._step = step
-        self._told(lambda: self._run.log(dict(numbers), step=step))
+    def log(self, rows: Sequence[Row]) -> None:
+        def send() -> None:
+            for self._step, numbers in rows:
+                self._run.log(dict(numbers), step=self._step)
+
+        self._told(send)
 
     def close(self, result: Mapping[str, Any]) -> None:
         def end() -> None:

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import wandb
 
-from potstill.track import Sheet, summary
+from potstill.track import Row, Sheet, summary
 
 PATIENCE = 20.0  # seconds until a server counts as unreachable
 
@@ -46,8 +46,9 @@ class Run:
         )
         self.last = self._run.step - 1
 
-    def log(self, step: int, numbers: Mapping[str, float]) -> None:
-        self._run.log(dict(numbers), step=step)
+    def log(self, rows: Sequence[Row]) -> None:
+        for step, numbers in rows:
+            self._run.log(dict(numbers), step=step)
 
     def close(self, result: Mapping[str, Any]) -> None:
         self._run.summary.update(summary(result) | {"status": result.get("status", "running")})
