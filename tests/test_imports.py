@@ -30,14 +30,14 @@ HEAVY = {
 # Lowest first: a module imports only from layers below its own.
 LAYERS = [
     {"errors", "types", "provenance"},
-    {"schedule", "losses", "prompts", "zoo"},
-    {"recipe", "engines", "tasks", "settings", "trackers"},
+    {"schedule", "losses", "prompts", "zoo", "flops"},
+    {"recipe", "engines", "tasks", "settings", "trackers", "mirror"},
     {"methods", "faults", "cost"},
     {"config", "rollout", "objective", "meter", "cache", "diagnose"},
     {"checkpoint", "evaluate", "store"},
     {"signals", "track"},
     {"loop", "stats", "preflight"},
-    {"audit"},
+    {"audit", "snapshot"},
     {"study", "view", "report"},
     {"listing", "pool", "bench"},
     {"launch"},

@@ -19,9 +19,9 @@ from conftest import free_port, toy_table
 from potstill.cli import app
 from potstill.config import Study, read_study
 from potstill.errors import PotstillError
-from potstill.store import Cell, StudyFolder, cells_of
+from potstill.store import Cell, Lines, StudyFolder, cells_of
 from potstill.track import numbers, opener
-from potstill.track.follow import Follower, Lines, following, troubles
+from potstill.track.follow import Follower, following, troubles
 from potstill.trackers import TRACKERS, without_secrets
 
 KEY = "0123456789abcdef" * 2 + "deadbeef"

@@ -18,7 +18,7 @@ from potstill.cost import Spent, excess, total
 from potstill.errors import PotstillError
 from potstill.pool import Pool, allowed, preflight_study
 from potstill.preflight import Check
-from potstill.store import REFERENCES, Cell, StudyFolder, cells_of
+from potstill.store import Cell, StudyFolder, cells_of
 from potstill.study import prepare
 from potstill.track.follow import following
 from potstill.view import View
@@ -48,8 +48,9 @@ def predict(found: Mapping[str, Sequence[Check]]) -> dict[str, dict[str, Spent]]
         numbers = next((check.numbers for check in checks if check.numbers), None)
         if numbers:
             runs = {name: Spent.read(run) for name, run in numbers["runs"].items()}
-            one = Spent.read(numbers["grading"])
-            predicted[pair] = {**runs, **dict.fromkeys(REFERENCES, one)}
+            rows = {"untrained": "student", "teacher": "teacher"}
+            graded = {row: Spent.read(numbers["gradings"][role]) for row, role in rows.items()}
+            predicted[pair] = {**runs, **graded}
     return predicted
 
 

@@ -134,6 +134,7 @@ def _spent_row(name: str, spent: Spent, price: Price) -> dict[str, Any]:
         "predicted": name,
         "hours that cells compute": f"{spent.seconds / 3600:.2g}",
         "tokens": f"{spent.count():.3g}",
+        "FLOPs": "unknown" if spent.flops is None else f"{spent.flops:.3g}",
         "USD": f"{spent.usd(price):.3g}" if price != Price() else "no price is set",
     }
 

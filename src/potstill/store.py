@@ -101,6 +101,28 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         ) from None
 
 
+class Lines:
+    """The rows of a growing file, each once; all of them again where it was replaced."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._inode, self._offset = path, -1, 0
+
+    def new(self) -> list[dict[str, Any]]:
+        """Whole lines since the last call."""
+        try:
+            file = self._path.open("rb")
+        except FileNotFoundError:
+            return []
+        with file:
+            state = os.fstat(file.fileno())
+            if state.st_ino != self._inode or state.st_size < self._offset:
+                self._inode, self._offset = state.st_ino, 0
+            file.seek(self._offset)
+            whole, _, _torn = file.read().rpartition(b"\n")
+        self._offset += len(whole) + 1 if whole else 0
+        return [json.loads(line) for line in whole.split(b"\n") if line]
+
+
 class CellFolder:
     """One cell's folder; the recorder that the loop writes to."""
 

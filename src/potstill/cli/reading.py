@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +11,8 @@ import typer
 
 from potstill.cli.parts import AsJson, app, print_table, show_report, zoo_app
 from potstill.errors import PotstillError
+
+REMOTE = 5.0  # seconds between two looks at an address, at least
 
 
 @app.command("ls")
@@ -110,27 +113,43 @@ def probe(
 
 @app.command()
 def watch(
-    folder: Annotated[Path, typer.Argument(help="A study's folder.")],
+    folder: Annotated[str, typer.Argument(help="A study's folder, or an address: s3://...")],
     every: Annotated[float, typer.Option(min=0.1, help="Seconds between looks.")] = 1.0,
     once: Annotated[bool, typer.Option("--once", help="Look once and leave.")] = False,
 ) -> None:
-    """Watch a study from another terminal: what runs, how far, accuracy so far, findings.
+    """Watch a study from another terminal or machine: what runs, how far, how well, at what cost.
 
     It ends with the table when the last cell does; Ctrl-C leaves the study alone.
 
     Example: [bold]potstill watch runs/quick[/]
     """
+    import tempfile
+
+    if "://" not in folder:
+        _watch(Path(folder), lambda: None, every, once)
+        return
+    from potstill.mirror import Mirror
+
+    with tempfile.TemporaryDirectory(prefix="potstill-watch-") as place:
+        mirror = Mirror(folder, Path(place))
+        _watch(Path(place), mirror.refresh, max(every, REMOTE), once)
+
+
+def _watch(folder: Path, refresh: Callable[[], None], every: float, once: bool) -> None:
+    """Watch a folder here; `refresh` is called before each look."""
     import time
 
     from potstill.report.data import load
     from potstill.report.table import faults_line, to_text
     from potstill.view import View, running
 
+    refresh()
     found = load(folder)
     with View(found.study, found.folder, list(found.runs)) as view:
         view.tick()
         while not (once or view.whole):
             time.sleep(every)
+            refresh()
             view.tick()
     if once and not view.whole:
         print_table(running(found.study, found.folder, list(found.runs)))

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from potstill.engines import host_memory
 from potstill.engines.heads import States, read
-from potstill.engines.limits import Machine, Size, least_decoding, measure, size_of
+from potstill.engines.limits import Machine, least_decoding, measure, size_of
 from potstill.engines.loading import (
     Pair,
     add_lora,
@@ -37,6 +37,7 @@ from potstill.engines.loading import (
 from potstill.engines.sampling import generate
 from potstill.engines.terms import Columns, Tally, flat, needs_rows, outlook, take
 from potstill.errors import NonFinite
+from potstill.flops import Size
 from potstill.losses import LOSSES, cross_entropy
 from potstill.prompts import render
 from potstill.types import (
@@ -312,10 +313,7 @@ class TorchEngine:
             rows: tokens of prompts and completions.
             targets: models whose rows the losses need.
         """
-        sizes: dict[Role, Size] = {}
-        for role, spec in self._placed():
-            with self._model(role) as model:
-                sizes[role] = size_of(model, getattr(torch, spec.dtype))
+        sizes = {role: self.size(role) for role, _ in self._placed()}
         student, its = sizes["student"], machines["student"]
         reading = {r: machines[r].seconds(size.forward(rows)) for r, size in sizes.items()}
         others = sum(reading["teacher" if role == "teacher" else "student"] for role in targets)
@@ -327,6 +325,15 @@ class TorchEngine:
 
     def _placed(self) -> tuple[tuple[Role, ModelSpec], ...]:
         return ("student", self.pair.student_spec), ("teacher", self.pair.teacher_spec)
+
+    def size(self, role: Role) -> Size:
+        spec = self.pair.teacher_spec if role == "teacher" else self.pair.student_spec
+        with self._model(role) as model:
+            return size_of(model, getattr(torch, spec.dtype))
+
+    @property
+    def devices(self) -> int:
+        return len({p.device for model in self._models.values() for p in model.parameters()})
 
     def memory(self) -> tuple[int, int]:
         places = [host_memory()]

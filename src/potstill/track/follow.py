@@ -8,7 +8,6 @@ as `tracking/TRACKER.json`, and the tracker is tried again half a minute later.
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -25,7 +24,7 @@ import filelock
 
 from potstill.config import Study
 from potstill.errors import PotstillError
-from potstill.store import REFERENCES, Cell, StudyFolder, cells_of, to_json, write_text
+from potstill.store import REFERENCES, Cell, Lines, StudyFolder, cells_of, to_json, write_text
 from potstill.track import Sheet, Tracked, numbers, opener
 from potstill.trackers import without_secrets
 
@@ -42,28 +41,6 @@ class Note:
     sent: int = -1  # the last step that was handed over
     ended: bool = False  # all of the run is with the tracker
     trouble: str = ""  # why not, where something failed
-
-
-class Lines:
-    """The rows of a growing file, each once; all of them again where it was replaced."""
-
-    def __init__(self, path: Path) -> None:
-        self._path, self._inode, self._offset = path, -1, 0
-
-    def new(self) -> list[dict[str, Any]]:
-        """Whole lines since the last call."""
-        try:
-            file = self._path.open("rb")
-        except FileNotFoundError:
-            return []
-        with file:
-            state = os.fstat(file.fileno())
-            if state.st_ino != self._inode or state.st_size < self._offset:
-                self._inode, self._offset = state.st_ino, 0
-            file.seek(self._offset)
-            whole, _, _torn = file.read().rpartition(b"\n")
-        self._offset += len(whole) + 1 if whole else 0
-        return [json.loads(line) for line in whole.split(b"\n") if line]
 
 
 class Follower:
