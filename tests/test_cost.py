@@ -62,7 +62,7 @@ def test_a_ledger_sums_what_ended_and_what_runs(tmp_path: Path) -> None:
     write("b", "result.json", {"status": "failed", "seconds": 1.0})
     mine = write("c", ".spent", {"seconds": 100.0, "tokens": {"trained": 100}})
     ledger = Ledger(tmp_path, Budget(tokens=10), Price())
-    assert ledger.spent(mine) == Spent(12.0, {"trained": 3.0})
+    assert ledger.spent(mine) == Spent(12.0, {"trained": 3.0}, flops=None)
     assert ledger.charge(mine, Spent(1.0, {"trained": 6.0})) == ""
     assert ledger.charge(mine, Spent(1.0, {"trained": 9.0})) == ""  # looks once a second
     assert "budget.tokens" in ledger.charge(mine, Spent(1.0, {"trained": 9.0}), now=True)

@@ -21,19 +21,23 @@ HEAVY = {
     "plotly",
     "datasets",
     "peft",
+    "wandb",
+    "tensorboard",
+    "trackio",
+    "mlflow",
 }
 
 # Lowest first: a module imports only from layers below its own.
 LAYERS = [
     {"errors", "types", "provenance"},
-    {"schedule", "losses", "prompts", "zoo"},
-    {"recipe", "engines", "tasks", "settings"},
+    {"schedule", "losses", "prompts", "zoo", "flops"},
+    {"recipe", "engines", "tasks", "settings", "trackers"},
     {"methods", "faults", "cost"},
     {"config", "rollout", "objective", "meter", "cache", "diagnose"},
     {"checkpoint", "evaluate", "store"},
-    {"signals", "remote"},
+    {"signals", "remote", "track"},
     {"loop", "stats", "preflight"},
-    {"audit"},
+    {"audit", "snapshot"},
     {"study", "view", "report"},
     {"where"},
     {"listing", "pool", "bench"},
@@ -59,6 +63,9 @@ TENSORS = {
     "engines.connection",
     "engines.conformance",
     "engines.loading",
+    "track.wandb",
+    "track.tensorboard",
+    "track.mlflow",
     "zoo.build",
     "zoo.save",
 }

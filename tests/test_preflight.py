@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from potstill.faults import FAULTS, PUBLISHED
 from potstill.losses import LOSSES
 from potstill.preflight import Check
 from potstill.preflight.reference import definition
+from potstill.recipe import Recipe
 from potstill.study import preflight_pair
 from potstill.types import Datum, Loss, StepStats, Trajectory
 
@@ -163,7 +165,6 @@ def test_says_what_the_runs_will_take(tmp_path: Path) -> None:
 
 
 def test_a_longer_method_is_estimated_longer() -> None:
-    from potstill.cost import Spent
     from potstill.methods import METHODS
     from potstill.preflight.estimate import estimate
     from potstill.settings import Eval, Train
@@ -175,19 +176,58 @@ def test_a_longer_method_is_estimated_longer() -> None:
     task, eval_ = load_task("arithmetic"), Eval(every=50, problems=10)
     rows = [(engine.encode("7"), (5, 6, 7))]
     before = engine.score("student", rows)[0]
-    problem = Spent(0.5, {"graded_student_sampled": 7.0})
-    found = estimate(engine, recipes, task, Train(learning_rate=1.0), eval_, problem)
-    assert found.grading == Spent(5.0, {"graded_student_sampled": 70.0})
-    student, teacher = found.step["student"], found.step["teacher"]
+    found = estimate(engine, recipes, task, Train(learning_rate=1.0), eval_)
+    student, teacher = (
+        next(step.spent for kind, step in found.steps.items() if kind.words == f"{who} text")
+        for who in ("student", "teacher")
+    )
+    grading, looks = found.gradings["student"], found.looks
     one, two, off = (found.runs[name] for name in names)
-    assert one.seconds == pytest.approx(100 * student.seconds + 3 * 5)
-    assert two.seconds == pytest.approx(200 * student.seconds + 5 * 5)
-    assert off.seconds == pytest.approx(100 * teacher.seconds + 3 * 5)
-    assert one.tokens["student_sampled"] == 100 * student.tokens["student_sampled"] > 0
-    assert two.tokens["trained"] == 200 * student.tokens["trained"] > 0
-    assert one.tokens["graded_student_sampled"] == 3 * 70
+    assert one.seconds == pytest.approx(
+        100 * student.seconds + 2 * grading.seconds + 21 * looks.seconds
+    )
+    assert two.seconds == pytest.approx(
+        200 * student.seconds + 4 * grading.seconds + 41 * looks.seconds
+    )
+    assert off.seconds == pytest.approx(
+        100 * teacher.seconds + 2 * grading.seconds + 21 * looks.seconds
+    )
+    assert one.tokens["student_sampled"] == pytest.approx(100 * student.tokens["student_sampled"])
+    assert two.tokens["trained"] == pytest.approx(200 * student.tokens["trained"]) > 0
     assert off.tokens["student_sampled"] == 0 < off.tokens["teacher_sampled"]
+    assert one.flops and two.flops and one.flops < two.flops < 2.1 * one.flops
     np.testing.assert_array_equal(before, engine.score("student", rows)[0])
+
+
+def test_stretches_of_a_run_are_timed_apart_and_the_teachers_texts_once() -> None:
+    from potstill.methods import METHODS
+    from potstill.preflight.estimate import estimate, kind_at, moments
+    from potstill.settings import Eval, Train
+    from potstill.tasks import load_task
+
+    kinds = {name: [kind_at(r, t, 10) for _, t in moments(r)] for name, r in METHODS.items()}
+    assert [kind.prefix for kind in kinds["teacher_seeded"]] == [15, 5, 0]
+    assert [kind.student for kind in kinds["hybrid"]] == [0, 10]
+    assert [(kind.student, kind.teacher) for kind in kinds["mixture"]] == [(7, 3)]
+    assert kinds["kl_anchored"] != kinds["off_policy"] == kinds["hybrid"][:1]
+    recipes = [METHODS[name] for name in ("off_policy", "hybrid")]
+    engine = open_engine("torch", "tiny-llama")
+    train, eval_ = Train(learning_rate=1.0, steps=10), Eval(every=50, problems=10)
+    found = estimate(engine, recipes, load_task("arithmetic"), train, eval_)
+    alone = estimate(engine, recipes[1:], load_task("arithmetic"), train, eval_)
+    step = found.steps[kinds_of(recipes[0])]
+    whole = 5 * sum(one.spent.seconds for one in found.steps.values())
+    rest = found.gradings["student"].seconds + 3 * found.looks.seconds
+    assert found.runs["hybrid"].seconds == pytest.approx(whole - 5 * step.kept + rest)
+    assert step.kept > 0
+    for kind, tokens in found.runs["hybrid"].tokens.items():  # what is not written is counted
+        assert tokens == pytest.approx(alone.runs["hybrid"].tokens[kind])
+
+
+def kinds_of(recipe: Recipe) -> Any:
+    from potstill.preflight.estimate import kind_at, moments
+
+    return kind_at(recipe, moments(recipe)[0][1], 32)
 
 
 def test_a_step_that_does_not_fit_is_refused_with_a_hint(

@@ -34,6 +34,7 @@ from potstill.settings import (
     TorchSettings,
     Train,
 )
+from potstill.trackers import check_trackers
 from potstill.types import ModelSpec
 
 # Chosen on the embedded pairs' dev problems with seeds 100 and up; LOG.md has the runs.
@@ -90,6 +91,7 @@ class Study(Part):
     price: Price = Price()
     budget: Budget = Budget()
     ray: RaySettings = RaySettings()
+    track: Names = ()  # trackers that are sent the metrics, see `potstill ls trackers`
     faults: Names = ()  # deviations switched on for an experiment, see `potstill ls faults`
 
     @cached_property
@@ -163,10 +165,12 @@ def resolve(study: Study) -> Study:
         (study.methods, "methods"),
         (study.seeds, "seeds"),
         (study.pairs, "pairs"),
+        (study.track, "track"),
     ):
         if len(set(values)) < len(values):
             raise PotstillError(f"{what} lists {list(values)}, one of them twice", "list each once")
     check_faults(study.faults)
+    check_trackers(study.track)
     if study.engine.name == "tinker" and not study.train.lora_rank:
         raise PotstillError(
             'engine "tinker" trains LoRA adapters, train.lora_rank is 0',

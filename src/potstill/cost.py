@@ -39,19 +39,27 @@ class Spent:
 
     seconds: float = 0.0
     tokens: Mapping[str, float] = field(default_factory=dict)  # by kind
+    flops: float | None = 0.0  # operations, see `flops`; None: unknown, as of a service
 
     @classmethod
     def read(cls, record: Mapping[str, Any]) -> Spent:
-        """From a cell's record; unknown is nothing."""
-        return cls(float(record.get("seconds") or 0.0), dict(record.get("tokens") or {}))
+        """From a cell's record; unknown is nothing, except for operations."""
+        seconds, tokens = float(record.get("seconds") or 0.0), dict(record.get("tokens") or {})
+        work = record.get("flops") if tokens else 0.0
+        flops = sum(work.values()) or None if isinstance(work, Mapping) else work
+        return cls(seconds, tokens, flops)
 
     def __add__(self, other: Spent) -> Spent:
         kinds = {**self.tokens, **other.tokens}
         tokens = {k: self.tokens.get(k, 0.0) + other.tokens.get(k, 0.0) for k in kinds}
-        return Spent(self.seconds + other.seconds, tokens)
+        known = self.flops is not None and other.flops is not None
+        flops = (self.flops or 0.0) + (other.flops or 0.0) if known else None
+        return Spent(self.seconds + other.seconds, tokens, flops)
 
     def __mul__(self, factor: float) -> Spent:
-        return Spent(self.seconds * factor, {k: n * factor for k, n in self.tokens.items()})
+        flops = None if self.flops is None else self.flops * factor
+        tokens = {k: n * factor for k, n in self.tokens.items()}
+        return Spent(self.seconds * factor, tokens, flops)
 
     def count(self) -> float:
         """Completion tokens: what methods are compared at, gradings apart."""

@@ -5,6 +5,7 @@ view.
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,8 +19,9 @@ from potstill.errors import PotstillError
 from potstill.pool import Processes
 from potstill.preflight import Check
 from potstill.remote import Mirror
-from potstill.store import REFERENCES, StudyFolder, cells_of
+from potstill.store import StudyFolder, cells_of
 from potstill.study import prepare
+from potstill.track.follow import following
 from potstill.view import View
 from potstill.where import Place, Results
 
@@ -50,8 +52,9 @@ def predict(found: Mapping[str, Sequence[Check]]) -> dict[str, dict[str, Spent]]
         numbers = next((check.numbers for check in checks if check.numbers), None)
         if numbers:
             runs = {name: Spent.read(run) for name, run in numbers["runs"].items()}
-            one = Spent.read(numbers["grading"])
-            predicted[pair] = {**runs, **dict.fromkeys(REFERENCES, one)}
+            rows = {"untrained": "student", "teacher": "teacher"}
+            graded = {row: Spent.read(numbers["gradings"][role]) for row, role in rows.items()}
+            predicted[pair] = {**runs, **graded}
     return predicted
 
 
@@ -156,7 +159,10 @@ def fill(
                 folder.cell(cell).reset()
         with View(study, folder, cells) as view:
             view.tick()
-            return place.run(study, folder, cells, view.tick)
+            with following(folder, study.track):
+                results = place.run(study, folder, cells, view.tick)
+            view.tick()
+            return results
 
 
 def check_out(on: str, mirror: Mirror | None) -> None:

@@ -23,6 +23,7 @@ from potstill.schedule import SHAPES
 from potstill.settings import Pair, Price
 from potstill.store import CellFolder, cells_of, to_json
 from potstill.tasks import TASKS, Task, load_task
+from potstill.trackers import TRACKERS
 
 
 def _methods() -> list[dict[str, Any]]:
@@ -84,6 +85,7 @@ LISTS: dict[str, Callable[[], list[dict[str, Any]]]] = {
     "engines": _engines,
     "losses": _losses,
     "faults": _faults,
+    "trackers": lambda: [{"tracker": n, "what": t.summary} for n, t in TRACKERS.items()],
     "schedules": lambda: [{"schedule": kind} for kind in SHAPES],
 }
 
@@ -132,6 +134,7 @@ def _spent_row(name: str, spent: Spent, price: Price) -> dict[str, Any]:
         "predicted": name,
         "hours that cells compute": f"{spent.seconds / 3600:.2g}",
         "tokens": f"{spent.count():.3g}",
+        "FLOPs": "unknown" if spent.flops is None else f"{spent.flops:.3g}",
         "USD": f"{spent.usd(price):.3g}" if price != Price() else "no price is set",
     }
 

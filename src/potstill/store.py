@@ -9,6 +9,8 @@
         result.json                     written last, whole or not at all
         checkpoints/                    resume points, gone when the cell ends
         student/                        the trained model
+        tracking/NAME.json              what a tracker has of it, and what went wrong
+    track/NAME/                         files of trackers that write here
     predicted.json                      what pre-flight said the runs would take
     results.json  table.csv  report.html
 
@@ -97,6 +99,28 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
             f'"{path}" is damaged: {error}',
             f'remove the folder "{path.parent}" to run its cell again',
         ) from None
+
+
+class Lines:
+    """The rows of a growing file, each once; all of them again where it was replaced."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._inode, self._offset = path, -1, 0
+
+    def new(self) -> list[dict[str, Any]]:
+        """Whole lines since the last call."""
+        try:
+            file = self._path.open("rb")
+        except FileNotFoundError:
+            return []
+        with file:
+            state = os.fstat(file.fileno())
+            if state.st_ino != self._inode or state.st_size < self._offset:
+                self._inode, self._offset = state.st_ino, 0
+            file.seek(self._offset)
+            whole, _, _torn = file.read().rpartition(b"\n")
+        self._offset += len(whole) + 1 if whole else 0
+        return [json.loads(line) for line in whole.split(b"\n") if line]
 
 
 class CellFolder:
@@ -224,6 +248,7 @@ class CellFolder:
     def reset(self) -> None:
         """Forget a failed cell, so that it is run again."""
         (self.path / "result.json").unlink(missing_ok=True)
+        shutil.rmtree(self.path / "tracking", ignore_errors=True)  # to trackers another run
 
 
 def example(step: int, row: Any) -> dict[str, Any]:
@@ -293,8 +318,8 @@ class StudyFolder:
         changed = []
         for key in sorted(mine.keys() | its.keys()):
             a, b = its.get(key), mine.get(key)
-            if key in ("price", "budget", "ray"):
-                continue  # what is paid, and where it runs, changes no number
+            if key in ("price", "budget", "ray", "track"):
+                continue  # what is paid, where it runs and who is told, changes no number
             if key in ("methods", "pairs", "seeds"):
                 lost = [value for value in a or [] if value not in (b or [])]
                 changed += [f"{key} lost {lost}"] if lost else []

@@ -125,7 +125,9 @@ def _run(
             "findings": place.findings,
             **_accuracy(trained.evaluation),
             "tokens": trained.spent["tokens"],
+            "flops": trained.spent["flops"],
             "seconds": round(sum(trained.spent["seconds"].values()), 3),
+            "devices": getattr(engine, "devices", None),
             "peak_bytes": engine.memory()[0],
             "activity": {k: round(v, 3) for k, v in trained.spent["seconds"].items()},
             "notes": list(engine.notes),
@@ -194,7 +196,7 @@ def _reference(
     role: Role = "teacher" if cell.method == "teacher" else "student"
     place.rewind(-1)
     tokens: Counter[str] = Counter()
-    engine = Aside(engine, tokens)
+    engine = counted = Aside(engine, tokens)
     graded = evaluate(engine, role, task, task.test[: study.eval.problems], study.graded_tokens)
     rows = list(graded.rows)
     if role == "teacher":
@@ -205,7 +207,9 @@ def _reference(
         "steps": 0,
         **_accuracy(graded),
         "tokens": dict(tokens),
+        "flops": counted.work.state,
         "seconds": round(time.perf_counter() - start, 3),
+        "devices": getattr(engine, "devices", None),
         "activity": {},
         "peak_bytes": engine.memory()[0],
         "notes": list(engine.notes),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -14,7 +15,8 @@ from potstill.errors import PotstillError
 @app.command("ls")
 def ls(
     what: Annotated[
-        str, typer.Argument(help="methods, pairs, tasks, engines, losses, schedules, faults")
+        str,
+        typer.Argument(help="methods, pairs, tasks, engines, losses, schedules, faults, trackers"),
     ],
     as_json: AsJson = False,
 ) -> None:
@@ -119,7 +121,7 @@ def watch(
     every: Annotated[float, typer.Option(min=0.1, help="Seconds between looks.")] = 1.0,
     once: Annotated[bool, typer.Option("--once", help="Look once and leave.")] = False,
 ) -> None:
-    """Watch a study from another terminal: what runs, how far, accuracy so far, findings.
+    """Watch a study from another terminal or machine: what runs, how far, how well, at what cost.
 
     It ends with the table when the last cell does; Ctrl-C leaves the study alone.
 
@@ -145,6 +147,35 @@ def watch(
     found = load(path)
     counts = ", ".join(f"{n} {status}" for status, n in found.counts.items())
     print(f"{faults_line(found.study.faults)}{to_text(found.rows)}\n{found.study.name}: {counts}")
+
+
+@app.command()
+def track(
+    folder: Annotated[Path, typer.Argument(help="A study's folder, finished or not.")],
+    to: Annotated[
+        list[str] | None, typer.Option(help="Tracker; default: those that the study names.")
+    ] = None,
+) -> None:
+    """Send trackers what they do not have of a study: for one that was out of reach, or is new.
+
+    Example: [bold]potstill track runs/quick --to tensorboard[/]
+    """
+    from potstill.store import StudyFolder, cells_of
+    from potstill.track.follow import following, study_in, troubles
+    from potstill.trackers import check_trackers
+
+    place = StudyFolder(folder)
+    study = study_in(place)
+    names = to or list(study.track)
+    if not names:
+        raise PotstillError("the study names no tracker", "say where, for example --to tensorboard")
+    check_trackers(names)
+    with following(place, names, patience=None):
+        pass
+    failed = troubles(place, cells_of(study))
+    for name in names:
+        print(f"{name}: {failed.get(name, 'has it all')}")
+    raise typer.Exit(1 if failed.keys() & set(names) else 0)
 
 
 @app.command()

@@ -76,6 +76,9 @@ class Engine(Protocol):
             NonFinite: a loss or gradient is not a number; the weights are then as before.
         """
 
+    # An engine that knows its models also has `size(role) -> flops.Size`, and `devices`, how many
+    # processors or accelerators hold them; a service's are nobody's to know.
+
     def memory(self) -> tuple[int, int]:
         """Bytes at the peak so far, and bytes that there are, where it is tightest."""
 

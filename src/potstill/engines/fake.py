@@ -60,6 +60,7 @@ class FakeEngine:
     losses = ENGINES["fake"].losses
     eos = frozenset({EOS})
     notes: tuple[str, ...] = ()
+    devices = 1
 
     def __init__(self, student: str = "", teacher: str = "", *, seed: int = 0) -> None:
         start = np.random.default_rng(7).normal(size=(SIZE, SIZE)) * 0.5

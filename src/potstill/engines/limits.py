@@ -1,10 +1,8 @@
 """The least that sampling, scoring and training can take: what a machine's memory and matrix units
-do at best, measured on the spot, and the work that a model asks of them.
+do at best, measured on the spot, and the work that a model asks of them (`flops`).
 
-A multiplication and an addition are two operations. A forward pass is two operations a weight and
-token, a backward pass four, or two where weights are frozen. A decoding step has to read every
-weight once, however few rows it has. It leaves out norms, activations and the optimizer: they
-have no matrix units to be measured against.
+A decoding step has to read every weight once, however few rows it has. Norms, activations and the
+optimizer are left out: they have no matrix units to be measured against.
 """
 
 from __future__ import annotations
@@ -18,6 +16,7 @@ from typing import Any
 import torch
 
 from potstill.engines.loading import without_adapters
+from potstill.flops import Size
 
 SECONDS = 0.3  # how long each measurement repeats
 
@@ -32,37 +31,6 @@ class Machine:
     def seconds(self, operations: float, read: float = 0.0) -> float:
         """The least time for work that can overlap its reading."""
         return max(operations / self.matmul, read / self.bandwidth)
-
-
-@dataclass(frozen=True)
-class Size:
-    """What a model asks for.
-
-    Args:
-        body: weights that multiply each token, the head apart; of a mixture of experts the active.
-        head: weights of the head.
-        width: bytes of a weight in the computation.
-        keys: bytes of keys and values that a token leaves in the cache.
-        mixing: operations a token needs for each token that it attends to.
-        frozen: whether the body's own weights get no gradient (LoRA).
-    """
-
-    body: int
-    head: int
-    width: int
-    keys: int
-    mixing: int
-    frozen: bool = False
-
-    def forward(self, rows: Sequence[tuple[int, int]]) -> float:
-        """Operations of a forward pass over rows of (prompt, completion) tokens."""
-        lengths = [p + c for p, c in rows]
-        body = 2.0 * self.body * sum(lengths) + self.mixing * sum(n * n / 2 for n in lengths)
-        return body + 2.0 * self.head * sum(c for _, c in rows)
-
-    def training(self, rows: Sequence[tuple[int, int]]) -> float:
-        """Operations of a forward and a backward pass; the head is trained with the body."""
-        return (2.0 if self.frozen else 3.0) * self.forward(rows)
 
 
 def measure(device: Any, dtype: torch.dtype) -> Machine:

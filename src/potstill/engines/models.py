@@ -137,6 +137,11 @@ class Models:
         self.held[role] = model
         return model
 
+    @property
+    def devices(self) -> int:
+        """How many devices of this process hold them."""
+        return len({p.device for model in self.held.values() for p in model.parameters()})
+
     def memory(self) -> tuple[int, int]:
         """Bytes at the peak so far, and bytes that there are, where it is tightest."""
         places = [host_memory()]

@@ -35,7 +35,7 @@ from potstill.errors import NonFinite, PotstillError
 Found = TypeVar("Found")
 PASSED_ON = (
     *("sample", "score", "rows", "inspect", "measure", "step"),
-    *("memory", "save", "load", "export"),
+    *("size", "memory", "save", "load", "export"),
 )
 LONGEST = timedelta(days=7)  # between two calls: the first process may grade, write, wait
 _MET, _OVER = "potstill/met", "potstill/over"
@@ -180,6 +180,10 @@ class Led:
         if name == "engine":  # not there before it is open
             raise AttributeError(name)
         return getattr(self.engine, name)
+
+    def machines(self) -> Any:
+        """Refused: a machine's best is measured by one process that has it for itself."""
+        raise PotstillError("bench measures one process", "run it without torchrun")
 
     def _passing(self, name: str) -> Callable[..., Any]:
         work = getattr(self.engine, name)

@@ -21,7 +21,7 @@ import torch
 import transformers
 
 from potstill.engines.heads import States, read
-from potstill.engines.limits import Machine, Size, least_decoding, measure, size_of
+from potstill.engines.limits import Machine, least_decoding, measure, size_of
 from potstill.engines.loading import Pair
 from potstill.engines.models import Models, one_device_each
 from potstill.engines.processes import ALONE, Team, opened
@@ -29,6 +29,7 @@ from potstill.engines.sampling import generate
 from potstill.engines.sharding import gathered
 from potstill.engines.terms import Columns, Tally, flat, idle, needs_rows, outlook, take
 from potstill.errors import NonFinite
+from potstill.flops import Size
 from potstill.losses import LOSSES, cross_entropy
 from potstill.prompts import render
 from potstill.types import (
@@ -312,10 +313,7 @@ class TorchEngine:
             rows: tokens of prompts and completions.
             targets: models whose rows the losses need.
         """
-        sizes: dict[Role, Size] = {}
-        for role, spec in self._placed():
-            with self.models.use(role) as model:
-                sizes[role] = size_of(model, getattr(torch, spec.dtype))
+        sizes = {role: self.size(role) for role, _ in self._placed()}
         student, its = sizes["student"], machines["student"]
         reading = {r: machines[r].seconds(size.forward(rows)) for r, size in sizes.items()}
         others = sum(reading["teacher" if role == "teacher" else "student"] for role in targets)
@@ -327,6 +325,13 @@ class TorchEngine:
 
     def _placed(self) -> tuple[tuple[Role, ModelSpec], ...]:
         return ("student", self.pair.student_spec), ("teacher", self.pair.teacher_spec)
+
+    def size(self, role: Role) -> Size:
+        return size_of(self.models.ensure(role), getattr(torch, self.models.spec(role).dtype))
+
+    @property
+    def devices(self) -> int:
+        return self.team.size * self.models.devices
 
     def memory(self) -> tuple[int, int]:
         return self.models.memory()

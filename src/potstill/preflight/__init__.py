@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -21,13 +20,11 @@ from typing import Any, Literal
 import numpy as np
 
 from potstill import objective
-from potstill.cost import Spent
 from potstill.engines import Engine, Wrapper
 from potstill.errors import writing
 from potstill.evaluate import evaluate
 from potstill.faults import FAULTS, Run
 from potstill.losses import FAULTY
-from potstill.meter import Aside
 from potstill.preflight.estimate import estimate
 from potstill.preflight.mistakes import mistakes
 from potstill.preflight.reference import observed, reference
@@ -230,13 +227,8 @@ def capability_gap(desk: Desk) -> list[Check]:
 def affordable(desk: Desk, began: float) -> list[Check]:
     """A step of the study's own size fits, how long the runs take, and what pre-flight took."""
     task, name = desk.any_run().task, "time and memory"
-    few = task.test[: min(desk.grading.problems, PROBLEMS)]
-    tokens = desk.grading.max_tokens or desk.settings.max_tokens
-    start, spent = time.perf_counter(), Counter[str]()
-    evaluate(Aside(desk.engine, spent), "student", task, few, tokens)
-    each = Spent(time.perf_counter() - start, spent) * (1 / len(few))
     try:
-        found = estimate(desk.engine, desk.recipes, task, desk.settings, desk.grading, each)
+        found = estimate(desk.engine, desk.recipes, task, desk.settings, desk.grading)
     except (MemoryError, RuntimeError) as error:
         if "memory" not in f"{type(error).__name__} {error}".lower():
             raise
@@ -244,7 +236,8 @@ def affordable(desk: Desk, began: float) -> list[Check]:
         return [Check(name, "refused", f"one step runs out of memory: {error}", hint)]
     words = f"{found.words}; these checks took {time.perf_counter() - began:.2g} s"
     runs = {method: asdict(run) for method, run in found.runs.items()}
-    numbers = {"runs": runs, "grading": asdict(found.grading), "peak": found.peak}
+    rows = {role: asdict(one) for role, one in found.gradings.items()}
+    numbers = {"runs": runs, "gradings": rows, "peak": found.peak}
     if found.peak > TIGHT * found.memory:
         hint = f"{SMALLER}, or set gradient_checkpointing = true"
         return [Check(name, "warning", words, hint, numbers=numbers)]

@@ -1,101 +1,251 @@
-"""What a run will take: two real steps at learning rate 0, timed, on the batch of the study.
+"""What a run will take: real steps at learning rate 0, timed, on the batch of the study.
 
-One on student text and one on teacher text, as far as the recipes have them; every recipe is a
-mixture of the two, and gradings are scaled from the ones already made. The optimizer has its
-moments afterwards, so that the peak of memory is a training step's.
+A step of each kind that the recipes have (how many texts are the student's, how long the prefix,
+which losses), each with what is watched beside it, and gradings of two sizes, through which a line
+gives the study's own. What a teacher has written for one method is not written again for the next:
+its seconds are counted once. The optimizer has its moments afterwards, so that the peak of memory
+is a training step's. It leaves out what training changes: texts are taken to stay as long.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-
-import numpy as np
+from itertools import pairwise
+from statistics import median
 
 from potstill import objective
-from potstill.cost import Spent
+from potstill.cost import Spent, total
 from potstill.engines import Engine
-from potstill.meter import Metered
+from potstill.evaluate import Reference, evaluate
+from potstill.faults import Run
+from potstill.meter import Aside, Metered
 from potstill.recipe import Recipe
 from potstill.rollout import Limits, collect, draw
-from potstill.schedule import constant
+from potstill.schedule import Schedule, constant, linear, switch  # noqa: F401 - in doctests
 from potstill.settings import Eval, Train
+from potstill.signals import Monitor
 from potstill.tasks import Task
-from potstill.types import Source
+from potstill.types import Loss, Role, Source
+
+REPEATS = 3  # steps of each kind; the median of their seconds, the mean of their tokens
+GRADED = (64, 192)  # problems of the two gradings
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What tells one step from another, as far as its cost goes."""
+
+    student: int  # prompts that the student answers
+    teacher: int  # and the teacher
+    prefix: int  # tokens that the teacher writes before it
+    losses: tuple[Loss, ...]
+
+    @property
+    def words(self) -> str:
+        """Whose text it trains on."""
+        if self.student and self.teacher:
+            return "text of both"
+        return "student text" if self.student else "teacher text"
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step takes, and what of it comes from a cache where another run had it."""
+
+    spent: Spent
+    kept: float  # seconds of the teacher's writing
 
 
 @dataclass(frozen=True)
 class Estimate:
     """What one pair's runs take, each as one process does them."""
 
-    step: dict[Source, Spent]  # a step whose whole batch is of one source
-    grading: Spent  # one grading
-    runs: dict[str, Spent]  # method -> one run
+    steps: Mapping[Kind, Step]
+    gradings: Mapping[Role, Spent]  # one grading of the study's size
+    looks: Spent  # once at what the student does
+    runs: Mapping[str, Spent]  # method -> one run
     peak: int  # bytes
     memory: int  # bytes that there are
 
     @property
     def words(self) -> str:
         """The estimate as evidence."""
-        steps = " and ".join(f"{one.seconds:.2g} s on {key} text" for key, one in self.step.items())
-        runs = [run.seconds for run in self.runs.values()]
-        low, high = min(runs), max(runs)
-        took = f"{low:.2g} s" if low == high else f"{low:.2g} to {high:.2g} s"
+        times: dict[str, list[float]] = {}
+        for kind, step in self.steps.items():
+            times.setdefault(kind.words, []).append(step.spent.seconds)
+        steps = ", ".join(f"{_span(found)} on {words}" for words, found in times.items())
+        runs = _span([run.seconds for run in self.runs.values()])
+        grading = self.gradings["student"].seconds
         return (
-            f"a step takes {steps}, a grading {self.grading.seconds:.2g} s, a run about {took} "
+            f"a step takes {steps}, a grading {grading:.2g} s, a run about {runs} "
             f"if texts stay as long; peak {_size(self.peak)} of {_size(self.memory)}"
         )
 
 
 def estimate(
-    engine: Engine,
-    recipes: Sequence[Recipe],
-    task: Task,
-    settings: Train,
-    grading: Eval,
-    problem: Spent,
+    engine: Engine, recipes: Sequence[Recipe], task: Task, settings: Train, grading: Eval
 ) -> Estimate:
-    """Time a step a source and scale it to the runs of every recipe.
+    """Time a step of each kind and scale it to the runs of every recipe.
 
     Args:
         engine: bare; its optimizer is stepped at learning rate 0.
         recipes: the study's.
-        task: gives prompts.
+        task: gives prompts and problems to grade.
         settings: steps, batch and limits.
         grading: how often and how many.
-        problem: what grading one held-out problem takes.
     """
-    sources: dict[Source, Recipe] = {}
+    steps: dict[Kind, Step] = {}
     for recipe in recipes:
-        if recipe.uses_student:
-            sources.setdefault("student", recipe)
-        if recipe.uses_teacher:
-            sources.setdefault("teacher", recipe)
-    step = {s: _timed(engine, r, s, task, settings) for s, r in sources.items()}
-    one = problem * grading.problems
-    runs = {recipe.name: _run(recipe, step, one, settings, grading) for recipe in recipes}
-    return Estimate(step, one, runs, *engine.memory())
+        for _, moment in moments(recipe):
+            kind = kind_at(recipe, moment, settings.batch_size)
+            if kind not in steps:
+                steps[kind] = _timed(engine, recipe, kind, moment, task, settings)
+    gradings: dict[Role, Spent] = {
+        role: _grading(engine, role, task, settings, grading) for role in ("student", "teacher")
+    }
+    looks = _looks(engine, recipes[0], task, settings, grading)
+    runs: dict[str, Spent] = {}
+    written: set[tuple[int, ...]] = set()  # by the teacher, in the order in which a study runs
+    for recipe in sorted(recipes, key=lambda recipe: -recipe.budget):
+        training = _training(recipe, steps, settings, written)
+        count = max(1, round(settings.steps * recipe.budget))
+        graded = gradings["student"] * -(-count // grading.every)
+        runs[recipe.name] = training + graded + looks * (-(-count // grading.probe_every) + 1)
+    return Estimate(steps, gradings, looks, runs, *engine.memory())
 
 
-def _timed(engine: Engine, recipe: Recipe, source: Source, task: Task, settings: Train) -> Spent:
-    """What one whole step on text of one source takes."""
-    alone = replace(recipe, on_policy=constant(float(source == "student")), replay=None)
+def moments(recipe: Recipe) -> list[tuple[float, float]]:
+    """Stretches of a run, as their ends and the progress that stands for each: its middle. A
+    stretch in which something moves is two.
+
+    >>> moments(Recipe(name="x", on_policy=switch(0.0, 1.0, at=0.5)))
+    [(0.5, 0.25), (1.0, 0.75)]
+    >>> moments(Recipe(name="x", prefix=linear(20, 0, until=0.5)))
+    [(0.25, 0.125), (0.5, 0.375), (1.0, 0.75)]
+    """
+    ends = sorted({0.0, 1.0, *(s.until for s in (recipe.on_policy, recipe.prefix) if _moves(s))})
+    found: list[tuple[float, float]] = []
+    for a, b in pairwise(ends):
+        still = all(s(a) == s((a + b) / 2) for s in (recipe.on_policy, recipe.prefix))
+        middle = (a + b) / 2
+        found += [(b, middle)] if still else [(middle, (a + middle) / 2), (b, (middle + b) / 2)]
+    return found
+
+
+def _moves(schedule: Schedule) -> bool:
+    return schedule.start != schedule.end
+
+
+def kind_at(recipe: Recipe, t: float, batch: int) -> Kind:
+    """The kind of step that a recipe makes at some progress."""
+    student = round(recipe.on_policy(t) * batch)
+    sources: list[Source] = ["student"] if student else []
+    sources += ["teacher"] if student < batch else []
+    losses = {loss for source in sources for loss, _ in objective.losses_for(recipe, source)}
+    prefix = int(recipe.prefix(t)) if student else 0
+    return Kind(student, batch - student, prefix, tuple(sorted(losses, key=str)))
+
+
+def _timed(
+    engine: Engine, recipe: Recipe, kind: Kind, t: float, task: Task, settings: Train
+) -> Step:
+    """What one whole step of a kind takes."""
+    alone = replace(recipe, on_policy=constant(recipe.on_policy(t)), replay=None)
+    alone = replace(alone, prefix=constant(kind.prefix))
     limits = Limits(settings.max_tokens, settings.temperature, settings.teacher_temperature)
-    problems = draw(task.train, settings.batch_size, 0, 0)
-    start, meter = time.perf_counter(), Metered(engine)
-    batch = collect(alone, meter, problems, 0.99, 0, 0, limits)
-    meter.step(objective.build(alone, batch, meter), 0.0)
-    return Spent(time.perf_counter() - start, dict(meter.tokens))
+    found: list[tuple[Spent, float]] = []
+    for turn in range(REPEATS):
+        problems = draw(task.train, settings.batch_size, 0, turn)
+        start, meter = time.perf_counter(), Metered(engine)
+        batch = collect(alone, meter, problems, t, turn, 0, limits)
+        meter.step(objective.build(alone, batch, meter), 0.0)
+        kept = meter.seconds["teacher sampling"]
+        found.append((_spent(start, meter.tokens, meter), kept))
+    middle = median(spent.seconds for spent, _ in found)
+    mean = total(spent for spent, _ in found) * (1 / REPEATS)
+    return Step(replace(mean, seconds=middle), median(kept for _, kept in found))
 
 
-def _run(
-    recipe: Recipe, step: dict[Source, Spent], one: Spent, settings: Train, grading: Eval
+def _spent(start: float, tokens: Counter[str], engine: Metered | Aside) -> Spent:
+    return Spent.read(
+        {
+            "seconds": time.perf_counter() - start,
+            "tokens": tokens,
+            "flops": engine.work.state,
+        }
+    )
+
+
+def _grading(engine: Engine, role: Role, task: Task, settings: Train, grading: Eval) -> Spent:
+    """What grading the study's problems takes, by a line through two smaller gradings."""
+    limit = grading.max_tokens or settings.max_tokens
+    found: list[tuple[int, Spent]] = []
+    for few in sorted({min(grading.problems, size) for size in GRADED}):
+        start, spent = time.perf_counter(), Counter[str]()
+        counted = Aside(engine, spent)
+        evaluate(counted, role, task, task.test[:few], limit)
+        found.append((few, _spent(start, spent, counted)))
+    (small, less), (large, more) = found[0], found[-1]
+    mean = more * (grading.problems / large)
+    if small == large:
+        return mean
+    slope = max(0.0, (more.seconds - less.seconds) / (large - small))
+    return replace(mean, seconds=more.seconds + slope * (grading.problems - large))
+
+
+def _looks(engine: Engine, recipe: Recipe, task: Task, settings: Train, grading: Eval) -> Spent:
+    """What it takes to look once at the student: its loss worked out, the probe answered."""
+    probed = task.train[: grading.probe]
+    texts = Reference.write(engine, task, probed, grading.max_tokens or settings.max_tokens)
+    limits = Limits(settings.max_tokens, settings.temperature, settings.teacher_temperature)
+    spent = Counter[str]()
+    counted = Aside(engine, spent)
+    monitor = Monitor(counted, Run(recipe, engine, task, 0), settings, grading, texts)
+    batch = collect(recipe, engine, draw(task.train, settings.batch_size, 0, 0), 0.0, 0, 0, limits)
+    spent.clear()
+    counted.work.done.clear()
+    start = time.perf_counter()
+    monitor.before(1, batch, batch)
+    monitor.behaviour()
+    return _spent(start, spent, counted)
+
+
+def _training(
+    recipe: Recipe, steps: Mapping[Kind, Step], settings: Train, written: set[tuple[int, ...]]
 ) -> Spent:
-    total = max(1, round(settings.steps * recipe.budget))
-    share = float(np.mean([recipe.on_policy(i / total) for i in range(total)]))
-    mean = step.get("student", Spent()) * share + step.get("teacher", Spent()) * (1 - share)
-    return mean * total + one * (total // grading.every + 1)
+    """All steps of a run: each is of the kind that its stretch of the run is timed as."""
+    count, batch = max(1, round(settings.steps * recipe.budget)), settings.batch_size
+    stretches = moments(recipe)
+    parts: Counter[Kind] = Counter()
+    saved = 0.0
+    for step in range(count):
+        moment = next(t for end, t in stretches if step / count < end)
+        kind = kind_at(recipe, moment, batch)
+        parts[kind] += 1
+        calls = set(_teacher_calls(recipe, step, count, batch))
+        if calls and calls <= written:
+            saved += steps[kind].kept
+        written |= calls
+    spent = total(steps[kind].spent * times for kind, times in parts.items())
+    return replace(spent, seconds=spent.seconds - saved)
+
+
+def _teacher_calls(recipe: Recipe, step: int, count: int, batch: int) -> Iterator[tuple[int, ...]]:
+    """What of the teacher's writing in a step a cache would find again: step, prompts, length."""
+    student = round(recipe.on_policy(step / count) * batch)
+    prefix = int(recipe.prefix(step / count))
+    if student < batch:
+        yield step, student, batch, 0
+    if student and prefix:
+        yield step, 0, student, prefix
+
+
+def _span(seconds: Sequence[float]) -> str:
+    low, high = min(seconds), max(seconds)
+    return f"{low:.2g} s" if f"{low:.2g}" == f"{high:.2g}" else f"{low:.2g} to {high:.2g} s"
 
 
 def _size(count: int) -> str:

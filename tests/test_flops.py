@@ -1,0 +1,84 @@
+"""Operations: held against torch's own counter, by hand for LoRA, and kept over a restart."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from potstill.cost import Spent, total
+from potstill.engines import open_engine
+from potstill.engines.fake import FakeEngine
+from potstill.flops import Size, Work
+from potstill.meter import Metered
+from potstill.types import Datum, Loss, Term
+
+
+@pytest.mark.parametrize("pair", ["tiny-qwen", "tiny-llama"])
+def test_a_forward_and_a_backward_pass_are_what_torch_counts(pair: str) -> None:
+    """Torch counts matrix products, and the whole square of scores where half is masked."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    engine = open_engine("torch", pair)
+    size, n, c = engine.size("student"), 40, 20
+    row = (tuple(range(5, 5 + n - c)), tuple(range(5, 5 + c)))
+    masked = size.mixing * n * n / 2  # the other half
+    with FlopCounterMode(display=False) as counter:
+        engine.score("student", [row])
+    assert counter.get_total_flops() == pytest.approx(size.forward([(n - c, c)]) + masked, rel=0.02)
+    term = Term(Loss("cross_entropy"), np.full(c, 1 / c, np.float32))
+    datum = Datum(*row, row[1], (term,), "teacher", np.zeros(c, np.float32))
+    with FlopCounterMode(display=False) as counter:
+        engine.step([datum], 0.0)
+    assert counter.get_total_flops() == pytest.approx(
+        size.training([(n - c, c)]) + 3 * masked, rel=0.1
+    )
+
+
+def test_frozen_weights_get_no_gradient() -> None:
+    full = Size(body=100, head=10, width=4, keys=0, mixing=0)
+    lora = Size(body=100, head=10, width=4, keys=0, mixing=0, frozen=True)
+    rows = [(0, 7)]
+    assert full.training(rows) == 6 * 110 * 7 and lora.training(rows) == 4 * 110 * 7
+    assert open_engine("torch", "tiny-llama", lora_rank=4).size("student").frozen
+
+
+def test_a_meter_counts_each_kind_and_goes_on_after_a_restart() -> None:
+    meter = Metered(open_engine("torch", "tiny-llama"))
+    rng = np.random.default_rng(0)
+    prompts = [meter.encode("12 + 3"), meter.encode("4")]
+    samples = meter.sample("student", prompts, [5, 5], 1.0, rng)
+    rows = [(len(p), len(s.tokens)) for p, s in zip(prompts, samples, strict=True)]
+    sizes = {role: meter.size(role) for role in ("student", "teacher")}
+    data = []
+    for prompt, sample in zip(prompts, samples, strict=True):
+        term = Term(Loss("reverse_kl"), np.full(len(sample.tokens), 0.1, np.float32))
+        data.append(
+            Datum(prompt, sample.tokens, sample.tokens, (term,), "student", sample.logprobs)
+        )
+    meter.step(data, 0.0)
+    state = meter.state()
+    assert state["flops"] == {
+        "student_sampled": pytest.approx(sizes["student"].forward(rows)),
+        "trained": pytest.approx(sizes["student"].training(rows)),
+        "teacher_scored": pytest.approx(sizes["teacher"].forward(rows)),
+    }
+    again = Metered(meter.engine)
+    again.recall(state)
+    assert again.state()["flops"] == state["flops"]
+    again.aside.sample("student", prompts, [5, 5], 0.0, rng)
+    assert again.state()["flops"]["graded"] > 0
+
+
+def test_what_is_unknown_is_not_nothing(tmp_path: Path) -> None:
+    work = Work(FakeEngine())
+    work.add("trained", "student", [(1, 2)])
+    assert work.state == {}
+    record = {"seconds": 1.0, "tokens": {"trained": 2}, "flops": work.state}
+    assert Spent.read(record).flops is None and Spent.read({}).flops == 0.0
+    known = Spent.read({**record, "flops": {"trained": 3.0, "graded": 4.0}})
+    assert known.flops == 7.0 and (known * 2).flops == 14.0
+    assert total([known, known]).flops == 14.0
+    assert total([known, Spent.read(record)]).flops is None
+    assert Spent.read({"seconds": 1.0, "tokens": {"trained": 2}}).flops is None  # an older record
