@@ -26,8 +26,8 @@ HEAVY = {
 # Lowest first: a module imports only from layers below its own.
 LAYERS = [
     {"errors", "types", "provenance"},
-    {"schedule", "losses", "prompts", "zoo"},
-    {"recipe", "engines", "tasks", "settings"},
+    {"schedule", "losses", "prompts", "zoo", "align"},
+    {"recipe", "engines", "tasks", "settings", "spelling"},
     {"methods", "faults", "cost"},
     {"config", "rollout", "objective", "meter", "cache", "diagnose"},
     {"checkpoint", "evaluate", "store"},
@@ -44,6 +44,7 @@ LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 # Modules that run on tensors, or that a command imports only when it runs.
 TENSORS = {
     "engines.torch",
+    "engines.cross",
     "engines.sampling",
     "engines.decoding",
     "engines.heads",

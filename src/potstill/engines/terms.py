@@ -10,10 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from potstill.errors import PotstillError
 from potstill.losses import (
     LOSSES,
+    ONE_TOKENIZER,
     anchor_sampled,
     cross_entropy,
+    gold,
     reverse_kl_sampled,
     row_divergence,
 )
@@ -36,6 +39,7 @@ class Columns:
         self.weights = [
             flat([d.terms[i].weights for d in data], device) for i in range(len(losses))
         ]
+        self.shared = next((torch.from_numpy(d.beside.shared) for d in data if d.beside), None)
         if any(LOSSES[loss.name] == "token_scores" for loss in losses):
             self.sampler = flat([d.logprobs for d in data], device)
             scores = [d.teacher_logprobs for d in data if d.teacher_logprobs is not None]
@@ -94,6 +98,11 @@ def _values(loss: Loss, logp: Tensor, columns: Columns, at: slice, other: Tensor
         assert columns.teacher is not None
         return reverse_kl_sampled(mine, columns.sampler[at], columns.teacher[at])
     assert other is not None
+    if loss.name == "gold":
+        if columns.shared is None:
+            raise PotstillError(ONE_TOKENIZER, "write { jsd = 0.5 }")
+        assert loss.beta is not None
+        return gold(logp, other.log_softmax(-1), columns.shared.to(logp.device), loss.beta)
     return row_divergence(loss, logp, other.log_softmax(-1))
 
 

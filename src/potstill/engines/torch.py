@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from potstill.engines import host_memory
-from potstill.engines.heads import States, read
+from potstill.engines.heads import States, beside, read
 from potstill.engines.limits import Machine, Size, least_decoding, measure, size_of
 from potstill.engines.loading import (
     Pair,
@@ -37,7 +37,7 @@ from potstill.engines.loading import (
 from potstill.engines.sampling import generate
 from potstill.engines.terms import Columns, Tally, flat, needs_rows, outlook, take
 from potstill.errors import NonFinite
-from potstill.losses import LOSSES, cross_entropy
+from potstill.losses import CROSSING, LOSSES, cross_entropy
 from potstill.prompts import render
 from potstill.types import (
     Datum,
@@ -77,7 +77,8 @@ class TorchEngine:
         threads: CPU threads; 0 leaves torch's own choice.
     """
 
-    losses = frozenset(LOSSES)
+    losses = frozenset(LOSSES) - CROSSING
+    cross = False  # whether the teacher may have a tokenizer of its own, see `engines.cross`
 
     def __init__(
         self,
@@ -96,7 +97,7 @@ class TorchEngine:
     ) -> None:
         if threads:
             torch.set_num_threads(threads)
-        self.pair = Pair.open(student, teacher, student_spec, teacher_spec)
+        self.pair = Pair.open(student, teacher, student_spec, teacher_spec, self.cross)
         self.tokenizer, self.eos, self.notes = self.pair.tokenizer, self.pair.eos, self.pair.notes
         self.vocabulary = self.pair.vocabulary
         self.batch_tokens, self.sample_tokens = batch_tokens, sample_tokens
@@ -140,8 +141,8 @@ class TorchEngine:
                     [max_tokens[i] for i in chunk],
                     temperature,
                     noise[chunk],
-                    eos=self.eos,
-                    vocabulary=self.vocabulary,
+                    eos=self.pair.ends(role),
+                    vocabulary=self.pair.width(role),
                 )
                 for i, sample in zip(chunk, samples, strict=True):
                     out[i] = sample
@@ -168,13 +169,13 @@ class TorchEngine:
         with self._model(role) as model:
             device = model.get_input_embeddings().weight.device
             logits = model(ids.to(device), logits_to_keep=len(completion) + 1).logits[0]
-        kept = logits[-len(completion) - 1 : -1, : self.vocabulary].double()
+        kept = logits[-len(completion) - 1 : -1, : self.pair.width(role)].double()
         return np.asarray(kept.log_softmax(-1).cpu().numpy())
 
     @torch.inference_mode()
     def inspect(self, role: Role, rows: Sequence[tuple[Ids, Ids]]) -> list[Outlook]:
         out: list[Outlook] = [Outlook()] * len(rows)
-        ends = sorted(self.eos)
+        ends = sorted(self.pair.ends(role))
         with self._model(role) as model:
             sizes = [len(prompt) + len(completion) for prompt, completion in rows]
             for chunk in micro_batches(range(len(rows)), sizes, self.batch_tokens):
@@ -235,7 +236,7 @@ class TorchEngine:
         for role in {loss.to for loss in losses if needs_rows(loss)}:
             with torch.no_grad(), self._model(role) as model:
                 seen = zip(*(d.seen_by(role) for d in data), strict=True)
-                targets[role] = self._read(role, model, *seen)
+                targets[role] = beside(self._read(role, model, *seen), data, role)
         columns = Columns(data, losses, student.hidden.device)
         grad = torch.zeros_like(student.hidden) if backward else None
         for at in student.slices():
@@ -274,7 +275,7 @@ class TorchEngine:
         self, role: Role, model: Any, prompts: Sequence[Ids], completions: Sequence[Ids]
     ) -> States:
         spec = self.pair.teacher_spec if role == "teacher" else self.pair.student_spec
-        return read(model, prompts, completions, self.vocabulary, spec)
+        return read(model, prompts, completions, self.pair.width(role), spec)
 
     @contextlib.contextmanager
     def _model(self, role: Role) -> Iterator[Any]:
