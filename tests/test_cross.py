@@ -530,6 +530,16 @@ def test_preflight_sees_a_wrong_translation(which: str, monkeypatch: pytest.Monk
     assert [c.name for c in checks if c.status == "refused"] == ["on_policy_gkd: student tokens"]
 
 
+def test_faults_are_refused_here_too() -> None:
+    study = read_study(
+        table(methods=["mixture"], student_loss=SAMPLED, faults=["unshifted_targets"])
+    )
+    refused = [c for c in preflight_pair(study, "tiny-cross") if c.status == "refused"]
+    assert [(c.name, c.cause) for c in refused] == [
+        ("mixture: teacher tokens", "unshifted_targets")
+    ]
+
+
 def test_an_opened_pair_is_asked_for_losses_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """As with hub names, whose files are not looked at when a study is read."""
     monkeypatch.setattr("potstill.config.differ", lambda *_: None)

@@ -18,6 +18,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from os.path import commonprefix
 from typing import Any
 
 import numpy as np
@@ -96,11 +97,10 @@ class CrossEngine:
 
     def _question(self, ids: Ids) -> str:
         """The question in a prompt, as in those of a run that goes on in another process."""
-        texts = [self._whole(self.engine.encode(mark)) for mark in ("0?", "?0")]
-        (head, *rest), lead = texts, self._whole(ids)
-        start, stop = head.index(b"0?"), len(head) - head.index(b"0?") - 2
-        assert rest[0][start : start + 2] == b"?0"
-        return lead[start : len(lead) - stop].decode("utf-8", "replace")
+        marked = [self._whole(self.engine.encode(mark)) for mark in ("0?", "?0")]
+        lead, trail = (len(commonprefix([text[::way] for text in marked])) for way in (1, -1))
+        text = self._whole(ids)
+        return text[lead : len(text) - trail].decode("utf-8", "replace")
 
     def _whole(self, ids: Ids) -> bytes:
         """Bytes of a prompt, its special tokens written out."""
