@@ -106,8 +106,8 @@ def _same(mine: Sequence[Token], its: Sequence[Token]) -> bool:
 def _stops(mine: Sequence[Token], its: Sequence[Token]) -> list[tuple[int, int]]:
     """Common boundaries after the start, as counts of tokens before them on either side."""
     texts = [b"".join(token or b"" for token in side) for side in (mine, its)]
-    head = _common(*texts)
-    tail = min(_common(texts[0][::-1], texts[1][::-1]), min(map(len, texts)) - head)
+    head = common(*texts)
+    tail = min(common(texts[0][::-1], texts[1][::-1]), min(map(len, texts)) - head)
     counts = []
     for side, text in ((mine, texts[0]), (its, texts[1])):
         first: dict[int, int] = {}  # a place in the student's text -> tokens up to it
@@ -121,7 +121,7 @@ def _stops(mine: Sequence[Token], its: Sequence[Token]) -> list[tuple[int, int]]
     return [(counts[0][place], counts[1][place]) for place in places]
 
 
-def _common(a: bytes, b: bytes) -> int:
+def common(a: bytes, b: bytes) -> int:
     """Bytes that two texts have in common from their start."""
     both = zip(a, b, strict=False)
     return next((i for i, (x, y) in enumerate(both) if x != y), min(len(a), len(b)))

@@ -18,12 +18,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from os.path import commonprefix
 from typing import Any
 
 import numpy as np
 
-from potstill.align import Span, after, align, credited, places, shares
+from potstill.align import Span, after, align, common, credited, places, shares
 from potstill.engines.torch import TorchEngine
 from potstill.errors import PotstillError
 from potstill.losses import CROSSED, CROSSING, GOLD_HINT, LOSSES
@@ -98,7 +97,7 @@ class CrossEngine:
     def _question(self, ids: Ids) -> str:
         """The question in a prompt, as in those of a run that goes on in another process."""
         marked = [self._whole(self.engine.encode(mark)) for mark in ("0?", "?0")]
-        lead, trail = (len(commonprefix([text[::way] for text in marked])) for way in (1, -1))
+        lead, trail = (common(*(text[::way] for text in marked)) for way in (1, -1))
         text = self._whole(ids)
         return text[lead : len(text) - trail].decode("utf-8", "replace")
 
