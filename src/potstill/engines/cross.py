@@ -7,7 +7,8 @@ and what it says of them comes back over the spans of `align`. Data of a step ar
 whole: a sampled token gets its span's advantage, a whole row the teacher's row at the one token
 that both models chose there. Nothing else of a run knows of two tokenizers.
 
-Limits count the student's tokens. A teacher's text that reaches one is cut between two characters.
+Limits, meters and prices count the student's tokens. A teacher's text that reaches a limit is cut
+between two characters.
 Special tokens other than EOS cannot be read by the other model: they carry no loss and are not
 handed on. Of several ids that end a text the tokenizer's own EOS is the one that is translated.
 It leaves out the teacher's whole rows over the student's vocabulary, which do not exist.
