@@ -30,8 +30,8 @@ HEAVY = {
 # Lowest first: a module imports only from layers below its own.
 LAYERS = [
     {"errors", "types", "provenance"},
-    {"schedule", "losses", "prompts", "zoo", "flops"},
-    {"recipe", "engines", "tasks", "settings", "trackers"},
+    {"schedule", "losses", "prompts", "zoo", "flops", "align"},
+    {"recipe", "engines", "tasks", "settings", "trackers", "spelling"},
     {"methods", "faults", "cost"},
     {"config", "rollout", "objective", "meter", "cache", "diagnose"},
     {"checkpoint", "evaluate", "store"},
@@ -53,6 +53,7 @@ TENSORS = {
     "engines.models",
     "engines.processes",
     "engines.sharding",
+    "engines.cross",
     "engines.sampling",
     "engines.decoding",
     "engines.heads",

@@ -16,7 +16,7 @@ from potstill.listing import build_zoo, grade_model
 from potstill.zoo.save import save_pair
 
 ROLES = ("student", "teacher")
-MODELS = [(pair, role) for pair in zoo.PAIRS for role in ROLES]
+MODELS = zoo.MODELS
 ROOT = Path(zoo.__file__).parent
 
 
@@ -26,7 +26,9 @@ def test_the_box_holds_the_models_that_are_listed_and_no_more() -> None:
 
 
 def test_models_are_safetensors_and_small() -> None:
-    files = [path for pair in zoo.PAIRS for path in (ROOT / pair).rglob("*") if path.is_file()]
+    files = [
+        path for model in MODELS for path in (ROOT.joinpath(*model)).rglob("*") if path.is_file()
+    ]
     suffixes = {path.suffix for path in files}
     assert suffixes <= {".safetensors", ".json", ".jinja"}, suffixes
     assert sum(path.stat().st_size for path in files) <= 8 * 10**6
@@ -35,14 +37,14 @@ def test_models_are_safetensors_and_small() -> None:
 @pytest.mark.parametrize(("pair", "role"), MODELS)
 def test_a_model_is_an_ordinary_folder(pair: str, role: str) -> None:
     config = AutoConfig.from_pretrained(zoo.folder(pair, role))
-    architecture = {"tiny-qwen": "Qwen3ForCausalLM", "tiny-llama": "LlamaForCausalLM"}[pair]
+    architecture = "LlamaForCausalLM" if pair == "tiny-llama" else "Qwen3ForCausalLM"
     assert config.architectures == [architecture]
     model = AutoModelForCausalLM.from_pretrained(zoo.folder(pair, role))
     tokenizer = AutoTokenizer.from_pretrained(zoo.folder(pair, role))
     assert type(model).__name__ == architecture
     assert model.get_output_embeddings().weight.shape[0] == len(tokenizer)
     assert tokenizer.eos_token_id == config.eos_token_id
-    assert (tokenizer.chat_template is not None) == (pair == "tiny-qwen")
+    assert (tokenizer.chat_template is not None) == (pair != "tiny-llama")
     text = "Ann has 47 apples,\n#### -1,234 naïve 你好"
     ids = tokenizer(text, add_special_tokens=False).input_ids
     assert tokenizer.decode(ids) == text
@@ -52,7 +54,7 @@ def test_tokenizers_agree_within_a_pair_and_differ_between() -> None:
     tokenizers = {model: AutoTokenizer.from_pretrained(zoo.folder(*model)) for model in MODELS}
     text = "Ben has 38 coins, loses 19 and wins 20."
     seen = []
-    for pair in zoo.PAIRS:
+    for pair in zoo.DEFAULT:
         mine, its = (tokenizers[pair, role] for role in ROLES)
         assert mine.get_vocab() == its.get_vocab()
         assert mine(text).input_ids == its(text).input_ids
@@ -78,7 +80,7 @@ def digest(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
 
 
-@pytest.mark.parametrize("pair", zoo.PAIRS)
+@pytest.mark.parametrize("pair", zoo.DEFAULT)
 def test_a_build_depends_on_its_seed_and_nothing_else(
     pair: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -117,6 +119,28 @@ def test_a_build_depends_on_its_seed_and_nothing_else(
     assert graded["strict"] == 0.0
 
 
+def test_a_teacher_that_begins_with_another_models_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from potstill.zoo import build
+
+    family = build.FAMILIES["tiny-cross"]
+    rare = replace(family, teacher=replace(family.teacher, steps=1, batch=2, learning_rate=1e-9))
+    monkeypatch.setattr(build, "FAMILIES", {"tiny-cross": rare})
+    build.build("tiny-cross", "teacher", tmp_path / "one", 0, lambda *_: None)
+    made, source = (
+        AutoModelForCausalLM.from_pretrained(folder).get_input_embeddings().weight
+        for folder in (tmp_path / "one", zoo.folder("tiny-qwen", "teacher"))
+    )
+    mine, its = (
+        AutoTokenizer.from_pretrained(folder).get_vocab()
+        for folder in (zoo.folder("tiny-cross", "teacher"), zoo.folder("tiny-qwen", "teacher"))
+    )
+    assert AutoTokenizer.from_pretrained(tmp_path / "one").get_vocab() == mine
+    assert (made[mine["7"]] - source[its["7"]]).abs().max() < 1e-3
+    assert (made[mine["+8"]] - source[[its["+"], its["8"]]].mean(0)).abs().max() < 1e-3
+
+
 def test_building_refuses_what_exists_and_what_is_unknown(tmp_path: Path) -> None:
     (tmp_path / "tiny-qwen" / "student").mkdir(parents=True)
     for names, role, says in (
@@ -124,6 +148,7 @@ def test_building_refuses_what_exists_and_what_is_unknown(tmp_path: Path) -> Non
         ([], "student", "exists already"),
         (["tiny-qwem"], "both", 'unknown pair "tiny-qwem"'),
         (["tiny-llama"], "pupil", 'unknown role "pupil"'),
+        (["tiny-cross"], "student", "no student of its own"),
     ):
         with pytest.raises(PotstillError, match=says) as refused:
             list(build_zoo(names, tmp_path, 0, role))
@@ -132,7 +157,7 @@ def test_building_refuses_what_exists_and_what_is_unknown(tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("pair", list(zoo.PAIRS))
+@pytest.mark.parametrize("pair", zoo.DEFAULT)
 def test_a_student_made_from_the_seed_is_half_trained(pair: str, tmp_path: Path) -> None:
     """Two to three minutes. Rounding differs between kinds of processors, and the student is caught
     on a steep learning curve (0.66 instead of 0.45 was seen): it has to know something and to have

@@ -14,6 +14,6 @@ if __name__ == "__main__":
     if os.environ["RANK"] == "0":
         sys.exit(pytest.main(sys.argv[1:]))
     from potstill.engines import processes
-    from potstill.engines.torch import TorchEngine
+    from potstill.engines.cross import TwoTokenizers
 
-    processes.follow(TorchEngine)
+    processes.follow(TwoTokenizers)

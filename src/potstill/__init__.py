@@ -19,6 +19,7 @@ _NAMES = {
     "REVERSE_KL": "losses",
     "REVERSE_KL_SAMPLED": "losses",
     "JSD": "losses",
+    "GOLD": "losses",
     "top_k": "losses",
     "constant": "schedule",
     "cosine": "schedule",

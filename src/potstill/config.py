@@ -7,6 +7,7 @@ line, one unit. Nothing here opens a model or a data set.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +20,7 @@ from pydantic import BeforeValidator, Field, ValidationError
 from potstill import zoo
 from potstill.errors import PotstillError, did_you_mean
 from potstill.faults import check_faults
-from potstill.losses import FAULTY
+from potstill.losses import CROSSED, CROSSING, FAULTY, GOLD_HINT, ONE_TOKENIZER, REVERSE_KL
 from potstill.methods import METHODS
 from potstill.recipe import Recipe, recipe_from_toml
 from potstill.settings import (
@@ -34,6 +35,7 @@ from potstill.settings import (
     TorchSettings,
     Train,
 )
+from potstill.spelling import differ
 from potstill.trackers import check_trackers
 from potstill.types import ModelSpec
 
@@ -87,6 +89,7 @@ class Study(Part):
     pair: dict[Annotated[str, Field(pattern=r"^\w[\w.-]*$")], Pair] = {}
     train: Train = Train()
     eval: Eval = Eval()
+    student_loss: str | dict[str, Any] | None = None  # in the place of every method's own
     recipe: dict[str, dict[str, Any]] = {}
     price: Price = Price()
     budget: Budget = Budget()
@@ -97,14 +100,17 @@ class Study(Part):
     @cached_property
     def recipes(self) -> dict[str, Recipe]:
         """The study's methods, its own recipes included, in table order."""
-        known = dict(METHODS)
+        mine: dict[str, Any] = (
+            {} if self.student_loss is None else {"student_loss": self.student_loss}
+        )
+        known = {name: dataclasses.replace(one, **mine) for name, one in METHODS.items()}
         for name, table in self.recipe.items():
             if name in METHODS:
                 raise PotstillError(
                     f'recipe "{name}" would redefine a method of that name',
                     "choose another name, so that tables mean one thing",
                 )
-            known[name] = recipe_from_toml(name, table, known)
+            known[name] = recipe_from_toml(name, table if "from" in table else mine | table, known)
         for name in self.methods:
             if name not in known:
                 raise PotstillError(
@@ -115,7 +121,7 @@ class Study(Part):
     @cached_property
     def models(self) -> dict[str, Pair]:
         """The study's pairs by name, embedded ones resolved to their folders."""
-        names = self.pairs or tuple(self.pair) or tuple(zoo.PAIRS)
+        names = self.pairs or tuple(self.pair) or zoo.DEFAULT
         found = {}
         for name in names:
             if name in self.pair:
@@ -182,6 +188,8 @@ def resolve(study: Study) -> Study:
         if name in study.pair and study.engine.name == "torch":
             for role in ("student", "teacher"):
                 check_model(getattr(pair, role), f"pair.{name}.{role}")
+        if study.engine.name == "torch":
+            _check_tokenizers(study, name, differ(pair.student, pair.teacher))
     if study.train.learning_rate is None:
         foreign = [
             name for name in study.models if name in study.pair and not _embedded(study, name)
@@ -224,6 +232,29 @@ def _check_recipe(recipe: Recipe, study: Study, losses: frozenset[str]) -> None:
         raise PotstillError(
             f"{recipe.name} replays earlier steps, train.steps is 1", "raise train.steps"
         )
+
+
+def _check_tokenizers(study: Study, pair: str, differ: bool | None) -> None:
+    """Refuse losses that a pair's tokenizers leave no room for; None: its files do not tell."""
+    for recipe in study.recipes.values():
+        for used in recipe.losses:
+            if differ and used.to == "teacher" and used.name not in CROSSED:
+                raise PotstillError(
+                    f"{recipe.name} needs {used}, the teacher's whole row over the student's "
+                    f'vocabulary, and the tokenizers of pair "{pair}" differ',
+                    GOLD_HINT,
+                )
+            if differ is False and used.name in CROSSING:
+                raise PotstillError(
+                    f"{recipe.name}: {ONE_TOKENIZER} ({pair})", f"write {{ jsd = {used.beta} }}"
+                )
+        if differ and recipe.anchor and recipe.uses_teacher and recipe.anchor_loss != REVERSE_KL:
+            raise PotstillError(
+                f"{recipe.name} anchors the teacher's text by {recipe.anchor_loss}, which needs "
+                f'the probability that each token was sampled with; the teacher of pair "{pair}" '
+                "has sampled other tokens",
+                'write anchor_loss = "reverse_kl"',
+            )
 
 
 def check_model(name: str, where: str) -> None:

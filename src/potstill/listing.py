@@ -54,7 +54,7 @@ def _engines() -> list[dict[str, Any]]:
 
 
 def _losses() -> list[dict[str, Any]]:
-    from potstill.losses import FAULTY, LOSSES
+    from potstill.losses import CROSSING, FAULTY, LOSSES
 
     needs = {
         "tokens": "tokens",
@@ -62,7 +62,12 @@ def _losses() -> list[dict[str, Any]]:
         "token_scores": "the teacher's log-probability of each token",
     }
     return [
-        {"loss": name, "needs": needs[need]} for name, need in LOSSES.items() if name not in FAULTY
+        {
+            "loss": name,
+            "needs": "a teacher of another tokenizer" if name in CROSSING else needs[need],
+        }
+        for name, need in LOSSES.items()
+        if name not in FAULTY
     ]
 
 
@@ -203,7 +208,12 @@ def build_zoo(names: Sequence[str], out: Path, seed: int, role: str) -> Iterator
             f'unknown role "{role}"', did_you_mean(role, ("student", "teacher", "both"), "roles")
         )
     roles = ("teacher", "student") if role == "both" else (role,)
-    todo = [(pair, one) for pair in names or list(zoo.PAIRS) for one in roles]
+    todo = [(p, one) for p in names or zoo.PAIRS for one in roles if (p, one) in zoo.MODELS]
+    if not todo:
+        raise PotstillError(
+            f"{' and '.join(names)} has no {role} of its own: {zoo.PAIRS[names[0]]}",
+            "build its teacher, or the pair that the student comes from",
+        )
     taken = [out / pair / one for pair, one in todo if (out / pair / one).exists()]
     if taken:
         raise PotstillError(f'"{taken[0]}" exists already', "use another --out")

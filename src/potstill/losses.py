@@ -34,10 +34,23 @@ LOSSES: dict[str, Needs] = {
     "topk_reverse_kl": "row",
     "topk_jsd": "row",
     "truncated_reverse_kl": "row",
+    "gold": "row",
 }
+
+# For a teacher of another tokenizer, and for none other.
+CROSSING = frozenset({"gold"})
+CROSSED = CROSSING | {"cross_entropy", "reverse_kl_sampled"}  # all that works for such a one
+GOLD_HINT = (
+    'losses for a teacher of another tokenizer: "reverse_kl_sampled" on the spans that both have, '
+    '{ gold = 0.5 } on the rows of common tokens; student_loss = "reverse_kl_sampled" at the top '
+    "of the study sets it for all methods"
+)
 
 # Known to be wrong, kept to show how: no recipe may ask for one.
 FAULTY = frozenset({"truncated_reverse_kl"})
+
+ONE_TOKENIZER = "gold compares two vocabularies, and this pair's models share theirs"
+NOTHING = math.log(1e-30)  # an empty bucket
 
 CROSS_ENTROPY = Loss("cross_entropy")
 FORWARD_KL = Loss("forward_kl")
@@ -48,6 +61,11 @@ REVERSE_KL_SAMPLED = Loss("reverse_kl_sampled")
 def JSD(beta: float) -> Loss:
     """The generalised Jensen-Shannon divergence of GKD as a recipe's loss."""
     return check_loss(Loss("jsd", beta=beta))
+
+
+def GOLD(beta: float) -> Loss:
+    """The hybrid of two vocabularies' rows as a recipe's loss, see `gold`."""
+    return check_loss(Loss("gold", beta=beta))
 
 
 def top_k(loss: Loss, k: int) -> Loss:
@@ -61,9 +79,10 @@ def check_loss(loss: Loss) -> Loss:
         raise PotstillError(
             f'unknown loss "{loss.name}"', did_you_mean(loss.name, LOSSES, "losses")
         )
-    if loss.name.endswith("jsd") and not (loss.beta is not None and 0 <= loss.beta <= 1):
+    if loss.name.endswith(("jsd", "gold")) and not (loss.beta is not None and 0 <= loss.beta <= 1):
         raise PotstillError(
-            f"{loss.name} has a beta in [0, 1], got {loss.beta}", "write { jsd = 0.5 }"
+            f"{loss.name} has a beta in [0, 1], got {loss.beta}",
+            f"write {{ {loss.name} = 0.5 }}" if loss.top_k is None else "write beta = 0.5",
         )
     if loss.name.startswith("topk_") and not (loss.top_k is not None and loss.top_k >= 1):
         raise PotstillError(
@@ -218,3 +237,53 @@ def row_divergence(loss: Loss, logp: Tensor, logq: Tensor) -> Tensor:
         assert loss.beta is not None
         return jsd(logp, logq, loss.beta)
     return {"forward_kl": forward_kl, "reverse_kl": reverse_kl}[name](logp, logq)
+
+
+def uld(logp: Tensor, logq: Tensor) -> Tensor:
+    """sum_k |p_(k) - q_(k)| over probabilities in falling order; the shorter row ends in zeros.
+
+    The least L1 distance of the two rows over all ways to pair their ids: it compares how sure the
+    models are, and of nothing in particular. Rows (..., V) and (..., W); in probability, not nats.
+    Source: Universal Logit Distillation, arXiv 2402.12030, eq. 6.
+    """
+    size = max(logp.shape[-1], logq.shape[-1])
+    p, q = (_padded(x.exp().sort(-1, descending=True).values, size) for x in (logp, logq))
+    return (p - q).abs().sum(-1)
+
+
+def _padded(rows: Tensor, size: int) -> Tensor:
+    return _cat(rows, rows.new_zeros((*rows.shape[:-1], size - rows.shape[-1])))
+
+
+def gold(logp: Tensor, logq: Tensor, shared: Tensor, beta: float) -> Tensor:
+    """The generalised JSD on the tokens that two vocabularies share, `uld` on the others.
+
+    What is not shared is one tail bucket in the JSD, so that the two sides are distributions and
+    mass cannot drain off the shared tokens unseen, as it can in the published loss.
+
+    It takes the next token of the student and of the teacher for one event, which they are not:
+    after "1" a teacher that knows "+8" has no mass on the "+" that the student means by it. So it
+    is asked only where both wrote the same single token, and is an approximation even there.
+    Source: GOLD (Hugging Face 2025), both parts with weight 1.
+
+    Args:
+        logp: (..., V) student log-probabilities.
+        logq: (..., W) teacher log-probabilities.
+        shared: (K, 2) pairs of ids.
+        beta: as in `jsd`.
+    """
+    (kept_p, rest_p), (kept_q, rest_q) = (
+        _parted(row, ids) for row, ids in ((logp, shared[:, 0]), (logq, shared[:, 1]))
+    )
+    return jsd(kept_p, kept_q, beta) + uld(rest_p, rest_q)
+
+
+def _parted(logp: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows of the kept ids and a bucket for the others (..., K + 1), and of the others alone."""
+    others = ids.new_ones(logp.shape[-1]).index_fill(0, ids, 0).nonzero()[:, 0]
+    rest = logp[..., others]
+    if not len(others):
+        tail = logp.new_full((*logp.shape[:-1], 1), NOTHING)
+    else:
+        tail = rest.logsumexp(-1, keepdim=True)
+    return _cat(logp[..., ids], tail), rest

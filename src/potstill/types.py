@@ -122,6 +122,14 @@ class Term:
 
 
 @dataclass(frozen=True, eq=False)
+class Beside:
+    """How a teacher of another tokenizer stands beside the tokens of a datum."""
+
+    places: npt.NDArray[np.int64]  # (T,) which of its completion's tokens is the same; -1: none
+    shared: npt.NDArray[np.int64]  # (K, 2) ids that mean the same in both vocabularies
+
+
+@dataclass(frozen=True, eq=False)
 class Datum:
     """One row of an optimizer step. The model reads prompt + completion; the position *before*
     completion token t is asked for targets[t]: the shift is written here once, for every engine."""
@@ -134,6 +142,7 @@ class Datum:
     logprobs: Floats  # (T,) the sampler's: denominator of the importance ratio
     teacher_logprobs: Floats | None = None  # (T,) where a loss needs the teacher's token scores
     views: Mapping[Role, tuple[Ids, Ids]] = field(default_factory=dict)  # see `seen_by`
+    beside: Beside | None = None  # where the teacher's view is in tokens of its own
 
     def seen_by(self, role: Role) -> tuple[Ids, Ids]:
         """What a model reads: its own view of prompt and completion (T,), or the student's."""

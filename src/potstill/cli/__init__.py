@@ -39,10 +39,10 @@ def main() -> None:
 
 def _take_part() -> None:
     """The first process runs the command; the others are the rest of its engine, until it ends."""
-    from potstill.engines import processes, torch
+    from potstill.engines import cross, processes
 
     if os.environ["RANK"] == "0":
         processes.dismiss_at_exit()
     else:
-        processes.follow(torch.TorchEngine)
+        processes.follow(cross.TwoTokenizers)
         sys.exit(0)

@@ -106,7 +106,7 @@ class EngineInfo:
 
 ENGINES: dict[str, EngineInfo] = {
     "torch": EngineInfo(
-        "potstill.engines.torch",
+        "potstill.engines.cross",
         "any Hugging Face pair on this machine: CPU or GPU",
         frozenset(LOSSES),
     ),

@@ -11,6 +11,7 @@ embedding's gradient is added at the ids that were read. Families whose logits a
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from potstill.engines.loading import without_adapters
-from potstill.types import Ids, ModelSpec
+from potstill.types import Datum, Ids, ModelSpec, Role
 
 SLICE = 1 << 25  # most entries of a slice of logits: 128 MB in float32; eightfold on a GPU
 # Families whose logits are lm_head(last hidden state), nothing else.
@@ -168,3 +169,20 @@ def read(
     hidden = states[asked.to(states.device)]
     head = inner.lm_head if plain else None
     return States(hidden, lengths, head, vocabulary, spec, embedded)
+
+
+def beside(states: States, data: Sequence[Datum], role: Role) -> States:
+    """The states that stand beside the student's positions, where a teacher has its own tokens.
+
+    A position without a counterpart gets any state at all: it carries no weight.
+    """
+    if role != "teacher" or all(datum.beside is None for datum in data):
+        return states
+    found, start = [], 0
+    for datum, length in zip(data, states.lengths, strict=True):
+        assert datum.beside is not None
+        found.append(torch.from_numpy(datum.beside.places).clamp_min(0) + start)
+        start += length
+    at = torch.cat(found).to(states.hidden.device)
+    lengths = [len(datum.completion) for datum in data]
+    return dataclasses.replace(states, hidden=states.hidden[at], lengths=lengths)

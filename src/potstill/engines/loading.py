@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 
 from potstill.errors import PotstillError
 from potstill.prompts import render
-from potstill.types import ModelSpec
+from potstill.types import ModelSpec, Role
 
 SAMPLE_TEXTS = ("Tom has 12 apples.", "3.5 + 0.25 = 3.75\n", "  naïve façade — 你好", "#### 1,234")
 
@@ -52,7 +52,7 @@ def autocast(spec: ModelSpec) -> contextlib.AbstractContextManager[Any]:
 
 @dataclass(frozen=True)
 class Pair:
-    """A student and a teacher that share one tokenizer and one prompt rendering."""
+    """A student and a teacher, with one tokenizer and one prompt rendering unless said."""
 
     student: str
     teacher: str
@@ -62,12 +62,36 @@ class Pair:
     eos: frozenset[int]
     vocabulary: int  # rows of the heads that both models have
     notes: tuple[str, ...]
+    other: Any = None  # the teacher's tokenizer, where it is not the student's
+    other_eos: frozenset[int] = frozenset()
+    other_vocabulary: int = 0
+
+    def ends(self, role: Role) -> frozenset[int]:
+        """Ids that end a completion of this model's."""
+        return self.other_eos if self.other and role == "teacher" else self.eos
+
+    def width(self, role: Role) -> int:
+        """Rows of this model's head that are used."""
+        return self.other_vocabulary if self.other and role == "teacher" else self.vocabulary
 
     @classmethod
     def open(
-        cls, student: str, teacher: str, mine: ModelSpec | None, its: ModelSpec | None
+        cls,
+        student: str,
+        teacher: str,
+        mine: ModelSpec | None,
+        its: ModelSpec | None,
+        cross: bool = False,
     ) -> Pair:
-        """Read both tokenizers and configs (no weights) and check that they fit."""
+        """Read both tokenizers and configs (no weights) and check that they fit.
+
+        Args:
+            student: hub name or folder.
+            teacher: hub name or folder.
+            mine: where the student lives.
+            its: where the teacher lives.
+            cross: whether they may have tokenizers that differ.
+        """
         if mine and mine.dtype == "float16":
             raise PotstillError(
                 "a student does not train in float16: small gradients vanish without loss scaling",
@@ -78,14 +102,28 @@ class Pair:
             _read(AutoTokenizer, name, trust_remote_code=spec.trust_remote_code)
             for name, spec in ((student, mine), (teacher, its))
         )
-        _same_tokenizer(student, tok, teacher, tok_q)
-        notes = _one_template(tok, tok_q)
+        differ = _difference(tok, tok_q)
+        if differ and not cross:
+            raise PotstillError(
+                f'student and teacher must share a tokenizer: "{student}" and "{teacher}" differ '
+                f"({differ})",
+                "choose a student and a teacher of one model family",
+            )
         sizes = [
             _read(AutoConfig, name, trust_remote_code=spec.trust_remote_code)
             .get_text_config()
             .vocab_size
             for name, spec in ((student, mine), (teacher, its))
         ]
+        if differ:
+            for name, one, size in ((student, tok, sizes[0]), (teacher, tok_q, sizes[1])):
+                _check_head(name, one, size)
+            ends = (frozenset(_eos(*one)) for one in ((student, tok), (teacher, tok_q)))
+            mine_ends, its_ends = ends
+            return cls(
+                student, teacher, mine, its, tok, mine_ends, sizes[0], (), tok_q, its_ends, sizes[1]
+            )
+        notes = _one_template(tok, tok_q)
         vocabulary, highest = min(sizes), max(tok.get_vocab().values())
         if highest >= vocabulary:
             raise PotstillError(
@@ -112,16 +150,23 @@ def _read(kind: Any, name: str, **options: Any) -> Any:
         ) from error
 
 
-def _same_tokenizer(student: str, tok: Any, teacher: str, tok_q: Any) -> None:
+def _difference(tok: Any, tok_q: Any) -> str:
+    """In what two tokenizers differ, or nothing."""
     mine, its = tok.get_vocab(), tok_q.get_vocab()
     differ = [token for token in mine.keys() | its.keys() if mine.get(token) != its.get(token)]
+    if differ:
+        return f"{len(differ)} tokens have other ids"
     texts = [t for t in SAMPLE_TEXTS if tok(t).input_ids != tok_q(t).input_ids]
-    if differ or texts:
-        example = f"{len(differ)} tokens have other ids" if differ else f"they split {texts[0]!r}"
+    return f"they split {texts[0]!r} differently" if texts else ""
+
+
+def _check_head(name: str, tok: Any, size: int) -> None:
+    highest = max(tok.get_vocab().values())
+    if highest >= size:
         raise PotstillError(
-            f'student and teacher must share a tokenizer: "{student}" and "{teacher}" differ '
-            f"({example}{'' if differ else ' differently'})",
-            "choose a student and a teacher of one model family",
+            f'every token id needs a row in the head: the tokenizer of "{name}" has id {highest}, '
+            f"its head has {size} rows",
+            "take a model and its own tokenizer from the same folder",
         )
 
 

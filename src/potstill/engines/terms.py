@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
@@ -10,10 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from potstill.errors import PotstillError
 from potstill.losses import (
     LOSSES,
+    ONE_TOKENIZER,
     anchor_sampled,
     cross_entropy,
+    gold,
     reverse_kl_sampled,
     row_divergence,
 )
@@ -36,17 +40,18 @@ class Columns:
         self.weights = [
             flat([d.terms[i].weights for d in data], device) for i in range(len(losses))
         ]
+        self.shared = next((torch.from_numpy(d.beside.shared) for d in data if d.beside), None)
         if any(LOSSES[loss.name] == "token_scores" for loss in losses):
             self.sampler = flat([d.logprobs for d in data], device)
             scores = [d.teacher_logprobs for d in data if d.teacher_logprobs is not None]
             self.teacher = flat(scores, device) if len(scores) == len(data) else None
 
 
-def idle(losses: Sequence[Loss]) -> Datum:
-    """A row of no weight, for a process that has none left while others compute."""
-    nothing = np.zeros(1, np.float32)
-    terms = tuple(Term(loss, nothing) for loss in losses)
-    return Datum((0,), (0,), (0,), terms, "student", nothing, nothing)
+def idle(rows: Sequence[Datum]) -> Datum:
+    """The shortest of some rows with no weight, for a process that has none left to compute."""
+    row = min(rows, key=lambda d: len(d.prompt) + len(d.completion))
+    terms = tuple(Term(term.loss, np.zeros_like(term.weights)) for term in row.terms)
+    return dataclasses.replace(row, terms=terms)
 
 
 def take(
@@ -101,6 +106,11 @@ def _values(loss: Loss, logp: Tensor, columns: Columns, at: slice, other: Tensor
         assert columns.teacher is not None
         return reverse_kl_sampled(mine, columns.sampler[at], columns.teacher[at])
     assert other is not None
+    if loss.name == "gold":
+        if columns.shared is None:
+            raise PotstillError(ONE_TOKENIZER, "write { jsd = 0.5 }")
+        assert loss.beta is not None
+        return gold(logp, other.log_softmax(-1), columns.shared.to(logp.device), loss.beta)
     return row_divergence(loss, logp, other.log_softmax(-1))
 
 

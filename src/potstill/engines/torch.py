@@ -20,17 +20,17 @@ import numpy as np
 import torch
 import transformers
 
-from potstill.engines.heads import States, read
+from potstill.engines.heads import States, beside, read
 from potstill.engines.limits import Machine, least_decoding, measure, size_of
 from potstill.engines.loading import Pair
 from potstill.engines.models import Models, one_device_each
-from potstill.engines.processes import ALONE, Team, opened
+from potstill.engines.processes import ALONE, Team
 from potstill.engines.sampling import generate
 from potstill.engines.sharding import gathered
 from potstill.engines.terms import Columns, Tally, flat, idle, needs_rows, outlook, take
 from potstill.errors import NonFinite
 from potstill.flops import Size
-from potstill.losses import LOSSES, cross_entropy
+from potstill.losses import CROSSING, LOSSES, cross_entropy
 from potstill.prompts import render
 from potstill.types import (
     Datum,
@@ -74,7 +74,8 @@ class TorchEngine:
         team: the processes that are this engine.
     """
 
-    losses = frozenset(LOSSES)
+    losses = frozenset(LOSSES) - CROSSING
+    cross = False  # whether the teacher may have a tokenizer of its own, see `engines.cross`
 
     def __init__(
         self,
@@ -98,7 +99,7 @@ class TorchEngine:
             torch.set_num_threads(threads)
         if not team.alone:
             one_device_each(student_spec, teacher_spec)
-        self.pair = Pair.open(student, teacher, student_spec, teacher_spec)
+        self.pair = Pair.open(student, teacher, student_spec, teacher_spec, self.cross)
         self.tokenizer, self.eos, self.notes = self.pair.tokenizer, self.pair.eos, self.pair.notes
         self.vocabulary = self.pair.vocabulary
         self.batch_tokens, self.sample_tokens = batch_tokens, sample_tokens
@@ -142,8 +143,8 @@ class TorchEngine:
                     [max_tokens[i] for i in rows] or [1],
                     temperature,
                     noise[rows] if rows else np.zeros((1, 1), np.float32),
-                    eos=self.eos,
-                    vocabulary=self.vocabulary,
+                    eos=self.pair.ends(role),
+                    vocabulary=self.pair.width(role),
                     others=self.team.anyone if together else None,
                 )
                 out.update(zip(rows, samples, strict=False))
@@ -163,11 +164,11 @@ class TorchEngine:
         with self.models.still(), self.models.use(role) as model:
             device = model.get_input_embeddings().weight.device
             logits = model(ids.to(device), logits_to_keep=len(completion) + 1).logits[0]
-        kept = logits[-len(completion) - 1 : -1, : self.vocabulary].double()
+        kept = logits[-len(completion) - 1 : -1, : self.pair.width(role)].double()
         return np.asarray(kept.log_softmax(-1).cpu().numpy())
 
     def inspect(self, role: Role, rows: Sequence[tuple[Ids, Ids]]) -> list[Outlook]:
-        ends = sorted(self.eos)
+        ends = sorted(self.pair.ends(role))
 
         def work(
             states: States, prompts: Sequence[Ids], completions: Sequence[Ids]
@@ -233,7 +234,7 @@ class TorchEngine:
         for losses, members in groups.items():
             sizes = [len(d.prompt) + len(d.completion) for d in members]
             for chunk in self.team.chunks(sizes, self.batch_tokens, together=True):
-                yield losses, [members[i] for i in chunk] or [idle(losses)]
+                yield losses, [members[i] for i in chunk] or [idle(members)]
 
     def _forward(
         self, losses: tuple[Loss, ...], data: list[Datum], tally: Tally, *, backward: bool
@@ -251,7 +252,7 @@ class TorchEngine:
         for role in sorted({loss.to for loss in losses if needs_rows(loss)}):
             with torch.no_grad(), self.models.use(role) as model:
                 seen = zip(*(d.seen_by(role) for d in data), strict=True)
-                targets[role] = self._read(role, model, *seen)
+                targets[role] = beside(self._read(role, model, *seen), data, role)
         columns = Columns(data, losses, student.hidden.device)
         grad = torch.zeros_like(student.hidden) if backward else None
         for at in student.slices():
@@ -289,7 +290,7 @@ class TorchEngine:
     def _read(
         self, role: Role, model: Any, prompts: Sequence[Ids], completions: Sequence[Ids]
     ) -> States:
-        return read(model, prompts, completions, self.vocabulary, self.models.spec(role))
+        return read(model, prompts, completions, self.pair.width(role), self.models.spec(role))
 
     def machines(self) -> dict[Role, Machine]:
         """What each model's device does at best in its dtype."""
@@ -347,6 +348,3 @@ class TorchEngine:
 
     def close(self) -> None:
         self.models.close()
-
-
-ENGINE: Callable[..., Any] = opened(TorchEngine)

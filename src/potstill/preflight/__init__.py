@@ -24,7 +24,8 @@ from potstill.engines import Engine, Wrapper
 from potstill.errors import writing
 from potstill.evaluate import evaluate
 from potstill.faults import FAULTS, Run
-from potstill.losses import FAULTY
+from potstill.losses import CROSSING, FAULTY, GOLD_HINT, REVERSE_KL, REVERSE_KL_SAMPLED
+from potstill.preflight import crossed
 from potstill.preflight.estimate import estimate
 from potstill.preflight.mistakes import mistakes
 from potstill.preflight.reference import observed, reference
@@ -37,6 +38,7 @@ Status = Literal["passed", "warning", "refused"]
 BATCH = 12  # prompts of a rehearsed step
 LONGEST = 64  # tokens of a rehearsed completion
 PROBLEMS = 64  # held-out problems behind the capability gap
+TEXTS = 200  # training texts that tokenizers are compared on
 MANY = 12  # problems that only the student solves, before the teacher is held to be another's
 TIGHT = 0.9  # of the memory, above which a longer text may not fit
 SMALLER = "lower engine.batch_tokens and engine.sample_tokens"
@@ -97,8 +99,11 @@ class Desk:
 def preflight(desk: Desk) -> list[Check]:
     """Run every check; the engine's weights are as before afterwards."""
     start = time.perf_counter()
+    if impossible := list(computable(desk)):
+        return impossible
     return [
         *(Check("pair", "passed", note) for note in desk.engine.notes),
+        *tokenizers(desk),
         *disjoint(desk),
         *seeded(desk),
         *sampler_scores(desk),
@@ -107,6 +112,33 @@ def preflight(desk: Desk) -> list[Check]:
         *capability_gap(desk),
         *(check for recipe in desk.recipes for check in trained_as_written(desk, recipe)),
         *affordable(desk, start),
+    ]
+
+
+def computable(desk: Desk) -> Iterator[Check]:
+    """No recipe asks for a loss that the pair, once it is open, cannot have."""
+    for recipe in desk.recipes:
+        for loss in recipe.losses:
+            if loss.to == "teacher" and loss.name not in desk.engine.losses | FAULTY:
+                evidence = f"{recipe.name} needs {loss}, which this pair's tokenizers do not allow"
+                hint = "write { jsd = 0.5 }" if loss.name in CROSSING else GOLD_HINT
+                yield Check("losses", "refused", evidence, hint)
+
+
+def crosses(desk: Desk) -> bool:
+    """Whether the teacher reads tokens of its own."""
+    return hasattr(desk.engine, "translate")
+
+
+def tokenizers(desk: Desk) -> list[Check]:
+    """What two tokenizers have in common, where the pair has two."""
+    if not crosses(desk):
+        return []
+    texts = [p.solution or p.question for p in desk.any_run().task.train[:TEXTS]]
+    hint = "much of a text carries no loss: look at how the tokenizers normalise it"
+    return [
+        Check(name, "passed" if good else "warning", evidence, "" if good else hint)
+        for name, evidence, good in crossed.table(desk.engine, texts)
     ]
 
 
@@ -193,7 +225,8 @@ def undone(engine: Engine) -> Iterator[None]:
 def fresh_sampler(desk: Desk) -> list[Check]:
     """After optimizer steps, the student samples with the new weights."""
     run = desk.any_run()
-    recipe = Recipe(name="rehearsal")
+    loss = REVERSE_KL_SAMPLED if crosses(desk) else REVERSE_KL
+    recipe = Recipe(name="rehearsal", student_loss=loss)
     problems = draw(run.task.train, BATCH, desk.seed, 0)
     before = _gap(desk.engine, run, "student")
     with undone(desk.engine):
@@ -303,8 +336,12 @@ def _compare_source(
     if misplaced := list(_weights(desk, name, written, got)):
         yield from misplaced
         return
-    trained = sum((observed(desk.engine, d) for d in got), start=np.zeros(2)) / share
-    wanted = reference(desk.engine, written, terms)
+    if crosses(desk):
+        trained = crossed.trained(desk.engine, got) / share
+        wanted = crossed.reference(desk.engine, written, terms)
+    else:
+        trained = sum((observed(desk.engine, d) for d in got), start=np.zeros(2)) / share
+        wanted = reference(desk.engine, written, terms)
     if _close(trained, wanted):
         yield Check(name, "passed", f"{wanted[0]:.4f} nats per token, as computed from logits")
         yield from _first_loss(desk, recipe, wanted[0], source)
@@ -312,7 +349,8 @@ def _compare_source(
     evidence = f"the step trains {trained[0]:.4f} nats per token, the recipe says {wanted[0]:.4f}"
     if _close(trained[:1], wanted[:1]):
         evidence += ", but on other tokens"
-    for cause, words, value in mistakes(desk.engine, written, terms):
+    untold = crosses(desk) and terms[0][0].name != "cross_entropy"  # needs rows that are not there
+    for cause, words, value in () if untold else mistakes(desk.engine, written, terms):
         if _close(trained, value):
             yield refusal(name, f"{evidence}; {words} gives {value[0]:.4f}", cause)
             return

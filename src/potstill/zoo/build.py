@@ -17,8 +17,15 @@ from typing import Any
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers import trainers as token_trainers
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast, Qwen3Config
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+)
 
+from potstill import zoo
 from potstill.engines.torch import TorchEngine
 from potstill.evaluate import evaluate
 from potstill.prompts import render
@@ -54,6 +61,7 @@ class Family:
     tokenizer: Callable[[list[str]], PreTrainedTokenizerFast]
     teacher: Size
     student: Size
+    start: tuple[str, str] | None = None  # the embedded model whose weights it begins with
 
 
 def corpus(count: int = 2000) -> list[str]:
@@ -64,8 +72,13 @@ def corpus(count: int = 2000) -> list[str]:
 
 def qwen_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     """Byte-level BPE with single digits and ChatML, as Qwen's."""
-    specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     words = Regex(r"\p{N}| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+")
+    return byte_level(texts, words, vocab_size=512)
+
+
+def byte_level(texts: list[str], words: Regex, vocab_size: int) -> PreTrainedTokenizerFast:
+    """Byte-level BPE with ChatML over texts split into these words."""
+    specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     tok = Tokenizer(models.BPE())
     tok.normalizer = normalizers.NFC()
     tok.pre_tokenizer = pre_tokenizers.Sequence(
@@ -76,7 +89,7 @@ def qwen_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     )
     tok.decoder = decoders.ByteLevel()
     trainer = token_trainers.BpeTrainer(
-        vocab_size=512,
+        vocab_size=vocab_size,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         special_tokens=specials,
         show_progress=False,
@@ -89,6 +102,12 @@ def qwen_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
         chat_template=CHATML,
         padding_side="left",
     )
+
+
+def fused_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
+    """The same, but for a sign and the digit after it, which are one token: "+8", "-1"."""
+    words = Regex(r"[+-]?\p{N}| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+")
+    return byte_level(texts, words, vocab_size=512)
 
 
 def llama_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
@@ -141,6 +160,13 @@ STUDENT = Size(
 FAMILIES = {
     "tiny-qwen": Family(Qwen3Config, qwen_tokenizer, TEACHER, STUDENT),
     "tiny-llama": Family(LlamaConfig, llama_tokenizer, TEACHER, replace(STUDENT, steps=1400)),
+    "tiny-cross": Family(
+        Qwen3Config,
+        fused_tokenizer,
+        replace(TEACHER, steps=600, learning_rate=1e-3),
+        STUDENT,  # never built: zoo.BORROWED
+        start=("tiny-qwen", "teacher"),
+    ),
 }
 
 
@@ -162,6 +188,20 @@ def new_model(family: Family, size: Size, tokenizer: PreTrainedTokenizerFast) ->
         **extra,
     )
     return AutoModelForCausalLM.from_config(config)
+
+
+@torch.no_grad()
+def begin_with(model: Any, tokenizer: PreTrainedTokenizerFast, start: tuple[str, str]) -> None:
+    """Take up an embedded model's weights; a token that it lacks begins as its characters' mean."""
+    source: Any = AutoModelForCausalLM.from_pretrained(zoo.folder(*start))
+    known = AutoTokenizer.from_pretrained(zoo.folder(*start)).get_vocab()
+    its, mine = (one.get_input_embeddings().weight for one in (source, model))
+    for name, param in model.named_parameters():
+        if param is not mine:
+            param.copy_(source.get_parameter(name))
+    for token, id in tokenizer.get_vocab().items():
+        rows = [known[token]] if token in known else [known[char] for char in token]
+        mine[id] = its[rows].mean(0)
 
 
 def batches(
@@ -235,6 +275,8 @@ def build(
     torch.set_num_threads(1)  # the same sums on every machine's core count
     torch.manual_seed(seed)
     model = new_model(family, size, tokenizer)
+    if family.start:
+        begin_with(model, tokenizer, family.start)
     train(model, tokenizer, size, seed, lambda step, loss: note(step + 1, size.steps, loss))
     model.half().save_pretrained(out)
     tokenizer.save_pretrained(out)

@@ -1,0 +1,202 @@
+"""Alignment by bytes: properties over random tokenisations, and what two real tokenizers spell."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from potstill import zoo
+from potstill.align import (
+    Span,
+    Token,
+    after,
+    align,
+    credited,
+    inside_a_character,
+    places,
+    shares,
+)
+from potstill.errors import PotstillError
+from potstill.spelling import Spelling, byte_alphabet, differ, shared
+
+TEXTS = ("", "a", "12+38=50\n#### 50", "naïve 你好", "👩‍🚀 flies 🚀🚀", "﷽ \t\n  x", "\x00\x7f")
+
+
+def cuts(data: bytes, rng: random.Random) -> list[Token]:
+    """A random tokenisation of bytes, which knows no characters."""
+    ends = sorted({*rng.sample(range(1, len(data)), rng.randrange(len(data))), len(data)})
+    return [data[a:b] for a, b in zip([0, *ends[:-1]], ends, strict=True)] if data else []
+
+
+def joined(tokens: list[Token]) -> bytes:
+    return b"".join(token or b"" for token in tokens)
+
+
+def covers(spans: list[Span], mine: list[Token], its: list[Token]) -> bool:
+    """Every token of both sides is in one span, in order."""
+    ours = [i for span in spans for i in range(span.mine.start, span.mine.stop)]
+    theirs = [i for span in spans for i in range(span.its.start, span.its.stop)]
+    return ours == list(range(len(mine))) and theirs == list(range(len(its)))
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_spans_are_the_shortest_and_hold_everything(seed: int) -> None:
+    rng = random.Random(seed)
+    data = "".join(rng.choice(TEXTS) for _ in range(3)).encode() + bytes(rng.randbytes(seed % 4))
+    mine, its = cuts(data, rng), cuts(data, rng)
+    spans = align(mine, its)
+    assert covers(spans, mine, its) and all(span.aligned for span in spans)
+    for span in spans:
+        left, right = mine[span.mine], its[span.its]
+        assert joined(left) == joined(right) != b""
+        inner = [{len(joined(side[:n])) for n in range(1, len(side))} for side in (left, right)]
+        assert not inner[0] & inner[1]  # no common boundary within
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_special_tokens_and_other_bytes_align_with_nothing(seed: int) -> None:
+    rng = random.Random(seed)
+    data = ("ab" * 5 + rng.choice(TEXTS) + "cd" * 5).encode()
+    mine, its = cuts(data, rng), cuts(data[:4] + b"XYZ" * (seed % 3) + data[7:], rng)
+    for side in (mine, its):
+        for _ in range(seed % 4):
+            side.insert(rng.randrange(len(side) + 1), None)
+    spans = align(mine, its)
+    assert covers(spans, mine, its)
+    for span in spans:
+        whole = [*mine[span.mine], *its[span.its]]
+        same = joined(mine[span.mine]) == joined(its[span.its]) != b""
+        assert span.aligned == (same and None not in whole)
+
+
+@pytest.mark.parametrize(
+    ("mine", "its", "ended", "want"),
+    [
+        ([], [], False, []),
+        ([None], [None], True, [(1, 1, True)]),  # EOS alone aligns with EOS
+        ([b""], [], False, [(1, 0, False)]),  # a leading space and no text
+        ([b"", b"1", None], [b"1", None], True, [(2, 1, True), (1, 1, True)]),
+        ([b"\xf0\x9f", b"\x9a\x80"], [b"\xf0", b"\x9f\x9a", b"\x80"], False, [(2, 3, True)]),
+        ([b"a", None, b"b"], [b"ab"], False, [(3, 1, False)]),  # within a span: it is lost whole
+        ([b"a", None, b"b"], [b"a", b"b"], False, [(1, 1, True), (1, 0, False), (1, 1, True)]),
+        ([b"e\xcc\x81", b"x"], [b"\xc3\xa9", b"x"], False, [(1, 1, False), (1, 1, True)]),  # NFC
+    ],
+)
+def test_cases(mine: list[Token], its: list[Token], ended: bool, want: list) -> None:
+    spans = align(mine, its, ended=ended)
+    sizes = [(s.mine.stop - s.mine.start, s.its.stop - s.its.start, s.aligned) for s in spans]
+    assert sizes == want
+
+
+def test_shares_credit_and_places() -> None:
+    mine, its = [b"1", b"+", b"8", None, b"6", None], [b"1", b"+8", b"6", None]
+    spans = align(mine, its, ended=True)
+    scores = np.array([-1, -3, -0.5, -0.25], np.float32)
+    found = shares(spans, scores, len(mine))
+    assert found.tolist() == [-1, -1.5, -1.5, 0, -0.5, -0.25]
+    sampler = np.array([-2, -1, -0.5, -9, -0.5, -1], np.float32)
+    advantage = credited(spans, found, sampler) - sampler
+    assert advantage.tolist() == [1, -1.5, -1.5, 0, 0, 0.75]  # a span's whole at each token
+    assert places(spans, len(mine)).tolist() == [0, -1, -1, -1, 2, 3]
+    rest = after(spans, 2)
+    assert [(s.mine.start, s.mine.stop, s.aligned) for s in rest] == [
+        (0, 1, True),
+        (1, 2, False),
+        (2, 3, True),
+        (3, 4, True),
+    ]
+
+
+def test_a_cut_knows_characters() -> None:
+    text = "aé好🚀".encode()
+    starts = {0, 1, 3, 6, 10}
+    assert [not inside_a_character(text, n) for n in range(11)] == [n in starts for n in range(11)]
+    assert not inside_a_character(b"\x80\x80\x80\x80", 2)  # no character at all
+
+
+def spelling(pair: str, role: str) -> Spelling:
+    tokenizer = AutoTokenizer.from_pretrained(zoo.folder(pair, role))
+    return Spelling(tokenizer, f"{pair}/{role}", frozenset({tokenizer.eos_token_id}))
+
+
+MODELS = [("tiny-llama", "student"), ("tiny-qwen", "teacher"), ("tiny-cross", "teacher")]
+
+
+@pytest.mark.parametrize(("pair", "role"), MODELS)
+def test_ids_spell_every_text_and_every_broken_one(pair: str, role: str) -> None:
+    side, rng = spelling(pair, role), random.Random(0)
+    for text in (*TEXTS, "<|im_end|></s><0x41>", " leading", "  two"):
+        assert side.text(side.encode(text.encode())) == text.encode(), text
+    for _ in range(50):
+        data = rng.randbytes(rng.randrange(12)) + rng.choice(TEXTS).encode() + rng.randbytes(2)
+        if pair == "tiny-llama" or "\u0340" not in data.decode(errors="ignore"):
+            assert side.text(side.encode(data)) == data
+    eos = side.end
+    assert side.spell([eos, len(side.table) + 7]) == [None, None]
+    ids = side.encode("x 🚀🚀".encode())
+    for limit in range(len(ids) + 1):
+        side.text(side.cut(ids, limit)).decode()  # never in the middle of a character
+    assert side.cut(ids, len(ids)) == ids
+
+
+def test_a_text_as_its_tokenizer_reads_it_itself() -> None:
+    for pair, role in MODELS:
+        tokenizer = AutoTokenizer.from_pretrained(zoo.folder(pair, role))
+        for text in TEXTS[2:5]:
+            want = tuple(tokenizer(text, add_special_tokens=False).input_ids)
+            assert spelling(pair, role).encode(text.encode()) == want
+
+
+def test_two_real_tokenizers_align_whole() -> None:
+    mine, its = spelling("tiny-cross", "student"), spelling("tiny-cross", "teacher")
+    for text in TEXTS:
+        left, right = (side.encode(text.encode()) for side in (mine, its))
+        spans = align(mine.spell(left), its.spell(right))
+        assert all(span.aligned for span in spans) == bool(text or not spans)
+    both = shared(mine, its)
+    assert len(set(both[:, 0])) == len(set(both[:, 1])) == len(both)
+    assert both[-1].tolist() == [mine.end, its.end]
+    for ours, theirs in both[:-1]:
+        assert mine.table[ours] == its.table[theirs]
+
+
+def test_the_byte_alphabet_is_that_of_byte_level_bpe() -> None:
+    pre = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    table = byte_alphabet()
+    assert sorted(table.values()) == list(range(256))
+    for text in TEXTS[1:]:
+        written = "".join(piece for piece, _ in pre.pre_tokenize_str(text))
+        assert bytes(table[char] for char in written) == text.encode()
+
+
+def test_files_tell_whether_tokenizers_differ(tmp_path: Path) -> None:
+    same, other = zoo.folder("tiny-llama", "teacher"), zoo.folder("tiny-cross", "teacher")
+    student = zoo.folder("tiny-llama", "student")
+    assert differ(student, same) is False and differ(student, other) is True
+    assert differ("Qwen/Qwen3-4B", other) is None
+    copy = tmp_path / "copy"
+    shutil.copytree(student, copy)
+    file = copy / "tokenizer.json"
+    file.write_text(file.read_text() + "\n")  # other bytes, the same tokenizer
+    assert differ(str(copy), student) is False
+
+
+@pytest.mark.parametrize("kind", ["words", "half"])
+def test_tokenizers_without_bytes_are_refused(kind: str) -> None:
+    if kind == "words":
+        tok = Tokenizer(models.WordPiece({"[UNK]": 0, "a": 1, "</s>": 2}, unk_token="[UNK]"))
+        tok.decoder = decoders.WordPiece()
+    else:
+        tok = Tokenizer(models.BPE({"a": 0, "b": 1, "</s>": 2}, []))
+        tok.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tok, eos_token="</s>")
+    with pytest.raises(PotstillError, match="bytes that their tokens spell") as caught:
+        Spelling(tokenizer, "bert", frozenset({2}))
+    assert "byte fallback" in caught.value.hint
+    assert ("254 of 256" if kind == "half" else "WordPiece") in str(caught.value)
