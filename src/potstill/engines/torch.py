@@ -25,7 +25,7 @@ from torch import Tensor
 
 from potstill.engines import host_memory
 from potstill.engines.heads import States, read
-from potstill.engines.limits import Machine, least_decoding, measure, size_of
+from potstill.engines.limits import Machine, gpu_memory, least_decoding, measure, size_of
 from potstill.engines.loading import (
     Pair,
     add_lora,
@@ -336,15 +336,7 @@ class TorchEngine:
         return len({p.device for model in self._models.values() for p in model.parameters()})
 
     def memory(self) -> tuple[int, int]:
-        places = [host_memory()]
-        if torch.cuda.is_available():
-            places += [
-                (
-                    torch.cuda.max_memory_reserved(i),
-                    torch.cuda.get_device_properties(i).total_memory,
-                )
-                for i in range(torch.cuda.device_count())
-            ]
+        places = [host_memory(), *gpu_memory()]
         return max(places, key=lambda place: place[0] / place[1])
 
     def save(self, folder: Path) -> None:
