@@ -161,3 +161,26 @@ def test_children_answer_in_turn() -> None:
             child.ask(nothing=1)
     finally:
         child.close()
+
+
+def test_predictions_are_held_against_what_runs_took(tmp_path: Path) -> None:
+    from benchmarks.prediction import compare
+
+    from potstill.cost import Spent
+    from potstill.store import cells_of
+    from studies import small_study, write_study
+
+    study = small_study()
+    folder = write_study(tmp_path / "out", study)
+    runs = folder.results([cell for cell in cells_of(study) if cell.seed is not None])
+    mean = {
+        method: [Spent.read(r) for c, r in runs.items() if c.method == method]
+        for method in study.recipes
+    }
+    told = {"tiny-qwen": {m: (s[0] + s[1]) * 0.75 for m, s in mean.items()}}
+    twice = {"tiny-qwen": {m: (s[0] + s[1]) * 1.0 for m, s in mean.items()}}
+    *rows, last = compare(study, folder, told, twice)
+    assert [row["run"] for row in rows] == ["tiny-qwen on_policy_gkd", "tiny-qwen hybrid"]
+    for row in (*rows, last):
+        assert row["predicted/actual tokens"] == "1.50" == row["predicted/actual seconds"]
+        assert row["after it"] == "2.00" and row["FLOPs"] == "unknown"

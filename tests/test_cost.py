@@ -169,6 +169,8 @@ def test_the_report_holds_costs_against_what_was_predicted(tmp_path: Path) -> No
     assert untrained is not None
     points = 100 * (sum(gains) / 2 - untrained["accuracy"])
     assert mine.usd_per_point == pytest.approx(seconds / points)
+    assert mine.device_seconds == pytest.approx(seconds)  # one device a run
+    assert mine.spent.flops is None and mine.flops_per_point is None  # a bigram table has no size
     text = write_report(folder.path).html.read_text()
     assert "What it cost" in text and "a point gained" in text
     free = StudyFolder(tmp_path / "free")

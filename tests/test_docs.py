@@ -81,6 +81,13 @@ def test_places_to_run_are_parts_of_studies(text: str, models: Path) -> None:
     assert study.engine.name == table["engine"]["name"] and study.recipes
 
 
+@pytest.mark.parametrize(
+    "text", blocks("toml", text=(ROOT / "docs" / "tracking.md").read_text(encoding="utf-8"))
+)
+def test_tracked_studies_are_studies(text: str) -> None:
+    assert read_study(tomllib.loads(text)).track
+
+
 def commands() -> Iterator[str]:
     """Lines of the documents' shell blocks, and lines of code that name a command."""
     for path in DOCUMENTS:

@@ -12,7 +12,7 @@ from potstill.engines import open_engine
 from potstill.engines.fake import FakeEngine
 from potstill.flops import Size, Work
 from potstill.meter import Metered
-from potstill.types import Datum, Loss, Term
+from potstill.types import Datum, Loss, ModelSpec, Term
 
 
 @pytest.mark.parametrize("pair", ["tiny-qwen", "tiny-llama"])
@@ -20,7 +20,7 @@ def test_a_forward_and_a_backward_pass_are_what_torch_counts(pair: str) -> None:
     """Torch counts matrix products, and the whole square of scores where half is masked."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    engine = open_engine("torch", pair)
+    engine = open_engine("torch", pair, student_spec=ModelSpec(attention="eager"))
     size, n, c = engine.size("student"), 40, 20
     row = (tuple(range(5, 5 + n - c)), tuple(range(5, 5 + c)))
     masked = size.mixing * n * n / 2  # the other half

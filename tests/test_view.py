@@ -9,14 +9,20 @@ from pathlib import Path
 
 import pytest
 import tomli_w
+from potstill.mirror import Mirror
+from rich.console import Console
 from typer.testing import CliRunner
 
 from conftest import toy_table
 from potstill.cli import app
 from potstill.config import Study, read_study
+from potstill.cost import Spent
+from potstill.errors import PotstillError
 from potstill.pool import Pool
+from potstill.snapshot import Watcher
 from potstill.store import Cell, StudyFolder, cells_of
 from potstill.view import View, running
+from studies import small_study, write_study
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +81,119 @@ def test_another_process_is_watched_to_its_end(tmp_path: Path) -> None:
 
 
 def test_what_is_no_study_is_refused(tmp_path: Path) -> None:
-    from potstill.errors import PotstillError
-
     with pytest.raises(PotstillError, match="holds no study"):
         CliRunner().invoke(app, ["watch", str(tmp_path)], catch_exceptions=False)
+
+
+def draw(study: Study, folder: StudyFolder, width: int, height: int) -> list[str]:
+    """The screen of a terminal of that size, line by line."""
+    console = Console(width=width, height=height, force_terminal=True, color_system=None)
+    view = View(study, folder, cells_of(study), console)
+    with console.capture() as shown:
+        console.print(view.screen(Watcher(study, folder, cells_of(study)).look()))
+    return shown.get().splitlines()
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, StudyFolder]:
+    """164 cells: those of two seeds have ended, those of a third run, the rest waits."""
+    from potstill.methods import METHODS
+
+    methods = [name for name in METHODS if name != "off_policy"]
+    pairs = ["tiny-qwen", "tiny-llama"]
+    study = small_study(methods=methods, pairs=pairs, seeds=list(range(10)), price={"hour": 1.2})
+
+    def fate(cell: Cell) -> dict:
+        if cell.seed is None or cell.seed < 2:
+            return {}
+        return {"stop": 12} if cell.seed == 2 else {"skip": True}
+
+    folder = write_study(tmp_path_factory.mktemp("large") / "out", study, fate)
+    for cell in cells_of(study):
+        if cell.seed == 2:
+            folder.cell(cell).mark_running(True)
+    one = Spent(50.0, {"trained": 5e5})
+    folder.predicted = {
+        pair: dict.fromkeys([*methods, "teacher", "untrained"], one) for pair in pairs
+    }
+    return study, folder
+
+
+@pytest.mark.parametrize(
+    ("width", "height"), [(100, 24), (80, 24), (60, 10), (140, 50), (40, 7), (40, 4)]
+)
+def test_a_large_study_fits_the_terminal(
+    large: tuple[Study, StudyFolder], width: int, height: int
+) -> None:
+    lines = draw(*large, width, height)
+    assert len(lines) < height and all(len(line) <= width for line in lines)
+    assert "36 of 164 cells" in lines[0] and "of about" in lines[1]
+    runs = [line for line in lines if line.startswith("tiny-")]
+    more = [int(line.split()[1]) for line in lines if line.startswith("and ")]
+    assert len(runs) + sum(more) == 16 or not runs + more
+    assert any("ended so far" in line for line in lines) == (height == 50)
+
+
+def test_a_large_study_says_what_is_spent_and_expected(large: tuple[Study, StudyFolder]) -> None:
+    study, folder = large
+    seen = Watcher(study, folder, cells_of(study)).look()
+    ended = sum(result["seconds"] for result in seen.results.values())
+    part = sum(50 * run.share for run in seen.running)
+    assert seen.spent.seconds == pytest.approx(ended + part)
+    assert seen.expected is not None
+    assert seen.expected.seconds == pytest.approx(ended + 50 * (164 - 36))
+    assert f"{seen.expected.usd(study.price):.2f} USD" in draw(study, folder, 100, 24)[1]
+    assert (
+        len(seen.running) == 16
+        and seen.steps == sum(map(Watcher(study, folder, []).steps_of, seen.results)) + 16 * 12
+    )
+
+
+def test_what_waits_is_not_drawn_and_trends_are(large: tuple[Study, StudyFolder]) -> None:
+    lines = draw(*large, 100, 24)
+    (row,) = [line for line in lines if line.startswith("tiny-llama/hybrid/2")]
+    assert "12/20" in row and row.count("%") == 2 and "▁" <= row.split("%")[0].split()[-2][0] <= "█"
+    assert not [line for line in lines if line.split(" ")[0].endswith("/3")]
+
+
+def test_a_run_that_goes_back_is_drawn_from_there(tmp_path: Path) -> None:
+    study = small_study()
+    folder = write_study(
+        tmp_path / "out", study, lambda cell: {"stop": 12} if cell.seed == 0 else {}
+    )
+    cell = Cell("tiny-qwen", "hybrid", 0)
+    place = folder.cell(cell)
+    place.mark_running(True)
+    watcher = Watcher(study, folder, [cell])
+    (run,) = watcher.look().running
+    assert run.step == 12 and len(run.accuracy) == 1 and len(run.score) == 2
+    place.rewind(6)
+    (run,) = watcher.look().running
+    assert run.step == 6 and run.accuracy == [] and len(run.score) == 1
+
+
+def test_a_study_elsewhere_is_mirrored_and_watched(
+    done: tuple[Study, StudyFolder], tmp_path: Path
+) -> None:
+    import fsspec
+
+    study, folder = done
+    there = fsspec.filesystem("memory")
+    there.put(str(folder.path), "/bucket/study", recursive=True)
+    shown = CliRunner().invoke(app, ["watch", "memory://bucket/study"])
+    assert shown.exit_code == 0, shown.output
+    assert f"{study.name}: {len(cells_of(study))} done" in shown.stdout
+    mirror = Mirror("memory://bucket/study", tmp_path / "here")
+    mirror.refresh()
+    names = {path.name for path in (tmp_path / "here").rglob("*") if path.is_file()}
+    assert names == {"study.toml", "metrics.jsonl", "result.json"}
+    cell = "cells/toy/hybrid/0"
+    there.pipe(f"/bucket/study/{cell}/metrics.jsonl", b'{"step": 0}\n{"step": 1}\n')
+    there.rm(f"/bucket/study/{cell}/result.json")
+    mirror.refresh()
+    place = StudyFolder(tmp_path / "here").cell(Cell("toy", "hybrid", 0))
+    assert place.steps == 1 and place.result is None
+    with pytest.raises(PotstillError, match=r"holds no study|cannot read"):
+        CliRunner().invoke(app, ["watch", "memory://nowhere"], catch_exceptions=False)
+    with pytest.raises(PotstillError, match="cannot open"):
+        CliRunner().invoke(app, ["watch", "nosuch://x"], catch_exceptions=False)

@@ -93,12 +93,13 @@ class View:
         head = list(self._head(seen, size.width))
         room = size.height - len(head) - 1  # the last line stays free for the cursor
         parts: list[RenderableType] = [*head]
-        if seen.running and room > 2:
-            shown = seen.running[: max(1, room - 2 - (len(seen.running) > room - 2))]
-            parts += [Text(), _runs(shown, size.width)]
-            more = len(seen.running) - len(shown)
-            parts += [Text(f"and {more} more", style="dim")] if more else []
-            room -= 2 + len(shown) + bool(more)
+        lines = room - 2  # an empty one and names above
+        lines -= len(seen.running) > lines  # one says how many more
+        if seen.running and lines > 0:
+            parts += [Text(), _runs(seen.running[:lines], size.width)]
+            more = len(seen.running) - lines
+            parts += [Text(f"and {more} more", style="dim")] if more > 0 else []
+            room -= 2 + min(lines, len(seen.running)) + (more > 0)
         methods = _methods(self.study, seen)
         if methods and room >= methods.row_count + 3 and size.width >= NARROW:
             parts += [Text(), methods]
@@ -111,11 +112,14 @@ class View:
         words.append(f"{duration(time.monotonic() - self._begun)} gone")
         words += [f"about {duration(seen.left)} left"] if seen.left is not None else []
         line = Table.grid(padding=(0, 1))
+        for _ in range(3 if width >= NARROW else 2):
+            line.add_column(no_wrap=True, overflow="ellipsis")
         done = seen.steps / seen.of_steps if seen.of_steps else 0.0
         bar = [ProgressBar(total=1.0, completed=done, width=24)] if width >= NARROW else []
         line.add_row(Text(self.study.name, style="bold"), *bar, " · ".join(words))
         yield line
-        yield Text(money(seen.spent, seen.expected, self.study.price), style="dim")
+        spent = money(seen.spent, seen.expected, self.study.price)
+        yield Text(spent, style="dim", no_wrap=True, overflow="ellipsis")
 
     def _end(self, cell: Cell, result: dict[str, Any], number: int, *, first: bool) -> None:
         if not first:  # what ended before this view began is in the report

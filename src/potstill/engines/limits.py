@@ -63,6 +63,14 @@ def _best(work: Callable[[], Any], device: torch.device) -> float:
     return min(times[1:]) / many
 
 
+def gpu_memory() -> list[tuple[int, int]]:
+    """Bytes at the peak so far and bytes that there are, of each GPU."""
+    return [
+        (torch.cuda.max_memory_reserved(i), torch.cuda.get_device_properties(i).total_memory)
+        for i in range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
+    ]
+
+
 def size_of(model: Any, dtype: torch.dtype) -> Size:
     """Read a model's sizes off its weights and config; adapters are not counted."""
     inner = without_adapters(model)

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from potstill.engines import host_memory
+from potstill.engines.limits import gpu_memory
 from potstill.engines.loading import (
     Pair,
     add_lora,
@@ -144,15 +145,7 @@ class Models:
 
     def memory(self) -> tuple[int, int]:
         """Bytes at the peak so far, and bytes that there are, where it is tightest."""
-        places = [host_memory()]
-        if torch.cuda.is_available():
-            places += [
-                (
-                    torch.cuda.max_memory_reserved(i),
-                    torch.cuda.get_device_properties(i).total_memory,
-                )
-                for i in range(torch.cuda.device_count())
-            ]
+        places = [host_memory(), *gpu_memory()]
         found = [place for part in self.team.all(places) for place in part]
         return max(found, key=lambda place: place[0] / place[1])
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from potstill.cost import Spent, total
 from potstill.report.data import StudyData
@@ -20,6 +22,8 @@ class CostRow:
     usd: float | None  # None where no price is set
     predicted_usd: float | None
     usd_per_point: float | None  # of accuracy gained on the untrained student; None for no gain
+    flops_per_point: float | None = None  # the same in operations; None where they are unknown too
+    device_seconds: float | None = None  # times the devices that a run held; None: a service's
 
 
 def costs(data: StudyData, pair: str) -> list[CostRow]:
@@ -44,9 +48,18 @@ def costs(data: StudyData, pair: str) -> list[CostRow]:
                 usd=usd,
                 predicted_usd=_usd(told, price) if told else None,
                 usd_per_point=usd / points if usd is not None and points > 0 else None,
+                flops_per_point=spent.flops / points if spent.flops and points > 0 else None,
+                device_seconds=_device_seconds(done),
             )
         )
     return found
+
+
+def _device_seconds(records: Sequence[Mapping[str, Any]]) -> float | None:
+    held = [(record.get("devices"), Spent.read(record).seconds) for record in records]
+    if any(devices is None for devices, _ in held):
+        return None
+    return sum((devices or 0) * seconds for devices, seconds in held) / len(held)
 
 
 def _usd(spent: Spent, price: Price) -> float | None:

@@ -1,0 +1,75 @@
+"""How well `potstill check` predicts: pre-flight before a study and again after it, and between
+them the study itself, on the same machine with as many workers as are told.
+
+Prints predicted / actual of tokens, operations and seconds, by pair and method. The second
+pre-flight says how much of a miss in seconds is the machine's own unrest.
+
+    python -m benchmarks.prediction studies/quick.toml seeds=0 --workers 1 --out runs/prediction
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from potstill.cli.parts import print_table, study_of
+from potstill.config import Study
+from potstill.cost import Spent, total
+from potstill.launch import checked, fill, predict
+from potstill.store import StudyFolder, cells_of
+
+Told = Mapping[str, Mapping[str, Spent]]  # pair -> method -> one run
+
+
+def compare(
+    study: Study, folder: StudyFolder, before: Told, after: Told
+) -> Iterator[dict[str, Any]]:
+    """Ratios of predictions to means over runs, for each pair and method and for all."""
+    results = folder.results(cells_of(study))
+    everything: dict[str, list[Spent]] = {"was": [], "before": [], "after": []}
+    for pair in study.models:
+        for method in study.recipes:
+            done = [
+                Spent.read(result)
+                for cell, result in results.items()
+                if (cell.pair, cell.method) == (pair, method) and result["status"] == "done"
+            ]
+            if done:
+                was = total(done) * (1 / len(done))
+                yield _row(f"{pair} {method}", was, before[pair][method], after[pair][method])
+                everything["was"].append(was)
+                everything["before"].append(before[pair][method])
+                everything["after"].append(after[pair][method])
+    yield _row("in all", *(total(everything[key]) for key in ("was", "before", "after")))
+
+
+def _row(name: str, was: Spent, before: Spent, after: Spent) -> dict[str, Any]:
+    flops = before.flops / was.flops if before.flops and was.flops else None
+    return {
+        "run": name,
+        "tokens": f"{was.count():,.0f}",
+        "predicted/actual tokens": f"{before.count() / was.count():.2f}",
+        "FLOPs": "unknown" if flops is None else f"{flops:.2f}",
+        "seconds": f"{was.seconds:.1f}",
+        "predicted/actual seconds": f"{before.seconds / was.seconds:.2f}",
+        "after it": f"{after.seconds / was.seconds:.2f}",
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("words", nargs="*", help="a study file and key=value overrides")
+    parser.add_argument("--out", type=Path, default=Path("runs/prediction"))
+    parser.add_argument("--workers", type=int, default=1)
+    asked = parser.parse_args()
+    study = study_of(asked.words)
+    before = predict(checked(study))
+    fill(study, asked.out, asked.workers, preflight=False)
+    after = predict(checked(study))
+    print_table(list(compare(study, StudyFolder(asked.out), before, after)))
+
+
+if __name__ == "__main__":
+    main()
