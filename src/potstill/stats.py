@@ -186,8 +186,16 @@ def _of(method: str, done: Mapping[Cell, Mapping[str, Any]]) -> dict[int | None,
 def _against(row: Row, other: str, done: Mapping[Cell, Mapping[str, Any]]) -> Difference | None:
     """Paired difference of a row against another method or a reference row."""
     mine, its = _of(row.method, done), _of(other, done)
-    if row.method == other or not mine or not its:
-        return None
+    return None if row.method == other else paired(mine, its)
+
+
+def paired(
+    mine: Mapping[int | None, Mapping[str, Any]], its: Mapping[int | None, Mapping[str, Any]]
+) -> Difference | None:
+    """Paired difference of two rows' records by seed; a record without a seed fits every seed.
+
+    None where they share no seed.
+    """
     shared = [s for s in mine if s in its or None in its]
     if not shared:
         return None

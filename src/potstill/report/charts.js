@@ -1,0 +1,129 @@
+"use strict";
+// Charts: drawn by plotly.js when they come into view, in the colours of the reader's theme.
+(() => {
+  const plots = [...document.querySelectorAll(".plot")];
+  const spec = (plot) => (plot.spec ??= JSON.parse(plot.nextElementSibling.textContent));
+
+  // plotly.js lies packed in the page; the policy knows its hash, so that it may run unpacked.
+  const unpack = async () => {
+    const packed = atob(document.getElementById("plotly").textContent);
+    const bytes = Uint8Array.from(packed, (c) => c.charCodeAt(0));
+    const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+    const script = document.createElement("script");
+    script.textContent = await new Response(stream).text();
+    document.head.append(script);
+  };
+  let library;
+  const loaded = () => (library ??= unpack());
+
+  // A colour of the style sheet as rgb(): light-dark() is resolved by the browser.
+  const probe = document.createElement("i");
+  probe.hidden = true;
+  document.body.append(probe);
+  const colour = (name) => {
+    probe.style.color = `var(${name})`;
+    return getComputedStyle(probe).color;
+  };
+
+  const theme = (plot) => {
+    const look = {
+      "font.color": colour("--ink"),
+      "font.family": getComputedStyle(document.body).fontFamily,
+      "font.size": 12,
+      "hoverlabel.bgcolor": colour("--card"),
+      "hoverlabel.bordercolor": colour("--rule"),
+      "hoverlabel.font.color": colour("--ink"),
+      "modebar.color": colour("--soft"),
+      "modebar.activecolor": colour("--accent"),
+      "modebar.bgcolor": "rgba(0,0,0,0)",
+    };
+    for (const axis of ["xaxis", "yaxis"]) {
+      look[`${axis}.gridcolor`] = colour("--grid");
+      look[`${axis}.linecolor`] = colour("--rule");
+    }
+    for (const kind of ["shapes", "annotations"])
+      plot.layout[kind].forEach((mark, i) => {
+        look[`${kind}[${i}].visible`] = potstill.shows(mark.name);
+      });
+    return look;
+  };
+
+  const dress = (plot) => {
+    if (!plot.drawn) return;
+    const visible = plot.data.map(({ meta }) => potstill.shows(meta.method, meta.part));
+    Plotly.update(plot, { visible }, theme(plot));
+  };
+
+  const draw = (plot) => {
+    if (plot.drawn) return;
+    plot.drawn = true;
+    const { data, layout } = spec(plot);
+    if (plot.clientWidth < 480) layout.margin.r = Math.min(layout.margin.r, 8);
+    const config = {
+      responsive: true,
+      displaylogo: false,
+      displayModeBar: matchMedia("(hover: hover)").matches ? "hover" : false,
+      modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"],
+    };
+    Plotly.newPlot(plot, data, layout, config);
+    plot.on("plotly_click", ({ points }) => potstill.isolate(points[0].data.meta.method));
+    dress(plot);
+  };
+
+  // One line a point; what a trace holds of several runs is told apart by its gaps.
+  const rows = (plot) => {
+    const { data, layout } = spec(plot);
+    const title = (axis) => layout[axis].title?.text ?? axis[0];
+    const found = [["method", "part", "seed", title("xaxis"), title("yaxis"), "low", "high"]];
+    for (const trace of data) {
+      const { method, part, seeds = [] } = trace.meta;
+      if (trace.type === "heatmap") {
+        trace.z[0].forEach((z, i) => found.push([method, part, "", trace.customdata[0][i], z, "", ""]));
+        continue;
+      }
+      let run = 0;
+      const gaps = trace.x.includes(null);
+      const bar = trace.error_x ?? trace.error_y;
+      const middle = trace.error_x ? trace.x : trace.y;
+      trace.x.forEach((x, i) => {
+        if (x === null) return (run += 1);
+        const seed = seeds[gaps ? run : i] ?? "";
+        const ends = bar ? [middle[i] - bar.arrayminus[i], middle[i] + bar.array[i]] : [];
+        return found.push([method, part, seed, x, trace.y[i], ...ends.map((v) => Number(v.toFixed(4)))]);
+      });
+    }
+    if (data[0]?.type === "heatmap") found[0] = ["method", "part", "seed", "problem", "share of seeds", "", ""];
+    return found;
+  };
+
+  potstill.redraw = () => plots.forEach(dress);
+  potstill.drawAll = () => {
+    if (window.Plotly) plots.forEach(draw);
+  };
+  potstill.resize = () => plots.forEach((plot) => plot.drawn && Plotly.Plots.resize(plot));
+
+  potstill.charts = () => {
+    document.querySelectorAll("figure .csv").forEach((button) => {
+      const figure = button.closest("figure");
+      const section = figure.closest("section");
+      const name = `${section.dataset.name ?? ""}-${figure.dataset.name}`.replace(/^-/, "");
+      button.addEventListener("click", () =>
+        potstill.save(name, potstill.csv(rows(figure.querySelector(".plot")))),
+      );
+    });
+    if (!("DecompressionStream" in window)) {
+      plots.forEach((plot) => (plot.textContent = "This browser is too old to draw charts; CSV has their data."));
+      return;
+    }
+    const watcher = new IntersectionObserver(
+      (entries) =>
+        entries.filter((entry) => entry.isIntersecting).forEach(({ target }) => {
+          watcher.unobserve(target);
+          loaded().then(() => draw(target));
+        }),
+      { rootMargin: "500px" },
+    );
+    plots.forEach((plot) => watcher.observe(plot));
+    if (plots.length) (window.requestIdleCallback ?? setTimeout)(() => loaded());
+  };
+})();
