@@ -72,7 +72,7 @@ def write_report(path: Path, *, figures: bool = False) -> Report:
 
     Args:
         path: the study's folder.
-        figures: also write SVG and PNG files.
+        figures: also write SVG, PDF and PNG files.
 
     Raises:
         PotstillError: the folder holds no study, or the disk refuses.

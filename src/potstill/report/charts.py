@@ -65,15 +65,15 @@ def _compared(data: StudyData, rows: Sequence[Row], looks: dict[str, Look]) -> I
     note = f"{INTERVAL}; short strokes are single seeds, dotted lines the reference rows."
     yield Chart("accuracy", "Accuracy", note, dots(data, rows, looks), height=tall)
     note = f"{INTERVAL}, paired; filled: interval excludes 0 and Holm's p < 0.05."
-    for against in (BASELINE, "untrained"):
-        title = f"Difference to {against}"
-        spec = forest(trained, against, looks)
-        yield Chart(f"difference-to-{against}", title, note, spec, height=tall)
+    against = BASELINE if any(row.against_baseline for row in trained) else "untrained"
+    spec = forest(trained, against, looks)
+    name = f"difference-to-{against}"
+    yield Chart(name, f"Difference to {against}", note, spec, height=tall)
     for unit, cost in spendings(data, trained):
         what = unit.split(" a run")[0]
         note = (
-            "Up and to the left is better. Diamonds are Pareto-optimal by their means: none is both "
-            "cheaper and better; overlapping bars are no order."
+            "Up and to the left is better. Diamonds are Pareto-optimal by their means: none is "
+            "both cheaper and better; overlapping bars are no order."
         )
         spec = frontier(trained, cost, unit, looks)
         yield Chart(

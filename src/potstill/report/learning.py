@@ -76,7 +76,9 @@ def onsets(curve: Curve, look: Look, found: Sequence[tuple[int, int]]) -> Spec:
     at = dict(zip(curve.mean.steps, curve.mean.values, strict=True))
     near = [at[min(at, key=lambda s: abs(s - step))] for _, step in found]
     xs = [round(100 * step / curve.total, 2) for _, step in found]
-    text = f"<b>{curve.method}</b><br>seed %{{customdata[0]}} collapses from step %{{customdata[1]}}"
+    text = (
+        f"<b>{curve.method}</b><br>seed %{{customdata[0]}} collapses from step %{{customdata[1]}}"
+    )
     marker = {"symbol": "x-thin", "size": 12, "line": {"width": 3, "color": look.colour}}
     return _line(curve.method, "onset", xs, near, {}) | {
         "mode": "markers",
@@ -110,7 +112,8 @@ def _traces(curve: Curve, look: Look, metric: Metric) -> list[Spec]:
             xs += [*curve.progress(line), None]
             ys += [*line.values, None]
         found.append(
-            _line(curve.method, "seed", xs, ys, thin) | {"opacity": 0.3, "hoverinfo": "skip"}
+            _line(curve.method, "seed", xs, ys, {**thin, "dash": "solid"})
+            | {"opacity": 0.28, "hoverinfo": "skip"}
         )
         found[-1]["meta"]["seeds"] = [seed for seed, _ in curve.seeds]
     mean = _line(

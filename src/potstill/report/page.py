@@ -5,7 +5,6 @@ Escaping is the template engine's, on for everything; `bundle` adds style, scrip
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -23,7 +22,7 @@ from potstill.report.profile import profiles
 from potstill.report.published import caveat, column
 from potstill.report.reading import clear
 from potstill.report.summary import answers, untested
-from potstill.report.table import published, seeds_done
+from potstill.report.table import published, seeds_done, settings
 from potstill.report.texts import samples, visible
 from potstill.report.verdict import Choice
 from potstill.store import REFERENCES
@@ -86,10 +85,7 @@ def _pair(
         "caveat": caveat(known, models, str(data.study.task.get("name"))) if known else "",
         "choice": choice,
         "kl": {method: _kl(data, pair, method) for method in data.recipes},
-        "parts": [
-            (part.title, [(c, data_block(c.spec)) for c in part.charts])
-            for part in parts
-        ],
+        "parts": [(part.title, [(c, data_block(c.spec)) for c in part.charts]) for part in parts],
         "samples": samples(data, pair),
         "profiles": profiles(data, pair),
         "costs": spent,
@@ -112,20 +108,6 @@ def model(pair: str, role: str, name: str) -> str:
     """A model's name; where an embedded one lies on this machine is nobody's business."""
     embedded = pair in zoo.PAIRS and name == zoo.folder(pair, role)
     return f"{pair} (embedded)" if embedded else name
-
-
-def settings(table: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """A nested table as dotted keys and short texts."""
-    found: list[tuple[str, str]] = []
-    for key, value in table.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, Mapping):
-            found += settings(value, f"{name}.")
-        elif isinstance(value, list) and all(isinstance(v, str | int) for v in value):
-            found.append((name, ", ".join(map(str, value))))
-        else:
-            found.append((name, json.dumps(value, ensure_ascii=False)))
-    return found
 
 
 def _others(data: StudyData) -> dict[str, list[str]]:

@@ -56,7 +56,7 @@ def forest(rows: Sequence[Row], against: str, looks: Mapping[str, Look]) -> Spec
     name = "against_baseline" if against == BASELINE else "against_untrained"
     known = [(row, getattr(row, name)) for row in rows if getattr(row, name)]
     drawn = rowed([row.method for row, _ in known])
-    drawn["xaxis"] |= {"title": {"text": f"difference to {against}, points"}}
+    drawn["xaxis"] |= {"title": {"text": "accuracy, difference in points"}}
     drawn["shapes"].append(across(0.0) | {"line": {"color": NEUTRAL, "width": 1.5}})
     traces = [difference(row.method, value, _colour(row.method, looks)) for row, value in known]
     return {"data": traces, "layout": drawn}
@@ -89,7 +89,8 @@ def frontier(
     drawn["margin"] |= {"t": 22, "r": 30}
     drawn["xaxis"] |= {"title": {"text": unit}, "rangemode": "tozero"}
     drawn["yaxis"] |= {"title": {"text": "accuracy, strict, %"}}
-    traces = [_costed(row, cost[row.method], unit, row.method in best, looks) for row in known]
+    places = _places(best, cost)
+    traces = [_costed(row, cost[row.method], unit, places.get(row.method), looks) for row in known]
     front = [row for name in best for row in known if row.method == name]
     ys = [_short(100 * row.accuracy.mean) for row in front if row.accuracy]
     joined = point("", "front", [cost[name] for name in best], ys) | {"mode": "lines"}
@@ -97,8 +98,16 @@ def frontier(
     return {"data": [joined, *traces] if len(best) > 1 else traces, "layout": drawn}
 
 
-def _costed(row: Row, cost: float, unit: str, best: bool, looks: Mapping[str, Look]) -> Spec:
+def _places(best: Sequence[str], cost: Mapping[str, float]) -> dict[str, str]:
+    """Where the names of the front's points stand: up and to the left no other point can be."""
+    near = 0.3 * max(cost.values(), default=0.0)
+    return {name: "top left" if cost[name] > near else "top center" for name in best}
+
+
+def _costed(row: Row, cost: float, unit: str, place: str | None, looks: Mapping[str, Look]) -> Spec:
+    """A method's point; `place` is where the name of a Pareto-optimal one stands."""
     assert row.accuracy
+    best = place is not None
     mean, low, high = (100 * v for v in (row.accuracy.mean, row.accuracy.low, row.accuracy.high))
     colour = _colour(row.method, looks)
     told = count(cost) if "token" in unit else f"{cost:.3g}"
@@ -111,7 +120,7 @@ def _costed(row: Row, cost: float, unit: str, best: bool, looks: Mapping[str, Lo
     main["marker"]["line"] = {"width": 2 if not best else 0}
     if best:
         hover += "<br>Pareto-optimal"
-        main |= {"mode": "markers+text", "text": [row.method], "textposition": "bottom center"}
+        main |= {"mode": "markers+text", "text": [row.method], "textposition": place}
         main["textfont"] = {"size": 11}
     return main | {"hovertemplate": f"{hover}<extra></extra>"}
 

@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 
 from potstill.report.data import StudyData
-from potstill.report.learning import Spec
-from potstill.report.points import rowed
+from potstill.report.learning import Spec, layout
 from potstill.stats import Matrix, outcome_matrix
 from potstill.store import REFERENCES
 
@@ -33,26 +32,35 @@ def shares(data: StudyData, pair: str) -> dict[str, Matrix]:
 
 def problem_map(known: Mapping[str, Matrix]) -> Spec:
     """The map, one trace a method so that one can be singled out."""
-    rows = [known[m] for m in known if m not in REFERENCES] or list(known.values())
-    order = np.argsort(-np.mean(rows, axis=0), kind="stable")
+    order = ordered(known)
     width = max(1, -(-len(order) // WIDEST))
     columns = [order[i : i + width] for i in range(0, len(order), width)]
     named = [int(column[0]) + 1 for column in columns]
-    drawn = rowed(list(known))
+    drawn = layout()
     drawn["margin"] |= {"t": 46, "r": 10}
+    # rows by number: on an axis of categories plotly wants all of them in one trace
+    ticks = {"tickvals": list(range(len(known))), "ticktext": list(known), "tickmode": "array"}
+    drawn["yaxis"] |= {"autorange": "reversed", **ticks}
     drawn["xaxis"] |= {"title": {"text": "held-out problems, easiest first"}, "showgrid": False}
     drawn["yaxis"] |= {"showgrid": False}
     drawn["coloraxis"] = {"colorscale": "Cividis", "cmin": 0, "cmax": 1, "colorbar": _bar()}
-    return {"data": [_row(m, s, columns, named) for m, s in known.items()], "layout": drawn}
+    rows = enumerate(known.items())
+    return {"data": [_row(y, m, s, columns, named) for y, (m, s) in rows], "layout": drawn}
 
 
-def _row(method: str, share: Matrix, columns: list[Any], named: list[int]) -> Spec:
+def ordered(known: Mapping[str, Matrix]) -> Any:
+    """Indices of the problems, from the one that most methods solve on."""
+    rows = [known[m] for m in known if m not in REFERENCES] or list(known.values())
+    return np.argsort(-np.mean(rows, axis=0), kind="stable")
+
+
+def _row(y: int, method: str, share: Matrix, columns: list[Any], named: list[int]) -> Spec:
     text = f"<b>{method}</b><br>problem %{{customdata}} of the test set<br>solved by %{{z:.0%}}"
     return {
         "type": "heatmap",
         "name": method,
         "meta": {"method": method, "part": "solved"},
-        "y": [method],
+        "y": [y],
         "x": list(range(1, len(columns) + 1)),
         "z": [[round(float(share[column].mean()), 2) for column in columns]],
         "customdata": [named],
@@ -66,13 +74,14 @@ def _bar() -> Spec:
     return {
         "orientation": "h",
         "thickness": 8,
-        "len": 0.36,
+        "lenmode": "pixels",
+        "len": 190,
         "x": 1,
         "xanchor": "right",
         "y": 1.02,
         "yanchor": "bottom",
         "tickformat": ".0%",
-        "nticks": 3,
+        "tickvals": [0, 0.5, 1],
         "title": {"text": "share of seeds", "side": "top", "font": {"size": 11}},
     }
 

@@ -63,9 +63,7 @@ def evidence(data: StudyData, pair: str, groups: Sequence[Grouped]) -> Evidence:
     return Evidence(rows, named, collapsed, data.study.faults, price, missing)
 
 
-def _agree(
-    apart: dict[str, Difference | None], rows: Mapping[str, Row], top: str
-) -> None:
+def _agree(apart: dict[str, Difference | None], rows: Mapping[str, Row], top: str) -> None:
     """A difference that the table has too, in another family of comparisons, keeps the larger p:
     the page must not call one difference clear in one place and not in another."""
     table = {stats.BASELINE: rows[top].against_baseline}

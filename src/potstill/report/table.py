@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -197,6 +198,20 @@ def dollars(value: float | None) -> str:
     ('0.00123', '47', '')
     """
     return "" if value is None else f"{value:.3g}"
+
+
+def settings(table: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """A nested table as dotted keys and short texts."""
+    found: list[tuple[str, str]] = []
+    for key, value in table.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            found += settings(value, f"{name}.")
+        elif isinstance(value, list) and all(isinstance(v, str | int) for v in value):
+            found.append((name, ", ".join(map(str, value))))
+        else:
+            found.append((name, json.dumps(value, ensure_ascii=False)))
+    return found
 
 
 def seeds_done(row: Row) -> str:

@@ -16,6 +16,8 @@ from potstill.report.reading import FEW_SEEDS, clear
 from potstill.report.table import count, p_value, per_cent, signed
 from potstill.stats import BASELINE, Difference, Interval, Row
 
+MORE = 1.25  # times the baseline's tokens, from which on it is said
+
 Kind = Literal["nothing", "faults", "no gain", "single", "clear", "tie"]
 
 
@@ -178,6 +180,7 @@ def _baseline(told: Evidence, top: Row) -> list[str]:
     if top.against_baseline:
         sure = "" if clear(top.against_baseline) else ": not significant"
         found = [f"{top.method} against {BASELINE}: {difference(top.against_baseline)}{sure}."]
+        found += _equal_tokens(told, top)
     sides = {
         side: [row.method for row in told.rows if clear(row.against_baseline) == side]
         for side in (1, -1)
@@ -187,6 +190,20 @@ def _baseline(told: Evidence, top: Row) -> list[str]:
     parts = [f"above it {_listed(sides[1])}"] * bool(sides[1])
     parts += [f"below it {_listed(sides[-1])}"] * bool(sides[-1])
     return [*found, f"Clearly apart from {BASELINE}: {'; '.join(parts)}."]
+
+
+def _equal_tokens(told: Evidence, top: Row) -> list[str]:
+    """What is left of the best when it may spend only what the baseline does."""
+    base = next((row for row in told.rows if row.method == BASELINE), None)
+    if not base or not base.accuracy or not base.tokens or not top.tokens:
+        return []
+    ratio, level = top.tokens / base.tokens, per_cent(top.equal_tokens)
+    if ratio < MORE or not level:
+        return []
+    return [
+        f"It spends {ratio:.1f} times the tokens of {BASELINE}; where it had spent as many, it was "
+        f"at {level} %, {BASELINE} ends at {per_cent(base.accuracy.mean)} %."
+    ]
 
 
 def _broken(told: Evidence) -> list[str]:
