@@ -9,13 +9,12 @@ from __future__ import annotations
 import csv
 import io
 import json
-import shutil
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from benchmarks.page import CHROMIUM, launch, opened
 
 from potstill import stats
 from potstill.methods import METHODS
@@ -27,7 +26,6 @@ from studies import Fate, small_study, write_study
 
 pytestmark = pytest.mark.browser
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 HOSTILE = (
     "<script>window.hacked = 1</script><img src=x onerror='window.hacked = 1'>"
     "</pre></script><svg onload=window.hacked=1>\u202egnitrow\u0007\x00"
@@ -83,10 +81,10 @@ class Reader:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     sync = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if CHROMIUM is None:
+    if not CHROMIUM:
         pytest.skip("no chromium on this machine: make test-browser installs it")
     with sync.sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        found = launch(playwright)
         yield found
         found.close()
 
@@ -359,21 +357,8 @@ def test_a_large_study_prints_its_size_and_its_time(
     )
     write_study(tmp_path, study)
     html = write_report(tmp_path).html
-    size, times = html.stat().st_size, open_page(reader, html)
+    size, times = html.stat().st_size, opened(reader.page, html)
     with capsys.disabled():
-        print(f"\n160 cells: {size / 1e6:.2f} MB; {told(times)}")
+        told = ", ".join(f"{what} {seconds:.2f} s" for what, seconds in times.items())
+        print(f"\n160 cells: {size / 1e6:.2f} MB; {told}")
     assert size < 10e6
-
-
-def open_page(reader: Reader, html: Path) -> dict[str, float]:
-    """Seconds until the words are there, and until the first chart that is scrolled to is."""
-    start = time.perf_counter()
-    page = reader.open(html)
-    words = time.perf_counter() - start
-    page.locator(".plot").first.scroll_into_view_if_needed()
-    page.locator(".js-plotly-plot .main-svg").first.wait_for()
-    return {"words and tables": words, "first chart": time.perf_counter() - start}
-
-
-def told(times: dict[str, float]) -> str:
-    return ", ".join(f"{what} after {seconds:.2f} s" for what, seconds in times.items())

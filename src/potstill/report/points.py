@@ -99,9 +99,11 @@ def frontier(
 
 
 def _places(best: Sequence[str], cost: Mapping[str, float]) -> dict[str, str]:
-    """Where the names of the front's points stand: up and to the left no other point can be."""
-    near = 0.3 * max(cost.values(), default=0.0)
-    return {name: "top left" if cost[name] > near else "top center" for name in best}
+    """Where the names of the front's points stand: up and to the left no other point can be. Those
+    between its ends have none, as they would overlap; the label under the pointer says theirs."""
+    near, ends = 0.3 * max(cost.values(), default=0.0), (*best[:1], *best[-1:])
+    placed = {name: "top left" if cost[name] > near else "top center" for name in ends}
+    return {name: placed.get(name, "") for name in best}
 
 
 def _costed(row: Row, cost: float, unit: str, place: str | None, looks: Mapping[str, Look]) -> Spec:
@@ -120,6 +122,7 @@ def _costed(row: Row, cost: float, unit: str, place: str | None, looks: Mapping[
     main["marker"]["line"] = {"width": 2 if not best else 0}
     if best:
         hover += "<br>Pareto-optimal"
+    if place:
         main |= {"mode": "markers+text", "text": [row.method], "textposition": place}
         main["textfont"] = {"size": 11}
     return main | {"hovertemplate": f"{hover}<extra></extra>"}

@@ -95,9 +95,10 @@ def _trust(data: StudyData, groups: Sequence[Grouped]) -> Answer:
         told.append(f"{seen} runs checked their own loss while they trained: none deviates.")
     told.append("The best is picked after looking, which flatters it a little.")
     tone: Tone = "bad" if study.faults or deviates else "warn" if weak else "good"
-    word = {"bad": "No", "warn": "With care", "good": "Yes, for these models"}[tone]
     size = f"{_plural(seeds, 'seed')}, {problems} held-out problems"
-    return Answer("Can I trust that?", tone, f"{word}: {size}", tuple(told))
+    head = {"warn": f"With care: {size}", "good": f"Yes, for these models: {size}"}.get(tone, "")
+    why = "faults are switched on" if study.faults else "runs deviate from their recipe"
+    return Answer("Can I trust that?", tone, head or f"No: {why}", tuple(told))
 
 
 def _cost(data: StudyData) -> Answer:
