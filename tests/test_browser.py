@@ -64,17 +64,21 @@ class Reader:
             self.page.wait_for_timeout(50)
         raise AssertionError(f"never: {expression}")
 
-    def draw(self) -> Any:
-        """Every chart, also those that are out of sight."""
+    def draw(self, *names: str) -> None:
+        """Scroll to charts of the first pair until they are drawn; without names, draw all."""
         self.until("Boolean(window.Plotly)")
-        self.page.evaluate("potstill.drawAll()")
-        self.until("[...document.querySelectorAll('.plot')].every(p => p.querySelector('svg'))")
-        return self.page
+        if not names:
+            self.page.evaluate("potstill.drawAll()")
+            self.until("[...document.querySelectorAll('.plot')].every(p => p.querySelector('svg'))")
+        for name in names:
+            plot = f"""document.querySelector('figure[data-name="{name}"] .plot')"""
+            self.page.evaluate(f"{plot}.scrollIntoView({{ behavior: 'instant' }})")
+            self.until(f"Boolean({plot}.querySelector('svg'))")
 
     def shown(self, name: str) -> set[str]:
         """Methods whose traces a chart shows."""
         plots = f"""[...document.querySelectorAll('figure[data-name="{name}"] .plot')]"""
-        traces = ".flatMap(plot => plot.data.filter(t => t.visible !== false))"
+        traces = ".flatMap(plot => (plot.data ?? []).filter(t => t.visible !== false))"
         return set(self.page.evaluate(f"{plots}{traces}.map(t => t.meta.method)"))
 
 
@@ -130,7 +134,6 @@ def test_every_chart_draws_and_nothing_leaves(reader: Reader, report: Path) -> N
 
 def test_hostile_text_is_seen_and_does_not_run(reader: Reader, report: Path) -> None:
     page = reader.open(report)
-    reader.draw()
     page.wait_for_timeout(300)
     assert page.evaluate("window.hacked") is None
     texts = page.locator("pre", has_text="window.hacked = 1").first
@@ -188,12 +191,15 @@ def test_a_table_filters(reader: Reader, report: Path) -> None:
 
 def test_one_click_isolates_a_method_everywhere(reader: Reader, report: Path) -> None:
     page = reader.open(report)
-    reader.draw()
+    names = ("eval-accuracy", "train-score", "accuracy", "solved", "accuracy-by-tokens")
+    reader.draw(*names, "seeding-effect", "train-loss")
     everything = reader.shown("eval-accuracy")
     assert len(everything) == 11
     page.locator(".chip .only", has_text="hybrid").click()
-    for name in ("eval-accuracy", "train-score", "accuracy", "solved", "accuracy-by-tokens"):
+    for name in names:
         assert reader.shown(name) - {"untrained", "teacher", ""} == {"hybrid"}, name
+    blank = page.locator("figure.blank").evaluate_all("all => all.map(f => f.dataset.name)")
+    assert {*blank} <= {"seed-tokens", "seeding-effect"} and "seeding-effect" in blank
     for table in ("#methods-1", "#methods-2", ".costs", ".texts"):
         rows = page.locator(f"{table} >> nth=0").locator("tr[data-method]:visible").all()
         methods = {row.get_attribute("data-method") for row in rows}
@@ -208,7 +214,7 @@ def test_one_click_isolates_a_method_everywhere(reader: Reader, report: Path) ->
 
 def test_a_click_on_a_chart_isolates_and_the_legend_toggles(reader: Reader, report: Path) -> None:
     page = reader.open(report)
-    reader.draw()
+    reader.draw("accuracy", "train-loss", "train-score")
     page.evaluate("""() => {
         const plot = document.querySelector('figure[data-name="accuracy"] .plot');
         const data = plot.data.find(t => t.meta.method === 'mixture');
@@ -231,7 +237,7 @@ def test_the_theme_follows_the_system_and_the_button(reader: Reader, report: Pat
     page = reader.page
     page.emulate_media(color_scheme="dark")
     reader.open(report)
-    reader.draw()
+    reader.draw("accuracy")
 
     def colours() -> tuple[str, str]:
         return tuple(
@@ -314,7 +320,7 @@ def test_a_comparison_works_the_same(reader: Reader, report: Path, tmp_path: Pat
     page = reader.open(
         write_comparison(compare([report.parent, tmp_path / "<b>other"]), tmp_path / "c.html")
     )
-    reader.draw()
+    reader.draw("accuracy", "difference")
     assert (
         page.locator(".js-plotly-plot").count() == 2
         and page.locator("b", has_text="other").count() == 0
@@ -351,7 +357,7 @@ def test_a_large_study_prints_its_size_and_its_time(
     methods = [name for name in METHODS if name != "off_policy"]
     pairs = ["tiny-qwen", "tiny-llama"]
     train = {"steps": 100, "max_tokens": 32}
-    table = {"every": 25, "problems": 500, "probe_every": 5}
+    table = {"every": 50, "problems": 500, "probe_every": 5}
     study = small_study(
         pairs=pairs, methods=methods, seeds=list(range(10)), train=train, eval=table
     )

@@ -51,8 +51,16 @@
 
   const visible = (data) => data.map(({ meta }) => potstill.shows(meta.method, meta.part));
 
+  // A chart that holds nothing of the chosen methods says so, instead of being empty.
+  const mark = (plot, data) => {
+    const left = data.some(({ meta }) => meta.method && potstill.shows(meta.method));
+    plot.closest("figure").classList.toggle("blank", !left);
+  };
+
   const dress = (plot) => {
-    if (plot.drawn) Plotly.update(plot, { visible: visible(plot.data) }, theme(plot.layout));
+    if (!plot.drawn) return;
+    Plotly.update(plot, { visible: visible(plot.data) }, theme(plot.layout));
+    mark(plot, plot.data);
   };
 
   // The same before the first drawing, so that it is the only one: "a.b[0].c" is a path.
@@ -76,6 +84,7 @@
       modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"],
     };
     Plotly.newPlot(plot, data, layout, config);
+    mark(plot, data);
     plot.on("plotly_click", ({ points }) => potstill.isolate(points[0].data.meta.method));
   };
 
