@@ -1,13 +1,14 @@
 # `make study`: set up and run the embedded quick study, ending in a report.
 # `make test`: set up and run the checks that CI runs.
 # `make test-server`: the Tinker engine on a real training service, installed and started here.
+# `make test-browser`: the reports in a headless Chromium, which is installed where it is missing.
 # `make bench`: side by side with TRL, in an environment of its own; QUESTIONS=GSM8K's train.jsonl.
 PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
 QUESTIONS ?=
 
-.PHONY: study test test-server test-all bench clean
+.PHONY: study test test-server test-browser test-all bench clean
 
 study: .venv/ready
 	$(BIN)/potstill study $(ARGS)
@@ -16,20 +17,25 @@ test: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest -q -n 2 -m "not slow and not server"
+	$(BIN)/pytest -q -n 2 -m "not slow and not server and not browser"
 
 # One process: the server is slow enough on two cores. The SDK leaves sockets to the collector.
 test-server: .venv/ready
 	$(BIN)/pytest -q -m server -W ignore::ResourceWarning \
 	  -W ignore::pytest.PytestUnraisableExceptionWarning
 
+test-browser: .venv/ready
+	command -v chromium || command -v chromium-browser || { apt-get update && apt-get install -y chromium; }
+	$(BIN)/pytest -q -m browser tests/test_browser.py
+
 test-all: .venv/ready
 	@echo "make test, and beside it:"
-	@$(BIN)/pytest -q --collect-only -m "slow or server" | grep :: | sed 's/^/  /'
+	@$(BIN)/pytest -q --collect-only -m "slow or server or browser" | grep :: | sed 's/^/  /'
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest -q -n 2 -m "not server"
+	$(BIN)/pytest -q -n 2 -m "not server and not browser"
+	$(MAKE) test-browser
 	$(MAKE) test-server
 
 bench: .venv/ready

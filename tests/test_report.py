@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import hashlib
 import json
 import subprocess
 import sys
-from base64 import b64encode
+from base64 import b64decode, b64encode
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -23,11 +24,13 @@ from potstill.report import Report, as_markdown, as_text, write_report
 from potstill.report import curves as curves_module
 from potstill.report.data import load
 from potstill.report.palette import looks
+from potstill.report.points import pareto
 from potstill.report.profile import profiles
 from potstill.report.published import COLUMNS, column
+from potstill.report.solved import problem_map
 from potstill.report.table import COLUMNS as CSV_COLUMNS
 from potstill.report.table import to_markdown
-from potstill.report.texts import visible
+from potstill.report.texts import marked, visible
 from potstill.store import Cell, StudyFolder
 from studies import Fate, small_study, write_study
 
@@ -92,6 +95,12 @@ class Page(HTMLParser):
     @property
     def specs(self) -> list[dict]:
         return [json.loads(text) for kind, text in self.scripts if kind == "application/json"]
+
+    @property
+    def charts(self) -> list[tuple[str, dict]]:
+        """Names and specifications of the charts; of several pairs, one after the other."""
+        names = [str(a["data-name"]) for tag, a in self.tags if tag == "figure"]
+        return list(zip(names, self.specs, strict=True))
 
 
 @pytest.fixture(scope="module")
@@ -172,9 +181,12 @@ def test_page_asks_the_network_for_nothing(page: Page) -> None:
 
 def test_page_runs_our_scripts_and_no_other(page: Page) -> None:
     code = [text for kind, text in page.scripts if kind is None]
+    (packed,) = [text for kind, text in page.scripts if kind == "text/plain"]
+    library = gzip.decompress(b64decode(packed)).decode()
     policy = next(a["content"] for _, a in page.tags if a.get("http-equiv")) or ""
-    assert len(code) == 2 and "plotly.js v" in code[0][:300]
-    for text in code:
+    assert len(code) == 3 and "plotly.js v" in library[:300]
+    assert policy.count("sha256-") == 4
+    for text in [*code, library]:
         assert b64encode(hashlib.sha256(text.encode()).digest()).decode() in policy
 
 
@@ -205,15 +217,81 @@ def test_charts_are_what_plotly_takes(page: Page) -> None:
 
     for spec in page.specs:
         go.Figure(spec)  # refuses unknown attributes
-    assert len(page.specs) == 2 * 6
-    accuracy = page.specs[1]
+    half = page.charts[: len(page.charts) // 2]
+    assert [name for name, _ in half] == [
+        "accuracy",
+        "difference-to-on_policy_gkd",
+        "accuracy-by-tokens",
+        "accuracy-by-seconds",
+        "hand-over-score",
+        "hand-over-kl-divergence",
+        "seed-tokens",
+        "seeding-effect",
+        "eval-accuracy",
+        "train-score",
+        "train-phase",
+        "train-kl-divergence",
+        "train-loss",
+        "solved",
+    ]
+    drawn = dict(half)
+    accuracy = drawn["eval-accuracy"]
     start = {t["y"][0] for t in accuracy["data"] if t["meta"]["part"] in ("mean", "seed")}
     untrained = next(t for t in accuracy["data"] if t["name"] == "untrained")
     assert start == {untrained["y"][0]}
     marks = {shape["name"]: shape["x0"] for shape in accuracy["layout"]["shapes"]}
     assert marks == {"hybrid": 50.0, "reverse_curriculum": 70.0}
-    seeded = {trace["name"] for trace in page.specs[5]["data"]}
-    assert seeded == {"teacher_seeded", "seed_long"}
+    assert {t["name"] for t in drawn["seed-tokens"]["data"]} == {"teacher_seeded", "seed_long"}
+    beside = {t["name"] for t in drawn["seeding-effect"]["data"]}
+    assert beside == {"teacher_seeded", "seed_long", "on_policy_gkd"}
+
+
+def test_hand_overs_stand_at_step_nought(page: Page) -> None:
+    """20 steps: hybrid hands over after 10, reverse_curriculum after 14; probes every fifth."""
+    cliff = dict(page.charts)["hand-over-score"]
+    means = {t["name"]: t for t in cliff["data"] if t["meta"]["part"] == "mean"}
+    assert means["hybrid"]["x"] == [-5, 0, 5, 10]
+    assert means["reverse_curriculum"]["x"] == [-9, -4, 1, 6]
+    (line,) = cliff["layout"]["shapes"]
+    assert line["x0"] == 0 and line["name"] == ""
+    thin = next(t for t in cliff["data"] if t["meta"]["part"] == "seed")
+    assert thin["meta"]["seeds"] == [0, 1] and thin["x"].count(None) == 2
+
+
+def test_the_problem_map_is_the_outcomes(written: Report, page: Page) -> None:
+    spec = dict(page.charts[: len(page.charts) // 2])["solved"]
+    row = next(t for t in spec["data"] if t["name"] == "hybrid")
+    records = [
+        StudyFolder(written.html.parent).cell(Cell("tiny-qwen", "hybrid", seed)).result
+        for seed in (0, 1)
+    ]
+    told = dict(zip(row["customdata"][0], row["z"][0], strict=True))
+    for problem in range(40):
+        share = np.mean([int(r["outcomes"]["strict"][problem]) for r in records])
+        assert told[problem + 1] == share
+    ticks = spec["layout"]["yaxis"]
+    assert ticks["ticktext"][row["y"][0]] == "hybrid"
+
+
+@pytest.mark.parametrize(
+    ("points", "best"),
+    [
+        ({}, []),
+        ({"a": (1.0, 0.5)}, ["a"]),
+        ({"a": (1.0, 0.5), "b": (1.0, 0.6)}, ["b"]),
+        ({"a": (1.0, 0.5), "b": (2.0, 0.5)}, ["a"]),
+        ({"a": (3.0, 0.9), "b": (2.0, 0.5), "c": (1.0, 0.7)}, ["c", "a"]),
+    ],
+)
+def test_pareto(points: dict[str, tuple[float, float]], best: list[str]) -> None:
+    assert pareto(points) == best
+
+
+def test_more_problems_than_columns_share_them() -> None:
+    share = {"hybrid": np.r_[np.ones(1500), np.zeros(1500)]}
+    (row,) = problem_map(share)["data"]
+    assert len(row["z"][0]) == len(row["x"]) == 1000
+    assert row["z"][0][0] == 1.0 and row["z"][0][-1] == 0.0
 
 
 def test_a_mean_needs_all_its_seeds(written: Report) -> None:
@@ -228,6 +306,40 @@ def test_a_mean_needs_all_its_seeds(written: Report) -> None:
     assert mean.values[0] == pytest.approx((one[1] + two[1]) / 2, rel=1e-3)
 
 
+def test_very_long_runs_are_read_thinned_and_keep_their_gradings(tmp_path: Path) -> None:
+    steps = 100_000
+    train = {"steps": steps, "max_tokens": 32}
+    many = {"every": 10_000, "problems": 40, "probe_every": 500}
+    study = small_study(methods=["hybrid"], seeds=[0], train=train, eval=many)
+    write_study(tmp_path, study, lambda cell: {"skip": True})
+    place = StudyFolder(tmp_path).cell(Cell("tiny-qwen", "hybrid", 0)).path
+    place.mkdir(parents=True)
+    with (place / "metrics.jsonl").open("w") as file:
+        for step in range(1, steps + 1):
+            row = {"step": step, "train/loss": 1 / step, "tokens": step}
+            if step % 500 == 0:
+                row["train/score"] = 0.5
+            if step % 10_000 == 0:
+                row["eval/accuracy"] = 0.25
+            file.write(json.dumps(row) + "\n")
+    (run,) = load(tmp_path).of("tiny-qwen", "hybrid")
+    assert len(run.metrics) < 2000 and run.steps == steps
+    assert sum("eval/accuracy" in row for row in run.metrics) == 10
+    assert sum("train/score" in row for row in run.metrics) == 200
+    assert write_report(tmp_path).html.stat().st_size < 4e6
+
+
+def test_a_torn_last_line_is_left_and_a_damaged_one_refused(tmp_path: Path) -> None:
+    write_study(tmp_path, small_study(methods=["hybrid"], seeds=[0]))
+    path = StudyFolder(tmp_path).cell(Cell("tiny-qwen", "hybrid", 0)).path / "metrics.jsonl"
+    whole = path.read_text()
+    path.write_text(whole + '{"step": 21, "train')
+    assert load(tmp_path).of("tiny-qwen", "hybrid")[0].metrics[-1]["step"] == 20
+    path.write_text(whole.replace('{"step": 5,', '{"step": 5 5,'))
+    with pytest.raises(PotstillError, match="is damaged"):
+        load(tmp_path)
+
+
 def test_long_runs_are_thinned() -> None:
     steps = tuple(range(1, 1001))
     line = curves_module._thin(curves_module.Line(steps, tuple(map(float, steps))))
@@ -235,12 +347,15 @@ def test_long_runs_are_thinned() -> None:
 
 
 def test_figures_are_written(written: Report) -> None:
-    assert len(written.figures) == 2 * 5 * 2
+    names = {path.stem for path in written.figures if path.stem.startswith("tiny-qwen-")}
+    for name in ("accuracy", "difference-to-on_policy_gkd", "solved", "hand-over", "train-score"):
+        assert f"tiny-qwen-{name}" in names
+    assert len(written.figures) == 2 * 3 * len(names)
     for path in written.figures:
         if path.suffix == ".svg":
             assert ElementTree.parse(path).getroot().tag.endswith("svg")
         else:
-            assert path.read_bytes().startswith(b"\x89PNG")
+            assert path.read_bytes().startswith({".png": b"\x89PNG", ".pdf": b"%PDF"}[path.suffix])
 
 
 def test_text_and_markdown_tables(written: Report) -> None:
@@ -384,6 +499,29 @@ def test_published_columns_cover_the_methods() -> None:
 )
 def test_visible(text: str, shown: str) -> None:
     assert visible(text, 4 if text == "abcdef" else 100) == shown
+
+
+@pytest.mark.parametrize(
+    ("text", "target", "pieces"),
+    [
+        ("1+1=2", "1+1=2", [("same", "1+1=2")]),
+        ("", "1+1=2", [("same", "")]),
+        ("x y", "x", [("same", "x"), ("ins", " y")]),
+        ("x", "x y", [("same", "x"), ("del", " y")]),
+        ("a b c d", "1 2 3 4 5 6 7 8 9 10 11 12", [("ins", "a b c d")]),
+    ],
+    ids=["equal", "empty", "longer", "shorter", "another text"],
+)
+def test_marked(text: str, target: str, pieces: list[tuple[str, str]]) -> None:
+    assert marked(text, target) == pieces
+
+
+def test_texts_stand_by_step_and_method(written: Report) -> None:
+    html = written.html.read_text()
+    texts = html[html.index('<table class="texts">') :]
+    mine = texts[texts.index('data-method="hybrid"') :]
+    mine = mine[: mine.index("</tr>")]
+    assert mine.count("<pre") == 2 and "step 10" in mine and "step 20" in mine
 
 
 def test_a_report_needs_no_engine(written: Report) -> None:

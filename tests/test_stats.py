@@ -166,13 +166,16 @@ def test_accuracy_at_equal_tokens_is_read_between_gradings() -> None:
     assert accuracy_at(10**9, points) == 0.5  # spent less than that: its last accuracy
 
 
+UNCOUNTED = {"prompt": 999, "graded_student_sampled": 600, "graded_prompt": 400}
+
+
 def record(share: float, tokens: int = 0, problems: int = 40, **more: Any) -> dict[str, Any]:
     right = "".join("1" if i < round(share * problems) else "0" for i in range(problems))
     return {
         "status": "done",
         "accuracy": share,
         "outcomes": {"strict": right, "flexible": "1" * problems},
-        "tokens": {"student": tokens, "probe": 10, "prompt": 999} if tokens else {},
+        "tokens": {"student_sampled": tokens, "trained": 10, **UNCOUNTED} if tokens else {},
         "seconds": 2.0,
         **more,
     }
@@ -196,7 +199,7 @@ def metrics(cell: Cell) -> list[dict[str, Any]]:
     result = RESULTS.get(cell, {"status": ""})
     if result["status"] != "done":
         return []
-    total, accuracy = sum(result["tokens"].values()) - 999, result["accuracy"]
+    total, accuracy = sum(result["tokens"].values()) - 1999, result["accuracy"]
     return [
         {"step": 1, "tokens": total / 2, "eval/accuracy": (0.5 + accuracy) / 2},
         {"step": 2, "tokens": 0.7 * total, "eval/accuracy": None},
@@ -286,3 +289,28 @@ def test_pairs_are_tables_of_their_own_and_nothing_is_no_error() -> None:
     assert rows[:5] == alone
     assert all(row.accuracy is None for row in rows[5:])
     assert stats.table([], METHODS, {}, metrics) == []
+
+
+def test_unpaired_agrees_with_paired_where_nothing_is_shared() -> None:
+    """Independent matrices: drawing problems together or apart gives the same mean, and a wider
+    interval where a shared difficulty does not cancel."""
+    rng = np.random.default_rng(1)
+    hard = rng.random(300)
+    a = (rng.random((3, 300)) + 0.1 > hard).astype(float)
+    b = (rng.random((4, 300)) > hard).astype(float)
+    together = stats.unpaired(a, b, same_problems=True)
+    apart = stats.unpaired(a, b, same_problems=False)
+    assert together.mean == apart.mean == pytest.approx(a.mean() - b.mean())
+    assert together.low < together.mean < together.high
+    assert together.high - together.low < apart.high - apart.low
+
+
+def test_unpaired_of_equal_matrices_is_nothing() -> None:
+    same = np.tile(np.random.default_rng(0).random(50) > 0.5, (1, 1)).astype(float)
+    found = stats.unpaired(same, same, same_problems=True)
+    assert (found.mean, found.low, found.high, found.p) == (0.0, 0.0, 0.0, 1.0)
+
+
+def test_unpaired_needs_two_problems() -> None:
+    found = stats.unpaired(np.ones((2, 1)), np.zeros((2, 1)), same_problems=True)
+    assert found.mean == 1.0 and np.isnan(found.low) and np.isnan(found.p) and not found.clear

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from potstill.store import REFERENCES, Cell
+from potstill.types import KINDS
 
 Matrix = npt.NDArray[np.float64]
 BASELINE = "on_policy_gkd"
@@ -74,11 +75,41 @@ def interval(outcomes: Matrix) -> Interval:
 
 def difference(deltas: Matrix) -> Difference:
     """Mean of paired differences (S, P), interval and uncorrected two-sided p-value."""
-    means = resample(deltas)
+    return _judged(float(deltas.mean()), resample(deltas))
+
+
+def unpaired(a: Matrix, b: Matrix, *, same_problems: bool) -> Difference:
+    """Mean of `a` (S, P) minus mean of `b` (R, Q): seeds are drawn for each by itself.
+
+    Args:
+        a: outcomes of one method.
+        b: outcomes of the other, under other seeds.
+        same_problems: the columns are the same problems, drawn once for both (then P = Q).
+    """
+    mean = float(a.mean() - b.mean())
+    if min(a.shape[1], b.shape[1]) < 2:
+        return Difference(mean, *[float("nan")] * 3)
+    rng = np.random.default_rng(0)
+
+    def drawn(n: int) -> Matrix:
+        """How often each of n is drawn, as weights: (RESAMPLES, n)."""
+        return rng.multinomial(n, np.full(n, 1 / n), RESAMPLES) / n
+
+    columns = drawn(a.shape[1])
+    others = columns if same_problems else drawn(b.shape[1])
+    means = [
+        np.einsum("ns,sp,np->n", drawn(len(x)), x, weights, optimize=True)
+        for x, weights in ((a, columns), (b, others))
+    ]
+    return _judged(mean, means[0] - means[1])
+
+
+def _judged(mean: float, means: Matrix) -> Difference:
+    """A difference from its bootstrap means."""
     low, high = np.quantile(means, [0.025, 0.975])
     tail = min(np.sum(means <= 0), np.sum(means >= 0))
     p = min(1.0, 2 * (tail + 1) / (len(means) + 1)) if np.isfinite(low) else float("nan")
-    return Difference(float(deltas.mean()), float(low), float(high), float(p))
+    return Difference(mean, float(low), float(high), float(p))
 
 
 def resample(matrix: Matrix) -> Matrix:
@@ -186,8 +217,16 @@ def _of(method: str, done: Mapping[Cell, Mapping[str, Any]]) -> dict[int | None,
 def _against(row: Row, other: str, done: Mapping[Cell, Mapping[str, Any]]) -> Difference | None:
     """Paired difference of a row against another method or a reference row."""
     mine, its = _of(row.method, done), _of(other, done)
-    if row.method == other or not mine or not its:
-        return None
+    return None if row.method == other else paired(mine, its)
+
+
+def paired(
+    mine: Mapping[int | None, Mapping[str, Any]], its: Mapping[int | None, Mapping[str, Any]]
+) -> Difference | None:
+    """Paired difference of two rows' records by seed; a record without a seed fits every seed.
+
+    None where they share no seed.
+    """
     shared = [s for s in mine if s in its or None in its]
     if not shared:
         return None
@@ -234,8 +273,8 @@ def _row(
 
 
 def spent(record: Mapping[str, Any]) -> float:
-    """Completion tokens of one run, all kinds."""
-    return float(sum(n for kind, n in record["tokens"].items() if kind != "prompt"))
+    """Completion tokens of one run, all kinds, gradings apart: what its curve counts too."""
+    return float(sum(record["tokens"].get(kind, 0) for kind in KINDS))
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -1,4 +1,4 @@
-"""Commands that read and train nothing: ls, diagnose, probe, watch, report."""
+"""Commands that read and train nothing: ls, diagnose, probe, watch, report, compare."""
 
 from __future__ import annotations
 
@@ -181,7 +181,7 @@ def track(
 @app.command()
 def report(
     folder: StudyPlace,
-    figures: Annotated[bool, typer.Option(help="Also write SVG and PNG figures.")] = False,
+    figures: Annotated[bool, typer.Option(help="Also write SVG, PDF and PNG figures.")] = False,
     markdown: Annotated[bool, typer.Option(help="Print the table as Markdown.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -199,6 +199,34 @@ def report(
         print(as_markdown(written))
     else:
         show_report(written, as_json)
+
+
+@app.command()
+def compare(
+    folders: Annotated[list[Path], typer.Argument(help="Two studies' folders or more.")],
+    out: Annotated[Path, typer.Option(help="The page to write.")] = Path("compare.html"),
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print it as Markdown.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Hold studies against the first one: two engines, two learning rates, before and after.
+
+    Differences are paired by problem where both graded the same ones; settings that differ are
+    listed. With --markdown or --json no page is written.
+
+    Example: [bold]potstill compare runs/before runs/after[/]
+    """
+    from potstill.report.compare import compare as hold
+    from potstill.report.compare import to_markdown, to_record
+    from potstill.report.compare_page import write_comparison
+    from potstill.store import to_json
+
+    told = hold(folders)
+    if as_json:
+        print(json.dumps(json.loads(to_json(to_record(told))), indent=1))
+    elif markdown:
+        print(to_markdown(told), end="")
+    else:
+        print(f"{to_markdown(told)}\ncomparison: {write_comparison(told, out)}")
 
 
 @zoo_app.command("ls")

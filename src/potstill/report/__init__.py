@@ -34,6 +34,7 @@ class Report:
     missing: int
     faults: tuple[str, ...] = ()  # deviations that were switched on
     findings: tuple[str, ...] = ()  # what broke, a line each
+    verdict: tuple[str, ...] = ()  # which method to use, a line a pair
 
     def to_json(self) -> dict[str, Any]:
         """What a program may want to know."""
@@ -41,7 +42,7 @@ class Report:
         counts = {key: getattr(self, key) for key in ("cells", "done", "failed", "missing")}
         drawn = [str(path) for path in self.figures]
         told = {"study": self.study, "faults": list(self.faults)}
-        told["findings"] = list(self.findings)
+        told |= {"findings": list(self.findings), "verdict": list(self.verdict)}
         return {**told, **counts, **files, "figures": drawn, "table": list(self.table)}
 
 
@@ -61,6 +62,7 @@ def as_text(report: Report) -> str:
     counts += f", {report.failed} failed" if report.failed else ""
     counts += f", {report.missing} missing" if report.missing else ""
     found = "".join(f"{line}\n" for line in report.findings)
+    found += "".join(f"{line}\n" for line in report.verdict)
     tables = f"{faults_line(report.faults)}{to_text(report.rows)}\n{found}"
     return f"{tables}{report.study}: {counts}"
 
@@ -70,21 +72,24 @@ def write_report(path: Path, *, figures: bool = False) -> Report:
 
     Args:
         path: the study's folder.
-        figures: also write SVG and PNG files.
+        figures: also write SVG, PDF and PNG files.
 
     Raises:
         PotstillError: the folder holds no study, or the disk refuses.
     """
-    from potstill.report import data, findings, page, palette, table
+    from potstill.report import data, findings, page, palette, summary, table
     from potstill.store import to_json, write_text
 
     path = Path(path)
     found = data.load(path)
     looks = palette.looks(found.known, found.recipes)
     html, results, csv = path / "report.html", path / "results.json", path / "table.csv"
-    write_text(results, to_json(table.to_results(found)) + "\n")
+    groups = findings.grouped(found)
+    chosen = summary.choices(found, groups)
+    told = {**table.to_results(found), "verdict": summary.as_record(chosen)}
+    write_text(results, to_json(told) + "\n")
     write_text(csv, table.to_csv(found))
-    write_text(html, page.render(found, looks))
+    write_text(html, page.render(found, looks, groups, chosen))
     drawn: tuple[Path, ...] = ()
     if figures:
         from potstill.report.figures import write_figures
@@ -104,5 +109,6 @@ def write_report(path: Path, *, figures: bool = False) -> Report:
         failed=counts["failed"],
         missing=counts["missing"],
         faults=found.study.faults,
-        findings=tuple(findings.lines(findings.grouped(found))),
+        findings=tuple(findings.lines(groups)),
+        verdict=tuple(summary.as_lines(chosen)),
     )

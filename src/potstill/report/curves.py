@@ -33,13 +33,32 @@ METRICS = (
         "Accuracy on held-out problems",
         "%",
         100.0,
-        "Strict extractor, greedy. Every curve starts at the untrained student.",
+        "Strict extractor, greedy. Every curve starts at the untrained student; a cross is the "
+        "onset of a collapse.",
     ),
     Metric(
         "train/score",
         "Similarity with the teacher's text",
         "score, 0 to 1",
         note="0.4 Jaccard + 0.3 length ratio + 0.3 bigram recall, on the probe's problems.",
+    ),
+    Metric(
+        "eval/avg_score",
+        "The same on held-out problems",
+        "score, 0 to 1",
+        note="The score at each grading, mean over the graded problems.",
+    ),
+    Metric(
+        "train/phase",
+        "Who writes: the student's share of prompts",
+        "share",
+        note="0: the teacher writes the training text, 1: the student does.",
+    ),
+    Metric(
+        "train/on_policy_loss",
+        "Loss on the student's own tokens",
+        "nats per token",
+        note="Where the student writes; levels compare only between equal losses.",
     ),
     Metric(
         "train/kl_divergence",
@@ -60,6 +79,8 @@ METRICS = (
         note="What each method minimises: levels compare only between equal losses.",
     ),
 )
+BY_KEY = {metric.key: metric for metric in METRICS}
+SCORE, KL = BY_KEY["train/score"], BY_KEY["train/kl_divergence"]
 SEEDED = Metric(
     "train/seed_tokens",
     "Tokens that the teacher wrote in front",

@@ -7,8 +7,11 @@ all ordinary data.
 
 from __future__ import annotations
 
+import json
+import math
+import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +28,10 @@ from potstill.store import REFERENCES, Cell, StudyFolder, cells_of
 
 Status = Literal["done", "failed", "missing"]
 
+ROWS = 600  # of each kind, about, that are kept of a run's metrics
+KEPT = ("step", "tokens", "train/", "eval/", "signal/teacher_loss")  # what a report reads
+STEP = re.compile(r'\{"step": (\d+)')
+
 
 @dataclass(frozen=True, eq=False)
 class Run:
@@ -32,7 +39,7 @@ class Run:
 
     cell: Cell
     record: Mapping[str, Any]  # result.json, empty where there is none
-    metrics: Sequence[Mapping[str, Any]]  # one row a step
+    metrics: Sequence[Mapping[str, Any]]  # one row a step, thinned where there are very many
     total: int  # optimizer steps when it is whole; 0 for a reference row
 
     @property
@@ -118,4 +125,45 @@ def _run(study: Study, folder: StudyFolder, cell: Cell) -> Run:
     place = folder.cell(cell)
     reference = cell.method in REFERENCES
     total = 0 if reference else study.total_steps(study.recipes[cell.method])
-    return Run(cell, place.result or {}, [] if reference else place.metrics, total)
+    rows = [] if reference else list(_rows(place.path / "metrics.jsonl", study, total))
+    return Run(cell, place.result or {}, rows, total)
+
+
+def _rows(path: Path, study: Study, total: int) -> Iterator[dict[str, Any]]:
+    """Rows of a run's metrics, thinned by their step alone: equal steps in every seed.
+
+    Gradings and probes are thinned by themselves, as they are rarer. A line that is left out is
+    not parsed, so that 10^5 steps take a second, not a minute.
+    """
+    if not path.exists():
+        return
+    every = [_stride(total, n) for n in (1, study.eval.every, study.eval.probe_every)]
+    last = ""
+    with path.open(encoding="utf-8", newline="\n") as file:
+        for line in file:
+            if not line.endswith("\n"):
+                break  # torn: it is being written
+            found = STEP.match(line)
+            if not found or any(int(found[1]) % n == 0 for n in every):
+                yield _parsed(line, path)
+                last = ""
+            else:
+                last = line
+    if last:
+        yield _parsed(last, path)
+
+
+def _stride(total: int, every: int) -> int:
+    """Steps between two kept rows of a kind that comes every so many steps."""
+    return every * max(1, math.ceil(total / every / ROWS))
+
+
+def _parsed(line: str, path: Path) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+        return {key: value for key, value in row.items() if key.startswith(KEPT)}
+    except (json.JSONDecodeError, AttributeError) as error:
+        raise PotstillError(
+            f'"{path}" is damaged: {error}',
+            f'remove the folder "{path.parent}" to run its cell again',
+        ) from None

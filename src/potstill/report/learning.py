@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from potstill.report.curves import METRICS, SEEDED, Curve, Metric
+from potstill.report.curves import METRICS, SCORE, SEEDED, Curve, Metric
 from potstill.report.data import StudyData
 from potstill.report.palette import Look
 from potstill.store import REFERENCES
@@ -32,6 +32,60 @@ def learning(
             x, colour = 100 * recipe.on_policy.until, looks[curve.method].colour
             _hand_over(spec["layout"], curve.method, x, colour, named=metric is METRICS[0])
     return spec
+
+
+def effect(lines: Sequence[Curve], looks: dict[str, Look]) -> Spec:
+    """The score of seeded methods beside the one that they are compared with."""
+    return _spec(SCORE, [t for c in lines for t in _traces(c, looks[c.method], SCORE)])
+
+
+def aligned(
+    data: StudyData, metric: Metric, lines: Sequence[Curve], looks: dict[str, Look]
+) -> Spec:
+    """Curves over the steps before and after the hand-over of each method."""
+    traces = []
+    for curve in lines:
+        over = curve.total * data.recipes[curve.method].on_policy.until
+        for trace in _traces(curve, looks[curve.method], metric):
+            trace["x"] = [
+                None if x is None else round(x * curve.total / 100 - over, 1) for x in trace["x"]
+            ]
+            if "customdata" in trace:
+                trace["hovertemplate"] = trace["hovertemplate"].replace(
+                    "<extra>", "<br>%{x:+} from the hand-over<extra>"
+                )
+            traces.append(trace)
+    spec = _spec(metric, traces)
+    spec["layout"]["xaxis"] = {"zeroline": False, "title": {"text": "steps from the hand-over"}}
+    _hand_over(spec["layout"], "", 0.0, NEUTRAL, named=False)
+    spec["layout"]["annotations"].append(
+        {"x": 0, "y": 1, "yref": "paper", "yanchor": "bottom", "text": "hand-over"}
+        | {"name": "", "showarrow": False, "font": {"size": 11, "color": NEUTRAL}}
+    )
+    return spec
+
+
+def onsets(curve: Curve, look: Look, found: Sequence[tuple[int, int]]) -> Spec:
+    """Crosses on the mean curve where runs began to collapse.
+
+    Args:
+        curve: the accuracy of the method.
+        look: its look.
+        found: seed and step of each.
+    """
+    at = dict(zip(curve.mean.steps, curve.mean.values, strict=True))
+    near = [at[min(at, key=lambda s: abs(s - step))] for _, step in found]
+    xs = [round(100 * step / curve.total, 2) for _, step in found]
+    text = (
+        f"<b>{curve.method}</b><br>seed %{{customdata[0]}} collapses from step %{{customdata[1]}}"
+    )
+    marker = {"symbol": "x-thin", "size": 12, "line": {"width": 3, "color": look.colour}}
+    return _line(curve.method, "onset", xs, near, {}) | {
+        "mode": "markers",
+        "marker": marker,
+        "customdata": [list(pair) for pair in found],
+        "hovertemplate": f"{text}<extra></extra>",
+    }
 
 
 def seeding(data: StudyData, lines: Sequence[Curve], looks: dict[str, Look]) -> Spec:
@@ -58,8 +112,10 @@ def _traces(curve: Curve, look: Look, metric: Metric) -> list[Spec]:
             xs += [*curve.progress(line), None]
             ys += [*line.values, None]
         found.append(
-            _line(curve.method, "seed", xs, ys, thin) | {"opacity": 0.3, "hoverinfo": "skip"}
+            _line(curve.method, "seed", xs, ys, {**thin, "dash": "solid"})
+            | {"opacity": 0.28, "hoverinfo": "skip"}
         )
+        found[-1]["meta"]["seeds"] = [seed for seed, _ in curve.seeds]
     mean = _line(
         curve.method, "mean", curve.progress(curve.mean), curve.mean.values, {**thin, "width": 2.6}
     )

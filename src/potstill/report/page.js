@@ -1,73 +1,106 @@
 "use strict";
-// Draws the charts when they come into view, in the colours of the reader's theme, under one legend.
+// The page: theme, and which methods are shown. One choice for every chart and every table.
 (() => {
-  const plots = [...document.querySelectorAll(".plot")];
+  const root = document.documentElement;
+  const REFERENCES = ["untrained", "teacher"];
   const hidden = new Set();
+  let only = null;
   let seeds = true;
 
-  const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-
-  const theme = () => ({
-    "font.color": colour("--ink"),
-    "font.family": getComputedStyle(document.body).fontFamily,
-    "font.size": 12,
-    "xaxis.gridcolor": colour("--grid"),
-    "yaxis.gridcolor": colour("--grid"),
-    "xaxis.linecolor": colour("--rule"),
-    "yaxis.linecolor": colour("--rule"),
-    "hoverlabel.bgcolor": colour("--card"),
-    "hoverlabel.bordercolor": colour("--rule"),
-    "hoverlabel.font.color": colour("--ink"),
-    "modebar.color": colour("--soft"),
-    "modebar.activecolor": colour("--accent"),
-    "modebar.bgcolor": "rgba(0,0,0,0)",
-  });
-
-  const shown = (trace) => !hidden.has(trace.meta.method) && (seeds || trace.meta.part !== "seed");
-
-  const dress = (plot) => {
-    if (!plot.drawn) return;
-    const change = theme();
-    for (const kind of ["shapes", "annotations"])
-      plot.layout[kind].forEach((mark, i) => {
-        change[`${kind}[${i}].visible`] = !hidden.has(mark.name);
-      });
-    Plotly.update(plot, { visible: plot.data.map(shown) }, change);
+  potstill.shows = (method, part) => {
+    if (!seeds && part === "seed") return false;
+    if (!method || REFERENCES.includes(method)) return true;
+    return only ? method === only : !hidden.has(method);
   };
 
-  const draw = (plot) => {
-    if (plot.drawn) return;
-    plot.drawn = true;
-    const spec = JSON.parse(plot.nextElementSibling.textContent);
-    if (plot.clientWidth < 480) spec.layout.margin.r = 6;
-    const config = {
-      responsive: true,
-      displaylogo: false,
-      displayModeBar: matchMedia("(hover: hover)").matches ? "hover" : false,
-      modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"],
-    };
-    Plotly.newPlot(plot, spec.data, spec.layout, config).then(() => dress(plot));
+  const show = () => {
+    document.querySelectorAll("tr[data-method]").forEach((row) => {
+      row.classList.toggle("out", !potstill.shows(row.dataset.method));
+    });
+    document.querySelectorAll(".chip[data-method]").forEach((chip) => {
+      const { method } = chip.dataset;
+      chip.classList.toggle("off", !potstill.shows(method));
+      chip.querySelector(".eye").setAttribute("aria-pressed", String(potstill.shows(method)));
+      chip.querySelector(".only").setAttribute("aria-pressed", String(method === only));
+    });
+    const reset = document.getElementById("reset");
+    if (reset) reset.disabled = !only && !hidden.size;
+    document.getElementById("seeds")?.setAttribute("aria-pressed", String(seeds));
+    potstill.redraw();
   };
 
-  const press = (chip) => {
-    const { method, do: order } = chip.dataset;
+  potstill.isolate = (method) => {
+    if (!method || REFERENCES.includes(method)) return;
+    only = only === method ? null : method;
+    hidden.clear();
+    show();
+  };
+
+  const toggle = (method) => {
     const chips = [...document.querySelectorAll(".chip[data-method]")];
-    if (order === "seeds") seeds = !seeds;
-    else if (order === "all") hidden.clear();
-    else if (order === "none") chips.forEach((c) => hidden.add(c.dataset.method));
-    else if (!hidden.delete(method)) hidden.add(method);
-    chips.forEach((c) => c.setAttribute("aria-pressed", String(!hidden.has(c.dataset.method))));
-    document.querySelectorAll('[data-do="seeds"]').forEach((c) => c.setAttribute("aria-pressed", String(seeds)));
-    plots.forEach(dress);
+    if (only) chips.forEach((c) => c.dataset.method !== only && hidden.add(c.dataset.method));
+    only = null;
+    if (!hidden.delete(method)) hidden.add(method);
+    show();
   };
 
-  document.querySelectorAll(".chip").forEach((chip) => chip.addEventListener("click", () => press(chip)));
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => plots.forEach(dress));
-  addEventListener("beforeprint", () => plots.forEach(draw));
+  const all = () => {
+    only = null;
+    hidden.clear();
+    show();
+  };
 
-  const watcher = new IntersectionObserver(
-    (entries) => entries.filter((e) => e.isIntersecting).forEach((e) => { draw(e.target); watcher.unobserve(e.target); }),
-    { rootMargin: "600px" },
-  );
-  plots.forEach((plot) => watcher.observe(plot));
+  const THEMES = ["system", "light", "dark"];
+  const KEY = "potstill-theme";
+  const button = document.getElementById("theme");
+  const kept = () => {
+    try {
+      return localStorage.getItem(KEY);
+    } catch {
+      return null; // a browser may forbid storage to files
+    }
+  };
+  const setTheme = (name) => {
+    root.dataset.theme = name;
+    button.textContent = `theme: ${name}`;
+    try {
+      localStorage.setItem(KEY, name);
+    } catch {
+      // it is then forgotten when the page is closed
+    }
+    potstill.redraw();
+  };
+
+  // Paper is white and narrow, whatever the screen is.
+  const print = (on) => {
+    root.classList.toggle("printing", on);
+    if (on) potstill.drawAll();
+    potstill.resize();
+    potstill.redraw();
+  };
+
+  potstill.tables();
+  potstill.charts();
+  button.hidden = false;
+  setTheme(THEMES.includes(kept()) ? kept() : "system");
+  button.addEventListener("click", () => {
+    setTheme(THEMES[(THEMES.indexOf(root.dataset.theme) + 1) % THEMES.length]);
+  });
+  document.querySelectorAll(".chip[data-method]").forEach((chip) => {
+    const { method } = chip.dataset;
+    chip.querySelector(".only").addEventListener("click", () => potstill.isolate(method));
+    chip.querySelector(".eye").addEventListener("click", () => toggle(method));
+  });
+  document.querySelectorAll("[data-only]").forEach((name) => {
+    name.addEventListener("click", () => potstill.isolate(name.dataset.only));
+  });
+  document.getElementById("reset")?.addEventListener("click", all);
+  document.getElementById("seeds")?.addEventListener("click", () => {
+    seeds = !seeds;
+    show();
+  });
+  addEventListener("keydown", (event) => event.key === "Escape" && all());
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", potstill.redraw);
+  addEventListener("beforeprint", () => print(true));
+  addEventListener("afterprint", () => print(false));
 })();

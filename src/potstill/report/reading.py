@@ -1,16 +1,14 @@
-"""What the numbers say and what they cannot say, in sentences.
+"""When a difference is called clear, and what a reader must know before the numbers.
 
-A difference is called clear where its interval excludes zero and its p-value after Holm's
-correction is below 0.05. Nothing here explains a difference: that is the diagnosis's work.
+A difference is clear where its interval excludes zero and its p-value after Holm's correction is
+below 0.05. Nothing here explains a difference: that is the diagnosis's work.
 """
 
 from __future__ import annotations
 
 from potstill import zoo
 from potstill.report.data import StudyData
-from potstill.report.table import per_cent
-from potstill.stats import BASELINE, Difference, Row
-from potstill.store import REFERENCES
+from potstill.stats import BASELINE, Difference
 
 LEVEL = 0.05
 FEW_SEEDS, FEW_PROBLEMS = 5, 100
@@ -70,34 +68,3 @@ def caveats(data: StudyData) -> list[str]:
 
 def _embedded(data: StudyData, pair: str) -> bool:
     return pair in zoo.PAIRS and pair not in data.study.pair
-
-
-def reading(data: StudyData, pair: str) -> list[str]:
-    """One pair's table in sentences."""
-    rows = [r for r in data.rows if r.pair == pair and r.accuracy and r.method not in REFERENCES]
-    if not rows:
-        return ["No method has a result yet."]
-    best = max(rows, key=lambda row: row.accuracy.mean if row.accuracy else 0.0)
-    ends = {role: data.accuracy(pair, role) for role in REFERENCES}
-    known = [f"{role} {per_cent(level)} %" for role, level in ends.items() if level is not None]
-    assert best.accuracy
-    found = [
-        f"Highest mean: {best.method}, {per_cent(best.accuracy.mean)} %"
-        + (f" ({', '.join(known)})." if known else ".")
-    ]
-    if any(row.against_baseline for row in rows):
-        found.append(_apart(rows))
-    worse = [row.method for row in rows if clear(row.against_untrained) < 0]
-    if worse:
-        found.append(f"Clearly below the untrained student: {', '.join(worse)}.")
-    return found
-
-
-def _apart(rows: list[Row]) -> str:
-    above = [row.method for row in rows if clear(row.against_baseline) > 0]
-    below = [row.method for row in rows if clear(row.against_baseline) < 0]
-    parts = [f"above it {', '.join(above)}"] * bool(above)
-    parts += [f"below it {', '.join(below)}"] * bool(below)
-    if not parts:
-        return f"No method is clearly apart from {BASELINE}."
-    return f"Clearly apart from {BASELINE}: {'; '.join(parts)}."
