@@ -17,6 +17,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, ValidationError
 
 from potstill import zoo
+from potstill.context import Context, read_context
 from potstill.errors import PotstillError, did_you_mean
 from potstill.faults import check_faults
 from potstill.losses import FAULTY
@@ -111,14 +112,17 @@ class Study(Part):
     @cached_property
     def models(self) -> dict[str, Pair]:
         """The study's pairs by name, embedded ones resolved to their folders."""
-        names = self.pairs or tuple(self.pair) or tuple(zoo.PAIRS)
+        names = self.pairs or tuple(self.pair) or zoo.QUICK
         found = {}
         for name in names:
             if name in self.pair:
-                found[name] = self.pair[name]
+                models = {r: zoo.place(getattr(self.pair[name], r)) for r in ("student", "teacher")}
+                found[name] = self.pair[name].model_copy(update=models)
             elif name in zoo.PAIRS:
                 found[name] = Pair(
-                    student=zoo.folder(name, "student"), teacher=zoo.folder(name, "teacher")
+                    student=zoo.folder(name, "student"),
+                    teacher=zoo.folder(name, "teacher"),
+                    context=zoo.CONTEXTS.get(name, {}),
                 )
             else:
                 raise PotstillError(
@@ -126,6 +130,15 @@ class Study(Part):
                     did_you_mean(name, {*self.pair, *zoo.PAIRS}, "pairs"),
                 )
         return found
+
+    @cached_property
+    def contexts(self) -> dict[str, Context]:
+        """What the teachers alone see, by pair; pairs without a context are left out."""
+        return {
+            name: read_context(pair.context, f"pair.{name}.context")
+            for name, pair in self.models.items()
+            if pair.context
+        }
 
     @property
     def graded_tokens(self) -> int:
@@ -172,6 +185,7 @@ def resolve(study: Study) -> Study:
         )
     for recipe in study.recipes.values():
         _check_recipe(recipe, study, ENGINES[study.engine.name].losses)
+    assert study.contexts is not None  # read, and refused where one is wrong
     for name, pair in study.models.items():
         if name in study.pair and study.engine.name == "torch":
             for role in ("student", "teacher"):
@@ -192,7 +206,8 @@ def resolve(study: Study) -> Study:
 
 
 def _embedded(study: Study, name: str) -> bool:
-    return name in zoo.PAIRS and study.pair[name].student == zoo.folder(name, "student")
+    known = {zoo.folder(pair, role) for pair in zoo.PAIRS for role in ("student", "teacher")}
+    return study.models[name].student in known
 
 
 def _check_recipe(recipe: Recipe, study: Study, losses: frozenset[str]) -> None:
@@ -202,6 +217,12 @@ def _check_recipe(recipe: Recipe, study: Study, losses: frozenset[str]) -> None:
             f"max_tokens counts the prefix: {recipe.name} seeds up to {longest} tokens, "
             f"train.max_tokens is {study.train.max_tokens}",
             f"raise train.max_tokens above {longest}, or shorten the prefix in a [recipe]",
+        )
+    if recipe.interleave and "reverse_kl" not in losses:
+        raise PotstillError(
+            f"{recipe.name} interleaves by the teacher's ranks, which engine "
+            f'"{study.engine.name}" does not know',
+            'use engine = "torch"',
         )
     for used in recipe.losses:
         if used.name in FAULTY:

@@ -52,6 +52,13 @@ def _engines() -> list[dict[str, Any]]:
     ]
 
 
+def _pairs() -> list[dict[str, Any]]:
+    return [
+        {"pair": name, "what": what, "context": ", ".join(zoo.CONTEXTS.get(name, ())) or "-"}
+        for name, what in zoo.PAIRS.items()
+    ]
+
+
 def _losses() -> list[dict[str, Any]]:
     from potstill.losses import FAULTY, LOSSES
 
@@ -79,7 +86,7 @@ def _faults() -> list[dict[str, Any]]:
 
 LISTS: dict[str, Callable[[], list[dict[str, Any]]]] = {
     "methods": _methods,
-    "pairs": lambda: [{"pair": name, "what": text} for name, text in zoo.PAIRS.items()],
+    "pairs": _pairs,
     "tasks": lambda: [{"task": name, "what": what} for name, (_, _, what) in TASKS.items()],
     "engines": _engines,
     "losses": _losses,
@@ -138,11 +145,10 @@ def _spent_row(name: str, spent: Spent, price: Price) -> dict[str, Any]:
 
 def model_path(name: str) -> str:
     """A model's folder or hub name; `PAIR/ROLE` names an embedded one."""
-    pair, _, role = name.partition("/")
-    if pair in zoo.PAIRS and role in ("student", "teacher"):
-        return zoo.folder(pair, role)
-    check_model(name, "model")
-    return name
+    place = zoo.place(name)
+    if place == name:
+        check_model(name, "model")
+    return place
 
 
 def grade_model(
@@ -199,9 +205,10 @@ def build_zoo(names: Sequence[str], out: Path, seed: int, role: str) -> Iterator
         raise PotstillError(
             f'unknown role "{role}"', did_you_mean(role, ("student", "teacher", "both"), "roles")
         )
-    roles = ("teacher", "student") if role == "both" else (role,)
+    roles: tuple[Any, ...] = ("teacher", "student") if role == "both" else (role,)
     todo = [(pair, one) for pair in names or list(zoo.PAIRS) for one in roles]
-    taken = [out / pair / one for pair, one in todo if (out / pair / one).exists()]
+    places = {one: out.joinpath(*zoo.model(*one)) for one in todo}  # some share a model
+    taken = [place for place in places.values() if place.exists()]
     if taken:
         raise PotstillError(f'"{taken[0]}" exists already', "use another --out")
     from rich.console import Console
@@ -209,20 +216,22 @@ def build_zoo(names: Sequence[str], out: Path, seed: int, role: str) -> Iterator
 
     from potstill.zoo.build import GRADED, build, grade
 
-    for pair, one in todo:
-        with Progress(console=Console(stderr=True)) as bar:
-            line = bar.add_task(f"{pair} {one}", total=None)
-            build(
-                pair,
-                one,
-                out / pair / one,
-                seed,
-                lambda done, of, loss: bar.update(line, completed=done, total=of),  # noqa: B023
-            )
+    for (pair, one), place in places.items():
+        if not place.exists():
+            with Progress(console=Console(stderr=True)) as bar:
+                line = bar.add_task(f"{pair} {one}", total=None)
+                build(
+                    *zoo.model(pair, one),
+                    place,
+                    seed,
+                    lambda done, of, loss: bar.update(line, completed=done, total=of),  # noqa: B023
+                )
+        graded = grade(place, pair, one)
         yield {
             "pair": pair,
             "role": one,
-            "accuracy": grade(out / pair / one),
+            "accuracy": graded.strict,
+            "flexible": graded.flexible,
             "problems": GRADED,
         }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -21,6 +21,7 @@ class Pair(Part):
 
     student: str = Field(min_length=1)
     teacher: str = Field(min_length=1)
+    context: dict[str, Any] = Field(default_factory=dict)  # what the teacher alone sees: `context`
 
 
 class Train(Part):

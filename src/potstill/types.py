@@ -29,6 +29,12 @@ class Problem:
     question: str  # what the models read, before any chat template
     answer: str  # the final answer alone, e.g. "42"
     solution: str = ""  # a worked solution, where the task has one
+    extra: Mapping[str, str] = field(default_factory=dict, compare=False)  # the data's other keys
+
+    def text(self, key: str) -> str:
+        """What the problem has under "solution", "answer" or a key of its data; else nothing."""
+        own = {"solution": self.solution, "answer": self.answer}
+        return own[key] if key in own else self.extra.get(key, "")
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,7 @@ class Grade:
 
     strict: bool
     flexible: bool
+    format: bool | None = None  # whether there is an answer in the task's format, right or wrong
 
 
 @dataclass(frozen=True)
@@ -59,6 +66,7 @@ class Outlook:
     entropy: Floats = field(default_factory=_nothing)  # (T,) of the whole row, in nats
     copy: Floats = field(default_factory=_nothing)  # (T,) probability of the token just read
     end: Floats = field(default_factory=_nothing)  # (T,) probability of EOS
+    rank: Floats = field(default_factory=_nothing)  # (T,) ids that are likelier than the token
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,12 +109,15 @@ class Loss:
         beta: the teacher's share in the mixture of `jsd`, in [0, 1].
         top_k: how many ids of the target's row the `topk_*` losses keep beside the tail bucket.
         to: the model that the student is pulled towards.
+        cap: nats; a token's divergence above it counts as much, and is not trained; the advantage
+            of `reverse_kl_sampled` is cut to it either way.
     """
 
     name: str
     beta: float | None = None
     top_k: int | None = None
     to: Role = "teacher"
+    cap: float | None = None
 
     def __str__(self) -> str:
         knob = self.beta if self.top_k is None else self.top_k
@@ -195,6 +206,12 @@ class Evaluation:
     @property
     def flexible(self) -> float:
         return float(np.mean([row.grade.flexible for row in self.rows]))
+
+    @property
+    def format(self) -> float | None:
+        """Share of completions with an answer in the task's format; None where it has none."""
+        known = [row.grade.format for row in self.rows if row.grade.format is not None]
+        return float(np.mean(known)) if known else None
 
     @property
     def outcomes(self) -> dict[str, str]:

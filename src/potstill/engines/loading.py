@@ -60,6 +60,13 @@ class Pair:
     vocabulary: int  # rows of the heads that both models have
     notes: tuple[str, ...]
 
+    @property
+    def one_model(self) -> bool:
+        """Whether the teacher is the student of step 0: it is loaded once, or with adapters not at
+        all, as they switch off."""
+        same = Path(self.student).resolve() == Path(self.teacher).resolve()
+        return same and self.student_spec == self.teacher_spec
+
     @classmethod
     def open(
         cls, student: str, teacher: str, mine: ModelSpec | None, its: ModelSpec | None
@@ -72,13 +79,13 @@ class Pair:
             )
         mine, its = resolve(mine or ModelSpec()), resolve(its or ModelSpec())
         tok, tok_q = (
-            _read(AutoTokenizer, name, trust_remote_code=spec.trust_remote_code)
+            read_pretrained(AutoTokenizer, name, trust_remote_code=spec.trust_remote_code)
             for name, spec in ((student, mine), (teacher, its))
         )
         _same_tokenizer(student, tok, teacher, tok_q)
         notes = _one_template(tok, tok_q)
         sizes = [
-            _read(AutoConfig, name, trust_remote_code=spec.trust_remote_code)
+            read_pretrained(AutoConfig, name, trust_remote_code=spec.trust_remote_code)
             .get_text_config()
             .vocab_size
             for name, spec in ((student, mine), (teacher, its))
@@ -96,7 +103,7 @@ class Pair:
         return cls(student, teacher, mine, its, tok, eos, vocabulary, notes)
 
 
-def _read(kind: Any, name: str, **options: Any) -> Any:
+def read_pretrained(kind: Any, name: str, **options: Any) -> Any:
     """from_pretrained with errors that say what to do."""
     try:
         return kind.from_pretrained(name, **options)
@@ -154,7 +161,7 @@ def without_adapters(model: Any) -> Any:
 def load_model(name: str, spec: ModelSpec, *, trained: bool) -> Any:
     """Load weights for running, or with `trained` in float32 and with gradients."""
     dtype = torch.float32 if trained else getattr(torch, spec.dtype)
-    model = _read(
+    model = read_pretrained(
         AutoModelForCausalLM,
         name,
         dtype=dtype,

@@ -38,7 +38,7 @@ from potstill.engines.sampling import generate
 from potstill.engines.terms import Columns, Tally, flat, needs_rows, outlook, take
 from potstill.errors import NonFinite
 from potstill.losses import LOSSES, cross_entropy
-from potstill.prompts import render
+from potstill.prompts import Messages, render
 from potstill.types import (
     Datum,
     Floats,
@@ -112,8 +112,8 @@ class TorchEngine:
         self._trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self._optimizer = torch.optim.AdamW(self._trained.values(), lr=0.0, fused=True, **ADAM)
 
-    def encode(self, question: str) -> Ids:
-        return render(self.tokenizer, question)
+    def encode(self, asked: str | Messages) -> Ids:
+        return render(self.tokenizer, asked)
 
     def decode(self, tokens: Ids) -> str:
         return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True))
@@ -279,6 +279,8 @@ class TorchEngine:
     @contextlib.contextmanager
     def _model(self, role: Role) -> Iterator[Any]:
         """The model of a role, ready to run; teacher and init are loaded when first needed."""
+        if role == "teacher" and self.pair.one_model:
+            role = "init"  # the same weights, before training
         spec = self.pair.teacher_spec if role == "teacher" else self.pair.student_spec
         if role == "init" and self.lora:
             with self._models["student"].disable_adapter(), autocast(spec):

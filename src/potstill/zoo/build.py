@@ -2,8 +2,10 @@
 
 Each model is trained from scratch on generated arithmetic (training split only) with plain next-
 token cross-entropy on the answers; the student is smaller and stops early, so that there is
-something to distil. Models are stored in half precision. It uses no part of the training loop it
-serves.
+something to distil. The model of the pairs with a context is `tiny-qwen`'s student,
+trained on: it reads each problem alone, with its hint or told the format. Alone it answers in words
+and now and then in the task's format: what it never writes could not be corrected on its own text.
+Models are stored in half precision. It uses no part of the training loop it serves.
 """
 
 from __future__ import annotations
@@ -19,10 +21,15 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from tokenizers import trainers as token_trainers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast, Qwen3Config
 
-from potstill.engines.torch import TorchEngine
+from potstill import zoo
+from potstill.context import read_context
+from potstill.context.briefing import Briefing
+from potstill.engines import inform, open_engine
 from potstill.evaluate import evaluate
-from potstill.prompts import render
+from potstill.prompts import Messages, render
+from potstill.settings import Pair
 from potstill.tasks.arithmetic import Arithmetic
+from potstill.types import Evaluation, Problem, Role
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
@@ -46,6 +53,47 @@ class Size:
     anneal: bool = True  # cosine to zero; a student keeps its rate: it is caught in mid-learning
 
 
+Lesson = tuple[str | Messages, str]  # what is asked, and what is to be answered
+
+
+def alone(problems: list[Problem], step: int) -> list[Lesson]:
+    """Each problem by itself."""
+    return [(problem.question, problem.solution) for problem in problems]
+
+
+PLAIN, HINTED, TOLD = range(3)  # alone, with the hint of `tiny-context`, with `tiny-format`'s text
+SHARES = (PLAIN, PLAIN, PLAIN, TOLD, TOLD, HINTED, HINTED, HINTED, HINTED, HINTED)
+KNOWN = 4  # one of so many plain answers is in the task's format
+
+
+def briefed(problems: list[Problem], step: int) -> list[Lesson]:
+    """Problems alone and under both contexts, in turns."""
+    return [_lesson(problem, n + step * len(problems)) for n, problem in enumerate(problems)]
+
+
+def _lesson(problem: Problem, place: int) -> Lesson:
+    turn, kind = divmod(place, len(SHARES))
+    if SHARES[kind] != PLAIN:
+        pair = "tiny-context" if SHARES[kind] == HINTED else "tiny-format"
+        return BRIEFINGS[pair].tell(problem), problem.solution
+    strict = (turn + kind) % KNOWN == 0
+    return problem.question, problem.solution if strict else in_words(problem.solution)
+
+
+def in_words(solution: str) -> str:
+    """A solution in the format of a model that nobody has told the task's.
+
+    >>> in_words("2+2=4\\n#### 4")
+    '2+2=4\\nIt is 4.'
+    """
+    return solution.replace("#### ", "It is ") + "."
+
+
+BRIEFINGS = {
+    pair: Briefing(read_context(table), Arithmetic()) for pair, table in zoo.CONTEXTS.items()
+}
+
+
 @dataclass(frozen=True)
 class Family:
     """How one embedded pair is made."""
@@ -54,6 +102,8 @@ class Family:
     tokenizer: Callable[[list[str]], PreTrainedTokenizerFast]
     teacher: Size
     student: Size
+    lessons: Callable[[list[Problem], int], list[Lesson]] = alone
+    start: str = ""  # the embedded model whose weights it starts from; empty: new ones
 
 
 def corpus(count: int = 2000) -> list[str]:
@@ -137,15 +187,22 @@ STUDENT = Size(
     learning_rate=1e-3,
     anneal=False,
 )
+BRIEFED = replace(STUDENT, steps=250)
 
 FAMILIES = {
     "tiny-qwen": Family(Qwen3Config, qwen_tokenizer, TEACHER, STUDENT),
     "tiny-llama": Family(LlamaConfig, llama_tokenizer, TEACHER, replace(STUDENT, steps=1400)),
+    "tiny-context": Family(
+        Qwen3Config, qwen_tokenizer, BRIEFED, BRIEFED, briefed, "tiny-qwen/student"
+    ),
 }
 
 
 def new_model(family: Family, size: Size, tokenizer: PreTrainedTokenizerFast) -> Any:
-    """An untrained model of this size, its head tied to the embedding."""
+    """An untrained model of this size, its head tied to the embedding, or the one to start from."""
+    if family.start:
+        place = zoo.place(family.start)
+        return AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32)
     extra = {"head_dim": size.hidden // size.heads} if family.config is Qwen3Config else {}
     config = family.config(
         vocab_size=len(tokenizer),
@@ -165,17 +222,18 @@ def new_model(family: Family, size: Size, tokenizer: PreTrainedTokenizerFast) ->
 
 
 def batches(
-    tokenizer: Any, seed: int, size: int, count: int
+    tokenizer: Any,
+    seed: int,
+    size: int,
+    count: int,
+    lessons: Callable[[list[Problem], int], list[Lesson]] = alone,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Yield `count` pairs of ids and labels (B, L); labels are -100 outside the answers."""
     for step in range(count):
         problems = Arithmetic(seed=seed * 1_000_003 + step).problems("train", size)
         chunk = [
-            (
-                render(tokenizer, p.question),
-                (*_plain(tokenizer, p.solution), tokenizer.eos_token_id),
-            )
-            for p in problems
+            (render(tokenizer, asked), (*_plain(tokenizer, answer), tokenizer.eos_token_id))
+            for asked, answer in lessons(problems, step)
         ]
         width = max(len(prompt) + len(answer) for prompt, answer in chunk)
         ids = torch.zeros(size, width, dtype=torch.long)
@@ -192,7 +250,12 @@ def _plain(tokenizer: Any, text: str) -> tuple[int, ...]:
 
 
 def train(
-    model: Any, tokenizer: Any, size: Size, seed: int, note: Callable[[int, float], None]
+    model: Any,
+    tokenizer: Any,
+    size: Size,
+    seed: int,
+    note: Callable[[int, float], None],
+    lessons: Callable[[list[Problem], int], list[Lesson]] = alone,
 ) -> None:
     """Train on answers with AdamW after a short warm-up."""
     optimizer = torch.optim.AdamW(
@@ -205,7 +268,8 @@ def train(
 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     model.train()
-    for step, (ids, labels) in enumerate(batches(tokenizer, seed, size.batch, size.steps)):
+    lines = batches(tokenizer, seed, size.batch, size.steps, lessons)
+    for step, (ids, labels) in enumerate(lines):
         loss = model(input_ids=ids, labels=labels).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -235,7 +299,11 @@ def build(
     torch.set_num_threads(1)  # the same sums on every machine's core count
     torch.manual_seed(seed)
     model = new_model(family, size, tokenizer)
-    train(model, tokenizer, size, seed, lambda step, loss: note(step + 1, size.steps, loss))
+
+    def tell(step: int, loss: float) -> None:
+        note(step + 1, size.steps, loss)
+
+    train(model, tokenizer, size, seed, tell, family.lessons)
     model.half().save_pretrained(out)
     tokenizer.save_pretrained(out)
 
@@ -243,8 +311,12 @@ def build(
 GRADED = 500  # held-out problems behind an accuracy of the zoo
 
 
-def grade(folder: Path) -> float:
-    """Accuracy of a stored model on held-out test problems."""
-    engine = TorchEngine(str(folder), str(folder))
-    task = Arithmetic()
-    return evaluate(engine, "student", task, task.test[:GRADED], max_tokens=32).strict
+def grade(folder: Path, pair: str, role: Role) -> Evaluation:
+    """Grade a stored model on held-out test problems, a teacher with its pair's context."""
+    task, engine = (
+        Arithmetic(),
+        open_engine("torch", Pair(student=str(folder), teacher=str(folder))),
+    )
+    if context := zoo.CONTEXTS.get(pair):
+        engine = inform(engine, context, task)
+    return evaluate(engine, role, task, task.test[:GRADED], max_tokens=32)
