@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -23,6 +23,8 @@ from potstill.schedule import constant
 from potstill.settings import Eval, Train
 from potstill.tasks import Task
 from potstill.types import Source
+
+LOSSES = ("student_loss", "teacher_loss", "anchor", "anchor_loss")  # of a recipe
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,14 @@ def estimate(
 
 def _timed(engine: Engine, recipe: Recipe, source: Source, task: Task, settings: Train) -> Spent:
     """What one whole step on text of one source takes."""
-    alone = replace(recipe, on_policy=constant(float(source == "student")), replay=None)
+    mine = source == "student"
+    alone = Recipe(
+        name=recipe.name,
+        on_policy=constant(float(mine)),
+        prefix=recipe.prefix if mine else constant(0),
+        interleave=recipe.interleave if mine else 0,
+        **{key: getattr(recipe, key) for key in LOSSES},
+    )
     limits = Limits(settings.max_tokens, settings.temperature, settings.teacher_temperature)
     problems = draw(task.train, settings.batch_size, 0, 0)
     start, meter = time.perf_counter(), Metered(engine)

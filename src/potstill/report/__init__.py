@@ -34,6 +34,8 @@ class Report:
     missing: int
     faults: tuple[str, ...] = ()  # deviations that were switched on
     findings: tuple[str, ...] = ()  # what broke, a line each
+    likeness: str = ""  # text against capability as a Markdown table, where a pair has a context
+    remarks: tuple[str, ...] = ()  # on similarity scores and on teachers that read hints
 
     def to_json(self) -> dict[str, Any]:
         """What a program may want to know."""
@@ -49,8 +51,10 @@ def as_markdown(report: Report) -> str:
     """The method table to paste into a page."""
     from potstill.report.table import faults_line, to_markdown
 
-    found = "".join(f"\n- {line.strip()}" for line in report.findings)
-    return faults_line(report.faults) + to_markdown(report.rows) + (found and f"{found}\n")
+    told = (*report.findings, *report.remarks)
+    found = "".join(f"\n- {line.strip()}" for line in told)
+    tables = to_markdown(report.rows) + (report.likeness and f"\n{report.likeness}")
+    return faults_line(report.faults) + tables + (found and f"{found}\n")
 
 
 def as_text(report: Report) -> str:
@@ -60,7 +64,7 @@ def as_text(report: Report) -> str:
     counts = f"{report.done} of {report.cells} cells done"
     counts += f", {report.failed} failed" if report.failed else ""
     counts += f", {report.missing} missing" if report.missing else ""
-    found = "".join(f"{line}\n" for line in report.findings)
+    found = "".join(f"{line}\n" for line in (*report.findings, *report.remarks))
     tables = f"{faults_line(report.faults)}{to_text(report.rows)}\n{found}"
     return f"{tables}{report.study}: {counts}"
 
@@ -75,7 +79,7 @@ def write_report(path: Path, *, figures: bool = False) -> Report:
     Raises:
         PotstillError: the folder holds no study, or the disk refuses.
     """
-    from potstill.report import data, findings, page, palette, table
+    from potstill.report import data, findings, page, palette, table, trap
     from potstill.store import to_json, write_text
 
     path = Path(path)
@@ -90,7 +94,7 @@ def write_report(path: Path, *, figures: bool = False) -> Report:
         from potstill.report.figures import write_figures
 
         drawn = write_figures(found, looks, path / "figures")
-    counts = found.counts
+    counts, likeness = found.counts, trap.measured(found)
     return Report(
         study=found.study.name,
         html=html,
@@ -105,4 +109,6 @@ def write_report(path: Path, *, figures: bool = False) -> Report:
         missing=counts["missing"],
         faults=found.study.faults,
         findings=tuple(findings.lines(findings.grouped(found))),
+        likeness=trap.to_markdown(likeness) if found.study.contexts else "",
+        remarks=(*trap.lines(likeness), *trap.ceilings(found)),
     )

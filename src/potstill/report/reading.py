@@ -7,6 +7,7 @@ correction is below 0.05. Nothing here explains a difference: that is the diagno
 from __future__ import annotations
 
 from potstill import zoo
+from potstill.report import trap
 from potstill.report.data import StudyData
 from potstill.report.table import per_cent
 from potstill.stats import BASELINE, Difference, Row
@@ -65,7 +66,8 @@ def caveats(data: StudyData) -> list[str]:
             "models.",
         ),
     )
-    return [text for holds, text in known if holds]
+    held = [text for holds, text in known if holds]
+    return [*held, *trap.lines(trap.measured(data)), *trap.ceilings(data)]
 
 
 def _embedded(data: StudyData, pair: str) -> bool:
