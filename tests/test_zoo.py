@@ -20,7 +20,8 @@ ROOT = Path(zoo.__file__).parent
 
 def test_the_box_holds_the_models_that_are_listed_and_no_more() -> None:
     found = {path.parent.relative_to(ROOT) for path in ROOT.glob("*/*/config.json")}
-    assert found == {Path(pair) / role for pair, role in MODELS}
+    assert found == {Path(*zoo.model(pair, role)) for pair, role in MODELS}
+    assert len({zoo.folder(pair, role) for pair in zoo.CONTEXTS for role in ROLES}) == 1
 
 
 def test_models_are_safetensors_and_small() -> None:
@@ -33,14 +34,14 @@ def test_models_are_safetensors_and_small() -> None:
 @pytest.mark.parametrize(("pair", "role"), MODELS)
 def test_a_model_is_an_ordinary_folder(pair: str, role: str) -> None:
     config = AutoConfig.from_pretrained(zoo.folder(pair, role))
-    architecture = {"tiny-qwen": "Qwen3ForCausalLM", "tiny-llama": "LlamaForCausalLM"}[pair]
+    architecture = "LlamaForCausalLM" if pair == "tiny-llama" else "Qwen3ForCausalLM"
     assert config.architectures == [architecture]
     model = AutoModelForCausalLM.from_pretrained(zoo.folder(pair, role))
     tokenizer = AutoTokenizer.from_pretrained(zoo.folder(pair, role))
     assert type(model).__name__ == architecture
     assert model.get_output_embeddings().weight.shape[0] == len(tokenizer)
     assert tokenizer.eos_token_id == config.eos_token_id
-    assert (tokenizer.chat_template is not None) == (pair == "tiny-qwen")
+    assert (tokenizer.chat_template is not None) == (pair != "tiny-llama")
     text = "Ann has 47 apples,\n#### -1,234 naïve 你好"
     ids = tokenizer(text, add_special_tokens=False).input_ids
     assert tokenizer.decode(ids) == text
@@ -50,7 +51,7 @@ def test_tokenizers_agree_within_a_pair_and_differ_between() -> None:
     tokenizers = {model: AutoTokenizer.from_pretrained(zoo.folder(*model)) for model in MODELS}
     text = "Ben has 38 coins, loses 19 and wins 20."
     seen = []
-    for pair in zoo.PAIRS:
+    for pair in zoo.QUICK:
         mine, its = (tokenizers[pair, role] for role in ROLES)
         assert mine.get_vocab() == its.get_vocab()
         assert mine(text).input_ids == its(text).input_ids
@@ -61,7 +62,7 @@ def test_tokenizers_agree_within_a_pair_and_differ_between() -> None:
     assert first(text).input_ids != second(text).input_ids
 
 
-@pytest.mark.parametrize("pair", zoo.PAIRS)
+@pytest.mark.parametrize("pair", zoo.QUICK)
 def test_the_teacher_is_good_and_the_student_has_room(pair: str) -> None:
     strict = {}
     for role in ROLES:
@@ -76,7 +77,7 @@ def digest(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
 
 
-@pytest.mark.parametrize("pair", zoo.PAIRS)
+@pytest.mark.parametrize("pair", [*zoo.QUICK, "tiny-context"])
 def test_a_build_depends_on_its_seed_and_nothing_else(
     pair: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -130,10 +131,22 @@ def test_building_refuses_what_exists_and_what_is_unknown(tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("pair", list(zoo.PAIRS))
+@pytest.mark.parametrize("pair", zoo.QUICK)
 def test_a_student_made_from_the_seed_is_half_trained(pair: str, tmp_path: Path) -> None:
     """Two to three minutes. Rounding differs between kinds of processors, and the student is caught
     on a steep learning curve (0.66 instead of 0.45 was seen): it has to know something and to have
     room left."""
     (row,) = build_zoo([pair], tmp_path, 0, "student")
     assert 0.25 < row["accuracy"] < 0.75
+
+
+@pytest.mark.slow
+def test_pairs_with_a_context_share_a_model_that_a_hint_makes_better(tmp_path: Path) -> None:
+    """A minute: made once, graded four times."""
+    rows = {
+        (row["pair"], row["role"]): row["flexible"]
+        for row in build_zoo(list(zoo.CONTEXTS), tmp_path, 0, "both")
+    }
+    assert len(list(tmp_path.glob("*/*/model.safetensors"))) == 1 and len(rows) == 4
+    assert rows["tiny-context", "teacher"] > rows["tiny-context", "student"] + 0.2
+    assert abs(rows["tiny-format", "teacher"] - rows["tiny-format", "student"]) < 0.1
