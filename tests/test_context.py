@@ -289,7 +289,7 @@ def test_a_whole_row_loss_reads_the_teachers_prompt_and_the_anchor_the_students(
     for datum in data:
         p = engine.rows("student", datum.prompt, datum.completion)
         read = engine.engine.encode(
-            Briefing(read_context(HINT), TASK).messages(engine._questions[datum.prompt])
+            Briefing(read_context(HINT), TASK).messages(engine._prompts.questions[datum.prompt])
         )
         q = engine.engine.rows("teacher", read, datum.completion)
         start = engine.engine.rows("init", datum.prompt, datum.completion)
@@ -341,7 +341,7 @@ def test_a_run_goes_on_to_the_same_numbers_from_prompts_it_has_never_asked_for(
     train(recipe, engine, TASK, SETTINGS, GRADING, recorder=again)
     assert again.metrics == whole.metrics
     fresh = {p.question for step in (2, 3) for p in draw(TASK.train, 4, 0, step)}
-    assert not fresh >= {engine._questions[prompt] for prompt in engine._read}
+    assert not fresh >= {engine._prompts.questions[prompt] for prompt in engine._read}
 
 
 def test_the_teacher_needs_its_context_and_the_student_never_sees_one() -> None:
@@ -363,10 +363,10 @@ def test_the_teacher_needs_its_context_and_the_student_never_sees_one() -> None:
 
 
 def test_a_pair_with_a_context_asks_for_its_task() -> None:
-    with pytest.raises(PotstillError, match="about a task's problems"):
+    with pytest.raises(PotstillError, match="a task's problems"):
         open_engine("torch", "tiny-context")
     pair = Pair(student="a", teacher="b", context={"system": "Hello."})
-    with pytest.raises(PotstillError, match="about a task's problems"):
+    with pytest.raises(PotstillError, match="a task's problems"):
         open_engine("fake", pair)
 
 

@@ -18,6 +18,7 @@ from pydantic import BeforeValidator, Field, ValidationError
 
 from potstill import zoo
 from potstill.context import Context, read_context
+from potstill.context.routed import check_teachers
 from potstill.errors import PotstillError, did_you_mean
 from potstill.faults import check_faults
 from potstill.losses import FAULTY
@@ -116,8 +117,7 @@ class Study(Part):
         found = {}
         for name in names:
             if name in self.pair:
-                models = {r: zoo.place(getattr(self.pair[name], r)) for r in ("student", "teacher")}
-                found[name] = self.pair[name].model_copy(update=models)
+                found[name] = _placed(self.pair[name])
             elif name in zoo.PAIRS:
                 found[name] = Pair(
                     student=zoo.folder(name, "student"),
@@ -187,9 +187,12 @@ def resolve(study: Study) -> Study:
         _check_recipe(recipe, study, ENGINES[study.engine.name].losses)
     assert study.contexts is not None  # read, and refused where one is wrong
     for name, pair in study.models.items():
+        check_teachers(f"pair.{name}", pair.route, pair.teachers, study.engine.name)
         if name in study.pair and study.engine.name == "torch":
             for role in ("student", "teacher"):
                 check_model(getattr(pair, role), f"pair.{name}.{role}")
+            for key, teacher in pair.teachers.items():
+                check_model(teacher, f"pair.{name}.teachers.{key}")
     if study.train.learning_rate is None:
         foreign = [
             name for name in study.models if name in study.pair and not _embedded(study, name)
@@ -203,6 +206,13 @@ def resolve(study: Study) -> Study:
         train = study.train.model_copy(update={"learning_rate": EMBEDDED_LEARNING_RATE})
         study = study.model_copy(update={"train": train})
     return study
+
+
+def _placed(pair: Pair) -> Pair:
+    """A pair whose embedded models, written PAIR/ROLE, are folders."""
+    models: dict[str, Any] = {r: zoo.place(getattr(pair, r)) for r in ("student", "teacher")}
+    models["teachers"] = {key: zoo.place(name) for key, name in pair.teachers.items()}
+    return pair.model_copy(update=models)
 
 
 def _embedded(study: Study, name: str) -> bool:

@@ -17,6 +17,7 @@ from potstill import faults
 from potstill.cache import CachedTeacher, fingerprint
 from potstill.config import Study
 from potstill.context.briefing import Briefing
+from potstill.context.routed import check_routes
 from potstill.context.window import check_window
 from potstill.cost import BudgetReached, Ledger
 from potstill.engines import Engine, inform, open_engine
@@ -52,12 +53,16 @@ def prepare(study: Study) -> Task:
             )
     graded = task.test[: study.eval.problems]
     check_disjoint(task, graded)
+    for pair in study.models.values():
+        if pair.route:
+            check_routes(pair.route, pair.teachers, task, graded)
     for name, context in study.contexts.items():
         briefing = Briefing(context, task)
         briefing.check(graded)
         if study.engine.name != "fake":
             tokens = max(study.train.max_tokens, study.graded_tokens)
-            check_window(briefing, study.models[name].teacher, graded, tokens)
+            for teacher in (study.models[name].teacher, *study.models[name].teachers.values()):
+                check_window(briefing, teacher, graded, tokens)
     return task
 
 
@@ -168,15 +173,15 @@ def open_study_engine(
         }
     pair = study.models[cell.pair]
     teacher = faults.teacher_for(study.faults, pair.teacher, scratch)
-    pair = pair.model_copy(update={"teacher": teacher, "context": {}})
-    engine = open_engine(study.engine.name, pair, seed=cell.seed or 0, **settings)
+    alone = pair.model_copy(update={"teacher": teacher, "context": {}, "route": ""})
+    engine = open_engine(study.engine.name, alone, seed=cell.seed or 0, **settings)
     if cache:
         # the student has a say too: ids that both heads have, and what ends a text
-        where = pair.student, sorted(engine.eos), settings.get("teacher_spec")
+        where: tuple[Any, ...] = (pair.student, sorted(engine.eos), settings.get("teacher_spec"))
+        where += tuple((key, fingerprint(name)) for key, name in sorted(pair.teachers.items()))
         key = fingerprint(teacher, study.engine.name, *where, settings.get("sample_tokens"))
         engine = CachedTeacher(engine, key, cache)  # under the context: what is read is its key
-    context = study.contexts.get(cell.pair)
-    return inform(engine, context, task) if context else engine
+    return inform(engine, study.contexts.get(cell.pair), task, pair.route)
 
 
 def preflight_pair(study: Study, pair: str) -> list[Check]:

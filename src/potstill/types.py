@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,16 @@ Source = Literal["student", "teacher"]
 Ids = tuple[int, ...]
 Floats = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.float64]  # (T, V) log-probabilities
+
+
+def teacher_role(name: str) -> Role:
+    """The role of one teacher among several; the pair's own has no name."""
+    return cast(Role, f"teacher:{name}" if name else "teacher")
+
+
+def is_teacher(role: Role) -> bool:
+    """Whether a role is a teacher's, whichever."""
+    return role.split(":")[0] == "teacher"
 
 
 @dataclass(frozen=True)

@@ -163,35 +163,40 @@ def open_engine(
     """
     if name not in ENGINES:
         raise PotstillError(f'unknown engine "{name}"', did_you_mean(name, ENGINES, "engines"))
+    more: dict[str, Any] = {}
     if isinstance(pair, str):
         if pair not in zoo.PAIRS:
             raise PotstillError(f'unknown pair "{pair}"', did_you_mean(pair, zoo.PAIRS, "pairs"))
         models = (zoo.folder(pair, "student"), zoo.folder(pair, "teacher"))
-        context = zoo.CONTEXTS.get(pair)
+        context, route = zoo.CONTEXTS.get(pair), ""
     else:
         models = (pair.student, pair.teacher)
-        context = getattr(pair, "context", None)
-    if context and task is None:
+        context, route = getattr(pair, "context", None), getattr(pair, "route", "")
+        more = {"teachers": pair.teachers} if getattr(pair, "teachers", None) else {}
+    if (context or route) and task is None:
         raise PotstillError(
-            "the teacher of this pair reads a context, which is about a task's problems",
+            "what the teacher of this pair reads depends on a task's problems",
             'write open_engine(..., task=load_task("arithmetic"))',
         )
     engine: Callable[..., Engine] = importlib.import_module(ENGINES[name].module).ENGINE
-    opened = engine(*models, seed=seed, **settings)
-    return inform(opened, context, task) if context else opened
+    return inform(engine(*models, seed=seed, **more, **settings), context, task, route)
 
 
-def inform(engine: Engine, context: Any, task: Any) -> Engine:
-    """The engine with a context in front of what its teacher reads.
+def inform(engine: Engine, context: Any, task: Any, route: str = "") -> Engine:
+    """The engine with a pair's context, and its choice of teachers, in front of what teachers read.
 
     Args:
-        engine: the pair without it.
-        context: a `context.Context`, or the table of one.
-        task: whose problems the context is about.
+        engine: the pair without them.
+        context: a `context.Context`, the table of one, or nothing.
+        task: whose problems they are about.
+        route: the key of the data that chooses the teacher; empty: there is one.
     """
     from potstill.context import Context, read_context
     from potstill.context.briefing import Briefing
     from potstill.context.informed import Informed
+    from potstill.context.routed import Routed
 
-    known = context if isinstance(context, Context) else read_context(context)
-    return Informed(engine, Briefing(known, task))
+    if context:
+        known = context if isinstance(context, Context) else read_context(context)
+        engine = Informed(engine, Briefing(known, task))
+    return Routed(engine, route, task) if route else engine

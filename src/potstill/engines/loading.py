@@ -10,7 +10,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import shutil
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 
 from potstill.errors import PotstillError
 from potstill.prompts import render
-from potstill.types import ModelSpec
+from potstill.types import ModelSpec, Role, is_teacher
 
 SAMPLE_TEXTS = ("Tom has 12 apples.", "3.5 + 0.25 = 3.75\n", "  naïve façade — 你好", "#### 1,234")
 
@@ -59,6 +60,7 @@ class Pair:
     eos: frozenset[int]
     vocabulary: int  # rows of the heads that both models have
     notes: tuple[str, ...]
+    teachers: Mapping[str, str] = field(default_factory=dict)  # further ones, by a name
 
     @property
     def one_model(self) -> bool:
@@ -66,6 +68,30 @@ class Pair:
         all, as they switch off."""
         same = Path(self.student).resolve() == Path(self.teacher).resolve()
         return same and self.student_spec == self.teacher_spec
+
+    def name_of(self, role: Role) -> str:
+        """The folder or hub name of a role's model."""
+        if not is_teacher(role):
+            return self.student
+        return self.teachers[role.split(":", 1)[1]] if ":" in role else self.teacher
+
+    def spec_of(self, role: Role) -> ModelSpec:
+        """Where a role's model lives; all teachers like the first."""
+        return self.teacher_spec if is_teacher(role) else self.student_spec
+
+    def join(self, teachers: Mapping[str, str]) -> Pair:
+        """The pair with further teachers, each checked like the first and cut to the shortest
+        head."""
+        found, specs = self, (self.student_spec, self.teacher_spec)
+        for name in teachers.values():
+            other = Pair.open(self.student, name, *specs)
+            found = dataclasses.replace(
+                found,
+                eos=found.eos | other.eos,
+                vocabulary=min(found.vocabulary, other.vocabulary),
+                notes=tuple(dict.fromkeys((*found.notes, *other.notes))),
+            )
+        return dataclasses.replace(found, teachers=dict(teachers))
 
     @classmethod
     def open(

@@ -13,7 +13,7 @@ import contextlib
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -65,6 +65,7 @@ class TorchEngine:
     Args:
         student: hub name or folder of the model to train.
         teacher: hub name or folder of the model to learn from.
+        teachers: further ones by name, each with the role "teacher:NAME".
         seed: for the LoRA adapters' initial weights.
         lora_rank: rank of the adapters on all linear layers; 0 trains all weights.
         student_spec: where and in which dtype the student lives.
@@ -84,6 +85,7 @@ class TorchEngine:
         student: str,
         teacher: str,
         *,
+        teachers: Mapping[str, str] | None = None,
         seed: int = 0,
         lora_rank: int = 0,
         student_spec: ModelSpec | None = None,
@@ -96,7 +98,7 @@ class TorchEngine:
     ) -> None:
         if threads:
             torch.set_num_threads(threads)
-        self.pair = Pair.open(student, teacher, student_spec, teacher_spec)
+        self.pair = Pair.open(student, teacher, student_spec, teacher_spec).join(teachers or {})
         self.tokenizer, self.eos, self.notes = self.pair.tokenizer, self.pair.eos, self.pair.notes
         self.vocabulary = self.pair.vocabulary
         self.batch_tokens, self.sample_tokens = batch_tokens, sample_tokens
@@ -273,22 +275,20 @@ class TorchEngine:
     def _read(
         self, role: Role, model: Any, prompts: Sequence[Ids], completions: Sequence[Ids]
     ) -> States:
-        spec = self.pair.teacher_spec if role == "teacher" else self.pair.student_spec
-        return read(model, prompts, completions, self.vocabulary, spec)
+        return read(model, prompts, completions, self.vocabulary, self.pair.spec_of(role))
 
     @contextlib.contextmanager
     def _model(self, role: Role) -> Iterator[Any]:
         """The model of a role, ready to run; teacher and init are loaded when first needed."""
         if role == "teacher" and self.pair.one_model:
             role = "init"  # the same weights, before training
-        spec = self.pair.teacher_spec if role == "teacher" else self.pair.student_spec
+        spec = self.pair.spec_of(role)
         if role == "init" and self.lora:
             with self._models["student"].disable_adapter(), autocast(spec):
                 yield self._models["student"]
             return
         if role not in self._models:
-            name = self.pair.teacher if role == "teacher" else self.pair.student
-            self._models[role] = load_model(name, spec, trained=False)
+            self._models[role] = load_model(self.pair.name_of(role), spec, trained=False)
         with autocast(spec):
             yield self._models[role]
 
