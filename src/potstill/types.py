@@ -53,7 +53,8 @@ class Grade:
 
     strict: bool
     flexible: bool
-    format: bool | None = None  # whether there is an answer in the task's format, right or wrong
+    # whether there is an answer in the task's format, right or wrong; None where it has none
+    format: bool | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
