@@ -110,6 +110,7 @@ def plan(study: Study, task: Task) -> dict[str, Any]:
         "task": f"{task.name}: {len(task.train)} training, {len(task.test)} held-out problems",
         "engine": study.engine.name,
         "pairs": ", ".join(study.models),
+        **{f"context of {name}": str(context) for name, context in study.contexts.items()},
         "methods": ", ".join(f"{name} ({n} steps)" for name, n in steps.items()),
         "seeds": ", ".join(map(str, study.seeds)),
         "cells": len(cells_of(study)),

@@ -43,7 +43,7 @@ class Report:
         counts = {key: getattr(self, key) for key in ("cells", "done", "failed", "missing")}
         drawn = [str(path) for path in self.figures]
         told = {"study": self.study, "faults": list(self.faults)}
-        told["findings"] = list(self.findings)
+        told |= {"findings": list(self.findings), "remarks": list(self.remarks)}
         return {**told, **counts, **files, "figures": drawn, "table": list(self.table)}
 
 
