@@ -44,6 +44,14 @@ def test_number_grading(answer: str, text: str, strict: bool, flexible: bool) ->
     assert grade_number(answer, text) == Grade(strict, flexible)
 
 
+@pytest.mark.parametrize(
+    ("text", "there"), [("#### 421", True), ("#### forty-two", False), ("so 42", False)]
+)
+def test_an_answer_in_the_format_is_there_right_or_wrong(text: str, there: bool) -> None:
+    assert grade_number("42", text).format == grade_number("no number", text).format == there
+    assert grade_exact("42", text).format is None
+
+
 def test_extractors_read_what_the_harness_reads() -> None:
     assert strict_number("#### 3\n#### 4") == 3  # the first mark
     assert flexible_number("3 then 4") == 4  # the last number

@@ -22,7 +22,8 @@ ROOT = Path(zoo.__file__).parent
 
 def test_the_box_holds_the_models_that_are_listed_and_no_more() -> None:
     found = {path.parent.relative_to(ROOT) for path in ROOT.glob("*/*/config.json")}
-    assert found == {Path(pair) / role for pair, role in MODELS}
+    assert found == {Path(*zoo.model(pair, role)) for pair, role in MODELS}
+    assert len({zoo.folder(pair, role) for pair in zoo.CONTEXTS for role in ROLES}) == 1
 
 
 def test_models_are_safetensors_and_small() -> None:
@@ -65,7 +66,7 @@ def test_tokenizers_agree_within_a_pair_and_differ_between() -> None:
     assert first(text).input_ids != second(text).input_ids
 
 
-@pytest.mark.parametrize("pair", zoo.PAIRS)
+@pytest.mark.parametrize("pair", zoo.DEFAULT)
 def test_the_teacher_is_good_and_the_student_has_room(pair: str) -> None:
     strict = {}
     for role in ROLES:
@@ -80,7 +81,7 @@ def digest(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
 
 
-@pytest.mark.parametrize("pair", zoo.DEFAULT)
+@pytest.mark.parametrize("pair", [*zoo.DEFAULT, "tiny-context"])
 def test_a_build_depends_on_its_seed_and_nothing_else(
     pair: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -176,3 +177,15 @@ def test_a_pair_is_copied_with_the_same_weights(tmp_path: Path) -> None:
         assert all(torch.equal(mine[k], its[k].float()) for k in mine)
     with pytest.raises(PotstillError, match="exists already"):
         save_pair("tiny-qwen", tmp_path / "copies")
+
+
+@pytest.mark.slow
+def test_pairs_with_a_context_share_a_model_that_a_hint_makes_better(tmp_path: Path) -> None:
+    """A minute: made once, graded four times."""
+    rows = {
+        (row["pair"], row["role"]): row["flexible"]
+        for row in build_zoo(list(zoo.CONTEXTS), tmp_path, 0, "both")
+    }
+    assert len(list(tmp_path.glob("*/*/model.safetensors"))) == 1 and len(rows) == 4
+    assert rows["tiny-context", "teacher"] > rows["tiny-context", "student"] + 0.2
+    assert abs(rows["tiny-format", "teacher"] - rows["tiny-format", "student"]) < 0.1

@@ -81,10 +81,11 @@ def bench(study: Study, pair: str, repeats: int) -> Bench:
         )
     recipes = list(study.recipes.values())
     chosen = next((r for r in recipes if r.uses_student), recipes[0])
-    recipe = replace(chosen, on_policy=constant(1.0), prefix=constant(0), replay=None)
+    plain: dict[str, Any] = {"replay": None, "reject_wrong": False, "prefix_over": "time"}
+    recipe = replace(chosen, on_policy=constant(1.0), prefix=constant(0), **plain)
     task, cell = load_task(**study.task), Cell(pair, recipe.name, study.seeds[0])
     with tempfile.TemporaryDirectory(prefix="potstill-bench-") as scratch:
-        engine: Any = open_study_engine(study, cell, Path(scratch))
+        engine: Any = open_study_engine(study, cell, task, Path(scratch))
     try:
         problems = draw(task.train, study.train.batch_size, 0, 0)
         times, rows = _measure(engine, recipe, problems, study.train, repeats)

@@ -18,7 +18,7 @@ import numpy as np
 
 from potstill.engines import Engine, Wrapper
 from potstill.errors import writing
-from potstill.types import Ids, Role, Sample
+from potstill.types import Ids, Role, Sample, is_teacher
 
 SAMPLER = 2  # of how texts are drawn: another sampler's texts are no hits
 
@@ -44,9 +44,16 @@ class CachedTeacher(Wrapper):
         temperature: float,
         rng: np.random.Generator,
     ) -> list[Sample]:
-        if role != "teacher":
+        if not is_teacher(role):
             return self.engine.sample(role, prompts, max_tokens, temperature, rng)
-        asked = (SAMPLER, self._teacher, list(prompts), list(max_tokens), temperature)
+        asked = (
+            SAMPLER,
+            self._teacher,
+            *role.split(":")[1:],
+            list(prompts),
+            list(max_tokens),
+            temperature,
+        )
         key = hashlib.sha256(repr((asked, rng.bit_generator.state)).encode()).hexdigest()
         file = self._folder / key[:2] / f"{key}.npz"
         samples = _read(file)

@@ -18,11 +18,13 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, ValidationError
 
 from potstill import zoo
+from potstill.context import Context, read_context
+from potstill.context.routed import check_teachers
 from potstill.errors import PotstillError, did_you_mean
 from potstill.faults import check_faults
-from potstill.losses import CROSSED, CROSSING, FAULTY, GOLD_HINT, ONE_TOKENIZER, REVERSE_KL
 from potstill.methods import METHODS
 from potstill.recipe import Recipe, recipe_from_toml
+from potstill.refusals import check_model, check_recipe, check_tokenizers
 from potstill.settings import (
     Budget,
     Eval,
@@ -125,10 +127,12 @@ class Study(Part):
         found = {}
         for name in names:
             if name in self.pair:
-                found[name] = self.pair[name]
+                found[name] = _placed(self.pair[name])
             elif name in zoo.PAIRS:
                 found[name] = Pair(
-                    student=zoo.folder(name, "student"), teacher=zoo.folder(name, "teacher")
+                    student=zoo.folder(name, "student"),
+                    teacher=zoo.folder(name, "teacher"),
+                    context=zoo.CONTEXTS.get(name, {}),
                 )
             else:
                 raise PotstillError(
@@ -136,6 +140,15 @@ class Study(Part):
                     did_you_mean(name, {*self.pair, *zoo.PAIRS}, "pairs"),
                 )
         return found
+
+    @cached_property
+    def contexts(self) -> dict[str, Context]:
+        """What the teachers alone see, by pair; pairs without a context are left out."""
+        return {
+            name: read_context(pair.context, f"pair.{name}.context")
+            for name, pair in self.models.items()
+            if pair.context
+        }
 
     @property
     def graded_tokens(self) -> int:
@@ -183,13 +196,17 @@ def resolve(study: Study) -> Study:
             "set train.lora_rank, 32 is usual",
         )
     for recipe in study.recipes.values():
-        _check_recipe(recipe, study, ENGINES[study.engine.name].losses)
+        check_recipe(recipe, study, ENGINES[study.engine.name].losses)
+    assert study.contexts is not None  # read, and refused where one is wrong
     for name, pair in study.models.items():
+        check_teachers(f"pair.{name}", pair.route, pair.teachers, study.engine.name)
         if name in study.pair and study.engine.name == "torch":
             for role in ("student", "teacher"):
                 check_model(getattr(pair, role), f"pair.{name}.{role}")
+            for key, teacher in pair.teachers.items():
+                check_model(teacher, f"pair.{name}.teachers.{key}")
         if study.engine.name == "torch":
-            _check_tokenizers(study, name, differ(pair.student, pair.teacher))
+            check_tokenizers(study, name, differ(pair.student, pair.teacher))
     if study.train.learning_rate is None:
         foreign = [
             name for name in study.models if name in study.pair and not _embedded(study, name)
@@ -205,83 +222,16 @@ def resolve(study: Study) -> Study:
     return study
 
 
+def _placed(pair: Pair) -> Pair:
+    """A pair whose embedded models, written PAIR/ROLE, are folders."""
+    models: dict[str, Any] = {r: zoo.place(getattr(pair, r)) for r in ("student", "teacher")}
+    models["teachers"] = {key: zoo.place(name) for key, name in pair.teachers.items()}
+    return pair.model_copy(update=models)
+
+
 def _embedded(study: Study, name: str) -> bool:
-    return name in zoo.PAIRS and study.pair[name].student == zoo.folder(name, "student")
-
-
-def _check_recipe(recipe: Recipe, study: Study, losses: frozenset[str]) -> None:
-    longest = int(recipe.prefix.range[1])
-    if longest >= study.train.max_tokens:
-        raise PotstillError(
-            f"max_tokens counts the prefix: {recipe.name} seeds up to {longest} tokens, "
-            f"train.max_tokens is {study.train.max_tokens}",
-            f"raise train.max_tokens above {longest}, or shorten the prefix in a [recipe]",
-        )
-    for used in recipe.losses:
-        if used.name in FAULTY:
-            raise PotstillError(
-                f"{recipe.name} asks for {used}, which is no divergence",
-                f"write {{ topk_reverse_kl = {used.top_k or 64} }}, which has a tail bucket",
-            )
-        if used.name not in losses:
-            raise PotstillError(
-                f'{recipe.name} needs {used}, which engine "{study.engine.name}" cannot compute',
-                f"its losses: {', '.join(sorted(losses))}",
-            )
-    if recipe.replay and study.train.steps < 2:
-        raise PotstillError(
-            f"{recipe.name} replays earlier steps, train.steps is 1", "raise train.steps"
-        )
-
-
-def _check_tokenizers(study: Study, pair: str, differ: bool | None) -> None:
-    """Refuse losses that a pair's tokenizers leave no room for; None: its files do not tell."""
-    for recipe in study.recipes.values():
-        for used in recipe.losses:
-            if differ and used.to == "teacher" and used.name not in CROSSED:
-                raise PotstillError(
-                    f"{recipe.name} needs {used}, the teacher's whole row over the student's "
-                    f'vocabulary, and the tokenizers of pair "{pair}" differ',
-                    GOLD_HINT,
-                )
-            if differ is False and used.name in CROSSING:
-                raise PotstillError(
-                    f"{recipe.name}: {ONE_TOKENIZER} ({pair})", f"write {{ jsd = {used.beta} }}"
-                )
-        if differ and recipe.anchor and recipe.uses_teacher and recipe.anchor_loss != REVERSE_KL:
-            raise PotstillError(
-                f"{recipe.name} anchors the teacher's text by {recipe.anchor_loss}, which needs "
-                f'the probability that each token was sampled with; the teacher of pair "{pair}" '
-                "has sampled other tokens",
-                'write anchor_loss = "reverse_kl"',
-            )
-
-
-def check_model(name: str, where: str) -> None:
-    """Refuse a model that is neither a folder with safetensors nor a hub name."""
-    folder = Path(name).expanduser()
-    looks_local = name.startswith(("/", ".", "~")) or name.count("/") != 1 or folder.exists()
-    if not looks_local:
-        return  # a hub name: the hub knows
-    if not folder.is_dir():
-        raise PotstillError(
-            f'{where} = "{name}" is no folder here and no hub name',
-            "give a model folder, a hub name such as Qwen/Qwen3-4B, or name an embedded pair in "
-            f"pairs: {', '.join(zoo.PAIRS)}",
-        )
-    if not (folder / "config.json").is_file():
-        raise PotstillError(
-            f'{where} = "{name}" has no config.json', "give a transformers model folder"
-        )
-    if not any(folder.glob("*.safetensors")):
-        pickled = sorted(
-            p.name for p in [*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")]
-        )
-        got = f"only pickled weights ({pickled[0]})" if pickled else "no weights"
-        raise PotstillError(
-            f'{where} = "{name}" has {got}; potstill reads safetensors only',
-            "save it again with model.save_pretrained(folder), which writes safetensors",
-        )
+    known = {zoo.folder(pair, role) for pair in zoo.PAIRS for role in ("student", "teacher")}
+    return study.models[name].student in known
 
 
 def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:

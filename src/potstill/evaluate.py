@@ -79,6 +79,8 @@ class Examiner:
                 "eval/avg_score": float(np.mean(scores)),
                 "eval/ended": float(np.mean([row.ended for row in self.fresh.rows])),
             }
+            if self.fresh.format is not None:
+                found["eval/format"] = self.fresh.format
         return found
 
     def grade(self, *, again: bool = False) -> Evaluation:

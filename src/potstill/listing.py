@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from potstill import zoo
-from potstill.config import Study, check_model, parse_value
+from potstill.config import Study, parse_value
 from potstill.cost import Spent, total
 from potstill.diagnose import SIGNALS, Finding, diagnose, failure, meaning
 from potstill.errors import PotstillError, did_you_mean
 from potstill.faults import FAULTS
 from potstill.methods import METHODS
 from potstill.recipe import Recipe
+from potstill.refusals import check_model
 from potstill.schedule import SHAPES
 from potstill.settings import Pair, Price
 from potstill.store import CellFolder, cells_of, to_json
@@ -50,6 +51,13 @@ def _engines() -> list[dict[str, Any]]:
     return [
         {"engine": name, "what": info.summary, "losses": ", ".join(sorted(info.losses))}
         for name, info in ENGINES.items()
+    ]
+
+
+def _pairs() -> list[dict[str, Any]]:
+    return [
+        {"pair": name, "what": what, "context": ", ".join(zoo.CONTEXTS.get(name, ())) or "-"}
+        for name, what in zoo.PAIRS.items()
     ]
 
 
@@ -85,7 +93,7 @@ def _faults() -> list[dict[str, Any]]:
 
 LISTS: dict[str, Callable[[], list[dict[str, Any]]]] = {
     "methods": _methods,
-    "pairs": lambda: [{"pair": name, "what": text} for name, text in zoo.PAIRS.items()],
+    "pairs": _pairs,
     "tasks": lambda: [{"task": name, "what": what} for name, (_, _, what) in TASKS.items()],
     "engines": _engines,
     "losses": _losses,
@@ -110,6 +118,7 @@ def plan(study: Study, task: Task) -> dict[str, Any]:
         "task": f"{task.name}: {len(task.train)} training, {len(task.test)} held-out problems",
         "engine": study.engine.name,
         "pairs": ", ".join(study.models),
+        **{f"context of {name}": str(context) for name, context in study.contexts.items()},
         "methods": ", ".join(f"{name} ({n} steps)" for name, n in steps.items()),
         "seeds": ", ".join(map(str, study.seeds)),
         "cells": len(cells_of(study)),
@@ -146,11 +155,10 @@ def _spent_row(name: str, spent: Spent, price: Price) -> dict[str, Any]:
 
 def model_path(name: str) -> str:
     """A model's folder or hub name; `PAIR/ROLE` names an embedded one."""
-    pair, _, role = name.partition("/")
-    if pair in zoo.PAIRS and role in ("student", "teacher"):
-        return zoo.folder(pair, role)
-    check_model(name, "model")
-    return name
+    place = zoo.place(name)
+    if place == name:
+        check_model(name, "model")
+    return place
 
 
 def grade_model(
@@ -207,14 +215,10 @@ def build_zoo(names: Sequence[str], out: Path, seed: int, role: str) -> Iterator
         raise PotstillError(
             f'unknown role "{role}"', did_you_mean(role, ("student", "teacher", "both"), "roles")
         )
-    roles = ("teacher", "student") if role == "both" else (role,)
-    todo = [(p, one) for p in names or zoo.PAIRS for one in roles if (p, one) in zoo.MODELS]
-    if not todo:
-        raise PotstillError(
-            f"{' and '.join(names)} has no {role} of its own: {zoo.PAIRS[names[0]]}",
-            "build its teacher, or the pair that the student comes from",
-        )
-    taken = [out / pair / one for pair, one in todo if (out / pair / one).exists()]
+    roles: tuple[Any, ...] = ("teacher", "student") if role == "both" else (role,)
+    todo = [(pair, one) for pair in names or list(zoo.PAIRS) for one in roles]
+    places = {one: out.joinpath(*zoo.model(*one)) for one in todo}  # some share a model
+    taken = [place for place in places.values() if place.exists()]
     if taken:
         raise PotstillError(f'"{taken[0]}" exists already', "use another --out")
     from rich.console import Console
@@ -222,20 +226,22 @@ def build_zoo(names: Sequence[str], out: Path, seed: int, role: str) -> Iterator
 
     from potstill.zoo.build import GRADED, build, grade
 
-    for pair, one in todo:
-        with Progress(console=Console(stderr=True)) as bar:
-            line = bar.add_task(f"{pair} {one}", total=None)
-            build(
-                pair,
-                one,
-                out / pair / one,
-                seed,
-                lambda done, of, loss: bar.update(line, completed=done, total=of),  # noqa: B023
-            )
+    for (pair, one), place in places.items():
+        if not place.exists():
+            with Progress(console=Console(stderr=True)) as bar:
+                line = bar.add_task(f"{pair} {one}", total=None)
+                build(
+                    *zoo.model(pair, one),
+                    place,
+                    seed,
+                    lambda done, of, loss: bar.update(line, completed=done, total=of),  # noqa: B023
+                )
+        graded = grade(place, pair, one)
         yield {
             "pair": pair,
             "role": one,
-            "accuracy": grade(out / pair / one),
+            "accuracy": graded.strict,
+            "flexible": graded.flexible,
             "problems": GRADED,
         }
 

@@ -28,6 +28,7 @@ from potstill.recipe import Recipe
 from potstill.rollout import Buffer, Limits, collect, draw
 from potstill.settings import Eval, Train
 from potstill.signals import Monitor
+from potstill.sources import Judge
 from potstill.tasks import Task
 from potstill.types import Evaluation, StepStats, Trajectory
 
@@ -70,15 +71,16 @@ def train(
     with meter.clock("diagnosis"):
         monitor = Monitor(meter.aside, asked, settings, grading, examiner.texts)
     start, buffer = _resume(recipe, meter, settings, recorder, monitor, examiner)
+    judge = Judge(recipe, engine, task, recorder.metrics)
     for step, done in pairwise(range(start, total + 1)):
         problems = draw(task.train, settings.batch_size, seed, step)
-        fresh = collect(recipe, meter, problems, step / total, step, seed, limits)
-        batch = buffer.exchange(fresh, step, seed)
-        rate = settings.rate(step, float(np.mean([t.source == "student" for t in batch])))
+        fresh = collect(recipe, meter, problems, step / total, step, seed, limits, judge.success)
+        batch = buffer.exchange(judge.keep(fresh), step, seed)
+        rate = settings.rate(step, sum(t.source == "student" for t in batch) / max(1, len(batch)))
         with meter.clock("diagnosis"):
             monitor.before(done, fresh, batch)
         stats = meter.step(objective.build(recipe, batch, meter), rate)
-        row = _metrics(fresh, batch, stats) | {"train/buffer_size": len(buffer)}
+        row = _metrics(fresh, batch, stats) | {"train/buffer_size": len(buffer)} | judge.row
         row |= {"step": done, "train/learning_rate": rate, "tokens": meter.spent}
         with meter.clock("diagnosis"):
             row |= monitor.after(row, stats, fresh, last=done == total)
@@ -178,7 +180,7 @@ def _metrics(
         "train/phase": float(np.mean([t.source == "student" for t in fresh])),
         "train/seed_tokens": float(np.mean([t.prefix for t in fresh])),
         "train/length": float(np.mean(lengths)),
-        "train/age": float(np.mean([fresh[0].version - t.version for t in batch])),
+        "train/age": float(np.mean([fresh[0].version - t.version for t in batch] or [0])),
     }
 
 

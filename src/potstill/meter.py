@@ -14,7 +14,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from potstill.engines import Engine, Wrapper, bare
+from potstill.engines import Engine, Wrapper, bare, reads
 from potstill.flops import Work
 from potstill.losses import LOSSES
 from potstill.types import KINDS, Datum, Floats, Ids, Outlook, Role, Sample, StepStats
@@ -87,7 +87,7 @@ class Metered(Wrapper):
         with self.clock(f"{role} sampling"):
             samples = self.engine.sample(role, prompts, max_tokens, temperature, rng)
         self.tokens[f"{role}_sampled"] += sum(len(sample.tokens) for sample in samples)
-        self.tokens["prompt"] += sum(map(len, prompts))
+        self.tokens["prompt"] += sum(len(reads(self.engine, role, p)) for p in prompts)
         self.work.add(f"{role}_sampled", role, _lengths(prompts, samples))
         return samples
 
@@ -97,6 +97,12 @@ class Metered(Wrapper):
         self.tokens["teacher_scored"] += sum(map(len, scores))
         self.work.add("teacher_scored", role, [(len(p), len(c)) for p, c in rows])
         return scores
+
+    def inspect(self, role: Role, rows: Sequence[tuple[Ids, Ids]]) -> list[Outlook]:
+        with self.clock("scoring"):
+            looks = self.engine.inspect(role, rows)
+        self.tokens["teacher_scored"] += sum(len(completion) for _, completion in rows)
+        return looks
 
     def step(self, data: Sequence[Datum], learning_rate: float) -> StepStats:
         start = time.perf_counter()
@@ -149,7 +155,7 @@ class Aside(Wrapper):
     ) -> list[Sample]:
         samples = self.engine.sample(role, prompts, max_tokens, temperature, rng)
         self._tokens[f"graded_{role}_sampled"] += sum(len(sample.tokens) for sample in samples)
-        self._tokens["graded_prompt"] += sum(map(len, prompts))
+        self._tokens["graded_prompt"] += sum(len(reads(self.engine, role, p)) for p in prompts)
         self.work.add("graded", role, _lengths(prompts, samples))
         return samples
 

@@ -7,6 +7,7 @@ tokens have weight 0; EOS is a token like any other.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -20,6 +21,10 @@ from potstill.types import Datum, Floats, Loss, Source, Term, Trajectory
 def losses_for(recipe: Recipe, source: Source) -> list[tuple[Loss, float]]:
     """The losses on tokens that `source` wrote, each with its factor."""
     main = recipe.student_loss if source == "student" else recipe.teacher_loss
+    need = LOSSES[main.name]
+    cap = recipe.clip_advantage if need == "token_scores" else recipe.kl_cap
+    if cap and need != "tokens":
+        main = dataclasses.replace(main, cap=float(cap))
     return [(main, 1.0), *((loss, recipe.anchor) for loss in anchor_losses(recipe))]
 
 
@@ -29,7 +34,7 @@ def build(recipe: Recipe, batch: Sequence[Trajectory], engine: Engine) -> list[D
         source: sum(t.trained for t in batch if t.source == source)
         for source in ("student", "teacher")
     }
-    share = {source: sum(t.source == source for t in batch) / len(batch) for source in trained}
+    share = {s: sum(t.source == s for t in batch) / max(1, len(batch)) for s in trained}
     scores = _teacher_scores(recipe, batch, engine)
     data = []
     for trajectory, teacher_logprobs in zip(batch, scores, strict=True):
@@ -60,6 +65,13 @@ def _teacher_scores(
 ) -> list[Floats | None]:
     if LOSSES[recipe.student_loss.name] != "token_scores":
         return [None] * len(batch)
-    rows = [(t.prompt, t.completion) for t in batch if t.source == "student"]
-    found = iter(engine.score("teacher", rows))
+    mine = [t for t in batch if t.source == "student"]
+    scores = engine.score("teacher", [(t.prompt, t.completion) for t in mine])
+    found = iter(_clipped(recipe, t, q) for t, q in zip(mine, scores, strict=True))
     return [next(found) if t.source == "student" else None for t in batch]
+
+
+def _clipped(recipe: Recipe, t: Trajectory, scores: Floats) -> Floats:
+    """Teacher scores (T,) whose distance from the sampler's is an advantage within the limit."""
+    limit = recipe.clip_advantage
+    return t.logprobs + (scores - t.logprobs).clip(-limit, limit) if limit else scores

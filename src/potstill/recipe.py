@@ -8,9 +8,9 @@ reads the sources, `objective` the losses, `loop` the budget.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from potstill.errors import PotstillError, did_you_mean
 from potstill.losses import (
@@ -59,6 +59,13 @@ class Recipe:
         anchor_loss: how it is worked out: "reverse_kl" over whole rows, or "reverse_kl_sampled"
             from the tokens' own log-probabilities, where an engine has no rows.
         replay: train on draws from a buffer instead of the fresh batch.
+        reject_wrong: leave out teacher texts that the task's strict grader finds wrong.
+        clip_advantage: cut the advantages of `reverse_kl_sampled` to this, in nats; 0 is off.
+        kl_cap: most nats of one token's divergence; what is above is not trained. 0 is off.
+        prefix_over: what the prefix's schedule runs over: "time", or "success", the running share
+            of the student's texts that are right, so that the seed shrinks as the student learns.
+        interleave: the student writes, and the teacher puts a token of its own wherever the
+            student's is not among its so many likeliest; 0 is off.
         budget: multiple of the study's steps.
         hypothesis: what the method bets on, in a sentence.
         rule: the method in symbols.
@@ -76,6 +83,11 @@ class Recipe:
     anchor: float = 0.0
     anchor_loss: Loss = REVERSE_KL
     replay: Replay | None = None
+    reject_wrong: bool = False
+    clip_advantage: float = 0.0
+    kl_cap: float = 0.0
+    prefix_over: Literal["time", "success"] = "time"
+    interleave: int = 0
     budget: float = 1.0
     hypothesis: str = field(default="", compare=False)
     rule: str = field(default="", compare=False)
@@ -126,11 +138,51 @@ class Recipe:
                 f"budget is a multiple of the steps above 0 and up to 1000, got {self.budget}",
                 "1 is the study's steps, 2 is twice as many",
             )
+        self._check_sources(refuse)
         if LOSSES[self.teacher_loss.name] == "token_scores":
             refuse(
                 f"{self.teacher_loss} needs tokens that the student sampled, and the teacher wrote "
                 "these",
                 'use "cross_entropy" or a whole-row loss as teacher_loss',
+            )
+
+    def _check_sources(self, refuse: Callable[..., None]) -> None:
+        """Fields about who writes and what is capped: each needs what it is about."""
+        needs = {LOSSES[loss.name] for loss in self.losses if loss.to == "teacher"}
+        for key in ("clip_advantage", "kl_cap"):
+            value = getattr(self, key)
+            if isinstance(value, bool) or not 0 <= value < float("inf"):
+                refuse(f"{key} is in nats and >= 0, got {value}", "0 is off")
+        if self.clip_advantage and "token_scores" not in needs:
+            refuse(
+                f"clip_advantage is about advantages, and {self.student_loss} has none",
+                'write student_loss = "reverse_kl_sampled", or kl_cap for whole rows',
+            )
+        if self.kl_cap and "row" not in needs:
+            refuse(
+                "kl_cap is about divergences over whole rows, and no loss here is one",
+                'write student_loss = "reverse_kl", or clip_advantage for the sampled one',
+            )
+        if isinstance(self.interleave, bool) or not isinstance(self.interleave, int):
+            refuse(f"interleave counts ids, got {self.interleave!r}", "5 lets the 5 likeliest pass")
+        if self.interleave < 0:
+            refuse(f"interleave counts ids, got {self.interleave}", "0 is off")
+        if self.interleave and (not self.uses_student or LOSSES[self.student_loss.name] != "row"):
+            refuse(
+                "interleave needs student prompts and a loss over whole rows, as not every token "
+                "is the student's",
+                'write student_loss = "reverse_kl" or { jsd = 0.5 }',
+            )
+        if self.reject_wrong not in (True, False):
+            refuse(f"reject_wrong is true or false, got {self.reject_wrong!r}")
+        if self.reject_wrong and not self.uses_teacher:
+            refuse("reject_wrong is about teacher text, but on_policy is 1", "lower on_policy")
+        if self.prefix_over not in ("time", "success"):
+            refuse(f"prefix_over is time or success, got {self.prefix_over!r}", 'write "success"')
+        if self.prefix_over == "success" and self.prefix.kind == "constant":
+            refuse(
+                "a prefix over success has a schedule to run over, got a constant",
+                "write prefix = { linear = [20, 0], until = 0.8 }: none from 80 % right on",
             )
 
     @property

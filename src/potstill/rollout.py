@@ -11,10 +11,12 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from potstill.engines import Engine
+from potstill.interleave import interleave
 from potstill.recipe import Recipe
 from potstill.types import Problem, Role, Trajectory
 
@@ -61,18 +63,22 @@ def collect(
     step: int,
     seed: int,
     limits: Limits,
+    success: float | None = None,
 ) -> list[Trajectory]:
     """Have one completion written for each problem.
 
     The first round(on_policy(t) * B) problems go to the student, who continues from int(prefix(t))
-    teacher tokens, the rest to the teacher.
+    teacher tokens, the rest to the teacher. Where `success` is given, the prefix runs over it.
     """
     share = round(recipe.on_policy(t) * len(problems))
-    prefix = int(recipe.prefix(t))
+    prefix = int(recipe.prefix(t if success is None else success))
     seeded = _write(engine, "teacher", problems[:share], [], prefix, step, seed, limits)
     mine = _write(
         engine, "student", problems[:share], seeded, limits.max_tokens, step, seed, limits
     )
+    if recipe.interleave and mine:
+        chance = partial(generator, seed, step)
+        mine = interleave(engine, mine, recipe.interleave, limits, chance)
     its = _write(engine, "teacher", problems[share:], [], limits.max_tokens, step, seed, limits)
     return mine + its
 
@@ -128,7 +134,7 @@ class Buffer:
 
     def exchange(self, fresh: list[Trajectory], step: int, seed: int) -> list[Trajectory]:
         """Add the step's fresh trajectories and draw as many to train on."""
-        if not self.capacity:
+        if not self.capacity or not (self.entries or fresh):
             return fresh
         self.entries = (self.entries + fresh)[-self.capacity :]
         weights = np.array([1 + entry.version / max(step, 1) for entry in self.entries])

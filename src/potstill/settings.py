@@ -21,6 +21,9 @@ class Pair(Part):
 
     student: str = Field(min_length=1)
     teacher: str = Field(min_length=1)
+    context: dict[str, Any] = Field(default_factory=dict)  # what the teacher alone sees: `context`
+    route: str = ""  # key of the data that chooses a problem's teacher
+    teachers: dict[str, str] = Field(default_factory=dict)  # further teachers, by that key's value
 
 
 class Train(Part):

@@ -16,8 +16,11 @@ from typing import Any
 from potstill import faults
 from potstill.cache import CachedTeacher, fingerprint
 from potstill.config import Study
+from potstill.context.briefing import Briefing
+from potstill.context.routed import check_routes
+from potstill.context.window import check_window
 from potstill.cost import BudgetReached, Ledger
-from potstill.engines import Engine, open_engine
+from potstill.engines import Engine, inform, open_engine
 from potstill.errors import NonFinite, PotstillError, StorageError, writing
 from potstill.evaluate import Reference, evaluate
 from potstill.faults import Run
@@ -48,7 +51,18 @@ def prepare(study: Study) -> Task:
             raise PotstillError(
                 f"{what} asks for {wanted} problems, the task has {have}", f"lower {what}"
             )
-    check_disjoint(task, task.test[: study.eval.problems])
+    graded = task.test[: study.eval.problems]
+    check_disjoint(task, graded)
+    for pair in study.models.values():
+        if pair.route:
+            check_routes(pair.route, pair.teachers, task, graded)
+    for name, context in study.contexts.items():
+        briefing = Briefing(context, task)
+        briefing.check(graded)
+        if study.engine.name != "fake":
+            tokens = max(study.train.max_tokens, study.graded_tokens)
+            for teacher in (study.models[name].teacher, *study.models[name].teachers.values()):
+                check_window(briefing, teacher, graded, tokens)
     return task
 
 
@@ -98,7 +112,7 @@ def _run(
 ) -> dict[str, Any]:
     if reference is None and cell.method not in REFERENCES:
         raise PotstillError(f"the teacher row of {cell.pair} failed", "see its result.json")
-    engine = open_study_engine(study, cell, place.path, folder.cache)
+    engine = open_study_engine(study, cell, task, place.path, folder.cache)
     recipe = study.recipes.get(cell.method) or Recipe(name=cell.method)
     asked = Run(recipe, engine, task, cell.seed or 0)
     run = faults.apply(study.faults, asked)
@@ -136,7 +150,9 @@ def _run(
         run.engine.close()
 
 
-def open_study_engine(study: Study, cell: Cell, scratch: Path, cache: Path | None = None) -> Engine:
+def open_study_engine(
+    study: Study, cell: Cell, task: Task, scratch: Path, cache: Path | None = None
+) -> Engine:
     """The engine of one cell, with the study's settings; faulty teachers go to `scratch`, what
     the teacher writes to `cache`."""
     settings: dict[str, Any] = {}
@@ -161,21 +177,22 @@ def open_study_engine(study: Study, cell: Cell, scratch: Path, cache: Path | Non
         }
     pair = study.models[cell.pair]
     teacher = faults.teacher_for(study.faults, pair.teacher, scratch)
-    pair = pair.model_copy(update={"teacher": teacher})
-    engine = open_engine(study.engine.name, pair, seed=cell.seed or 0, **settings)
-    if not cache:
-        return engine
-    # the student has a say too: ids that both heads have, and what ends a text
-    where = pair.student, sorted(engine.eos), settings.get("teacher_spec")
-    key = fingerprint(teacher, study.engine.name, *where, settings.get("sample_tokens"))
-    return CachedTeacher(engine, key, cache)
+    alone = pair.model_copy(update={"teacher": teacher, "context": {}, "route": ""})
+    engine = open_engine(study.engine.name, alone, seed=cell.seed or 0, **settings)
+    if cache:
+        # the student has a say too: ids that both heads have, and what ends a text
+        where: tuple[Any, ...] = (pair.student, sorted(engine.eos), settings.get("teacher_spec"))
+        where += tuple((key, fingerprint(name)) for key, name in sorted(pair.teachers.items()))
+        key = fingerprint(teacher, study.engine.name, *where, settings.get("sample_tokens"))
+        engine = CachedTeacher(engine, key, cache)  # under the context: what is read is its key
+    return inform(engine, study.contexts.get(cell.pair), task, pair.route)
 
 
 def preflight_pair(study: Study, pair: str) -> list[Check]:
     """What can be known of a pair's cells before step 0: opens the models, trains nothing."""
     task, cell = load_task(**study.task), Cell(pair, "preflight", study.seeds[0])
     with tempfile.TemporaryDirectory(prefix="potstill-preflight-") as scratch:
-        engine = open_study_engine(study, cell, Path(scratch))
+        engine = open_study_engine(study, cell, task, Path(scratch))
 
         def wire(inner: Engine, recipe: Recipe) -> Run:
             return faults.apply(study.faults, Run(recipe, inner, task, study.seeds[0]))
@@ -228,6 +245,7 @@ def _accuracy(graded: Evaluation) -> dict[str, Any]:
     return {
         "accuracy": graded.strict,
         "flexible": graded.flexible,
+        "format": graded.format,
         "problems": len(graded.rows),
         "outcomes": graded.outcomes,
     }

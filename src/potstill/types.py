@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,16 @@ Floats = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.float64]  # (T, V) log-probabilities
 
 
+def teacher_role(name: str) -> Role:
+    """The role of one teacher among several; the pair's own has no name."""
+    return cast(Role, f"teacher:{name}" if name else "teacher")
+
+
+def is_teacher(role: Role) -> bool:
+    """Whether a role is a teacher's, whichever."""
+    return role.split(":")[0] == "teacher"
+
+
 @dataclass(frozen=True)
 class Problem:
     """One question with its reference answer."""
@@ -29,6 +39,12 @@ class Problem:
     question: str  # what the models read, before any chat template
     answer: str  # the final answer alone, e.g. "42"
     solution: str = ""  # a worked solution, where the task has one
+    extra: Mapping[str, str] = field(default_factory=dict, compare=False)  # the data's other keys
+
+    def text(self, key: str) -> str:
+        """What the problem has under "solution", "answer" or a key of its data; else nothing."""
+        own = {"solution": self.solution, "answer": self.answer}
+        return own[key] if key in own else self.extra.get(key, "")
 
 
 @dataclass(frozen=True)
@@ -37,6 +53,8 @@ class Grade:
 
     strict: bool
     flexible: bool
+    # whether there is an answer in the task's format, right or wrong; None where it has none
+    format: bool | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -59,6 +77,7 @@ class Outlook:
     entropy: Floats = field(default_factory=_nothing)  # (T,) of the whole row, in nats
     copy: Floats = field(default_factory=_nothing)  # (T,) probability of the token just read
     end: Floats = field(default_factory=_nothing)  # (T,) probability of EOS
+    rank: Floats = field(default_factory=_nothing)  # (T,) ids that are likelier than the token
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,12 +120,15 @@ class Loss:
         beta: the teacher's share in the mixture of `jsd`, in [0, 1].
         top_k: how many ids of the target's row the `topk_*` losses keep beside the tail bucket.
         to: the model that the student is pulled towards.
+        cap: nats; a token's divergence above it counts as much, and is not trained; the advantage
+            of `reverse_kl_sampled` is cut to it either way.
     """
 
     name: str
     beta: float | None = None
     top_k: int | None = None
     to: Role = "teacher"
+    cap: float | None = None
 
     def __str__(self) -> str:
         knob = self.beta if self.top_k is None else self.top_k
@@ -204,6 +226,12 @@ class Evaluation:
     @property
     def flexible(self) -> float:
         return float(np.mean([row.grade.flexible for row in self.rows]))
+
+    @property
+    def format(self) -> float | None:
+        """Share of completions with an answer in the task's format; None where it has none."""
+        known = [row.grade.format for row in self.rows if row.grade.format is not None]
+        return float(np.mean(known)) if known else None
 
     @property
     def outcomes(self) -> dict[str, str]:

@@ -255,7 +255,10 @@ def zoo_build(
     from potstill.listing import build_zoo
 
     for row in build_zoo(pairs or [], out, seed, role):
-        print(f"{row['pair']} {row['role']}: {row['accuracy']:.1%} of {row['problems']} problems")
+        print(
+            f"{row['pair']} {row['role']}: {row['accuracy']:.1%} of {row['problems']} problems, "
+            f"{row['flexible']:.1%} by the flexible extractor"
+        )
 
 
 @zoo_app.command("save")

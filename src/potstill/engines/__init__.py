@@ -23,6 +23,7 @@ import numpy as np
 from potstill import zoo
 from potstill.errors import PotstillError, did_you_mean
 from potstill.losses import LOSSES
+from potstill.prompts import Messages
 from potstill.types import Datum, Floats, Ids, Outlook, Role, Rows, Sample, StepStats
 
 
@@ -33,8 +34,8 @@ class Engine(Protocol):
     eos: frozenset[int]  # ids that end a completion
     notes: tuple[str, ...]  # what was decided while opening the pair, for the run's record
 
-    def encode(self, question: str) -> Ids:
-        """Prompt ids (P,) of a question, chat template included."""
+    def encode(self, asked: str | Messages) -> Ids:
+        """Prompt ids (P,) of a question or a conversation, chat template included."""
 
     def decode(self, tokens: Ids) -> str:
         """Text of completion ids, special tokens left out."""
@@ -145,22 +146,60 @@ def bare(engine: Engine) -> Engine:
     return bare(engine.engine) if isinstance(engine, Wrapper) else engine
 
 
-def open_engine(name: str, pair: Any, *, seed: int = 0, **settings: Any) -> Engine:
+def reads(engine: Engine, role: Role, prompt: Ids) -> Ids:
+    """What a model reads for a prompt of the student's: the pair's context is the teacher's."""
+    view = getattr(bare(engine), "view", None)
+    return prompt if view is None else view(role, prompt)
+
+
+def open_engine(
+    name: str, pair: Any, *, seed: int = 0, task: Any = None, **settings: Any
+) -> Engine:
     """Open an engine by name on a pair.
 
     Args:
         name: one of `ENGINES`.
         pair: an embedded pair's name, or what has `.student` and `.teacher`: hub names or folders.
         seed: for weights that are made at random (LoRA adapters).
+        task: whose problems a pair's context is about; needed where the pair has one.
         settings: the engine's own settings, see its class.
     """
     if name not in ENGINES:
         raise PotstillError(f'unknown engine "{name}"', did_you_mean(name, ENGINES, "engines"))
+    more: dict[str, Any] = {}
     if isinstance(pair, str):
         if pair not in zoo.PAIRS:
             raise PotstillError(f'unknown pair "{pair}"', did_you_mean(pair, zoo.PAIRS, "pairs"))
         models = (zoo.folder(pair, "student"), zoo.folder(pair, "teacher"))
+        context, route = zoo.CONTEXTS.get(pair), ""
     else:
         models = (pair.student, pair.teacher)
+        context, route = getattr(pair, "context", None), getattr(pair, "route", "")
+        more = {"teachers": pair.teachers} if getattr(pair, "teachers", None) else {}
+    if (context or route) and task is None:
+        raise PotstillError(
+            "what the teacher of this pair reads depends on a task's problems",
+            'write open_engine(..., task=load_task("arithmetic"))',
+        )
     engine: Callable[..., Engine] = importlib.import_module(ENGINES[name].module).ENGINE
-    return engine(*models, seed=seed, **settings)
+    return inform(engine(*models, seed=seed, **more, **settings), context, task, route)
+
+
+def inform(engine: Engine, context: Any, task: Any, route: str = "") -> Engine:
+    """The engine with a pair's context, and its choice of teachers, in front of what teachers read.
+
+    Args:
+        engine: the pair without them.
+        context: a `context.Context`, the table of one, or nothing.
+        task: whose problems they are about.
+        route: the key of the data that chooses the teacher; empty: there is one.
+    """
+    from potstill.context import Context, read_context
+    from potstill.context.briefing import Briefing
+    from potstill.context.informed import Informed
+    from potstill.context.routed import Routed
+
+    if context:
+        known = context if isinstance(context, Context) else read_context(context)
+        engine = Informed(engine, Briefing(known, task))
+    return Routed(engine, route, task) if route else engine

@@ -19,6 +19,7 @@ from safetensors.numpy import load_file, save_file
 
 from potstill.engines import ENGINES, host_memory
 from potstill.errors import NonFinite
+from potstill.prompts import Messages, plain
 from potstill.types import Datum, Floats, Ids, Outlook, Role, Sample, StepStats, Term
 
 Table = npt.NDArray[np.float64]
@@ -72,8 +73,9 @@ class FakeEngine:
         self._moments = [np.zeros_like(start), np.zeros_like(start)]
         self._steps = 0
 
-    def encode(self, question: str) -> Ids:
-        return tuple(min(max(ord(c) - FIRST, 0), EOS - 1) for c in question)
+    def encode(self, asked: str | Messages) -> Ids:
+        text = asked if isinstance(asked, str) else plain(asked).rstrip("\n")
+        return tuple(min(max(ord(c) - FIRST, 0), EOS - 1) for c in text)
 
     def decode(self, tokens: Ids) -> str:
         return "".join(chr(token + FIRST) for token in tokens if token != EOS)
@@ -120,7 +122,9 @@ class FakeEngine:
             read = [prompt[-1], *completion[:-1]] if completion else []
             logp = log_softmax(self._tables[role][read])
             p, place = np.exp(logp), np.arange(len(read))
-            values = logp[place, list(completion)], -(p * logp).sum(-1), p[place, read], p[:, EOS]
+            own = logp[place, list(completion)]
+            rank = (logp > own[:, None]).sum(-1)
+            values = own, -(p * logp).sum(-1), p[place, read], p[:, EOS], rank
             out.append(Outlook(*(value.astype(np.float32) for value in values)))
         return out
 
@@ -160,6 +164,9 @@ class FakeEngine:
             ratio = logp - self.rows(term.loss.to, *datum.seen_by(term.loss.to))
             values = (p * ratio).sum(-1)
             slope = p * (ratio - values[:, None])
+            if term.loss.cap is not None:
+                slope *= (values <= term.loss.cap)[:, None]
+                values = values.clip(max=term.loss.cap)
         elif term.loss.to == "init":
             start = self.rows("init", *datum.seen_by("init"))
             distance = (logp - start)[rows, targets]

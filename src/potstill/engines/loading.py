@@ -12,7 +12,8 @@ import dataclasses
 import os
 import shutil
 import warnings
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 
 from potstill.errors import PotstillError
 from potstill.prompts import render
-from potstill.types import ModelSpec, Role
+from potstill.types import ModelSpec, Role, is_teacher
 
 SAMPLE_TEXTS = ("Tom has 12 apples.", "3.5 + 0.25 = 3.75\n", "  naïve façade — 你好", "#### 1,234")
 
@@ -65,14 +66,46 @@ class Pair:
     other: Any = None  # the teacher's tokenizer, where it is not the student's
     other_eos: frozenset[int] = frozenset()
     other_vocabulary: int = 0
+    teachers: Mapping[str, str] = field(default_factory=dict)  # further ones, by a name
 
     def ends(self, role: Role) -> frozenset[int]:
         """Ids that end a completion of this model's."""
-        return self.other_eos if self.other and role == "teacher" else self.eos
+        return self.other_eos if self.other and is_teacher(role) else self.eos
 
     def width(self, role: Role) -> int:
         """Rows of this model's head that are used."""
-        return self.other_vocabulary if self.other and role == "teacher" else self.vocabulary
+        return self.other_vocabulary if self.other and is_teacher(role) else self.vocabulary
+
+    @property
+    def one_model(self) -> bool:
+        """Whether the teacher is the student of step 0: it is loaded once, or with adapters not at
+        all, as they switch off."""
+        same = Path(self.student).resolve() == Path(self.teacher).resolve()
+        return same and self.student_spec == self.teacher_spec
+
+    def name_of(self, role: Role) -> str:
+        """The folder or hub name of a role's model."""
+        if not is_teacher(role):
+            return self.student
+        return self.teachers[role.split(":", 1)[1]] if ":" in role else self.teacher
+
+    def spec_of(self, role: Role) -> ModelSpec:
+        """Where a role's model lives; all teachers like the first."""
+        return self.teacher_spec if is_teacher(role) else self.student_spec
+
+    def join(self, teachers: Mapping[str, str]) -> Pair:
+        """The pair with further teachers, each checked like the first and cut to the shortest
+        head."""
+        found, specs = self, (self.student_spec, self.teacher_spec)
+        for name in teachers.values():
+            other = Pair.open(self.student, name, *specs)
+            found = dataclasses.replace(
+                found,
+                eos=found.eos | other.eos,
+                vocabulary=min(found.vocabulary, other.vocabulary),
+                notes=tuple(dict.fromkeys((*found.notes, *other.notes))),
+            )
+        return dataclasses.replace(found, teachers=dict(teachers))
 
     @classmethod
     def open(
@@ -99,7 +132,7 @@ class Pair:
             )
         mine, its = resolve(mine or ModelSpec()), resolve(its or ModelSpec())
         tok, tok_q = (
-            _read(AutoTokenizer, name, trust_remote_code=spec.trust_remote_code)
+            read_pretrained(AutoTokenizer, name, trust_remote_code=spec.trust_remote_code)
             for name, spec in ((student, mine), (teacher, its))
         )
         differ = _difference(tok, tok_q)
@@ -110,7 +143,7 @@ class Pair:
                 "choose a student and a teacher of one model family",
             )
         sizes = [
-            _read(AutoConfig, name, trust_remote_code=spec.trust_remote_code)
+            read_pretrained(AutoConfig, name, trust_remote_code=spec.trust_remote_code)
             .get_text_config()
             .vocab_size
             for name, spec in ((student, mine), (teacher, its))
@@ -137,7 +170,7 @@ class Pair:
         return cls(student, teacher, mine, its, tok, eos, vocabulary, notes)
 
 
-def _read(kind: Any, name: str, **options: Any) -> Any:
+def read_pretrained(kind: Any, name: str, **options: Any) -> Any:
     """from_pretrained with errors that say what to do."""
     try:
         return kind.from_pretrained(name, **options)
@@ -205,7 +238,7 @@ def load_model(name: str, spec: ModelSpec, *, trained: bool, share: bool = False
     With `share` they stay on the CPU: each process will take its part to its device.
     """
     dtype = torch.float32 if trained else getattr(torch, spec.dtype)
-    model = _read(
+    model = read_pretrained(
         AutoModelForCausalLM,
         name,
         dtype=dtype,

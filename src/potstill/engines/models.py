@@ -31,7 +31,7 @@ from potstill.engines.loading import (
 from potstill.engines.processes import Team
 from potstill.engines.sharding import Sharded, gathered, shared_out
 from potstill.errors import PotstillError
-from potstill.types import ModelSpec, Role
+from potstill.types import ModelSpec, Role, is_teacher
 
 ADAM: dict[str, Any] = {"betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.0}
 
@@ -75,11 +75,12 @@ class Models:
 
     def spec(self, role: Role) -> ModelSpec:
         """Where a role's model lives and how it computes."""
-        return self.pair.teacher_spec if role == "teacher" else self.pair.student_spec
+        return self.pair.spec_of(role)
 
     def together(self, role: Role) -> bool:
         """Whether a forward pass of this model needs every process."""
-        return not self.team.alone and (role != "teacher" or self._shard_teacher)
+        role = self._held_by(role)
+        return not self.team.alone and (not is_teacher(role) or self._shard_teacher)
 
     def still(self) -> contextlib.AbstractContextManager[Any]:
         """Without gradients. Weights that are gathered in inference mode could not train later."""
@@ -90,7 +91,7 @@ class Models:
         """The model of a role, ready to run; teacher and init are loaded when first needed."""
         with contextlib.ExitStack() as held:
             model = self.ensure(role)
-            if role == "init" and self.lora:
+            if role != "student" and model is self.held["student"]:
                 held.enter_context(model.disable_adapter())
             held.enter_context(self.ends(role))
             held.enter_context(autocast(self.spec(role)))
@@ -99,7 +100,7 @@ class Models:
     def ensure(self, role: Role) -> Any:
         """The model that has a role's weights, loaded if it is not there yet."""
         held_by = self._held_by(role)
-        return self.held[held_by] if held_by in self.held else self._load(role)
+        return self.held[held_by] if held_by in self.held else self._load(held_by)
 
     def ends(self, role: Role) -> contextlib.AbstractContextManager[Any]:
         """A sharded model's embedding and head whole, for as long as `heads.States` are used."""
@@ -118,11 +119,13 @@ class Models:
                 yield model, shards is not None
 
     def _held_by(self, role: Role) -> Role:
+        if role == "teacher" and self.pair.one_model:
+            role = "init"  # the same weights, before training
         return "student" if role == "init" and self.lora else role
 
     def _load(self, role: Role) -> Any:
         spec, trained = self.spec(role), role == "student"
-        name = self.pair.teacher if role == "teacher" else self.pair.student
+        name = self.pair.name_of(role)
         adapted = trained and self.lora
         with self.team.in_turn():
             model = load_model(

@@ -111,18 +111,20 @@ def _values(loss: Loss, logp: Tensor, columns: Columns, at: slice, other: Tensor
             raise PotstillError(ONE_TOKENIZER, "write { jsd = 0.5 }")
         assert loss.beta is not None
         return gold(logp, other.log_softmax(-1), columns.shared.to(logp.device), loss.beta)
-    return row_divergence(loss, logp, other.log_softmax(-1))
+    values = row_divergence(loss, logp, other.log_softmax(-1))
+    return values if loss.cap is None else values.clamp_max(loss.cap)
 
 
 def outlook(logp: Tensor, asked: Tensor, heard: Tensor, ends: list[int]) -> Tensor:
-    """The four rows of an `Outlook` (4, n) at some positions, from log-probabilities (n, V)."""
-    p = logp.exp()
+    """The rows of an `Outlook` (5, n) at some positions, from log-probabilities (n, V)."""
+    p, chosen = logp.exp(), -cross_entropy(logp, asked)
     return torch.stack(
         [
-            -cross_entropy(logp, asked),
+            chosen,
             -(p * logp).sum(-1),
             p.gather(-1, heard[:, None])[:, 0],
             p[:, ends].sum(-1),
+            (logp > chosen[:, None]).sum(-1),
         ]
     ).float()
 

@@ -23,7 +23,7 @@ from potstill.engines.conformance import Facts, ask
 from potstill.engines.loading import Pair
 from potstill.engines.service import Row, Sampler, Service, Trainer
 from potstill.errors import NonFinite, PotstillError
-from potstill.prompts import render
+from potstill.prompts import Messages, render
 from potstill.types import Datum, Floats, Ids, Outlook, Role, Rows, Sample, StepStats, Term
 
 TRIES = 4  # times that an operation is begun on a fresh session before it fails
@@ -109,8 +109,8 @@ class TinkerEngine:
         self._samplers: dict[Role, Sampler] = {}
         self._trainer: Trainer | None = here.trainer(lora_rank, seed)
 
-    def encode(self, question: str) -> Ids:
-        return render(self.tokenizer, question)
+    def encode(self, asked: str | Messages) -> Ids:
+        return render(self.tokenizer, asked)
 
     def decode(self, tokens: Ids) -> str:
         return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True))

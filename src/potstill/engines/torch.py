@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TypeVar
@@ -31,7 +31,7 @@ from potstill.engines.terms import Columns, Tally, flat, idle, needs_rows, outlo
 from potstill.errors import NonFinite
 from potstill.flops import Size
 from potstill.losses import CROSSING, LOSSES, cross_entropy
-from potstill.prompts import render
+from potstill.prompts import Messages, render
 from potstill.types import (
     Datum,
     Floats,
@@ -58,6 +58,7 @@ class TorchEngine:
     Args:
         student: hub name or folder of the model to train.
         teacher: hub name or folder of the model to learn from.
+        teachers: further ones by name, each with the role "teacher:NAME".
         seed: for the LoRA adapters' initial weights.
         lora_rank: rank of the adapters on all linear layers; 0 trains all weights.
         student_spec: where and in which dtype the student lives.
@@ -82,6 +83,7 @@ class TorchEngine:
         student: str,
         teacher: str,
         *,
+        teachers: Mapping[str, str] | None = None,
         seed: int = 0,
         lora_rank: int = 0,
         student_spec: ModelSpec | None = None,
@@ -99,7 +101,8 @@ class TorchEngine:
             torch.set_num_threads(threads)
         if not team.alone:
             one_device_each(student_spec, teacher_spec)
-        self.pair = Pair.open(student, teacher, student_spec, teacher_spec, self.cross)
+        pair = Pair.open(student, teacher, student_spec, teacher_spec, self.cross)
+        self.pair = pair.join(teachers or {})
         self.tokenizer, self.eos, self.notes = self.pair.tokenizer, self.pair.eos, self.pair.notes
         self.vocabulary = self.pair.vocabulary
         self.batch_tokens, self.sample_tokens = batch_tokens, sample_tokens
@@ -114,8 +117,8 @@ class TorchEngine:
             gather=gather_for_sampling,
         )
 
-    def encode(self, question: str) -> Ids:
-        return render(self.tokenizer, question)
+    def encode(self, asked: str | Messages) -> Ids:
+        return render(self.tokenizer, asked)
 
     def decode(self, tokens: Ids) -> str:
         return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True))

@@ -99,7 +99,8 @@ def _unseeded(run: Run) -> Run:
 
 
 def _without_tail(recipe: Recipe) -> Recipe:
-    return dataclasses.replace(recipe, student_loss=Loss("truncated_reverse_kl", top_k=8))
+    loss = Loss("truncated_reverse_kl", top_k=8)
+    return dataclasses.replace(recipe, student_loss=loss, clip_advantage=0.0)
 
 
 _FAULTS = (

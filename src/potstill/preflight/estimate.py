@@ -59,6 +59,9 @@ class Step:
     kept: float  # seconds of the teacher's writing
 
 
+LOSSES = ("student_loss", "teacher_loss", "anchor", "anchor_loss")  # of a recipe
+
+
 @dataclass(frozen=True)
 class Estimate:
     """What one pair's runs take, each as one process does them."""
@@ -153,8 +156,13 @@ def _timed(
     engine: Engine, recipe: Recipe, kind: Kind, t: float, task: Task, settings: Train
 ) -> Step:
     """What one whole step of a kind takes."""
-    alone = replace(recipe, on_policy=constant(recipe.on_policy(t)), replay=None)
-    alone = replace(alone, prefix=constant(kind.prefix))
+    alone = Recipe(
+        name=recipe.name,
+        on_policy=constant(recipe.on_policy(t)),
+        prefix=constant(kind.prefix),
+        interleave=recipe.interleave if kind.student else 0,
+        **{key: getattr(recipe, key) for key in LOSSES},
+    )
     limits = Limits(settings.max_tokens, settings.temperature, settings.teacher_temperature)
     found: list[tuple[Spent, float]] = []
     for turn in range(REPEATS):

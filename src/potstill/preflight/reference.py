@@ -82,8 +82,16 @@ def definition(loss: Loss, p: Rows, q: Rows, t: Trajectory) -> Rows:
         sampler = t.logprobs.astype(float)
         if loss.to == "init":
             return np.asarray(np.exp(p[y] - sampler) * (p[y] - q[y]))
-        return np.asarray(-np.exp(p[y] - sampler) * (q[y] - sampler))
-    p, q = np.exp(p), np.exp(q)
+        advantage = q[y] - sampler
+        if loss.cap is not None:
+            advantage = advantage.clip(-loss.cap, loss.cap)
+        return np.asarray(-np.exp(p[y] - sampler) * advantage)
+    values = _divergence(loss, np.exp(p), np.exp(q))
+    return values if loss.cap is None else values.clip(max=loss.cap)
+
+
+def _divergence(loss: Loss, p: Rows, q: Rows) -> Rows:
+    """Per-token divergences (T,) of rows of probabilities (T, V)."""
     if loss.top_k and loss.top_k < q.shape[1]:
         kept = np.argsort(-q, axis=1, kind="stable")[:, : loss.top_k]
         p, q = (np.take_along_axis(x, kept, 1) for x in (p, q))

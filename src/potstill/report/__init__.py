@@ -35,6 +35,8 @@ class Report:
     faults: tuple[str, ...] = ()  # deviations that were switched on
     findings: tuple[str, ...] = ()  # what broke, a line each
     verdict: tuple[str, ...] = ()  # which method to use, a line a pair
+    likeness: str = ""  # text against capability as a Markdown table, where a pair has a context
+    remarks: tuple[str, ...] = ()  # on similarity scores and on teachers that read hints
 
     def to_json(self) -> dict[str, Any]:
         """What a program may want to know."""
@@ -42,7 +44,8 @@ class Report:
         counts = {key: getattr(self, key) for key in ("cells", "done", "failed", "missing")}
         drawn = [str(path) for path in self.figures]
         told = {"study": self.study, "faults": list(self.faults)}
-        told |= {"findings": list(self.findings), "verdict": list(self.verdict)}
+        told |= {"findings": list(self.findings), "remarks": list(self.remarks)}
+        told |= {"verdict": list(self.verdict)}
         return {**told, **counts, **files, "figures": drawn, "table": list(self.table)}
 
 
@@ -50,8 +53,10 @@ def as_markdown(report: Report) -> str:
     """The method table to paste into a page."""
     from potstill.report.table import faults_line, to_markdown
 
-    found = "".join(f"\n- {line.strip()}" for line in report.findings)
-    return faults_line(report.faults) + to_markdown(report.rows) + (found and f"{found}\n")
+    told = (*report.findings, *report.remarks)
+    found = "".join(f"\n- {line.strip()}" for line in told)
+    tables = to_markdown(report.rows) + (report.likeness and f"\n{report.likeness}")
+    return faults_line(report.faults) + tables + (found and f"{found}\n")
 
 
 def as_text(report: Report) -> str:
@@ -61,7 +66,7 @@ def as_text(report: Report) -> str:
     counts = f"{report.done} of {report.cells} cells done"
     counts += f", {report.failed} failed" if report.failed else ""
     counts += f", {report.missing} missing" if report.missing else ""
-    found = "".join(f"{line}\n" for line in report.findings)
+    found = "".join(f"{line}\n" for line in (*report.findings, *report.remarks))
     found += "".join(f"{line}\n" for line in report.verdict)
     tables = f"{faults_line(report.faults)}{to_text(report.rows)}\n{found}"
     return f"{tables}{report.study}: {counts}"
@@ -77,7 +82,7 @@ def write_report(path: Path, *, figures: bool = False) -> Report:
     Raises:
         PotstillError: the folder holds no study, or the disk refuses.
     """
-    from potstill.report import data, findings, page, palette, summary, table
+    from potstill.report import data, findings, page, palette, summary, table, trap
     from potstill.store import to_json, write_text
 
     path = Path(path)
@@ -95,7 +100,7 @@ def write_report(path: Path, *, figures: bool = False) -> Report:
         from potstill.report.figures import write_figures
 
         drawn = write_figures(found, looks, path / "figures")
-    counts = found.counts
+    counts, likeness = found.counts, trap.measured(found)
     return Report(
         study=found.study.name,
         html=html,
@@ -111,4 +116,6 @@ def write_report(path: Path, *, figures: bool = False) -> Report:
         faults=found.study.faults,
         findings=tuple(findings.lines(groups)),
         verdict=tuple(summary.as_lines(chosen)),
+        likeness=trap.to_markdown(likeness) if found.study.contexts else "",
+        remarks=(*trap.lines(likeness), *trap.ceilings(found)),
     )

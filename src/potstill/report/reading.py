@@ -7,6 +7,7 @@ below 0.05. Nothing here explains a difference: that is the diagnosis's work.
 from __future__ import annotations
 
 from potstill import zoo
+from potstill.report import trap
 from potstill.report.data import StudyData
 from potstill.stats import BASELINE, Difference
 
@@ -63,7 +64,8 @@ def caveats(data: StudyData) -> list[str]:
             "models.",
         ),
     )
-    return [text for holds, text in known if holds]
+    held = [text for holds, text in known if holds]
+    return [*held, *trap.lines(trap.measured(data)), *trap.ceilings(data)]
 
 
 def _embedded(data: StudyData, pair: str) -> bool:

@@ -56,8 +56,9 @@ def grade_number(answer: str, text: str) -> Grade:
     """Grade a completion against a numeric reference answer."""
     gold = to_number(answer)
     if gold is None:
-        return Grade(strict=False, flexible=False)
-    return Grade(strict=strict_number(text) == gold, flexible=flexible_number(text) == gold)
+        return Grade(strict=False, flexible=False, format=strict_number(text) is not None)
+    strict = strict_number(text)
+    return Grade(strict == gold, flexible_number(text) == gold, format=strict is not None)
 
 
 def grade_exact(answer: str, text: str) -> Grade:

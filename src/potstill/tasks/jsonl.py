@@ -58,9 +58,17 @@ def _row(line: str, where: str, keys: Sequence[str], want: str) -> dict[str, Any
     return row
 
 
+def _text(value: Any) -> str:
+    """A value that a row has beside question and answer, where it is text or a number."""
+    known = isinstance(value, str | int | float) and not isinstance(value, bool)
+    return str(value) if known else ""
+
+
 @dataclass(frozen=True)
 class Jsonl:
     """Problems from two files of one JSON object a line.
+
+    A row may have a worked "solution", and other keys that a context or a router asks for.
 
     Args:
         train_path: file of the training problems.
@@ -105,5 +113,8 @@ class Jsonl:
                     'write the number, or set match = "exact"',
                 )
             question = self.prompt.replace("{question}", row[self.question_key])
-            problems.append(Problem(f"{split}-{n - 1}", question, answer))
+            asked = {self.question_key, self.answer_key}
+            rest = {key: _text(value) for key, value in row.items() if key not in asked}
+            solution = rest.pop("solution", "")
+            problems.append(Problem(f"{split}-{n - 1}", question, answer, solution, rest))
         return problems

@@ -2,8 +2,10 @@
 
 Each model is trained from scratch on generated arithmetic (training split only) with plain next-
 token cross-entropy on the answers; the student is smaller and stops early, so that there is
-something to distil. Models are stored in half precision. It uses no part of the training loop it
-serves.
+something to distil. The model of the pairs with a context is `tiny-qwen`'s student,
+trained on: it reads each problem alone, with its hint or told the format. Alone it answers in words
+and now and then in the task's format: what it never writes could not be corrected on its own text.
+Models are stored in half precision. It uses no part of the training loop it serves.
 """
 
 from __future__ import annotations
@@ -26,10 +28,14 @@ from transformers import (
 )
 
 from potstill import zoo
-from potstill.engines.torch import TorchEngine
+from potstill.context import read_context
+from potstill.context.briefing import Briefing
+from potstill.engines import inform, open_engine
 from potstill.evaluate import evaluate
-from potstill.prompts import render
+from potstill.prompts import Messages, render
+from potstill.settings import Pair
 from potstill.tasks.arithmetic import Arithmetic
+from potstill.types import Evaluation, Problem, Role
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
@@ -53,6 +59,47 @@ class Size:
     anneal: bool = True  # cosine to zero; a student keeps its rate: it is caught in mid-learning
 
 
+Lesson = tuple[str | Messages, str]  # what is asked, and what is to be answered
+
+
+def alone(problems: list[Problem], step: int) -> list[Lesson]:
+    """Each problem by itself."""
+    return [(problem.question, problem.solution) for problem in problems]
+
+
+PLAIN, HINTED, TOLD = range(3)  # alone, with the hint of `tiny-context`, with `tiny-format`'s text
+SHARES = (PLAIN, PLAIN, PLAIN, TOLD, TOLD, HINTED, HINTED, HINTED, HINTED, HINTED)
+KNOWN = 4  # one of so many plain answers is in the task's format
+
+
+def briefed(problems: list[Problem], step: int) -> list[Lesson]:
+    """Problems alone and under both contexts, in turns."""
+    return [_lesson(problem, n + step * len(problems)) for n, problem in enumerate(problems)]
+
+
+def _lesson(problem: Problem, place: int) -> Lesson:
+    turn, kind = divmod(place, len(SHARES))
+    if SHARES[kind] != PLAIN:
+        pair = "tiny-context" if SHARES[kind] == HINTED else "tiny-format"
+        return BRIEFINGS[pair].tell(problem), problem.solution
+    strict = (turn + kind) % KNOWN == 0
+    return problem.question, problem.solution if strict else in_words(problem.solution)
+
+
+def in_words(solution: str) -> str:
+    """A solution in the format of a model that nobody has told the task's.
+
+    >>> in_words("2+2=4\\n#### 4")
+    '2+2=4\\nIt is 4.'
+    """
+    return solution.replace("#### ", "It is ") + "."
+
+
+BRIEFINGS = {
+    pair: Briefing(read_context(table), Arithmetic()) for pair, table in zoo.CONTEXTS.items()
+}
+
+
 @dataclass(frozen=True)
 class Family:
     """How one embedded pair is made."""
@@ -61,6 +108,7 @@ class Family:
     tokenizer: Callable[[list[str]], PreTrainedTokenizerFast]
     teacher: Size
     student: Size
+    lessons: Callable[[list[Problem], int], list[Lesson]] = alone
     start: tuple[str, str] | None = None  # the embedded model whose weights it begins with
 
 
@@ -156,6 +204,7 @@ STUDENT = Size(
     learning_rate=1e-3,
     anneal=False,
 )
+BRIEFED = replace(STUDENT, steps=250)
 
 FAMILIES = {
     "tiny-qwen": Family(Qwen3Config, qwen_tokenizer, TEACHER, STUDENT),
@@ -166,6 +215,9 @@ FAMILIES = {
         replace(TEACHER, steps=600, learning_rate=1e-3),
         STUDENT,  # never built: zoo.BORROWED
         start=("tiny-qwen", "teacher"),
+    ),
+    "tiny-context": Family(
+        Qwen3Config, qwen_tokenizer, BRIEFED, BRIEFED, briefed, ("tiny-qwen", "student")
     ),
 }
 
@@ -205,17 +257,18 @@ def begin_with(model: Any, tokenizer: PreTrainedTokenizerFast, start: tuple[str,
 
 
 def batches(
-    tokenizer: Any, seed: int, size: int, count: int
+    tokenizer: Any,
+    seed: int,
+    size: int,
+    count: int,
+    lessons: Callable[[list[Problem], int], list[Lesson]] = alone,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Yield `count` pairs of ids and labels (B, L); labels are -100 outside the answers."""
     for step in range(count):
         problems = Arithmetic(seed=seed * 1_000_003 + step).problems("train", size)
         chunk = [
-            (
-                render(tokenizer, p.question),
-                (*_plain(tokenizer, p.solution), tokenizer.eos_token_id),
-            )
-            for p in problems
+            (render(tokenizer, asked), (*_plain(tokenizer, answer), tokenizer.eos_token_id))
+            for asked, answer in lessons(problems, step)
         ]
         width = max(len(prompt) + len(answer) for prompt, answer in chunk)
         ids = torch.zeros(size, width, dtype=torch.long)
@@ -232,7 +285,12 @@ def _plain(tokenizer: Any, text: str) -> tuple[int, ...]:
 
 
 def train(
-    model: Any, tokenizer: Any, size: Size, seed: int, note: Callable[[int, float], None]
+    model: Any,
+    tokenizer: Any,
+    size: Size,
+    seed: int,
+    note: Callable[[int, float], None],
+    lessons: Callable[[list[Problem], int], list[Lesson]] = alone,
 ) -> None:
     """Train on answers with AdamW after a short warm-up."""
     optimizer = torch.optim.AdamW(
@@ -245,7 +303,8 @@ def train(
 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     model.train()
-    for step, (ids, labels) in enumerate(batches(tokenizer, seed, size.batch, size.steps)):
+    lines = batches(tokenizer, seed, size.batch, size.steps, lessons)
+    for step, (ids, labels) in enumerate(lines):
         loss = model(input_ids=ids, labels=labels).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -277,7 +336,11 @@ def build(
     model = new_model(family, size, tokenizer)
     if family.start:
         begin_with(model, tokenizer, family.start)
-    train(model, tokenizer, size, seed, lambda step, loss: note(step + 1, size.steps, loss))
+
+    def tell(step: int, loss: float) -> None:
+        note(step + 1, size.steps, loss)
+
+    train(model, tokenizer, size, seed, tell, family.lessons)
     model.half().save_pretrained(out)
     tokenizer.save_pretrained(out)
 
@@ -285,8 +348,12 @@ def build(
 GRADED = 500  # held-out problems behind an accuracy of the zoo
 
 
-def grade(folder: Path) -> float:
-    """Accuracy of a stored model on held-out test problems."""
-    engine = TorchEngine(str(folder), str(folder))
-    task = Arithmetic()
-    return evaluate(engine, "student", task, task.test[:GRADED], max_tokens=32).strict
+def grade(folder: Path, pair: str, role: Role) -> Evaluation:
+    """Grade a stored model on held-out test problems, a teacher with its pair's context."""
+    task, engine = (
+        Arithmetic(),
+        open_engine("torch", Pair(student=str(folder), teacher=str(folder))),
+    )
+    if context := zoo.CONTEXTS.get(pair):
+        engine = inform(engine, context, task)
+    return evaluate(engine, role, task, task.test[:GRADED], max_tokens=32)

@@ -1,0 +1,200 @@
+"""A context and a task: what the teacher reads for each problem, and what is wrong with that.
+
+Everything that needs files or problems and no model is found here: documents that are not there,
+examples that are graded, hints that the data lack.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from potstill.context import Context
+from potstill.context.parts import Draft, FewShot, Hint, Retrieval
+from potstill.context.search import Search
+from potstill.errors import PotstillError
+from potstill.prompts import Messages
+from potstill.tasks import Task
+from potstill.tasks.jsonl import read_jsonl
+from potstill.types import Problem
+
+TEXTS = (".txt", ".md")
+
+
+class Briefing:
+    """What the teacher reads.
+
+    Args:
+        context: the pair's.
+        task: the problems that are trained on and graded, and examples come from the former.
+    """
+
+    def __init__(self, context: Context, task: Task) -> None:
+        self.context, self.task = context, task
+        self._pools: dict[FewShot, Sequence[Problem]] = {}
+        self._searches: dict[FewShot | Retrieval, Search] = {}
+        self._documents: dict[Retrieval, list[str]] = {}
+
+    @cached_property
+    def problems(self) -> Mapping[str, Problem]:
+        """Every problem of the task by its question; where two share one, the first."""
+        found: dict[str, Problem] = {}
+        for problem in (*self.task.train, *self.task.test):
+            found.setdefault(problem.question, problem)
+        return found
+
+    @cached_property
+    def _held_out(self) -> frozenset[str]:
+        return frozenset(problem.question for problem in self.task.test)
+
+    def messages(self, question: str) -> Messages:
+        """The conversation that ends in the question; of a text that is no problem no hint is
+        known."""
+        return self.tell(self.problems.get(question) or Problem("", question, ""))
+
+    def tell(self, problem: Problem) -> Messages:
+        """The conversation that ends in a problem's question."""
+        draft = Draft(problem.question)
+        for part in reversed(self.context.parts):
+            draft = part.add(draft, problem, self)
+        return draft.messages()
+
+    def examples(self, part: FewShot, problem: Problem) -> Sequence[Problem]:
+        pool = self._pool(part)
+        if part.by == "similarity":
+            order = self._search(part, [one.question for one in pool]).nearest(
+                problem.question, part.n + 1
+            )
+            order.reverse()  # the nearest stands last, next to the question
+            chosen = [pool[i] for i in order if pool[i].question != problem.question]
+            return chosen[-part.n :]
+        rng = np.random.default_rng([part.seed, len(pool)])
+        few = rng.choice(len(pool), min(part.n + 1, len(pool)), replace=False)
+        return [pool[i] for i in few if pool[i].question != problem.question][: part.n]
+
+    def documents(self, part: Retrieval, problem: Problem) -> Sequence[str]:
+        texts = self._texts(part)
+        return [texts[i] for i in self._search(part, texts).nearest(problem.question, part.k)]
+
+    def hint(self, part: Hint, problem: Problem) -> str:
+        told = part.graded or problem.question not in self._held_out
+        return problem.text(part.field) if told else ""
+
+    def check(self, graded: Sequence[Problem]) -> None:
+        """Refuse what the task and the files show to be wrong. Opens no model.
+
+        Args:
+            graded: the held-out problems that the study grades.
+        """
+        questions = {_key(problem.question): problem.id for problem in graded}
+        for part in self.context.parts:
+            if isinstance(part, FewShot):
+                self._check_examples(part, questions)
+            elif isinstance(part, Retrieval):
+                self._check_documents(part, questions)
+            elif isinstance(part, Hint):
+                asked = [*self.task.train, *(graded if part.graded else ())]
+                lacking = [problem.id for problem in asked if not problem.text(part.field).strip()]
+                if lacking:
+                    raise PotstillError(
+                        f'a hint needs "{part.field}" of every problem, {len(lacking)} of '
+                        f"{len(asked)} lack it (first: {lacking[0]})",
+                        "name a field that the data have, or give the graded ones none with "
+                        "graded = false",
+                    )
+
+    def _check_examples(self, part: FewShot, questions: Mapping[str, str]) -> None:
+        pool = self._pool(part)
+        if len(pool) <= part.n:
+            raise PotstillError(
+                f"few_shot shows {part.n} examples and never the problem itself, there are "
+                f"{len(pool)}",
+                f"lower n below {len(pool)}, or give more examples",
+            )
+        shared = [one.id for one in pool if _key(one.question) in questions]
+        if shared:
+            raise PotstillError(
+                f"examples are never graded: {len(shared)} of {len(pool)} are graded problems "
+                f"(first: {shared[0]})",
+                f"remove them from {part.path or 'the training problems'}",
+            )
+        empty = [one.id for one in pool if not part.shown(one).strip()]
+        if empty:
+            raise PotstillError(
+                f'an example shows "{part.answer}", {len(empty)} of {len(pool)} have none '
+                f"(first: {empty[0]})",
+                "name a field that the data have, or leave answer out",
+            )
+        if part.by == "similarity":
+            self._search(part, [one.question for one in pool])
+
+    def _check_documents(self, part: Retrieval, questions: Mapping[str, str]) -> None:
+        texts = self._texts(part)
+        if len(texts) < part.k:
+            raise PotstillError(
+                f"retrieval shows {part.k} documents, {part.path} has {len(texts)}", "lower k"
+            )
+        for text in map(_key, texts):
+            held = next((name for question, name in questions.items() if question in text), None)
+            if held is not None:
+                raise PotstillError(
+                    f"documents hold no graded problem: {part.path} has the question of {held}",
+                    "remove the graded problems from the documents",
+                )
+        self._search(part, texts)
+
+    def _pool(self, part: FewShot) -> Sequence[Problem]:
+        """Where examples come from."""
+        if not part.path:
+            return self.task.train
+        if part not in self._pools:
+            rows = read_jsonl(part.path, ("question", "answer"))
+            self._pools[part] = [
+                Problem(
+                    f"{part.path}, line {n}",
+                    row["question"],
+                    row["answer"],
+                    str(row.get("solution") or ""),
+                    {key: str(value) for key, value in row.items()},
+                )
+                for n, row in enumerate(rows, 1)
+            ]
+        return self._pools[part]
+
+    def _texts(self, part: Retrieval) -> list[str]:
+        if part not in self._documents:
+            self._documents[part] = _read(part)
+        return self._documents[part]
+
+    def _search(self, part: FewShot | Retrieval, texts: Sequence[str]) -> Search:
+        if part not in self._searches:
+            self._searches[part] = Search(texts)
+        return self._searches[part]
+
+
+def _read(part: Retrieval) -> list[str]:
+    """The documents, those of a folder in the order of their names."""
+    path = Path(part.path).expanduser()
+    if not path.is_dir():
+        return [row[part.key] for row in read_jsonl(path, (part.key,))]
+    files = sorted(file for file in path.rglob("*") if file.suffix in TEXTS and file.is_file())
+    try:
+        texts = [file.read_text(encoding="utf-8").strip() for file in files]
+    except (OSError, UnicodeDecodeError) as error:
+        raise PotstillError(
+            f'cannot read the documents in "{part.path}": {error}', "give texts in UTF-8"
+        ) from None
+    if not any(texts):
+        raise PotstillError(
+            f'"{part.path}" holds no document',
+            f"give a folder with {' or '.join(TEXTS)} files, or a JSON Lines file",
+        )
+    return [text for text in texts if text]
+
+
+def _key(text: str) -> str:
+    """A text for comparison, as `tasks.check_disjoint` compares: white space folded."""
+    return " ".join(text.split())

@@ -1,0 +1,102 @@
+"""What a study file itself shows to be impossible: recipes that an engine cannot compute, tokenizers
+that leave a loss no room, models that are none. Refused before anything opens.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from potstill import zoo
+from potstill.errors import PotstillError
+from potstill.losses import CROSSED, CROSSING, FAULTY, GOLD_HINT, ONE_TOKENIZER, REVERSE_KL
+from potstill.recipe import Recipe
+
+if TYPE_CHECKING:
+    from potstill.config import Study
+
+
+def check_recipe(recipe: Recipe, study: Study, losses: frozenset[str]) -> None:
+    longest = int(recipe.prefix.range[1])
+    if longest >= study.train.max_tokens:
+        raise PotstillError(
+            f"max_tokens counts the prefix: {recipe.name} seeds up to {longest} tokens, "
+            f"train.max_tokens is {study.train.max_tokens}",
+            f"raise train.max_tokens above {longest}, or shorten the prefix in a [recipe]",
+        )
+    if recipe.interleave and "reverse_kl" not in losses:
+        raise PotstillError(
+            f"{recipe.name} interleaves by the teacher's ranks, which engine "
+            f'"{study.engine.name}" does not know',
+            'use engine = "torch"',
+        )
+    for used in recipe.losses:
+        if used.name in FAULTY:
+            raise PotstillError(
+                f"{recipe.name} asks for {used}, which is no divergence",
+                f"write {{ topk_reverse_kl = {used.top_k or 64} }}, which has a tail bucket",
+            )
+        if used.name not in losses:
+            raise PotstillError(
+                f'{recipe.name} needs {used}, which engine "{study.engine.name}" cannot compute',
+                f"its losses: {', '.join(sorted(losses))}",
+            )
+    if recipe.replay and study.train.steps < 2:
+        raise PotstillError(
+            f"{recipe.name} replays earlier steps, train.steps is 1", "raise train.steps"
+        )
+
+
+def check_tokenizers(study: Study, pair: str, differ: bool | None) -> None:
+    """Refuse what a pair's tokenizers leave no room for; None: its files do not tell."""
+    if differ and (pair in study.contexts or study.models[pair].teachers):
+        raise PotstillError(
+            f'the tokenizers of pair "{pair}" differ, and it has a context or several teachers',
+            "a teacher with a tokenizer of its own reads the plain problem: leave them out",
+        )
+    for recipe in study.recipes.values():
+        for used in recipe.losses:
+            if differ and used.to == "teacher" and used.name not in CROSSED:
+                raise PotstillError(
+                    f"{recipe.name} needs {used}, the teacher's whole row over the student's "
+                    f'vocabulary, and the tokenizers of pair "{pair}" differ',
+                    GOLD_HINT,
+                )
+            if differ is False and used.name in CROSSING:
+                raise PotstillError(
+                    f"{recipe.name}: {ONE_TOKENIZER} ({pair})", f"write {{ jsd = {used.beta} }}"
+                )
+        if differ and recipe.anchor and recipe.uses_teacher and recipe.anchor_loss != REVERSE_KL:
+            raise PotstillError(
+                f"{recipe.name} anchors the teacher's text by {recipe.anchor_loss}, which needs "
+                f'the probability that each token was sampled with; the teacher of pair "{pair}" '
+                "has sampled other tokens",
+                'write anchor_loss = "reverse_kl"',
+            )
+
+
+def check_model(name: str, where: str) -> None:
+    """Refuse a model that is neither a folder with safetensors nor a hub name."""
+    folder = Path(name).expanduser()
+    looks_local = name.startswith(("/", ".", "~")) or name.count("/") != 1 or folder.exists()
+    if not looks_local:
+        return  # a hub name: the hub knows
+    if not folder.is_dir():
+        raise PotstillError(
+            f'{where} = "{name}" is no folder here and no hub name',
+            "give a model folder, a hub name such as Qwen/Qwen3-4B, or name an embedded pair in "
+            f"pairs: {', '.join(zoo.PAIRS)}",
+        )
+    if not (folder / "config.json").is_file():
+        raise PotstillError(
+            f'{where} = "{name}" has no config.json', "give a transformers model folder"
+        )
+    if not any(folder.glob("*.safetensors")):
+        pickled = sorted(
+            p.name for p in [*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")]
+        )
+        got = f"only pickled weights ({pickled[0]})" if pickled else "no weights"
+        raise PotstillError(
+            f'{where} = "{name}" has {got}; potstill reads safetensors only',
+            "save it again with model.save_pretrained(folder), which writes safetensors",
+        )
