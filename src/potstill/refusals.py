@@ -1,5 +1,5 @@
-"""What a study file itself shows to be impossible: recipes that an engine cannot compute, tokenizers
-that leave a loss no room, models that are none. Refused before anything opens.
+"""What a study file itself shows to be impossible: recipes that an engine cannot compute,
+tokenizers that leave a loss no room, models that are none. Refused before anything opens.
 """
 
 from __future__ import annotations
