@@ -1,7 +1,7 @@
 """Whether a study on a Ray cluster gives what it gives here, though workers and nodes are killed.
 
     python -m benchmarks.cluster
-    python -m benchmarks.cluster --kills 6 --steps 40 --out runs/cluster
+    python -m benchmarks.cluster --kills 6 --steps 40
 
 One study is run by processes of this machine and then three times on a real Ray cluster of two
 nodes on this machine: in a shared folder and behind a URL, with worker processes killed by signal 9
@@ -123,7 +123,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("runs/cluster"))
     parser.add_argument("--kills", type=int, default=4, help="worker processes killed in a study")
-    parser.add_argument("--steps", type=int, default=30, help="steps of a run")
+    parser.add_argument("--steps", type=int, default=20, help="steps of a run")
     args = parser.parse_args()
     if args.out.exists():
         raise SystemExit(f"{args.out} is there already: remove it, or use another --out")

@@ -11,6 +11,7 @@ import pytest
 
 from conftest import toy_table
 from potstill import checkpoint
+from potstill import remote as remote_module
 from potstill.cluster import loan, node
 from potstill.cluster.loan import Loan, Lost
 from potstill.config import Study, read_study
@@ -240,6 +241,43 @@ def test_a_note_that_the_budget_is_spent_stops_a_cell_at_its_next_step(
     remote.remove(".stop")
     monkeypatch.setattr(FakeEngine, "step", step)
     assert node.attempt(job).kind == "done"
+
+
+@pytest.mark.parametrize(("silent", "kind"), [(0.0, "storage"), (1000.0, "done")])
+def test_a_place_may_be_silent_for_a_moment_and_not_for_long(
+    study: Study,
+    url: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    silent: float,
+    kind: str,
+) -> None:
+    monkeypatch.setattr(node, "scratch", lambda url: tmp_path / "node")
+    monkeypatch.setattr(loan, "BEAT", 0.01)
+    monkeypatch.setattr(remote_module, "SILENT", silent)
+    run_cell(study, StudyFolder(tmp_path / "far"), Cell("toy", "teacher"))
+    training, refused, answered = threading.Event(), threading.Event(), threading.Event()
+    step, read = FakeEngine.step, Remote.read
+
+    def refusing(self: Remote, name: str) -> bytes | None:
+        if training.is_set() and not refused.is_set():
+            refused.set()
+            raise StorageError("no answer")
+        if refused.is_set():
+            answered.set()
+        return read(self, name)
+
+    def waiting(self: FakeEngine, data: object, learning_rate: float) -> object:
+        training.set()
+        refused.wait()
+        if silent:
+            answered.wait()
+        return step(self, data, learning_rate)
+
+    monkeypatch.setattr(Remote, "read", refusing)
+    monkeypatch.setattr(FakeEngine, "step", waiting)
+    outcome = node.attempt(node.Job(study.to_toml(), CELL, url, True, "me"))
+    assert outcome.kind == kind and ("no answer" in outcome.text) == (kind == "storage")
 
 
 def test_a_node_that_cannot_take_the_cell_says_why(study: Study, tmp_path: Path) -> None:

@@ -10,8 +10,10 @@ import contextlib
 import hashlib
 import json
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Protocol
 
 from potstill.errors import PotstillError, StorageError
@@ -21,6 +23,7 @@ STOP = ".stop"  # says in words which budget is spent, to cells that work elsewh
 GROWING = ("metrics.jsonl", "examples.jsonl", "findings.json", SPENT)
 MIRRORED = {*GROWING, RESULT, MARK, "study.toml", "predicted.json"}
 WRITTEN = ("results.json", "table.csv", "report.html", "figures/*")  # by a report
+SILENT = 60.0  # seconds that a place may refuse while cells work
 ALONE = {"memory", "data", "http", "https", "github", "zip", "tar"}  # not shared, or not writable
 # A put replaces a file whole there; anywhere else it is written beside and moved.
 OBJECTS = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oss", "oci"}
@@ -139,6 +142,31 @@ class Remote:
         """Raise where nothing can be written; leaves no trace."""
         self.write(".potstill", b"")
         self.remove(".potstill")
+
+
+class Patience:
+    """Lets a place be silent for a moment: what it refuses is passed over until it has refused
+    everything for a while. Used around each question in turn."""
+
+    def __init__(self) -> None:
+        self._since: float | None = None
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> bool:
+        if kind is None:
+            self._since = None
+        if kind is not StorageError:
+            return False
+        now = time.monotonic()
+        self._since = now if self._since is None else self._since
+        return now - self._since < SILENT
 
 
 class Source(Protocol):

@@ -1,7 +1,7 @@
 """Running one cell of a study, from its settings to its recorded result.
 
 A cell that fails is a result with its cause, and the study goes on; a disk that refuses is not the
-cell's fault and stops it. Which cells run where is `pool`'s business.
+cell's fault and stops it. Which cells run where is `where`'s business.
 """
 
 from __future__ import annotations

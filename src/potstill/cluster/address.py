@@ -58,7 +58,8 @@ def connected(on: str, settings: RaySettings) -> Iterator[Any]:
         said = str(error).strip().split("\n")[0]
         raise PotstillError(
             f"Ray cannot be used on {address or 'this machine'}: {type(error).__name__}: {said}",
-            "the cluster needs the same versions of Python and Ray; runtime_env is as Ray has it",
+            "the cluster needs the same versions of Python and Ray; where it asks for a token, set "
+            "RAY_AUTH_MODE=token; runtime_env is as Ray has it",
         ) from error
     try:
         with contextlib.redirect_stdout(sys.stderr):  # Ray says on stdout what nodes complain of
@@ -100,7 +101,7 @@ def _greet(address: str, grpc: Any) -> None:
         ) from None
     if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
         return  # its certificates are Ray's business
-    channel = grpc.insecure_channel(target)
+    channel = grpc.insecure_channel(target, [("grpc.enable_http_proxy", 0)])  # as Ray has it
     try:
         grpc.channel_ready_future(channel).result(timeout=PATIENCE)
     except grpc.FutureTimeoutError:

@@ -20,7 +20,7 @@ from potstill.cluster.loan import ABANDONED
 from potstill.cluster.node import Job, Outcome, attempt
 from potstill.config import Study
 from potstill.errors import PotstillError, StorageError
-from potstill.remote import MARK, RESULT, STOP, Mirror
+from potstill.remote import MARK, RESULT, STOP, Mirror, Patience
 from potstill.store import Cell, StudyFolder
 from potstill.where import Results, afford, give_up, ready, work
 
@@ -60,6 +60,7 @@ class Tasks:
         self._ended: dict[Cell, tuple[float, str]] = {}  # when a node said so, and which
         self._marks: dict[Cell, tuple[dict[str, Any], float]] = {}  # and since when it is so
         self._looked = self._fed = time.monotonic()
+        self._patience = Patience()
 
     def run(self, tick: Callable[[], None], every: float = 0.5) -> Results:
         """Fill in the grid, see `where.work`."""
@@ -76,7 +77,8 @@ class Tasks:
             self._looked = now
             self._feed(now)
             if self._mirror:
-                self._mirror.pull()
+                with self._patience:
+                    self._mirror.pull()
                 afford(self, self.study, self.folder, self.cells)
         at_work = set(self._running.values())
         for cell in ready(self.folder, missing):
@@ -96,10 +98,12 @@ class Tasks:
 
     def stop(self) -> None:
         """End every task; resume points stay, and so do locks and marks for no longer."""
-        for task in self._running:
-            self._ray.cancel(task, force=True)
-        if self._running:
-            self._ray.wait(list(self._running), num_returns=len(self._running), timeout=30)
+        tasks = list(self._running)
+        with contextlib.suppress(self._ray.exceptions.RayError):  # it may be why this ends
+            for task in tasks:
+                self._ray.cancel(task, force=True)
+            if tasks:
+                self._ray.wait(tasks, num_returns=len(tasks), timeout=30)
         if self._mirror:
             with contextlib.suppress(StorageError):  # it may be why this ends
                 self._release(self._mirror)

@@ -25,7 +25,7 @@ from typing import Any
 from potstill import checkpoint
 from potstill.cost import BudgetReached
 from potstill.errors import StorageError
-from potstill.remote import GROWING, MARK, RESULT, SPENT, STOP, Remote
+from potstill.remote import GROWING, MARK, RESULT, SPENT, STOP, Patience, Remote
 from potstill.store import Cell, CellFolder, StudyFolder
 
 BEAT = 3.0  # seconds between changes of the mark
@@ -110,11 +110,16 @@ class Loan:
         return self._stop
 
     def _repeat(self, job: Callable[[], None], every: float) -> None:
+        """Do a job now and then; a place that is silent for a moment is asked again."""
+        patience = Patience()
         while not self._over.wait(every) and not self._error:
             try:
-                job()
+                with patience:
+                    job()
             except StorageError as error:
                 self._error = error
+            except Exception as error:  # of a thread: it would be heard by nobody
+                self._error = StorageError(f"{self._there}: {error!r}", "please report this")
 
     def _mark(self) -> dict[str, Any]:
         content = self._remote.read(f"{self._there}/{MARK}")
