@@ -2,24 +2,35 @@
 them the study itself, on the same machine with as many workers as are told.
 
 Prints predicted / actual of tokens, operations and seconds, by pair and method. The second
-pre-flight says how much of a miss in seconds is the machine's own unrest.
+pre-flight says how much of a miss in seconds is the machine's own unrest. Where others compute on
+it, the wall clock says little: `--processor` has pre-flight and runs count the seconds of their
+processor, one after the other in this process.
 
     python -m benchmarks.prediction studies/quick.toml seeds=0 --workers 1 --out runs/prediction
+    python -m benchmarks.prediction pairs=tiny-qwen seeds=0 train.steps=50 --processor
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+
+from rich.console import Console
+from rich.progress import track
 
 from potstill.cli.parts import print_table, study_of
 from potstill.config import Study
 from potstill.cost import Spent, total
 from potstill.launch import checked, fill, predict
 from potstill.store import StudyFolder, cells_of
+from potstill.study import preflight_pair, run_cell
 
+CLOCKS = ("potstill.meter", "potstill.preflight.estimate", "potstill.engines.torch")
 Told = Mapping[str, Mapping[str, Spent]]  # pair -> method -> one run
 
 
@@ -58,17 +69,36 @@ def _row(name: str, was: Spent, before: Spent, after: Spent) -> dict[str, Any]:
     }
 
 
+def on_the_processor(study: Study, folder: StudyFolder) -> tuple[Told, Told]:
+    """Pre-flight, every cell and pre-flight again in this process, by its processor's clock."""
+    clock: Any = SimpleNamespace(perf_counter=time.process_time, monotonic=time.monotonic)
+    for name in CLOCKS:
+        vars(importlib.import_module(name))["time"] = clock
+    folder.open(study)
+
+    before = predict({pair: preflight_pair(study, pair) for pair in study.models})
+    for cell in track(cells_of(study), "cells", console=Console(stderr=True)):
+        if folder.cell(cell).result is None:
+            run_cell(study, folder, cell)
+    return before, predict({pair: preflight_pair(study, pair) for pair in study.models})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("words", nargs="*", help="a study file and key=value overrides")
     parser.add_argument("--out", type=Path, default=Path("runs/prediction"))
     parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--processor", action="store_true", help="seconds of the processor")
     asked = parser.parse_args()
     study = study_of(asked.words)
-    before = predict(checked(study))
-    fill(study, asked.out, asked.workers, preflight=False)
-    after = predict(checked(study))
-    print_table(list(compare(study, StudyFolder(asked.out), before, after)))
+    folder = StudyFolder(asked.out)
+    if asked.processor:
+        before, after = on_the_processor(study, folder)
+    else:
+        before = predict(checked(study))
+        fill(study, asked.out, asked.workers, preflight=False)
+        after = predict(checked(study))
+    print_table(list(compare(study, folder, before, after)))
 
 
 if __name__ == "__main__":

@@ -193,7 +193,7 @@ def test_a_longer_method_is_estimated_longer() -> None:
         100 * teacher.seconds + 2 * grading.seconds + 21 * looks.seconds
     )
     assert one.tokens["student_sampled"] == pytest.approx(100 * student.tokens["student_sampled"])
-    assert two.tokens["trained"] == pytest.approx(200 * student.tokens["trained"]) > 0
+    assert 0 < two.tokens["trained"] == pytest.approx(200 * student.tokens["trained"])
     assert off.tokens["student_sampled"] == 0 < off.tokens["teacher_sampled"]
     assert one.flops and two.flops and one.flops < two.flops < 2.1 * one.flops
     np.testing.assert_array_equal(before, engine.score("student", rows)[0])

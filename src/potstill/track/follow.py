@@ -116,7 +116,8 @@ class Follower:
 
     def _sheet(self, cell: Cell, note: Note) -> Sheet:
         config = {"pair": cell.pair, "method": cell.method, "seed": cell.seed}
-        table = self._study.to_toml() | config
+        models = self._study.models[cell.pair].model_dump()
+        table = {**config, **models, "study": self._study.to_toml()}
         place = self._folder.path / "track" / self._name
         return Sheet(self._study.name, str(cell), note.id, table, place)
 
