@@ -37,7 +37,7 @@ from potstill.store import (
     example,
 )
 from potstill.tasks import Task, check_disjoint, load_task
-from potstill.types import Evaluation, Role
+from potstill.types import Evaluation, ModelSpec, Role
 
 
 def prepare(study: Study) -> Task:
@@ -61,8 +61,9 @@ def prepare(study: Study) -> Task:
         briefing.check(graded)
         if study.engine.name != "fake":
             tokens = max(study.train.max_tokens, study.graded_tokens)
+            spec = study.engine.teacher if study.engine.name == "torch" else ModelSpec()
             for teacher in (study.models[name].teacher, *study.models[name].teachers.values()):
-                check_window(briefing, teacher, graded, tokens)
+                check_window(briefing, teacher, graded, tokens, spec.trust_remote_code)
     return task
 
 

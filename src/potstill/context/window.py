@@ -16,7 +16,11 @@ TEMPLATE = 256  # bytes that a chat template may add to a message
 
 
 def check_window(
-    briefing: Briefing, teacher: str, graded: Sequence[Problem], max_tokens: int
+    briefing: Briefing,
+    teacher: str,
+    graded: Sequence[Problem],
+    max_tokens: int,
+    trust_remote_code: bool = False,
 ) -> None:
     """Refuse a context that leaves no room for a completion.
 
@@ -25,12 +29,14 @@ def check_window(
         teacher: its folder or hub name.
         graded: the held-out problems that it answers, beside all training problems.
         max_tokens: most tokens of a completion.
+        trust_remote_code: run code that comes with the model.
     """
     from transformers import AutoConfig, AutoTokenizer
 
     from potstill.engines.loading import read_pretrained
 
-    config = read_pretrained(AutoConfig, teacher).get_text_config()
+    trust = {"trust_remote_code": trust_remote_code}
+    config = read_pretrained(AutoConfig, teacher, **trust).get_text_config()
     window = getattr(config, "max_position_embeddings", None)
     if window is None:
         return  # positions have no end
@@ -43,7 +49,7 @@ def check_window(
     }
     if not close:
         return
-    tokenizer = read_pretrained(AutoTokenizer, teacher)
+    tokenizer = read_pretrained(AutoTokenizer, teacher, **trust)
     lengths = {name: len(render(tokenizer, said)) for name, said in close.items()}
     longest = max(lengths, key=lambda name: lengths[name])
     if lengths[longest] + max_tokens > window:
