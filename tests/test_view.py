@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import time
@@ -9,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import tomli_w
-from potstill.mirror import Mirror
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -172,28 +172,14 @@ def test_a_run_that_goes_back_is_drawn_from_there(tmp_path: Path) -> None:
     assert run.step == 6 and run.accuracy == [] and len(run.score) == 1
 
 
-def test_a_study_elsewhere_is_mirrored_and_watched(
-    done: tuple[Study, StudyFolder], tmp_path: Path
+def test_a_study_elsewhere_is_watched(
+    done: tuple[Study, StudyFolder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import fsspec
-
     study, folder = done
-    there = fsspec.filesystem("memory")
-    there.put(str(folder.path), "/bucket/study", recursive=True)
-    shown = CliRunner().invoke(app, ["watch", "memory://bucket/study"])
+    shutil.copytree(folder.path, tmp_path / "bucket")
+    monkeypatch.chdir(tmp_path)  # a copy is kept in runs/mirrors
+    shown = CliRunner().invoke(app, ["watch", f"file://{tmp_path}/bucket"])
     assert shown.exit_code == 0, shown.output
     assert f"{study.name}: {len(cells_of(study))} done" in shown.stdout
-    mirror = Mirror("memory://bucket/study", tmp_path / "here")
-    mirror.refresh()
-    names = {path.name for path in (tmp_path / "here").rglob("*") if path.is_file()}
-    assert names == {"study.toml", "metrics.jsonl", "result.json"}
-    cell = "cells/toy/hybrid/0"
-    there.pipe(f"/bucket/study/{cell}/metrics.jsonl", b'{"step": 0}\n{"step": 1}\n')
-    there.rm(f"/bucket/study/{cell}/result.json")
-    mirror.refresh()
-    place = StudyFolder(tmp_path / "here").cell(Cell("toy", "hybrid", 0))
-    assert place.steps == 1 and place.result is None
-    with pytest.raises(PotstillError, match=r"holds no study|cannot read"):
-        CliRunner().invoke(app, ["watch", "memory://nowhere"], catch_exceptions=False)
-    with pytest.raises(PotstillError, match="cannot open"):
-        CliRunner().invoke(app, ["watch", "nosuch://x"], catch_exceptions=False)
+    with pytest.raises(PotstillError, match="holds no study"):
+        CliRunner().invoke(app, ["watch", f"file://{tmp_path}/none"], catch_exceptions=False)
