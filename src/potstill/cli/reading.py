@@ -216,8 +216,8 @@ def compare(
     Example: [bold]potstill compare runs/before runs/after[/]
     """
     from potstill.report.compare import compare as hold
-    from potstill.report.compare import to_markdown, to_record
     from potstill.report.compare_page import write_comparison
+    from potstill.report.compare_table import to_markdown, to_record
     from potstill.store import to_json
 
     told = hold(folders)

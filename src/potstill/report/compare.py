@@ -9,14 +9,13 @@ about which setting makes the difference: those that differ are listed.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from potstill import stats
 from potstill.errors import PotstillError
 from potstill.report.data import StudyData, load
-from potstill.report.table import per_cent, settings, signed
+from potstill.report.numbers import settings
 from potstill.stats import Difference, Row, outcome_matrix
 from potstill.store import REFERENCES, Cell
 
@@ -218,70 +217,3 @@ def _left(sides: Sequence[Side], shared: set[tuple[str, str]]) -> list[str]:
         alone = [f"{pair} {method}" for pair, method in mine if (pair, method) not in shared]
         found += [f"{side.letter} alone has {', '.join(alone)}."] * bool(alone)
     return found
-
-
-def to_markdown(told: Comparison) -> str:
-    """What is compared, and a table a pair: accuracy in per cent, differences in points."""
-    lines = [f"- {s.letter}: `{s.label.replace('`', ' ')}`" for s in told.sides]
-    for pair in told.pairs:
-        lines += ["", *_markdown_table(told, pair), ""]
-        lines += [f"- {words}" for words in told.pairing[pair]]
-    if told.settings:
-        lines += ["", "Settings that differ:", ""]
-        heads = ["setting", *(s.letter for s in told.sides)]
-        lines += [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-        lines += [f"| {' | '.join(map(_cell, row))} |" for row in told.settings]
-    return "\n".join(lines) + "\n"
-
-
-def _markdown_table(told: Comparison, pair: str) -> list[str]:
-    first = told.sides[0].letter
-    heads = [pair, *(s.letter for s in told.sides)]
-    heads += [f"{s.letter} − {first}" for s in told.sides[1:]]
-    lines = [f"| {' | '.join(heads)} |", "|---" + "|--:" * (len(heads) - 1) + "|"]
-    for entry in told.entries:
-        if entry.pair == pair:
-            cells = [_accuracy(row) for row in entry.rows]
-            cells += [_points(value) for value in entry.differences[1:]]
-            lines.append(f"| `{entry.method}` | {' | '.join(cells)} |")
-    return lines
-
-
-def _accuracy(row: Row | None) -> str:
-    if row is None or row.accuracy is None:
-        return ""
-    low, high = per_cent(row.accuracy.low), per_cent(row.accuracy.high)
-    return per_cent(row.accuracy.mean) + (f" ({low} to {high})" if low else "")
-
-
-def _points(value: Difference | None) -> str:
-    if value is None:
-        return ""
-    low, high = (signed(v) if per_cent(v) else "" for v in (value.low, value.high))
-    return signed(value.mean) + (f" ({low} to {high})" if low else "")
-
-
-def _cell(text: str) -> str:
-    from potstill.report.texts import visible
-
-    return visible(text, 60).replace("|", "\\|").replace("\n", " ")
-
-
-def to_record(told: Comparison) -> dict[str, Any]:
-    """The same for a program; shares in [0, 1]."""
-    studies = [
-        {
-            "letter": s.letter,
-            "label": s.label,
-            "study": s.data.study.name,
-            "faults": list(s.data.study.faults),
-        }
-        for s in told.sides
-    ]
-    return {
-        "studies": studies,
-        "entries": [asdict(entry) for entry in told.entries],
-        "pairing": {pair: list(words) for pair, words in told.pairing.items()},
-        "settings": [list(row) for row in told.settings],
-        "left": list(told.left),
-    }

@@ -11,7 +11,7 @@ from typing import Any
 
 from potstill import stats, zoo
 from potstill.faults import FAULTS
-from potstill.report import bundle, table
+from potstill.report import bundle, numbers
 from potstill.report.bundle import data_block
 from potstill.report.charts import charts
 from potstill.report.costs import costs, off
@@ -22,7 +22,7 @@ from potstill.report.profile import profiles
 from potstill.report.published import caveat, column
 from potstill.report.reading import clear
 from potstill.report.summary import answers, untested
-from potstill.report.table import published, seeds_done, settings
+from potstill.report.table import published, seeds_done
 from potstill.report.texts import samples, visible
 from potstill.report.verdict import Choice
 from potstill.store import REFERENCES
@@ -51,7 +51,7 @@ def render(
         methods=[m for m in data.recipes if any(m in pair["seen"] for pair in pairs)],
         failed=[run for run in data.runs.values() if run.status == "failed"],
         unfinished=[run for run in data.runs.values() if run.status == "missing"],
-        settings=settings(data.study.to_toml()),
+        settings=numbers.settings(data.study.to_toml()),
         provenance=data.provenance,
         others=_others(data),
         clear=clear,
@@ -121,12 +121,12 @@ def _others(data: StudyData) -> dict[str, list[str]]:
 
 
 FILTERS: dict[str, Any] = {
-    "dollars": table.dollars,
-    "per_cent": lambda value: table.per_cent(value).replace("-", "−"),
-    "signed": table.signed,
-    "p_value": table.p_value,
-    "count": table.count,
-    "duration": table.duration,
+    "dollars": numbers.dollars,
+    "per_cent": lambda value: numbers.per_cent(value).replace("-", "−"),
+    "signed": numbers.signed,
+    "p_value": numbers.p_value,
+    "count": numbers.count,
+    "duration": numbers.duration,
     "sortable": lambda value: f"{value:.8g}" if FILTERS["finite"](value) else "",
     "visible": visible,
     "finite": lambda value: value is not None and math.isfinite(value),

@@ -102,11 +102,16 @@ def _frontier(
         linewidth=0.8,
         linestyle=":",
     )
-    for name, (x, y) in known.items():
-        style = {"marker": "D"} if name in best else {"marker": "o", "markerfacecolor": "none"}
-        axes.plot(x, 100 * y, color=_colour(name, looks), linestyle="", label=name, **style)
+    for row in rows:
+        style = {"marker": "D"} if row.method in best else {"marker": "o", "mfc": "white"}
+        x, y = known[row.method]
+        assert row.accuracy
+        spread = _spread(row.accuracy)
+        look = {"color": _colour(row.method, looks), "linestyle": "", "label": row.method}
+        axes.errorbar(x, 100 * y, yerr=spread, elinewidth=0.7, **look, **style)
     axes.set_xlim(left=0)
     axes.set_xlabel(unit)
+    axes.ticklabel_format(axis="x", style="sci", scilimits=(-3, 5))
     axes.set_ylabel("accuracy, strict, %")
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=8)
     return figure
@@ -116,7 +121,9 @@ def _map(pair: str, known: Mapping[str, Any]) -> Figure:
     figure, axes = axes_of(6.4, 0.9 + 0.24 * len(known), f"Problems by methods, {pair}")
     order = ordered(known)
     table = [share[order] for share in known.values()]
-    image = axes.imshow(table, aspect="auto", cmap="cividis", vmin=0, vmax=1)
+    image = axes.imshow(
+        table, aspect="auto", cmap="cividis", vmin=0, vmax=1, interpolation="nearest"
+    )
     axes.set_yticks(range(len(known)), list(known))
     axes.set_xlabel("held-out problems, easiest first")
     axes.grid(False)
@@ -133,10 +140,16 @@ def _rows(pair: str, title: str, names: Sequence[str]) -> tuple[Figure, Any]:
 
 
 def _bar(axes: Any, value: Interval | Difference, y: int, colour: str, *, filled: bool) -> None:
-    mean, low, high = value.mean, value.low, value.high
-    spread = [[100 * (mean - low)], [100 * (high - mean)]] if math.isfinite(low) else None
     face = colour if filled else "white"
-    axes.errorbar(100 * mean, y, xerr=spread, fmt="o", color=colour, mfc=face, capsize=3)
+    style = {"fmt": "o", "color": colour, "mfc": face, "capsize": 3}
+    axes.errorbar(100 * value.mean, y, xerr=_spread(value), **style)
+
+
+def _spread(value: Interval | Difference) -> list[list[float]] | None:
+    """Lengths of an error bar in per cent; None where there is no interval."""
+    if not math.isfinite(value.low):
+        return None
+    return [[100 * (value.mean - value.low)], [100 * (value.high - value.mean)]]
 
 
 def _difference(row: Row, against: str) -> Difference | None:

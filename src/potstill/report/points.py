@@ -11,9 +11,9 @@ from typing import Any
 from potstill.report.costs import costs
 from potstill.report.data import StudyData
 from potstill.report.learning import NEUTRAL, Spec, layout
+from potstill.report.numbers import count, p_value, signed
 from potstill.report.palette import Look
 from potstill.report.reading import clear
-from potstill.report.table import count, p_value, signed
 from potstill.stats import BASELINE, Difference, Row
 from potstill.store import REFERENCES
 

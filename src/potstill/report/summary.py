@@ -14,8 +14,8 @@ from potstill.methods import METHODS
 from potstill.report.costs import costs
 from potstill.report.data import Run, StudyData
 from potstill.report.findings import Grouped, watched
+from potstill.report.numbers import count, dollars, duration
 from potstill.report.reading import FEW_PROBLEMS, FEW_SEEDS, caveats
-from potstill.report.table import count, dollars, duration
 from potstill.report.verdict import Choice, Evidence, best, choose
 from potstill.settings import Price
 from potstill.stats import Difference, Row

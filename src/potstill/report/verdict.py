@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from potstill.report.numbers import count, p_value, per_cent, signed
 from potstill.report.reading import FEW_SEEDS, clear
-from potstill.report.table import count, p_value, per_cent, signed
 from potstill.stats import BASELINE, Difference, Interval, Row
 
 MORE = 1.25  # times the baseline's tokens, from which on it is said

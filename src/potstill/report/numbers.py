@@ -1,0 +1,79 @@
+"""Numbers as text, for people; what is not known is an empty text, never 0."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+
+def per_cent(value: float | None) -> str:
+    """A share as per cent with one digit; nothing where it is not known."""
+    return "" if value is None or not math.isfinite(value) else f"{100 * value:.1f}"
+
+
+def signed(value: float) -> str:
+    """A difference of shares in points, with its sign."""
+    return f"{round(100 * value, 1) + 0.0:+.1f}".replace("-", "−")  # + 0.0: no negative zero
+
+
+def p_value(value: float) -> str:
+    """A p-value as text; nothing where there is none."""
+    return "" if not math.isfinite(value) else "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def count(value: float | None) -> str:
+    """A number of tokens, three digits.
+
+    >>> count(1234567), count(None)
+    ('1.23 M', '')
+    """
+    if value is None:
+        return ""
+    for size, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if value >= size:
+            return f"{value / size:.3g}{unit}"
+    return f"{value:.0f}"
+
+
+def duration(seconds: float | None) -> str:
+    """A time, in the two units that matter.
+
+    >>> duration(42.3), duration(3725)
+    ('42 s', '1 h 02 min')
+    """
+    if seconds is None:
+        return ""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, left = divmod(whole, 60)
+    if minutes < 60:
+        return f"{minutes} min {left:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def dollars(value: float | None) -> str:
+    """An amount, to three digits.
+
+    >>> dollars(0.00123), dollars(47.0), dollars(None)
+    ('0.00123', '47', '')
+    """
+    return "" if value is None else f"{value:.3g}"
+
+
+def settings(table: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """A nested table as dotted keys and short texts."""
+    found: list[tuple[str, str]] = []
+    for key, value in table.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            found += settings(value, f"{name}.")
+        elif isinstance(value, list) and all(isinstance(v, str | int) for v in value):
+            found.append((name, ", ".join(map(str, value))))
+        else:
+            found.append((name, json.dumps(value, ensure_ascii=False)))
+    return found
