@@ -308,7 +308,7 @@ def test_one_folder_is_loaded_once(lora: int) -> None:
     prompt = engine.encode(TASK.train[0].question)
     engine.score("teacher", [(prompt, (5, 6))])
     engine.rows("init", prompt, (5, 6))
-    kept = set(engine.engine._models)
+    kept = set(engine.engine.models.held)
     assert kept == ({"student"} if lora else {"student", "init"})
     other = TorchEngine(zoo.folder("tiny-qwen", "student"), zoo.folder("tiny-qwen", "teacher"))
     assert not other.pair.one_model

@@ -275,7 +275,7 @@ def test_a_step_is_that_of_two_plain_models(name: object, engine: CrossEngine) -
     fresh = open_engine("torch", "tiny-cross", max_grad_norm=0.0, batch_tokens=150, threads=1)
     for prompt in {d.prompt for d in data}:
         fresh.prompt(prompt)
-    before = {n: p.detach().clone() for n, p in fresh._trained.items()}
+    before = {n: p.detach().clone() for n, p in fresh.models.trained.items()}
     assert fresh.measure(data).loss == pytest.approx(want, rel=1e-3, abs=1e-4)
     stats = fresh.step(data, 0.01)
     assert stats.loss == pytest.approx(want, rel=1e-3, abs=1e-4)
@@ -283,7 +283,7 @@ def test_a_step_is_that_of_two_plain_models(name: object, engine: CrossEngine) -
     assert stats.grad_norm == pytest.approx(norm, rel=1e-3)
     for key, old in before.items():  # Adam's first step moves by the gradient's sign
         large = gradients[key].abs() > 1e-3
-        moved = (fresh._trained[key] - old)[large]
+        moved = (fresh.models.trained[key] - old)[large]
         assert torch.allclose(moved, -0.01 * gradients[key][large].sign(), rtol=1e-2)
 
 
