@@ -1,5 +1,6 @@
 # `make study`: set up and run the embedded quick study, ending in a report.
 # `make test`: set up and run the checks that CI runs.
+# `make test-cluster`: several processes as one engine, and a Ray cluster, on this machine.
 # `make test-server`: the Tinker engine on a real training service, installed and started here.
 # `make test-browser`: the reports in a headless Chromium, which is installed where it is missing.
 # `make bench`: side by side with TRL, in an environment of its own; QUESTIONS=GSM8K's train.jsonl.
@@ -8,7 +9,7 @@ BIN := .venv/bin
 ARGS ?=
 QUESTIONS ?=
 
-.PHONY: study test test-server test-browser test-all bench clean
+.PHONY: study test test-cluster test-server test-browser test-all bench clean
 
 study: .venv/ready
 	$(BIN)/potstill study $(ARGS)
@@ -17,7 +18,11 @@ test: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest -q -n 2 -m "not slow and not server and not browser"
+	$(BIN)/pytest -q -n 2 -m "not slow and not server and not browser and not cluster"
+
+# One process: these tests start as many as there are cores.
+test-cluster: .venv/ready
+	$(BIN)/pytest -q -m "cluster and not slow"
 
 # One process: the server is slow enough on two cores. The SDK leaves sockets to the collector.
 test-server: .venv/ready
@@ -30,11 +35,12 @@ test-browser: .venv/ready
 
 test-all: .venv/ready
 	@echo "make test, and beside it:"
-	@$(BIN)/pytest -q --collect-only -m "slow or server or browser" | grep :: | sed 's/^/  /'
+	@$(BIN)/pytest -q --collect-only -m "slow or cluster or server or browser" | grep :: | sed 's/^/  /'
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest -q -n 2 -m "not server and not browser"
+	$(BIN)/pytest -q -n 2 -m "not server and not browser and not cluster"
+	$(BIN)/pytest -q -m cluster
 	$(MAKE) test-browser
 	$(MAKE) test-server
 

@@ -29,6 +29,8 @@ from potstill.remote import Mirror
 from potstill.store import StudyFolder, cells_of
 from test_cli import call, refused
 
+pytestmark = pytest.mark.cluster
+
 TINY = {
     "name": "tiny",
     "pairs": ["tiny-llama"],

@@ -23,6 +23,8 @@ from potstill.engines.processes import ALONE, Team
 from potstill.errors import PotstillError
 from potstill.launch import one_engine
 
+pytestmark = pytest.mark.cluster
+
 ROOT = Path(__file__).parents[1]
 WORDS = ["pairs=tiny-llama", "seeds=0", "train.steps=4", "train.batch_size=8", "eval.problems=20"]
 WORDS += ["eval.every=2", "eval.probe_every=2", "train.checkpoint_every=1"]
