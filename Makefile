@@ -8,6 +8,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
 QUESTIONS ?=
+# The tinker SDK leaves sockets to the collector.
+QUIET := -W ignore::ResourceWarning -W ignore::pytest.PytestUnraisableExceptionWarning
 
 .PHONY: study test test-cluster test-server test-browser test-all bench clean
 
@@ -24,10 +26,9 @@ test: .venv/ready
 test-cluster: .venv/ready
 	$(BIN)/pytest -q -m "cluster and not slow"
 
-# One process: the server is slow enough on two cores. The SDK leaves sockets to the collector.
+# One process: the server is slow enough on two cores.
 test-server: .venv/ready
-	$(BIN)/pytest -q -m server -W ignore::ResourceWarning \
-	  -W ignore::pytest.PytestUnraisableExceptionWarning
+	$(BIN)/pytest -q -m "server and not slow" $(QUIET)
 
 test-browser: .venv/ready
 	command -v chromium || command -v chromium-browser || { apt-get update && apt-get install -y chromium; }
@@ -41,8 +42,8 @@ test-all: .venv/ready
 	$(BIN)/mypy
 	$(BIN)/pytest -q -n 2 -m "not server and not browser and not cluster"
 	$(BIN)/pytest -q -m cluster
+	$(BIN)/pytest -q -m server $(QUIET)
 	$(MAKE) test-browser
-	$(MAKE) test-server
 
 bench: .venv/ready
 	$(BIN)/python -m benchmarks.steps tiny --repeats 10
