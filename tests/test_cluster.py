@@ -35,7 +35,7 @@ TINY = {
     "name": "tiny",
     "pairs": ["tiny-llama"],
     "methods": ["replay_buffer", "hybrid"],
-    "train": {"steps": 10, "batch_size": 4, "checkpoint_every": 2},
+    "train": {"steps": 40, "batch_size": 4, "checkpoint_every": 2},
     "eval": {"problems": 10, "every": 5, "probe_every": 5},
 }
 
@@ -88,6 +88,7 @@ def test_a_killed_worker_changes_no_number(
     assert not out and f"warning: {killer.killed[0]}: its worker process died; retry 1 of 3" in err
 
 
+@pytest.mark.slow
 def test_a_killed_node_changes_no_number_of_a_study_behind_a_url(
     whole: tuple[Study, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -138,9 +139,10 @@ def test_a_cell_that_fails_or_costs_too_many_workers_is_recorded_and_the_study_g
     assert record["status"] == "failed" and "not a number" in record["cause"]
 
 
+@pytest.mark.slow
 def test_interrupted_and_run_again_it_goes_on(nodes: str, tmp_path: Path) -> None:
     """Ctrl-C leaves no mark behind a URL; the marks of a driver that was killed run out."""
-    study = toy(tmp_path, seeds=[0, 1], train={"steps": 400})
+    study = toy(tmp_path, seeds=[0, 1], train={"steps": 3000})
     cells, far = cells_of(study), tmp_path / "far"
     here = StudyFolder(tmp_path / "here")
     here.open(study)
