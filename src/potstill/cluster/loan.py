@@ -185,9 +185,8 @@ class Loan:
 
     def _send_point(self, point: Path) -> None:
         """A resume point; its state.json goes last and says that it is whole."""
-        files = sorted(point.iterdir(), key=lambda file: file.name == "state.json")
         with contextlib.suppress(FileNotFoundError):  # a newer one has taken its place
-            for file in files:
+            for file in sorted(point.iterdir(), key=lambda file: file.name == "state.json"):
                 self._held_upload(file, f"checkpoints/{point.name}/{file.name}")
             self._kept.add(point.name)
 
