@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from potstill.bench import bench
 from potstill.config import read_study
 from potstill.engines.batching import deal
 from potstill.engines.processes import ALONE, Team
@@ -89,6 +90,8 @@ def test_what_several_processes_cannot_do_is_refused(monkeypatch: pytest.MonkeyP
     assert one_engine(study, 0) == one_engine(study, 1) == 1
     with pytest.raises(PotstillError, match="got --workers 2"):
         one_engine(study, 2)
+    with pytest.raises(PotstillError, match="bench measures what one process"):
+        bench(study, "tiny-qwen", 1)
     with pytest.raises(PotstillError, match="torchrun is for the torch engine"):
         one_engine(read_study({"engine": "fake"}), 1)
 
@@ -111,6 +114,7 @@ def test_a_study_has_the_curves_of_one_process(tmp_path: Path) -> None:
 
 def test_adapters_layer_by_layer_with_a_whole_teacher(tmp_path: Path) -> None:
     words = [*WORDS, "methods=hybrid", "train.lora_rank=4", "train.learning_rate=1e-3"]
+    words += ["engine.gradient_checkpointing=true"]
     alone(*words, "--out", str(tmp_path / "one"), "--no-preflight")
     words += ["engine.shard_teacher=false", "engine.gather_for_sampling=false"]
     two("-m", "potstill", "study", *words, "--out", str(tmp_path / "two"), "--no-preflight")

@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.progress import track
 
 from potstill.config import Study
+from potstill.engines import one_of_several
 from potstill.errors import PotstillError
 from potstill.losses import LOSSES
 from potstill.objective import build, losses_for
@@ -78,6 +79,10 @@ def bench(study: Study, pair: str, repeats: int) -> Bench:
         raise PotstillError(
             f'bench measures this machine, and engine "{study.engine.name}" computes elsewhere',
             'use engine = "torch"',
+        )
+    if one_of_several():
+        raise PotstillError(
+            "bench measures what one process has for itself", "run it without torchrun"
         )
     recipes = list(study.recipes.values())
     chosen = next((r for r in recipes if r.uses_student), recipes[0])

@@ -5,7 +5,6 @@ view.
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from rich.console import Console
 from potstill.cluster import check_place, opened
 from potstill.config import Study
 from potstill.cost import Spent, excess, total
+from potstill.engines import one_of_several
 from potstill.errors import PotstillError
 from potstill.pool import Processes
 from potstill.preflight import Check
@@ -98,7 +98,7 @@ def one_engine(study: Study, workers: int) -> int:
     Raises:
         PotstillError: more are asked for, or an engine that several processes cannot be.
     """
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
+    if not one_of_several():
         return workers
     if study.engine.name != "torch":
         raise PotstillError(

@@ -13,15 +13,18 @@ import sys
 from potstill.cli import reading, running  # noqa: F401 - they add their commands to the app
 from potstill.cli.parts import app
 from potstill.cost import BudgetReached
+from potstill.engines import one_of_several
 from potstill.errors import PotstillError
 
 __all__ = ["app", "main"]
+
+INTERRUPTED = 130
 
 
 def main() -> None:
     """Entry point: errors of the user become two lines and code 2."""
     try:
-        if "TORCHELASTIC_RUN_ID" in os.environ:  # one of the processes that torchrun started
+        if one_of_several():
             _take_part()
         app()
     except BudgetReached as reached:
@@ -32,9 +35,10 @@ def main() -> None:
         if error.hint:
             print(f"hint: {error.hint}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted: run the same command again to go on", file=sys.stderr)
-        sys.exit(130)
+    except SystemExit as ended:
+        if ended.code == INTERRUPTED:  # typer makes this of Ctrl-C
+            print("interrupted: run the same command again to go on", file=sys.stderr)
+        raise
 
 
 def _take_part() -> None:

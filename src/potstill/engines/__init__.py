@@ -124,6 +124,11 @@ ENGINES: dict[str, EngineInfo] = {
 }
 
 
+def one_of_several() -> bool:
+    """Whether torchrun started this process, as one of those that are one engine together."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
 def host_memory() -> tuple[int, int]:
     """Peak resident bytes of this process, and bytes of memory that the machine has."""
     unit = 1 if sys.platform == "darwin" else 1024

@@ -29,6 +29,7 @@ import torch.distributed as dist
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from potstill.engines import one_of_several
 from potstill.engines.batching import SPARE, deal, micro_batches
 from potstill.errors import NonFinite, PotstillError
 
@@ -122,7 +123,7 @@ ALONE = Team()
 
 def several() -> int:
     """How many processes torchrun started; 1 without it."""
-    return int(os.environ["WORLD_SIZE"]) if "TORCHELASTIC_RUN_ID" in os.environ else 1
+    return int(os.environ["WORLD_SIZE"]) if one_of_several() else 1
 
 
 def _store() -> TCPStore:
@@ -180,10 +181,6 @@ class Led:
         if name == "engine":  # not there before it is open
             raise AttributeError(name)
         return getattr(self.engine, name)
-
-    def machines(self) -> Any:
-        """Refused: a machine's best is measured by one process that has it for itself."""
-        raise PotstillError("bench measures one process", "run it without torchrun")
 
     def _passing(self, name: str) -> Callable[..., Any]:
         work = getattr(self.engine, name)
