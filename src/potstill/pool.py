@@ -27,7 +27,7 @@ from potstill.preflight import Check
 from potstill.store import Cell, StudyFolder, cells_of
 from potstill.study import preflight_pair
 from potstill.tasks import load_task
-from potstill.where import Results, afford, give_up, ready, take, unfinished, work
+from potstill.where import LEAVING, Results, afford, give_up, ready, take, unfinished, work
 
 DEATHS = 2  # a cell whose worker died this often has failed
 _DISK = 74  # a worker's exit code when the disk refuses (EX_IOERR)
@@ -61,7 +61,10 @@ class Pool:
             process.join()
 
     def stop(self) -> None:
-        """End the workers."""
+        """End the workers; where all is done each leaves by itself, its last cell in order."""
+        if not unfinished(self.folder, self.cells):
+            for process in self._processes.values():
+                process.join(LEAVING)
         for process in self._processes.values():
             process.terminate()
         self.settle()

@@ -21,6 +21,8 @@ from potstill.tasks import Task
 
 Results = dict[Cell, dict[str, Any]]
 
+LEAVING = 10.0  # seconds that a worker may take to leave when all is done
+
 
 class Place(Protocol):
     """A place that can fill in a study's grid."""

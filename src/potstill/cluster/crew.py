@@ -22,7 +22,7 @@ from potstill.config import Study
 from potstill.errors import PotstillError, StorageError
 from potstill.remote import MARK, RESULT, STOP, Mirror, Patience
 from potstill.store import Cell, StudyFolder
-from potstill.where import Results, afford, give_up, ready, work
+from potstill.where import LEAVING, Results, afford, give_up, ready, unfinished, work
 
 LOOK = 2.0  # seconds between looks at what is behind a URL, and at a cell that another one holds
 SEEN = 60.0  # seconds for a result that a node has written to be seen here
@@ -97,9 +97,12 @@ class Tasks:
             self._mirror.pull()
 
     def stop(self) -> None:
-        """End every task; resume points stay, and so do locks and marks for no longer."""
+        """End every task; resume points stay, and so do locks and marks for no longer. Where all is
+        done each ends by itself, its last cell in order."""
         tasks = list(self._running)
         with contextlib.suppress(self._ray.exceptions.RayError):  # it may be why this ends
+            if tasks and not unfinished(self.folder, self.cells):
+                self._ray.wait(tasks, num_returns=len(tasks), timeout=LEAVING)
             for task in tasks:
                 self._ray.cancel(task, force=True)
             if tasks:
