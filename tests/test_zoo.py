@@ -143,18 +143,19 @@ def test_a_teacher_that_begins_with_another_models_weights(
 
 
 def test_building_refuses_what_exists_and_what_is_unknown(tmp_path: Path) -> None:
-    (tmp_path / "tiny-qwen" / "student").mkdir(parents=True)
+    for pair in ("tiny-qwen", "tiny-llama"):
+        (tmp_path / pair / "student").mkdir(parents=True)
     for names, role, says in (
         (["tiny-qwen"], "both", "exists already"),
         ([], "student", "exists already"),
         (["tiny-qwem"], "both", 'unknown pair "tiny-qwem"'),
         (["tiny-llama"], "pupil", 'unknown role "pupil"'),
-        (["tiny-cross"], "student", "no student of its own"),
+        (["tiny-cross"], "student", "tiny-llama/student.* exists already"),  # it borrows that one
     ):
         with pytest.raises(PotstillError, match=says) as refused:
             list(build_zoo(names, tmp_path, 0, role))
         assert refused.value.hint
-    assert [path.name for path in tmp_path.rglob("*")] == ["tiny-qwen", "student"]
+    assert sorted(path.parent.name for path in tmp_path.rglob("*/*")) == ["tiny-llama", "tiny-qwen"]
 
 
 @pytest.mark.slow
