@@ -171,7 +171,12 @@ def test_the_report_holds_costs_against_what_was_predicted(tmp_path: Path) -> No
     assert mine.usd_per_point == pytest.approx(seconds / points)
     assert mine.device_seconds == pytest.approx(seconds)  # one device a run
     assert mine.spent.flops is None and mine.flops_per_point is None  # a bigram table has no size
+    kinds = {name: kind.tokens for name, kind in mine.kinds.items()}
+    graded = kinds.pop("graded"), kinds.pop("prompt")
+    assert min(graded) > 0 and sum(kinds.values()) == pytest.approx(mine.spent.count())
+    assert mine.peak_bytes == max(record["peak_bytes"] for record in records if record)
     text = write_report(folder.path).html.read_text()
+    assert "Tokens and operations by kind" in text
     assert "What it cost" in text and "a point gained" in text
     free = StudyFolder(tmp_path / "free")
     fill(toy(tmp_path), free.path, 1, False)

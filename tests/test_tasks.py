@@ -74,6 +74,7 @@ def test_arithmetic_is_right_and_its_solution_grades_right(style: str, difficult
             left, right = step.split("=")
             assert eval(left) == int(right)  # our own digits and signs
         assert last == f"#### {problem.answer}"
+        assert problem.text("first") == ("gain" if "+" in steps[0] else "loss")
         assert task.grade(problem, problem.solution) == Grade(True, True)
 
 

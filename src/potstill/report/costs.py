@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from potstill.cost import Spent, total
 from potstill.report.data import StudyData
 from potstill.settings import Price
+from potstill.types import KINDS
+
+GRADED = "graded"  # the tokens of gradings and probes, prompts among them
+SHOWN = ("prompt", *KINDS, GRADED)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of tokens of a method's runs, means over runs."""
+
+    tokens: float
+    flops: float | None  # None: unknown, or counted with the completions (prompts)
 
 
 @dataclass(frozen=True)
@@ -24,6 +36,8 @@ class CostRow:
     usd_per_point: float | None  # of accuracy gained on the untrained student; None for no gain
     flops_per_point: float | None = None  # the same in operations; None where they are unknown too
     device_seconds: float | None = None  # times the devices that a run held; None: a service's
+    peak_bytes: int | None = None  # the most memory that a run held; None: a service's
+    kinds: Mapping[str, Kind] = field(default_factory=dict)  # by the names in `SHOWN`
 
 
 def costs(data: StudyData, pair: str) -> list[CostRow]:
@@ -50,6 +64,8 @@ def costs(data: StudyData, pair: str) -> list[CostRow]:
                 usd_per_point=usd / points if usd is not None and points > 0 else None,
                 flops_per_point=spent.flops / points if spent.flops and points > 0 else None,
                 device_seconds=_device_seconds(done),
+                peak_bytes=max((r.get("peak_bytes") or 0 for r in done), default=0) or None,
+                kinds={name: _kind(name, done) for name in SHOWN},
             )
         )
     return found
@@ -60,6 +76,17 @@ def _device_seconds(records: Sequence[Mapping[str, Any]]) -> float | None:
     if any(devices is None for devices, _ in held):
         return None
     return sum((devices or 0) * seconds for devices, seconds in held) / len(held)
+
+
+def _kind(name: str, records: Sequence[Mapping[str, Any]]) -> Kind:
+    def mine(key: str) -> bool:
+        return key.startswith(f"{GRADED}_") if name == GRADED else key == name
+
+    tokens = sum(n for r in records for k, n in (r.get("tokens") or {}).items() if mine(k))
+    work = [r.get("flops") or {} for r in records]
+    known = all(work) and name != "prompt"
+    flops = sum(by_kind.get(name, 0.0) for by_kind in work) / len(records) if known else None
+    return Kind(tokens / len(records), flops)
 
 
 def _usd(spent: Spent, price: Price) -> float | None:

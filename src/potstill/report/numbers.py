@@ -7,6 +7,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+UNITS = ((1e18, " E"), (1e15, " P"), (1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k"))
+
 
 def per_cent(value: float | None) -> str:
     """A share as per cent with one digit; nothing where it is not known."""
@@ -24,14 +26,14 @@ def p_value(value: float) -> str:
 
 
 def count(value: float | None) -> str:
-    """A number of tokens, three digits.
+    """A number of tokens or operations, three digits.
 
-    >>> count(1234567), count(None)
-    ('1.23 M', '')
+    >>> count(1234567), count(2.5e13), count(None)
+    ('1.23 M', '25 T', '')
     """
     if value is None:
         return ""
-    for size, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+    for size, unit in UNITS:
         if value >= size:
             return f"{value / size:.3g}{unit}"
     return f"{value:.0f}"

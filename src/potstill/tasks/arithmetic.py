@@ -6,6 +6,8 @@ worked answer has one line a step and ends with `#### n`. Every problem's number
 exactly one split, so that train, dev and test cannot share an expression, whatever their seeds
 and sizes. `dev` exists to choose settings on: no reported study grades on it. It leaves out
 multiplication and division, which models of a million parameters do not learn in minutes.
+
+Each problem has a key `first`, "gain" or "loss", by which several teachers can share them.
 """
 
 from __future__ import annotations
@@ -34,6 +36,15 @@ def split_of(expression: str) -> Split:
     """The one split that an expression such as "47+38-19" belongs to: 80 / 10 / 10 by its hash."""
     bucket = zlib.crc32(expression.encode()) % 10
     return "test" if bucket == 0 else "dev" if bucket == 1 else "train"
+
+
+def _keys(expression: str) -> dict[str, str]:
+    """What a problem has beside its question and answer.
+
+    >>> _keys("47-38+19")
+    {'first': 'loss'}
+    """
+    return {"first": "gain" if expression.lstrip("0123456789").startswith("+") else "loss"}
 
 
 @dataclass(frozen=True)
@@ -97,7 +108,9 @@ class Arithmetic:
                     self._story(rng, expression) if self.style == "words" else f"{expression}="
                 )
                 solution = "\n".join([*steps, f"#### {total}"])
-                seen[expression] = Problem(f"{split}-{len(seen)}", question, str(total), solution)
+                seen[expression] = Problem(
+                    f"{split}-{len(seen)}", question, str(total), solution, _keys(expression)
+                )
         raise PotstillError(
             f"arithmetic has fewer than {count} {split} problems at difficulty {self.difficulty} "
             f"and {self.digits} digits",
