@@ -11,8 +11,8 @@ import pytest
 from scipy.stats import binom
 
 from potstill.engines import ENGINES, Engine, open_engine
-from potstill.errors import NonFinite
-from potstill.losses import CROSSING
+from potstill.errors import NonFinite, PotstillError
+from potstill.losses import CROSSED, CROSSING
 from potstill.settings import Pair
 from potstill.types import Datum, Loss, Role, Sample, Term
 
@@ -22,6 +22,7 @@ CASES = [
     "torch-qwen",
     "torch-llama",
     "torch-lora",
+    "torch-cross",
     pytest.param("tinker-qwen", marks=pytest.mark.server),
 ]
 
@@ -37,6 +38,8 @@ def make(request: pytest.FixtureRequest, models: Path) -> Iterator[Maker]:
             family, settings = "qwen", {"lora_rank": 4}
         folder = models / (family or "qwen")
         student, teacher = folder / "student", folder / "teacher"
+        if family == "cross":
+            student, teacher = models / "llama" / "student", models / "qwen" / "teacher"
         if kind == "tinker":
             servers = request.getfixturevalue("servers")
             settings = {"lora_rank": 4, "base_url": servers.url(student)}
@@ -55,7 +58,12 @@ def make(request: pytest.FixtureRequest, models: Path) -> Iterator[Maker]:
 def whole_rows(engine: Engine) -> None:
     """For promises about whole rows: an engine that has none is not asked."""
     if "reverse_kl" not in engine.losses:
-        pytest.skip("this engine has the log-probabilities of single tokens only")
+        pytest.skip("this engine has no whole rows of its teacher")
+
+
+def crossed(engine: Engine) -> bool:
+    """Whether the teacher has another tokenizer."""
+    return engine.losses == CROSSED
 
 
 def rng(seed: int = 0) -> np.random.Generator:
@@ -91,6 +99,7 @@ def data(engine: Engine, loss: Loss, seed: int = 0) -> list[Datum]:
 
 def losses_of(engine: Engine) -> list[Loss]:
     knobs: dict[str, dict[str, Any]] = {
+        "gold": {"beta": 0.5},
         "jsd": {"beta": 0.5},
         "topk_jsd": {"beta": 0.5, "top_k": 4},
         "topk_forward_kl": {"top_k": 4},
@@ -101,8 +110,8 @@ def losses_of(engine: Engine) -> list[Loss]:
 
 
 def test_lists_the_losses_that_the_registry_states(make: Maker) -> None:
-    """But for what only a pair of two tokenizers has."""
-    assert make().losses in [info.losses - CROSSING for info in ENGINES.values()]
+    """But for what only a pair of two tokenizers has, or cannot have."""
+    assert make().losses in [CROSSED, *(info.losses - CROSSING for info in ENGINES.values())]
 
 
 @pytest.mark.parametrize("role", ["student", "teacher", "init"])
@@ -121,13 +130,20 @@ def test_what_a_model_expects_is_read_off_its_rows(make: Maker) -> None:
     engine = make()
     rows = [(p, s.tokens) for p, s in zip(prompts(engine), samples(engine), strict=True)]
     for role in ("student", "teacher"):
-        for look, (prompt, completion) in zip(engine.inspect(role, rows), rows, strict=True):
+        looks = engine.inspect(role, rows)
+        if role == "teacher" and crossed(engine):  # no rows over the student's vocabulary
+            with pytest.raises(PotstillError, match="no rows over the student's vocabulary"):
+                engine.rows(role, *rows[0])
+            for look, scores in zip(looks, engine.score(role, rows), strict=True):
+                np.testing.assert_array_equal(look.logprobs, scores)
+            continue
+        for look, (prompt, completion) in zip(looks, rows, strict=True):
             logp = engine.rows(role, prompt, completion)
             p, place = np.exp(logp), np.arange(len(completion))
             read = [prompt[-1], *completion[:-1]]
             ends = p[:, sorted(engine.eos)].sum(1)
             np.testing.assert_allclose(look.logprobs, logp[place, list(completion)], atol=1e-4)
-            if "reverse_kl" not in engine.losses:
+            if not (crossed(engine) or "reverse_kl" in engine.losses):
                 assert not len(look.entropy) and not len(look.copy) and not len(look.end)
                 continue
             np.testing.assert_allclose(look.entropy, -(p * logp).sum(1), atol=1e-4)
