@@ -323,7 +323,8 @@ def test_check_shows_the_grid_and_writes_nothing(
     assert facts["sampled tokens, at most"] == 360 * 10 * 24
     assert call("check", file) == 0
     assert "extended_on_policy (24 steps)" in " ".join(capsys.readouterr().out.split())
-    assert call("check", "task.difficulty=3", "engine.threads=2") == 0  # of the quick study
+    quick = "pairs=tiny-llama", "methods=on_policy_gkd"  # of the quick study
+    assert call("check", "task.difficulty=3", "engine.threads=2", *quick) == 0
     assert everything(tmp_path) == before
 
 

@@ -166,6 +166,26 @@ def test_a_server_that_is_killed_changes_no_number(
 
 
 @pytest.mark.server
+@pytest.mark.slow
+def test_a_session_that_expired_changes_no_number(opened: Opener) -> None:
+    """A minute and a half without a heartbeat, as of a suspended laptop: the server has put the
+    student away."""
+    recipe = sampled("mixture")
+    engine = opened()
+    batches = [batch_of(engine, recipe, seed=i) for i in range(4)]
+    want = [engine.step(batch, 0.01).loss for batch in batches]
+    other = opened()
+    found = [other.step(batch, 0.01).loss for batch in batches[:2]]
+    before = other._trainer
+    holder = other._services["student"].client.holder
+    holder.get_loop().call_soon_threadsafe(holder._session_heartbeat_task.cancel)
+    time.sleep(90)  # the server allows 60 without, and looks every 10
+    found += [other.step(batch, 0.01).loss for batch in batches[2:]]
+    assert other._trainer is not before  # else nothing had expired
+    assert found == pytest.approx(want, rel=1e-4)
+
+
+@pytest.mark.server
 def test_ids_that_no_model_has_are_never_sent(opened: Opener) -> None:
     engine = opened()
     prompt, bad = engine.encode("7"), engine.vocabulary
