@@ -324,7 +324,7 @@ def test_check_shows_the_grid_and_writes_nothing(
     assert call("check", file) == 0
     assert "extended_on_policy (24 steps)" in " ".join(capsys.readouterr().out.split())
     quick = "pairs=tiny-llama", "methods=on_policy_gkd"  # of the quick study
-    assert call("check", "task.difficulty=3", "engine.threads=2", *quick) == 0
+    assert call("check", "task.difficulty=3", "engine.threads=1", *quick) == 0
     assert everything(tmp_path) == before
 
 
