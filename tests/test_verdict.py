@@ -10,6 +10,7 @@ import pytest
 
 from potstill import stats
 from potstill.report import data, findings, summary
+from potstill.report.reading import clear
 from potstill.report.verdict import Choice, Evidence, choose
 from potstill.stats import Difference, Interval, Row
 from studies import Fate, small_study, write_study
@@ -103,10 +104,10 @@ CASES: dict[str, tuple[Evidence, str, str, tuple[str, ...], list[str]]] = {
     ),
     "a tie that is no gain is left out": (
         Evidence([A, row("b", 0.69, LEVEL)], {"b": LEVEL}),
-        "clear",
-        "a: clearly above every other method.",
+        "gain",
+        "a: the one clear gain on no training, not clearly above b.",
         ("a",),
-        [],
+        ["Not clearly below it, and no clear gain on no training: b."],
     ),
     "no gain": (
         Evidence([row("a", 0.7, LEVEL), row("b", 0.6, DOWN)], {"b": UP}),
@@ -117,10 +118,13 @@ CASES: dict[str, tuple[Evidence, str, str, tuple[str, ...], list[str]]] = {
     ),
     "the highest mean is no clear gain": (
         Evidence([row("a", 0.71, LEVEL), B], {"a": LEVEL}),
-        "clear",
-        "b: clearly above every other method.",
+        "gain",
+        "b: the one clear gain on no training, not clearly above a.",
         ("b",),
-        [],
+        [
+            "Highest mean of the clear gains: b, 69.0 %",
+            "Not clearly below it, and no clear gain on no training: a.",
+        ],
     ),
     "no untrained row": (
         Evidence([row("a", 0.7, None), row("b", 0.6, None)], {"b": UP}),
@@ -212,8 +216,11 @@ def test_the_choice(name: str) -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_only_what_is_recommended_is_clear_of_doubt(name: str) -> None:
-    """No case recommends a collapsed method, one under faults, or one that is no clear gain."""
+    """No case recommends a collapsed method, one under faults, or one that is no clear gain; above
+    every other is said of none that any other is not clearly below."""
     told = CASES[name][0]
+    if "clearly above every" in choose(told).head:
+        assert all(clear(apart) == 1 for apart in told.apart.values())
     for method in choose(told).methods:
         assert method not in told.collapsed and not told.faults
         (mine,) = (r for r in told.rows if r.method == method)

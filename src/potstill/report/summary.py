@@ -77,7 +77,7 @@ def _agree(apart: dict[str, Difference | None], rows: Mapping[str, Row], top: st
 
 def answers(data: StudyData, groups: Sequence[Grouped], chosen: dict[str, Choice]) -> list[Answer]:
     """The four, in the order in which they are asked."""
-    sure = all(choice.kind in ("clear", "tie", "single") for choice in chosen.values())
+    sure = all(choice.kind in ("clear", "gain", "tie", "single") for choice in chosen.values())
     heads = [f"{pair}: {choice.head}" for pair, choice in chosen.items()]
     which = Answer("Which method?", "plain" if sure else "warn", "\n".join(heads))
     return [which, _trust(data, groups), _cost(data), _broke(data, groups)]

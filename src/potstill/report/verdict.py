@@ -18,7 +18,7 @@ from potstill.stats import BASELINE, Difference, Interval, Row
 
 MORE = 1.25  # times the baseline's tokens, from which on it is said
 
-Kind = Literal["nothing", "faults", "no gain", "single", "clear", "tie"]
+Kind = Literal["nothing", "faults", "no gain", "single", "clear", "gain", "tie"]
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def choose(told: Evidence) -> Choice:
         head = "None: every method collapsed." if graded else "No method has a result yet."
         return Choice("nothing", head, tuple(broken))
     tied = [top, *_tied(told, top)]
-    reasons = [_level(top), *_spread(told, top, tied), *_baseline(told, top), *broken]
+    reasons = [_level(told, top), *_spread(told, top, tied), *_baseline(told, top), *broken]
     lines = tuple(reasons)
     if told.faults:
         head = f"None: faults are switched on ({', '.join(told.faults)})."
@@ -72,6 +72,11 @@ def choose(told: Evidence) -> Choice:
     if not others:
         told_of = "has" if len(told.rows) > 1 else "is in this study, and it has"
         return Choice("single", f"{top.method}: no other {told_of} a result.", lines, names)
+    near = [row.method for row in others if clear(told.apart.get(row.method)) < 1]
+    if len(tied) == 1 and near:
+        among = _listed(near) if len(near) < 4 else f"{len(near)} others"
+        head = f"{top.method}: the one clear gain on no training, not clearly above {among}"
+        return Choice("gain", f"{head}{_hedge(told)}.", lines, names)
     if len(tied) == 1:
         head = f"{top.method}: clearly above every other method{_hedge(told)}."
         return Choice("clear", head, lines, names)
@@ -104,10 +109,15 @@ def _tied(told: Evidence, top: Row) -> list[Row]:
     ]
 
 
-def _level(top: Row) -> str:
+def _level(told: Evidence, top: Row) -> str:
     assert top.accuracy
-    gain = top.against_untrained
-    words = f"Highest mean: {top.method}, {per_cent(top.accuracy.mean)} %{_range(top.accuracy)}"
+    gain, mean = top.against_untrained, top.accuracy.mean
+    higher = any(
+        row.accuracy and row.accuracy.mean > mean and row.method not in told.collapsed
+        for row in told.rows
+    )
+    of = " of the clear gains" if higher else ""
+    words = f"Highest mean{of}: {top.method}, {per_cent(top.accuracy.mean)} %{_range(top.accuracy)}"
     if gain is None:
         return f"{words}. The untrained student has no result: whether this is a gain is unknown."
     return f"{words}, {difference(gain)} on the untrained student."
@@ -139,6 +149,11 @@ def _spread(told: Evidence, top: Row, tied: Sequence[Row]) -> list[str]:
     if len(tied) > 1:
         found.append(f"Not clearly below it: {_listed(names[1:])}.")
         found += _cheapest(told, tied)
+    weak = [
+        m for m in told.apart if clear(told.apart[m]) < 1 and m not in (*names, *told.collapsed)
+    ]
+    if weak:
+        found.append(f"Not clearly below it, and no clear gain on no training: {_listed(weak)}.")
     below = [m for m, d in known.items() if clear(d) > 0]
     if below:
         nearest = min(below, key=lambda m: known[m].mean)
