@@ -49,10 +49,10 @@ def check_recipe(recipe: Recipe, study: Study, losses: frozenset[str]) -> None:
 
 def check_tokenizers(study: Study, pair: str, differ: bool | None) -> None:
     """Refuse what a pair's tokenizers leave no room for; None: its files do not tell."""
-    if differ and (pair in study.contexts or study.models[pair].teachers):
+    if differ and study.models[pair].teachers:
         raise PotstillError(
-            f'the tokenizers of pair "{pair}" differ, and it has a context or several teachers',
-            "a teacher with a tokenizer of its own reads the plain problem: leave them out",
+            f'the tokenizers of pair "{pair}" differ, and it has several teachers',
+            "several teachers share the student's tokenizer: leave route and teachers out",
         )
     for recipe in study.recipes.values():
         for used in recipe.losses:

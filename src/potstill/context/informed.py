@@ -97,6 +97,14 @@ class Informed:
     def inspect(self, role: Role, rows: Sequence[tuple[Ids, Ids]]) -> list[Outlook]:
         return self.engine.inspect(role, self._rows(role, rows))
 
+    # Of a pair whose tokenizers differ, see `engines.cross`:
+
+    def seen(self, prompt: Ids, completion: Ids) -> Any:
+        return self.engine.seen(self.view("teacher", prompt), completion)  # type: ignore[attr-defined]
+
+    def translate(self, data: Sequence[Datum]) -> Any:
+        return self.engine.translate(self._seen(data))  # type: ignore[attr-defined]
+
     def measure(self, data: Sequence[Datum]) -> StepStats:
         return self.engine.measure(self._seen(data))
 

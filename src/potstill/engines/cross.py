@@ -28,7 +28,7 @@ from potstill.engines.processes import opened
 from potstill.engines.torch import TorchEngine
 from potstill.errors import PotstillError
 from potstill.losses import CROSSED, CROSSING, GOLD_HINT, LOSSES
-from potstill.prompts import render
+from potstill.prompts import Messages, render
 from potstill.spelling import Spelling, shared
 from potstill.types import (
     Beside,
@@ -73,9 +73,9 @@ class CrossEngine:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.engine, name)
 
-    def encode(self, question: str) -> Ids:
-        mine = self.engine.encode(question)
-        self._prompts.setdefault(mine, render(self.engine.pair.other, question))
+    def encode(self, asked: str | Messages) -> Ids:
+        mine = self.engine.encode(asked)
+        self._prompts.setdefault(mine, render(self.engine.pair.other, asked))
         return mine
 
     def prompt(self, ids: Ids) -> tuple[Ids, Ids]:
@@ -183,6 +183,10 @@ class CrossEngine:
                 GOLD_HINT,
             )
         return self.engine.rows(role, prompt, completion)
+
+    def teacher_rows(self, prompt: Ids, completion: Ids) -> Rows:
+        """The teacher's own rows of what `seen` says that it reads."""
+        return self.engine.rows("teacher", prompt, completion)
 
     def inspect(self, role: Role, rows: Sequence[tuple[Ids, Ids]]) -> list[Outlook]:
         if role != "teacher":

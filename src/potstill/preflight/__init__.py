@@ -127,7 +127,7 @@ def computable(desk: Desk) -> Iterator[Check]:
 
 def crosses(desk: Desk) -> bool:
     """Whether the teacher reads tokens of its own."""
-    return hasattr(desk.engine, "translate")
+    return hasattr(desk.engine, "teacher_rows")
 
 
 def tokenizers(desk: Desk) -> list[Check]:

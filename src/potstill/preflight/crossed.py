@@ -28,7 +28,7 @@ def trained(engine: Any, data: Sequence[Datum]) -> Rows:
         asked = Trajectory("", datum.prompt, datum.targets, datum.logprobs, datum.source)
         for term in datum.terms:
             if term.loss.name == "gold":
-                q = engine.engine.rows("teacher", *datum.seen_by("teacher"))
+                q = engine.teacher_rows(*datum.seen_by("teacher"))
                 same = datum.beside.places >= 0
                 values = np.zeros(len(p))
                 values[same] = _gold(
@@ -64,7 +64,7 @@ def _values(engine: Any, loss: Loss, t: Trajectory) -> tuple[Rows, Any]:
         q = p if loss.to == "teacher" else engine.rows("init", t.prompt, t.completion)
         return definition(loss, p, q, t), mask
     (prompt, ids), spans = engine.seen(t.prompt, t.completion)
-    q = engine.engine.rows("teacher", prompt, ids)
+    q = engine.teacher_rows(prompt, ids)
     if loss.name == "gold":
         return _gold_values(engine, loss, p, q, spans, mask)
     values, mine = np.zeros(len(p)), p[np.arange(len(p)), list(t.completion)]
