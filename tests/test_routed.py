@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +21,15 @@ from potstill.loop import Memory, train
 from potstill.methods import METHODS
 from potstill.objective import build
 from potstill.recipe import Recipe
+from potstill.report import as_markdown, write_report
+from potstill.report.data import load
+from potstill.report.routes import routes
 from potstill.rollout import Limits, collect
 from potstill.settings import Eval, Pair, Train
 from potstill.store import Cell, StudyFolder
 from potstill.study import preflight_pair, prepare, run_cell
 from potstill.tasks import Task, load_task
+from studies import small_study, write_study
 
 LIMITS = Limits(8, 1.0, 1.0)
 
@@ -142,6 +148,38 @@ def test_a_study_with_them_passes_preflight_and_runs(models: Path, tmp_path: Pat
     assert run_cell(study, folder, Cell("mine", "teacher"))["status"] == "done"
     record = run_cell(study, folder, Cell("mine", "mixture", 0))
     assert record["status"] == "done" and 'chosen by "subject"' in record["notes"][-1]
+
+
+def test_the_report_tells_accuracy_by_teacher(tmp_path: Path) -> None:
+    """Made-up outcomes: problems of one teacher right, half of the other's."""
+    pair = {
+        "student": "tiny-qwen/student",
+        "teacher": "tiny-qwen/student",
+        "route": "first",
+        "teachers": {"gain": "tiny-qwen/teacher", "loss": "tiny-qwen/student"},
+    }
+    study = small_study(engine="torch", pairs=["mine", "tiny-qwen"], pair={"mine": pair})
+    folder, turn = write_study(tmp_path, study), itertools.count()
+    values = [p.text("first") for p in load_task("arithmetic").test[: study.eval.problems]]
+    for seed in study.seeds:
+        place = folder.cell(Cell("mine", "hybrid", seed))
+        right = "".join(str(int(v == "gain" or next(turn) % 2)) for v in values)
+        told = {
+            **(place.result or {}),
+            "routes": values,
+            "outcomes": {"strict": right, "flexible": right},
+        }
+        place.finish({**told, "accuracy": right.count("1") / len(right)})
+    (found,) = routes(load(tmp_path))
+    assert (found.pair, found.key) == ("mine", "first")
+    assert [(v.value, v.problems) for v in found.values] == list(Counter(values).most_common())
+    gain, loss = found.rows["hybrid"]
+    assert gain and gain.mean == 1.0 and loss and loss.mean == pytest.approx(0.5, abs=0.1)
+    report = write_report(tmp_path)
+    assert "| mine, by first | gain (" in as_markdown(report)
+    page = report.html.read_text()
+    assert page.count("By teacher") == 1 and "tiny-qwen/teacher (embedded)" in page
+    assert zoo.folder("tiny-qwen", "teacher") not in page.split('id="settings"')[0]
 
 
 @pytest.mark.parametrize(

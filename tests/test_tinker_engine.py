@@ -186,6 +186,19 @@ def test_a_session_that_expired_changes_no_number(opened: Opener) -> None:
 
 
 @pytest.mark.server
+def test_the_teachers_server_is_asked_too(opened: Opener) -> None:
+    """It is another server than the student's, and may be another kind."""
+    engine = opened()
+    asked = "the teacher's server: do sampled log-probabilities depend on the temperature: no"
+    assert any(note.startswith(asked) for note in engine.notes), engine.notes
+    prompts = [engine.encode(text) for text in ("Tom has 3", "7")]
+    drawn = engine.sample("teacher", prompts, [6, 6], 0.5, np.random.default_rng(0))
+    scored = engine.score("teacher", [(p, s.tokens) for p, s in zip(prompts, drawn, strict=True)])
+    for sample, score in zip(drawn, scored, strict=True):
+        np.testing.assert_allclose(score, sample.logprobs, atol=1e-5)
+
+
+@pytest.mark.server
 def test_ids_that_no_model_has_are_never_sent(opened: Opener) -> None:
     engine = opened()
     prompt, bad = engine.encode("7"), engine.vocabulary

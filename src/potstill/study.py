@@ -139,6 +139,7 @@ def _run(
             "ended": trained.ended,
             "findings": place.findings,
             **_accuracy(trained.evaluation),
+            **_routes(study, cell.pair, run.task),
             "tokens": trained.spent["tokens"],
             "flops": trained.spent["flops"],
             "seconds": round(sum(trained.spent["seconds"].values()), 3),
@@ -224,6 +225,7 @@ def _reference(
     return {
         "steps": 0,
         **_accuracy(graded),
+        **_routes(study, cell.pair, task),
         "tokens": dict(tokens),
         "flops": counted.work.state,
         "seconds": round(time.perf_counter() - start, 3),
@@ -250,6 +252,13 @@ def _accuracy(graded: Evaluation) -> dict[str, Any]:
         "problems": len(graded.rows),
         "outcomes": graded.outcomes,
     }
+
+
+def _routes(study: Study, pair: str, task: Task) -> dict[str, Any]:
+    """Of each graded problem the key that chooses its teacher, where there are several."""
+    route = study.models[pair].route
+    graded = task.test[: study.eval.problems]
+    return {"routes": [problem.text(route) for problem in graded]} if route else {}
 
 
 def _failure(error: Exception, place: CellFolder) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import numpy as np
 
 from potstill.engines.connection import settle
 from potstill.engines.service import Row, Sampler, Service, Trainer
+from potstill.errors import PotstillError
 from potstill.types import Floats, Ids
 
 Verdict = Literal["good", "adapted to", "not used", "refused", "unknown"]
@@ -102,7 +103,7 @@ def ask(service: Service, brief: bool = False, tell: Callable[[str], None] = _si
     reduction, fact = reduced(asked)
     table.append(fact)
     tell("do sampled log-probabilities depend on the temperature")
-    raw, fact = sampled(asked)
+    raw, fact = sampled(asked, asked.student().sampler())
     table.append(fact)
     if not brief:
         for name, question in QUESTIONS.items():
@@ -112,6 +113,54 @@ def ask(service: Service, brief: bool = False, tell: Callable[[str], None] = _si
             except Exception as error:  # a server's refusal is an answer
                 table.append(Fact(name, f"an error: {_first_line(error)}", "unknown"))
     return Facts(reduction, raw, tuple(table))
+
+
+_known: dict[tuple[str, str], Facts] = {}  # what servers do, by address and base model
+_raw: dict[tuple[str, str], tuple[bool, Fact]] = {}
+
+
+def facts_of(service: Service) -> Facts:
+    """What the engine adapts to of a student's server, asked once a process.
+
+    Raises:
+        PotstillError: it does what cannot be made right.
+    """
+    key = service.url, service.model
+    if key not in _known:
+        try:
+            _known[key] = ask(service, brief=True)
+        except AssertionError as error:  # how newer SDKs meet an older server's samples
+            if "sample_sequence_ids" not in str(error):
+                raise
+            raise PotstillError(
+                f"SDK {service.sdk} does not understand {service.url}: {error}",
+                "SkyRL 0.4 needs pip install 'tinker==0.25.*', the hosted service the newest",
+            ) from error
+    for fact in _known[key].refused:
+        _refuse(service, fact)
+    return _known[key]
+
+
+def sampler_facts_of(service: Service) -> tuple[bool, Fact]:
+    """What matters of a server that only samples and scores, a teacher's: whether sampled
+    log-probabilities are the model's own. Asked once a process; trains nothing.
+
+    Raises:
+        PotstillError: it does what cannot be made right.
+    """
+    key = service.url, service.model
+    if key not in _raw:
+        _raw[key] = sampled(Subject(service), service.base())
+    if _raw[key][1].verdict == "refused":
+        _refuse(service, _raw[key][1])
+    return _raw[key]
+
+
+def _refuse(service: Service, fact: Fact) -> None:
+    raise PotstillError(
+        f"{service.url or 'the service'}: {fact.question}: {fact.answer}",
+        f"potstill probe {service.url} shows everything that was asked",
+    )
 
 
 def _first_line(error: Exception) -> str:
@@ -145,10 +194,9 @@ def reduced(asked: Subject) -> tuple[Reduction, Fact]:
     return "sum", Fact(question, f"added up: {words}", "good")
 
 
-def sampled(asked: Subject) -> tuple[bool, Fact]:
+def sampled(asked: Subject, sampler: Sampler) -> tuple[bool, Fact]:
     """Whether sampled log-probabilities are those of temperature 1 whatever was asked."""
     question = "do sampled log-probabilities depend on the temperature"
-    sampler = asked.student().sampler()
     gaps = []
     for temperature in (1.0, 0.5):
         drawn = sampler.sample([asked.short], [6], temperature, [1], [])[0]

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from potstill.engines import ENGINES, host_memory
-from potstill.engines.conformance import Facts, ask
+from potstill.engines.conformance import facts_of, sampler_facts_of
 from potstill.engines.loading import Pair
 from potstill.engines.service import Row, Sampler, Service, Trainer
 from potstill.errors import NonFinite, PotstillError
@@ -30,7 +30,6 @@ TRIES = 4  # times that an operation is begun on a fresh session before it fails
 SAVED = 20  # steps after which the state is saved on the server, so that a replay stays short
 
 T = TypeVar("T")
-_known: dict[tuple[str, str], Facts] = {}  # what servers do, by address and base model
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,8 +101,13 @@ class TinkerEngine:
             else Service(its_url, teacher, self.vocabulary, in_flight)
         )
         self._services: dict[Role, Service] = {"student": here, "init": here, "teacher": there}
-        self.facts = _facts(here)
-        self.notes = (*pair.notes, *(f"{f.question}: {f.answer}" for f in self.facts.table))
+        self.facts = facts_of(here)
+        raw, told = self.facts.raw, [f"{f.question}: {f.answer}" for f in self.facts.table]
+        self._raw: dict[Role, bool] = {"student": raw, "init": raw, "teacher": raw}
+        if there is not here:
+            self._raw["teacher"], fact = sampler_facts_of(there)
+            told.append(f"the teacher's server: {fact.question}: {fact.answer}")
+        self.notes = (*pair.notes, *told)
         self._saved = ""  # where the state lies on the server; empty: as it was made
         self._since: list[Update] = []  # steps after that state
         self._samplers: dict[Role, Sampler] = {}
@@ -133,7 +137,7 @@ class TinkerEngine:
             prompts, limits, numbers = jobs
             drawn = sampler.sample(prompts, limits, temperature, numbers, stop)
             drawn = [self._within(sample) for sample in drawn]
-            if temperature in (0.0, 1.0) or self.facts.raw:
+            if temperature in (0.0, 1.0) or self._raw[role]:
                 return drawn
             scores = sampler.score([(p, s.tokens) for p, s in zip(prompts, drawn, strict=True)])
             return [Sample(s.tokens, x) for s, x in zip(drawn, scores, strict=True)]
@@ -326,27 +330,6 @@ class TinkerEngine:
             service.close()
         self._trainer = None
         self._samplers.clear()
-
-
-def _facts(service: Service) -> Facts:
-    """What a server does, asked once a process."""
-    key = service.url, service.model
-    if key not in _known:
-        try:
-            _known[key] = ask(service, brief=True)
-        except AssertionError as error:  # how newer SDKs meet an older server's samples
-            if "sample_sequence_ids" not in str(error):
-                raise
-            raise PotstillError(
-                f"SDK {service.sdk} does not understand {service.url}: {error}",
-                "SkyRL 0.4 needs pip install 'tinker==0.25.*', the hosted service the newest",
-            ) from error
-    for fact in _known[key].refused:
-        raise PotstillError(
-            f"{service.url or 'the service'}: {fact.question}: {fact.answer}",
-            f"potstill probe {service.url} shows everything that was asked",
-        )
-    return _known[key]
 
 
 def _lost(error: Exception) -> bool:

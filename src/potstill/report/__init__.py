@@ -35,6 +35,7 @@ class Report:
     faults: tuple[str, ...] = ()  # deviations that were switched on
     findings: tuple[str, ...] = ()  # what broke, a line each
     verdict: tuple[str, ...] = ()  # which method to use, a line a pair
+    routes: str = ""  # accuracy by teacher as Markdown tables, where a pair has several
     likeness: str = ""  # text against capability as a Markdown table, where a pair has a context
     remarks: tuple[str, ...] = ()  # on similarity scores and on teachers that read hints
 
@@ -55,7 +56,8 @@ def as_markdown(report: Report) -> str:
 
     told = (*report.findings, *report.remarks)
     found = "".join(f"\n- {line.strip()}" for line in told)
-    tables = to_markdown(report.rows) + (report.likeness and f"\n{report.likeness}")
+    more = (report.routes, report.likeness)
+    tables = to_markdown(report.rows) + "".join(text and f"\n{text}" for text in more)
     return faults_line(report.faults) + tables + (found and f"{found}\n")
 
 
@@ -82,7 +84,7 @@ def write_report(path: Path, *, figures: bool = False) -> Report:
     Raises:
         PotstillError: the folder holds no study, or the disk refuses.
     """
-    from potstill.report import data, findings, page, palette, summary, table, trap
+    from potstill.report import data, findings, page, palette, routes, summary, table, trap
     from potstill.store import to_json, write_text
 
     path = Path(path)
@@ -116,6 +118,7 @@ def write_report(path: Path, *, figures: bool = False) -> Report:
         faults=found.study.faults,
         findings=tuple(findings.lines(groups)),
         verdict=tuple(summary.as_lines(chosen)),
+        routes=routes.to_markdown(list(routes.routes(found))),
         likeness=trap.to_markdown(likeness) if found.study.contexts else "",
         remarks=(*trap.lines(likeness), *trap.ceilings(found)),
     )

@@ -21,6 +21,7 @@ from potstill.report.palette import Look
 from potstill.report.profile import profiles
 from potstill.report.published import caveat, column
 from potstill.report.reading import clear
+from potstill.report.routes import routes
 from potstill.report.summary import answers, untested
 from potstill.report.table import published, seeds_done
 from potstill.report.texts import samples, visible
@@ -83,6 +84,7 @@ def _pair(
         "published": {row.method: published(data, row) for row in rows},
         "column": known,
         "caveat": caveat(known, models, str(data.study.task.get("name"))) if known else "",
+        "routes": next((one for one in routes(data) if one.pair == pair), None),
         "choice": choice,
         "kl": {method: _kl(data, pair, method) for method in data.recipes},
         "parts": [(part.title, [(c, data_block(c.spec)) for c in part.charts]) for part in parts],
@@ -107,7 +109,13 @@ def _kl(data: StudyData, pair: str, method: str) -> float | None:
 def model(pair: str, role: str, name: str) -> str:
     """A model's name; where an embedded one lies on this machine is nobody's business."""
     embedded = pair in zoo.PAIRS and name == zoo.folder(pair, role)
-    return f"{pair} (embedded)" if embedded else name
+    return f"{pair} (embedded)" if embedded else named(name)
+
+
+def named(name: str) -> str:
+    """The same for a model of any pair."""
+    known = {zoo.folder(*one): "/".join(one) for one in zoo.MODELS}
+    return f"{known[name]} (embedded)" if name in known else name
 
 
 def _others(data: StudyData) -> dict[str, list[str]]:
@@ -121,6 +129,7 @@ def _others(data: StudyData) -> dict[str, list[str]]:
 
 
 FILTERS: dict[str, Any] = {
+    "named": named,
     "dollars": numbers.dollars,
     "per_cent": lambda value: numbers.per_cent(value).replace("-", "−"),
     "signed": numbers.signed,
