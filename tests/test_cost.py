@@ -16,7 +16,7 @@ from potstill.errors import PotstillError
 from potstill.launch import checked, fill, predict
 from potstill.pool import Pool
 from potstill.settings import Budget, Price
-from potstill.store import Cell, StudyFolder, cells_of
+from potstill.store import Cell, CellFolder, StudyFolder, cells_of
 
 PRICE = Price(hour=2.0, prompt=1.0, student_sampled=3.0, teacher_scored=5.0, trained=7.0)
 
@@ -60,13 +60,30 @@ def test_a_ledger_sums_what_ended_and_what_runs(tmp_path: Path) -> None:
     write("a", "result.json", {"status": "done", "seconds": 5.0, "tokens": {"trained": 1}})
     write("b", ".spent", {"seconds": 7.0, "tokens": {"trained": 2}})
     write("b", "result.json", {"status": "failed", "seconds": 1.0})
-    mine = write("c", ".spent", {"seconds": 100.0, "tokens": {"trained": 100}})
+    mine = write("c", ".spent", {"seconds": 1.0, "tokens": {"trained": 5}})
     ledger = Ledger(tmp_path, Budget(tokens=10), Price())
     assert ledger.spent(mine) == Spent(12.0, {"trained": 3.0}, flops=None)
     assert ledger.charge(mine, Spent(1.0, {"trained": 6.0})) == ""
     assert ledger.charge(mine, Spent(1.0, {"trained": 9.0})) == ""  # looks once a second
     assert "budget.tokens" in ledger.charge(mine, Spent(1.0, {"trained": 9.0}), now=True)
     assert json.loads((mine / ".spent").read_text())["tokens"] == {"trained": 9.0}
+
+
+def test_what_was_done_twice_is_paid_twice(tmp_path: Path, looks_at_once: None) -> None:
+    """A cell fails after 9 tokens and begins anew; another is killed at 8 and goes on from 5."""
+    budget, place = Budget(tokens=100), CellFolder(tmp_path / "p" / "m" / "0")
+    place.path.mkdir(parents=True)
+    for spent, begins, lost in ((9.0, 1.0, 8.0), (8.0, 6.0, 10.0)):
+        assert not Ledger(tmp_path, budget, Price()).charge(
+            place.path, Spent(spent, {"trained": spent})
+        )
+        again = Ledger(tmp_path, budget, Price())  # another process
+        again.charge(place.path, Spent(begins, {"trained": begins}))
+        assert again.spent().count() == begins + lost
+        assert again.spent().seconds == begins + lost
+    assert Ledger(tmp_path, Budget(tokens=16), Price()).over()
+    place.finish({"status": "done", "seconds": 12.0, "tokens": {"trained": 12}})
+    assert Ledger(tmp_path, budget, Price()).spent().count() == 12 + 10
 
 
 @pytest.fixture

@@ -243,7 +243,16 @@ class CellFolder:
         write_text(self.path / "result.json", to_json(result) + "\n")
         shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
         if result["status"] == "done":  # a failed cell has spent it all the same
-            (self.path / ".spent").unlink(missing_ok=True)
+            self._settle()
+
+    def _settle(self) -> None:
+        """Keep what earlier attempts spent for nothing; the rest stands in the result."""
+        path = self.path / ".spent"
+        spent = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        if "lost" in spent:
+            write_text(path, to_json({"lost": spent["lost"]}))
+        else:
+            path.unlink(missing_ok=True)
 
     def reset(self) -> None:
         """Forget a failed cell, so that it is run again."""
