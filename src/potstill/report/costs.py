@@ -96,7 +96,9 @@ def _usd(spent: Spent, price: Price) -> float | None:
 def off(told: float, was: float) -> str:
     """How far a prediction was off, as a share of what it was.
 
-    >>> off(11.0, 10.0), off(9.0, 10.0)
-    ('+10 %', '−10 %')
+    >>> off(11.0, 10.0), off(9.0, 10.0), off(9.99, 10.0)
+    ('+10 %', '−10 %', '+0 %')
     """
-    return f"{100 * (told / was - 1):+.0f} %".replace("-", "−") if was else ""
+    if not was:
+        return ""
+    return f"{round(100 * (told / was - 1)) + 0:+d} %".replace("-", "−")
