@@ -104,6 +104,7 @@ def test_a_side_takes_the_step_that_the_library_takes(monkeypatch: pytest.Monkey
     assert first["tokens"] == tokens and second["tokens"] > 32 and second["memory"] > 1e8
 
 
+@pytest.mark.slow
 def test_every_optimisation_can_be_taken_out_and_changes_no_loss() -> None:
     """Each in a process of its own, as what is taken out does not come back."""
     from benchmarks import effects, steps

@@ -112,6 +112,7 @@ def test_a_study_has_the_curves_of_one_process(tmp_path: Path) -> None:
     assert (student / "model.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_adapters_layer_by_layer_with_a_whole_teacher(tmp_path: Path) -> None:
     words = [*WORDS, "methods=hybrid", "train.lora_rank=4", "train.learning_rate=1e-3"]
     words += ["engine.gradient_checkpointing=true"]

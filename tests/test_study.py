@@ -168,6 +168,7 @@ def test_killed_in_mid_cell_and_resumed_gives_the_same_bytes(
     assert kill_and_resume(table, tmp_path, [10, 70, 130]) == content(whole[1])
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_on_the_torch_engine(tmp_path: Path) -> None:
     """The same on an embedded pair: weights, optimizer and replay buffer come back exactly."""
     table = {
