@@ -177,6 +177,7 @@ def test_a_session_that_expired_changes_no_number(opened: Opener) -> None:
     other = opened()
     found = [other.step(batch, 0.01).loss for batch in batches[:2]]
     before = other._trainer
+    time.sleep(12)  # a session without any heartbeat never expires there; the first comes after 10
     holder = other._services["student"].client.holder
     holder.get_loop().call_soon_threadsafe(holder._session_heartbeat_task.cancel)
     time.sleep(90)  # the server allows 60 without, and looks every 10
