@@ -66,7 +66,8 @@ def to_markdown(found: Sequence[Routes]) -> str:
     """A table a pair: accuracy in per cent with its interval."""
     tables = []
     for one in found:
-        heads = [f"{v.value or f'no {one.key}'} ({v.problems} problems)" for v in one.values]
+        names = [(v.value or f"no {one.key}").replace("|", "\\|") for v in one.values]
+        heads = [f"{n} ({v.problems} problems)" for n, v in zip(names, one.values, strict=True)]
         lines = [
             f"| {one.pair}, by {one.key} | {' | '.join(heads)} |",
             "|---|" + "--:|" * len(heads),

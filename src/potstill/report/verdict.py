@@ -75,7 +75,9 @@ def choose(told: Evidence) -> Choice:
     near = [row.method for row in others if clear(told.apart.get(row.method)) < 1]
     if len(tied) == 1 and near:
         among = _listed(near) if len(near) < 4 else f"{len(near)} others"
-        head = f"{top.method}: the one clear gain on no training, not clearly above {among}"
+        rivals = any(clear(row.against_untrained) > 0 for row in others)
+        gain = "clearly above every other clear gain" if rivals else "the one clear gain"
+        head = f"{top.method}: {gain} on no training, not clearly above {among}"
         return Choice("gain", f"{head}{_hedge(told)}.", lines, names)
     if len(tied) == 1:
         head = f"{top.method}: clearly above every other method{_hedge(told)}."
