@@ -118,7 +118,7 @@ def write_report(path: Path, *, figures: bool = False) -> Report:
         faults=found.study.faults,
         findings=tuple(findings.lines(groups)),
         verdict=tuple(summary.as_lines(chosen)),
-        routes=routes.to_markdown(list(routes.routes(found))),
+        routes=routes.to_markdown(routes.routes(found, pair) for pair in found.study.models),
         likeness=trap.to_markdown(likeness) if found.study.contexts else "",
         remarks=(*trap.lines(likeness), *trap.ceilings(found)),
     )

@@ -84,7 +84,7 @@ def _pair(
         "published": {row.method: published(data, row) for row in rows},
         "column": known,
         "caveat": caveat(known, models, str(data.study.task.get("name"))) if known else "",
-        "routes": next((one for one in routes(data) if one.pair == pair), None),
+        "routes": routes(data, pair),
         "choice": choice,
         "kl": {method: _kl(data, pair, method) for method in data.recipes},
         "parts": [(part.title, [(c, data_block(c.spec)) for c in part.charts]) for part in parts],
