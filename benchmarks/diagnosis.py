@@ -23,11 +23,11 @@ from typing import Any
 
 import numpy as np
 
+from potstill.algorithms.methods import METHODS
 from potstill.audit import COLLAPSED, Rate
 from potstill.config import Study, read_study
 from potstill.diagnose import CONFIRM, Finding, diagnose, failure
 from potstill.faults import FAULTS, PUBLISHED
-from potstill.methods import METHODS
 from potstill.pool import Pool, preflight_study
 from potstill.store import Cell, StudyFolder, cells_of, write_text
 from potstill.view import View

@@ -40,8 +40,8 @@ def point(shape: dict[str, int], repeats: int) -> dict[str, float]:
     """Median seconds of a step, bytes of the process at its peak, and the student's weights."""
     import numpy as np
 
+    from potstill.algorithms.losses import REVERSE_KL
     from potstill.engines.torch import TorchEngine
-    from potstill.losses import REVERSE_KL
     from potstill.types import Datum, Term
 
     with tempfile.TemporaryDirectory() as out:

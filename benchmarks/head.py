@@ -23,9 +23,9 @@ from torch import Tensor
 
 from benchmarks.beside import ROOT, spread, trl_python
 from benchmarks.peers.alone import measure
+from potstill.algorithms.losses import REVERSE_KL, reverse_kl
 from potstill.engines.heads import States
 from potstill.engines.terms import Columns, Tally, take
-from potstill.losses import REVERSE_KL, reverse_kl
 from potstill.types import Datum, ModelSpec, Term
 
 CHECKED = ("loss", "gradient", "head gradient")

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from potstill.algorithms.recipe import Recipe
 from potstill.config import Study, read_study
 from potstill.provenance import provenance
-from potstill.recipe import Recipe
 from potstill.store import REFERENCES, Cell, CellFolder, StudyFolder, cells_of, example
 from potstill.types import Evaluation, Grade, Graded, Problem
 

@@ -12,9 +12,9 @@ from benchmarks.beside import Child
 from benchmarks.diagnosis import CLEAN, TRIED, Labelled, confusion, studies, summary, true_onset
 
 from potstill import open_engine
+from potstill.algorithms.methods import METHODS
 from potstill.diagnose import Finding
 from potstill.faults import FAULTS
-from potstill.methods import METHODS
 from potstill.store import Cell
 
 

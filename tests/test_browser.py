@@ -17,7 +17,7 @@ import pytest
 from benchmarks.page import CHROMIUM, launch, opened
 
 from potstill import stats
-from potstill.methods import METHODS
+from potstill.algorithms.methods import METHODS
 from potstill.report import write_report
 from potstill.report.compare import compare
 from potstill.report.compare_page import write_comparison

@@ -14,10 +14,10 @@ import tomli_w
 
 from conftest import toy_table
 from potstill import cli, launch
+from potstill.algorithms.methods import METHODS
 from potstill.config import read_study
 from potstill.errors import PotstillError
 from potstill.listing import LISTS, plan
-from potstill.methods import METHODS
 from potstill.study import prepare
 
 

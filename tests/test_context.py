@@ -15,6 +15,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from conftest import toy_table, write_toy
 from potstill import checkpoint, zoo
+from potstill.algorithms.losses import REVERSE_KL
+from potstill.algorithms.methods import METHODS
+from potstill.algorithms.recipe import Recipe, Replay
 from potstill.config import read_study
 from potstill.context import read_context
 from potstill.context.briefing import Briefing
@@ -27,11 +30,8 @@ from potstill.errors import PotstillError
 from potstill.evaluate import evaluate
 from potstill.listing import listing
 from potstill.loop import Memory, train
-from potstill.losses import REVERSE_KL
-from potstill.methods import METHODS
 from potstill.objective import build
 from potstill.prompts import render
-from potstill.recipe import Recipe, Replay
 from potstill.rollout import Limits, collect, draw
 from potstill.settings import Eval, Pair, Train
 from potstill.store import Cell, StudyFolder

@@ -14,6 +14,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from potstill import zoo
+from potstill.algorithms.losses import GOLD, gold, jsd, loss, loss_to_toml, reverse_kl_sampled, uld
+from potstill.algorithms.methods import METHODS
+from potstill.algorithms.recipe import Recipe
 from potstill.align import align, credited, places, shares
 from potstill.cli import main
 from potstill.config import read_study
@@ -23,10 +26,7 @@ from potstill.engines.torch import TorchEngine
 from potstill.errors import PotstillError
 from potstill.evaluate import evaluate
 from potstill.loop import Memory, train
-from potstill.losses import GOLD, gold, jsd, loss, loss_to_toml, reverse_kl_sampled, uld
-from potstill.methods import METHODS
 from potstill.objective import build
-from potstill.recipe import Recipe
 from potstill.rollout import Limits, collect
 from potstill.settings import Eval, Train
 from potstill.study import preflight_pair

@@ -11,13 +11,13 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from potstill import zoo
+from potstill.algorithms.losses import GOLD, loss
+from potstill.algorithms.methods import METHODS
+from potstill.algorithms.recipe import Recipe
 from potstill.config import read_study
 from potstill.context.informed import Informed
 from potstill.engines import open_engine
 from potstill.loop import Memory, train
-from potstill.losses import GOLD, loss
-from potstill.methods import METHODS
-from potstill.recipe import Recipe
 from potstill.rollout import Limits, collect
 from potstill.settings import Eval, Pair, Train
 from potstill.study import preflight_pair

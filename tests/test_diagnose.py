@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from conftest import toy_table
 from potstill import diagnose as diagnosis
+from potstill.algorithms.methods import METHODS
 from potstill.cli import app
 from potstill.config import Study, read_study
 from potstill.diagnose import OTHERS, Finding, diagnose, healthy_until
@@ -19,7 +20,6 @@ from potstill.engines import open_engine
 from potstill.errors import PotstillError
 from potstill.faults import FAULTS, PUBLISHED
 from potstill.loop import train
-from potstill.methods import METHODS
 from potstill.settings import Eval, Train
 from potstill.signals import repetition
 from potstill.store import Cell, StudyFolder

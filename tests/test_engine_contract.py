@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
+from potstill.algorithms.losses import CROSSED, CROSSING
 from potstill.engines import ENGINES, Engine, open_engine
 from potstill.errors import NonFinite, PotstillError
-from potstill.losses import CROSSED, CROSSING
 from potstill.settings import Pair
 from potstill.types import Datum, Loss, Role, Sample, Term
 

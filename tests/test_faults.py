@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from conftest import toy_table, write_toy
+from potstill.algorithms.methods import METHODS
+from potstill.algorithms.recipe import Recipe
 from potstill.audit import FULL
 from potstill.config import load_study, read_study
 from potstill.engines import Wrapper, bare
@@ -16,10 +18,8 @@ from potstill.engines.fake import EOS, FakeEngine
 from potstill.errors import PotstillError
 from potstill.faults import FAULTS, PUBLISHED, Run, apply
 from potstill.loop import Memory, train
-from potstill.methods import METHODS
 from potstill.objective import build
 from potstill.pool import Pool
-from potstill.recipe import Recipe
 from potstill.report import as_text, write_report
 from potstill.rollout import Limits, collect
 from potstill.settings import Eval, Train

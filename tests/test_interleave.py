@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from conftest import toy_table, write_toy
+from potstill.algorithms.recipe import Recipe
 from potstill.config import read_study
 from potstill.engines.fake import FakeEngine
 from potstill.engines.torch import TorchEngine
 from potstill.errors import PotstillError
 from potstill.loop import Memory, train
-from potstill.recipe import Recipe
 from potstill.rollout import Limits, collect, generator
 from potstill.settings import Eval, Train
 from potstill.study import preflight_pair

@@ -9,8 +9,7 @@ import math
 import pytest
 import torch
 
-from potstill.errors import PotstillError
-from potstill.losses import (
+from potstill.algorithms.losses import (
     CROSSING,
     FAULTY,
     JSD,
@@ -28,6 +27,7 @@ from potstill.losses import (
     top_k,
     with_tail,
 )
+from potstill.errors import PotstillError
 from potstill.types import Loss
 
 V = 5

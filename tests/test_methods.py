@@ -9,16 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from potstill.algorithms.losses import JSD
+from potstill.algorithms.methods import METHODS
+from potstill.algorithms.recipe import Recipe, Replay, recipe_from_toml
+from potstill.algorithms.schedules import linear
 from potstill.config import read_study
 from potstill.engines.fake import FakeEngine
 from potstill.errors import PotstillError
 from potstill.loop import Memory, train
-from potstill.losses import JSD
-from potstill.methods import METHODS
 from potstill.objective import build
-from potstill.recipe import Recipe, Replay, recipe_from_toml
 from potstill.rollout import Buffer, Limits, collect
-from potstill.schedule import linear
 from potstill.settings import Eval, Train
 from potstill.store import cells_of
 from potstill.tasks import load_task

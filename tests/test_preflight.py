@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from conftest import toy_table
+from potstill.algorithms.losses import CROSSING, LOSSES
+from potstill.algorithms.recipe import Recipe
 from potstill.config import Study, read_study
 from potstill.engines import open_engine
 from potstill.faults import FAULTS, PUBLISHED
-from potstill.losses import CROSSING, LOSSES
 from potstill.preflight import Check
 from potstill.preflight.reference import definition
-from potstill.recipe import Recipe
 from potstill.study import preflight_pair
 from potstill.types import Datum, Loss, StepStats, Trajectory
 
@@ -102,7 +102,7 @@ def test_the_reference_agrees_with_the_losses(name: str) -> None:
     """Two implementations that share no code, on random rows."""
     import torch
 
-    from potstill.losses import cross_entropy, reverse_kl_sampled, row_divergence
+    from potstill.algorithms.losses import cross_entropy, reverse_kl_sampled, row_divergence
 
     knobs = {"beta": 0.3} if name.endswith("jsd") else {}
     loss = Loss(name, **knobs, top_k=4 if name.startswith(("topk", "trunc")) else None)
@@ -165,7 +165,7 @@ def test_says_what_the_runs_will_take(tmp_path: Path) -> None:
 
 
 def test_a_longer_method_is_estimated_longer() -> None:
-    from potstill.methods import METHODS
+    from potstill.algorithms.methods import METHODS
     from potstill.preflight.estimate import estimate
     from potstill.settings import Eval, Train
     from potstill.tasks import load_task
@@ -200,7 +200,7 @@ def test_a_longer_method_is_estimated_longer() -> None:
 
 
 def test_stretches_of_a_run_are_timed_apart_and_the_teachers_texts_once() -> None:
-    from potstill.methods import METHODS
+    from potstill.algorithms.methods import METHODS
     from potstill.preflight.estimate import estimate, kind_at, moments
     from potstill.settings import Eval, Train
     from potstill.tasks import load_task

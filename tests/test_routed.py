@@ -12,15 +12,15 @@ import pytest
 
 from conftest import toy_table
 from potstill import zoo
+from potstill.algorithms.methods import METHODS
+from potstill.algorithms.recipe import Recipe
 from potstill.config import read_study
 from potstill.context.routed import Routed
 from potstill.engines import open_engine, reads
 from potstill.engines.torch import TorchEngine
 from potstill.errors import PotstillError
 from potstill.loop import Memory, train
-from potstill.methods import METHODS
 from potstill.objective import build
-from potstill.recipe import Recipe
 from potstill.report import as_markdown, write_report
 from potstill.report.data import load
 from potstill.report.routes import routes

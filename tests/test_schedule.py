@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from potstill.algorithms.schedules import Schedule, constant, cosine, linear, schedule, switch
 from potstill.errors import PotstillError
-from potstill.schedule import Schedule, constant, cosine, linear, schedule, switch
 
 ALL = [constant(0.7), linear(20, 0, until=0.5), cosine(1, 0.1), switch(0, 1, at=0.5)]
 

@@ -10,17 +10,17 @@ import pytest
 import torch
 
 from conftest import toy_table, write_toy
+from potstill.algorithms.methods import METHODS
+from potstill.algorithms.recipe import Recipe, recipe_from_toml
+from potstill.algorithms.schedules import linear
 from potstill.config import read_study
 from potstill.engines.fake import FakeEngine
 from potstill.engines.torch import TorchEngine
 from potstill.errors import PotstillError
 from potstill.loop import Memory, train
-from potstill.methods import METHODS
 from potstill.objective import build, losses_for
 from potstill.preflight.reference import observed, reference
-from potstill.recipe import Recipe, recipe_from_toml
 from potstill.rollout import Limits, collect
-from potstill.schedule import linear
 from potstill.settings import Eval, Train
 from potstill.sources import MEMORY, Judge
 from potstill.study import preflight_pair

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from tests.proxy import KINDS, badly
 
+from potstill.algorithms.methods import METHODS
+from potstill.algorithms.recipe import Recipe
 from potstill.config import read_study
 from potstill.engines import connection, open_engine
 from potstill.engines.connection import check_sdk, connect
 from potstill.errors import PotstillError
-from potstill.methods import METHODS
 from potstill.objective import build
-from potstill.recipe import Recipe
 from potstill.rollout import Limits, collect
 from potstill.settings import Pair
 from potstill.types import Datum, Loss, Problem, Term

@@ -12,13 +12,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from potstill.algorithms.losses import row_divergence
+from potstill.algorithms.recipe import Recipe
 from potstill.engines import heads, terms
 from potstill.engines.batching import micro_batches
 from potstill.engines.torch import TorchEngine
 from potstill.errors import PotstillError
-from potstill.losses import row_divergence
 from potstill.objective import build
-from potstill.recipe import Recipe
 from potstill.rollout import Limits, collect
 from potstill.types import Datum, Loss, ModelSpec, Problem
 

@@ -97,7 +97,7 @@ def draw(study: Study, folder: StudyFolder, width: int, height: int) -> list[str
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, StudyFolder]:
     """164 cells: those of two seeds have ended, those of a third run, the rest waits."""
-    from potstill.methods import METHODS
+    from potstill.algorithms.methods import METHODS
 
     methods = [name for name in METHODS if name != "off_policy"]
     pairs = ["tiny-qwen", "tiny-llama"]

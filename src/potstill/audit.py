@@ -14,10 +14,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from potstill.algorithms.methods import METHODS
+from potstill.algorithms.recipe import Recipe
 from potstill.config import Study, read_study
 from potstill.faults import FAULTS, PUBLISHED
-from potstill.methods import METHODS
-from potstill.recipe import Recipe
 from potstill.stats import Interval, interval, outcome_matrix
 from potstill.store import Cell, StudyFolder
 

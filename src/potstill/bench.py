@@ -19,14 +19,14 @@ from typing import Any
 from rich.console import Console
 from rich.progress import track
 
+from potstill.algorithms.losses import LOSSES
+from potstill.algorithms.recipe import Recipe
+from potstill.algorithms.schedules import constant
 from potstill.config import Study
 from potstill.engines import one_of_several
 from potstill.errors import PotstillError
-from potstill.losses import LOSSES
 from potstill.objective import build, losses_for
-from potstill.recipe import Recipe
 from potstill.rollout import Limits, collect, draw
-from potstill.schedule import constant
 from potstill.settings import Train
 from potstill.store import Cell
 from potstill.study import open_study_engine

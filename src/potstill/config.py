@@ -18,12 +18,12 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, ValidationError
 
 from potstill import zoo
+from potstill.algorithms.methods import METHODS
+from potstill.algorithms.recipe import Recipe, recipe_from_toml
 from potstill.context import Context, read_context
 from potstill.context.routed import check_teachers
 from potstill.errors import PotstillError, did_you_mean
 from potstill.faults import check_faults
-from potstill.methods import METHODS
-from potstill.recipe import Recipe, recipe_from_toml
 from potstill.refusals import check_model, check_recipe, check_tokenizers
 from potstill.settings import (
     Budget,

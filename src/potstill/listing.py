@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from potstill import zoo
+from potstill.algorithms.methods import METHODS
+from potstill.algorithms.recipe import Recipe
+from potstill.algorithms.schedules import SHAPES
 from potstill.config import Study, parse_value
 from potstill.cost import Spent, total
 from potstill.diagnose import SIGNALS, Finding, diagnose, failure, meaning
 from potstill.errors import PotstillError, did_you_mean
 from potstill.faults import FAULTS
-from potstill.methods import METHODS
-from potstill.recipe import Recipe
 from potstill.refusals import check_model
-from potstill.schedule import SHAPES
 from potstill.settings import Pair, Price
 from potstill.store import CellFolder, cells_of, to_json
 from potstill.tasks import TASKS, Task, load_task
@@ -62,7 +62,7 @@ def _pairs() -> list[dict[str, Any]]:
 
 
 def _losses() -> list[dict[str, Any]]:
-    from potstill.losses import CROSSING, FAULTY, LOSSES
+    from potstill.algorithms.losses import CROSSING, FAULTY, LOSSES
 
     needs = {
         "tokens": "tokens",

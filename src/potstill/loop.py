@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from potstill import checkpoint, objective
+from potstill.algorithms.recipe import Recipe
 from potstill.cost import BudgetReached
 from potstill.diagnose import Finding
 from potstill.engines import Engine
@@ -24,7 +25,6 @@ from potstill.errors import PotstillError
 from potstill.evaluate import Examiner, Reference
 from potstill.faults import Run
 from potstill.meter import Metered
-from potstill.recipe import Recipe
 from potstill.rollout import Buffer, Limits, collect, draw
 from potstill.settings import Eval, Train
 from potstill.signals import Monitor

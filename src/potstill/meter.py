@@ -14,9 +14,9 @@ from contextlib import contextmanager
 
 import numpy as np
 
+from potstill.algorithms.losses import LOSSES
 from potstill.engines import Engine, Wrapper, bare, reads
 from potstill.flops import Work
-from potstill.losses import LOSSES
 from potstill.types import KINDS, Datum, Floats, Ids, Outlook, Role, Sample, StepStats
 
 

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from potstill.algorithms.losses import LOSSES
+from potstill.algorithms.recipe import Recipe, anchor_losses
 from potstill.engines import Engine
-from potstill.losses import LOSSES
-from potstill.recipe import Recipe, anchor_losses
 from potstill.types import Datum, Floats, Loss, Source, Term, Trajectory
 
 

@@ -8,9 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from potstill import zoo
+from potstill.algorithms.losses import (
+    CROSSED,
+    CROSSING,
+    FAULTY,
+    GOLD_HINT,
+    ONE_TOKENIZER,
+    REVERSE_KL,
+)
+from potstill.algorithms.recipe import Recipe
 from potstill.errors import PotstillError
-from potstill.losses import CROSSED, CROSSING, FAULTY, GOLD_HINT, ONE_TOKENIZER, REVERSE_KL
-from potstill.recipe import Recipe
 
 if TYPE_CHECKING:
     from potstill.config import Study

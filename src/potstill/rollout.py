@@ -15,9 +15,9 @@ from functools import partial
 
 import numpy as np
 
+from potstill.algorithms.recipe import Recipe
 from potstill.engines import Engine
 from potstill.interleave import interleave
-from potstill.recipe import Recipe
 from potstill.types import Problem, Role, Trajectory
 
 

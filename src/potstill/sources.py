@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from potstill.algorithms.recipe import Recipe
 from potstill.engines import Engine
-from potstill.recipe import Recipe
 from potstill.tasks import Task
 from potstill.types import Trajectory
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from potstill import faults
+from potstill.algorithms.recipe import Recipe
 from potstill.cache import CachedTeacher, fingerprint
 from potstill.config import Study
 from potstill.context.briefing import Briefing
@@ -28,7 +29,6 @@ from potstill.loop import train
 from potstill.meter import Aside
 from potstill.preflight import Check, Desk, preflight
 from potstill.provenance import provenance
-from potstill.recipe import Recipe
 from potstill.store import (
     REFERENCES,
     Cell,

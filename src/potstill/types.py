@@ -113,10 +113,10 @@ class ModelSpec:
 
 @dataclass(frozen=True)
 class Loss:
-    """A per-token loss as data; its mathematics is in `potstill.losses`.
+    """A per-token loss as data; its mathematics is in `potstill.algorithms.losses`.
 
     Args:
-        name: one of `potstill.losses.LOSSES`.
+        name: one of `potstill.algorithms.losses.LOSSES`.
         beta: the teacher's share in the mixture of `jsd`, in [0, 1].
         top_k: how many ids of the target's row the `topk_*` losses keep beside the tail bucket.
         to: the model that the student is pulled towards.

@@ -21,8 +21,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from potstill import zoo
+from potstill.algorithms.losses import LOSSES
 from potstill.errors import PotstillError, did_you_mean
-from potstill.losses import LOSSES
 from potstill.prompts import Messages
 from potstill.types import Datum, Floats, Ids, Outlook, Role, Rows, Sample, StepStats
 

@@ -23,11 +23,11 @@ from typing import Any
 
 import numpy as np
 
+from potstill.algorithms.losses import CROSSED, CROSSING, GOLD_HINT, LOSSES
 from potstill.align import Span, after, align, common, credited, places, shares
 from potstill.engines.processes import opened
 from potstill.engines.torch import TorchEngine
 from potstill.errors import PotstillError
-from potstill.losses import CROSSED, CROSSING, GOLD_HINT, LOSSES
 from potstill.prompts import Messages, render
 from potstill.spelling import Spelling, shared
 from potstill.types import (

@@ -11,8 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from potstill.errors import PotstillError
-from potstill.losses import (
+from potstill.algorithms.losses import (
     LOSSES,
     ONE_TOKENIZER,
     anchor_sampled,
@@ -21,6 +20,7 @@ from potstill.losses import (
     reverse_kl_sampled,
     row_divergence,
 )
+from potstill.errors import PotstillError
 from potstill.types import Datum, Loss, Role, Term
 
 BLOCK = 1 << 20  # most entries of a block of logits on a CPU: 4 MB in float32

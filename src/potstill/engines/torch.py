@@ -20,6 +20,7 @@ import numpy as np
 import torch
 import transformers
 
+from potstill.algorithms.losses import CROSSING, LOSSES, cross_entropy
 from potstill.engines.heads import States, beside, read
 from potstill.engines.limits import Machine, least_decoding, measure, size_of
 from potstill.engines.loading import Pair
@@ -30,7 +31,6 @@ from potstill.engines.sharding import gathered
 from potstill.engines.terms import Columns, Tally, flat, idle, needs_rows, outlook, take
 from potstill.errors import NonFinite
 from potstill.flops import Size
-from potstill.losses import CROSSING, LOSSES, cross_entropy
 from potstill.prompts import Messages, render
 from potstill.types import (
     Datum,

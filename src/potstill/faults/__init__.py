@@ -18,11 +18,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from potstill.algorithms.recipe import Recipe
 from potstill.engines import Engine
 from potstill.errors import PotstillError, did_you_mean
 from potstill.faults import wrappers
 from potstill.faults.vocabulary import permuted_teacher
-from potstill.recipe import Recipe
 from potstill.tasks import Task
 from potstill.types import Loss, Problem
 

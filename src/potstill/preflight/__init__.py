@@ -20,16 +20,16 @@ from typing import Any, Literal
 import numpy as np
 
 from potstill import objective
+from potstill.algorithms.losses import CROSSING, FAULTY, GOLD_HINT, REVERSE_KL, REVERSE_KL_SAMPLED
+from potstill.algorithms.recipe import Recipe
 from potstill.engines import Engine, Wrapper
 from potstill.errors import writing
 from potstill.evaluate import evaluate
 from potstill.faults import FAULTS, Run
-from potstill.losses import CROSSING, FAULTY, GOLD_HINT, REVERSE_KL, REVERSE_KL_SAMPLED
 from potstill.preflight import crossed
 from potstill.preflight.estimate import estimate
 from potstill.preflight.mistakes import mistakes
 from potstill.preflight.reference import observed, reference
-from potstill.recipe import Recipe
 from potstill.rollout import Limits, collect, draw, generator
 from potstill.settings import Eval, Train
 from potstill.types import Datum, Loss, Role, Rows, Source, StepStats, Term, Trajectory

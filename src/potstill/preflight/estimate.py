@@ -16,14 +16,14 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from potstill import objective
+from potstill.algorithms.recipe import Recipe
+from potstill.algorithms.schedules import Schedule, constant, linear, switch
 from potstill.cost import Spent, total
 from potstill.engines import Engine
 from potstill.evaluate import Reference, evaluate
 from potstill.faults import Run
 from potstill.meter import Aside, Metered
-from potstill.recipe import Recipe
 from potstill.rollout import Limits, collect, draw
-from potstill.schedule import Schedule, constant, linear, switch  # noqa: F401 - in doctests
 from potstill.settings import Eval, Train
 from potstill.signals import Monitor
 from potstill.tasks import Task

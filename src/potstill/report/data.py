@@ -20,10 +20,10 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from potstill import stats
+from potstill.algorithms.methods import METHODS
+from potstill.algorithms.recipe import Recipe
 from potstill.config import Study
 from potstill.errors import PotstillError
-from potstill.methods import METHODS
-from potstill.recipe import Recipe
 from potstill.store import REFERENCES, Cell, StudyFolder, cells_of
 
 Status = Literal["done", "failed", "missing"]

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from potstill.methods import METHODS
-from potstill.recipe import Recipe
+from potstill.algorithms.methods import METHODS
+from potstill.algorithms.recipe import Recipe
 
 COLOURS = (
     "#2a7fc1",  # blue

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from potstill import stats
+from potstill.algorithms.methods import METHODS
 from potstill.cost import Spent, total
-from potstill.methods import METHODS
 from potstill.report.costs import costs
 from potstill.report.data import Run, StudyData
 from potstill.report.findings import Grouped, watched

@@ -7,8 +7,8 @@ report's legend read this tuple.
 
 from __future__ import annotations
 
-from potstill.recipe import Recipe, Replay
-from potstill.schedule import constant, linear, switch
+from potstill.algorithms.recipe import Recipe, Replay
+from potstill.algorithms.schedules import constant, linear, switch
 
 GKD = "GKD, arXiv 2306.13649"
 CLIFF = "The Distribution Cliff"

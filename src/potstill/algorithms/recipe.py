@@ -12,8 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from potstill.errors import PotstillError, did_you_mean
-from potstill.losses import (
+from potstill.algorithms.losses import (
     CROSS_ENTROPY,
     LOSSES,
     REVERSE_KL,
@@ -21,7 +20,8 @@ from potstill.losses import (
     loss,
     loss_to_toml,
 )
-from potstill.schedule import Schedule, constant, schedule
+from potstill.algorithms.schedules import Schedule, constant, schedule
+from potstill.errors import PotstillError, did_you_mean
 from potstill.types import Loss
 
 ALWAYS, NEVER = constant(1.0), constant(0.0)
