@@ -19,25 +19,25 @@ from potstill.algorithms.losses import REVERSE_KL
 from potstill.algorithms.methods import METHODS
 from potstill.algorithms.recipe import Recipe, Replay
 from potstill.config import read_study
-from potstill.context import read_context
-from potstill.context.briefing import Briefing
-from potstill.context.informed import Informed
-from potstill.context.search import Search
 from potstill.engines import bare, inform, open_engine, reads
 from potstill.engines.fake import FakeEngine
+from potstill.engines.informed import Informed
 from potstill.engines.torch import TorchEngine
 from potstill.errors import PotstillError
 from potstill.evaluate import evaluate
 from potstill.listing import listing
 from potstill.loop import Memory, train
 from potstill.objective import build
-from potstill.prompts import render
 from potstill.rollout import Limits, collect, draw
 from potstill.settings import Eval, Pair, Train
 from potstill.store import Cell, StudyFolder
 from potstill.study import prepare, run_cell
 from potstill.tasks import load_task
 from potstill.tasks.arithmetic import Arithmetic
+from potstill.tasks.context import read_context
+from potstill.tasks.context.builder import Briefing
+from potstill.tasks.context.retrieval import Search
+from potstill.tasks.rendering import render
 from potstill.types import Problem
 
 TASK = Arithmetic(train_size=200, test_size=60)

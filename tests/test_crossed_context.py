@@ -15,8 +15,8 @@ from potstill.algorithms.losses import GOLD, loss
 from potstill.algorithms.methods import METHODS
 from potstill.algorithms.recipe import Recipe
 from potstill.config import read_study
-from potstill.context.informed import Informed
 from potstill.engines import open_engine
+from potstill.engines.informed import Informed
 from potstill.loop import Memory, train
 from potstill.rollout import Limits, collect
 from potstill.settings import Eval, Pair, Train

@@ -15,8 +15,8 @@ from potstill import zoo
 from potstill.algorithms.methods import METHODS
 from potstill.algorithms.recipe import Recipe
 from potstill.config import read_study
-from potstill.context.routed import Routed
 from potstill.engines import open_engine, reads
+from potstill.engines.routed import Routed
 from potstill.engines.torch import TorchEngine
 from potstill.errors import PotstillError
 from potstill.loop import Memory, train

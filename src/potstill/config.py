@@ -20,8 +20,7 @@ from pydantic import BeforeValidator, Field, ValidationError
 from potstill import zoo
 from potstill.algorithms.methods import METHODS
 from potstill.algorithms.recipe import Recipe, recipe_from_toml
-from potstill.context import Context, read_context
-from potstill.context.routed import check_teachers
+from potstill.engines.routed import check_teachers
 from potstill.errors import PotstillError, did_you_mean
 from potstill.faults import check_faults
 from potstill.refusals import check_model, check_recipe, check_tokenizers
@@ -38,6 +37,7 @@ from potstill.settings import (
     Train,
 )
 from potstill.spelling import differ
+from potstill.tasks.context import Context, read_context
 from potstill.trackers import check_trackers
 from potstill.types import ModelSpec
 

@@ -17,11 +17,9 @@ from potstill import faults
 from potstill.algorithms.recipe import Recipe
 from potstill.cache import CachedTeacher, fingerprint
 from potstill.config import Study
-from potstill.context.briefing import Briefing
-from potstill.context.routed import check_routes
-from potstill.context.window import check_window
 from potstill.cost import BudgetReached, Ledger
 from potstill.engines import Engine, inform, open_engine
+from potstill.engines.routed import check_routes
 from potstill.errors import NonFinite, PotstillError, StorageError, writing
 from potstill.evaluate import Reference, evaluate
 from potstill.faults import Run
@@ -37,7 +35,9 @@ from potstill.store import (
     example,
 )
 from potstill.tasks import Task, check_disjoint, load_task
+from potstill.tasks.context.builder import Briefing
 from potstill.types import Evaluation, ModelSpec, Role
+from potstill.window import check_window
 
 
 def prepare(study: Study) -> Task:

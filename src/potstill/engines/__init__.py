@@ -23,7 +23,7 @@ import numpy as np
 from potstill import zoo
 from potstill.algorithms.losses import LOSSES
 from potstill.errors import PotstillError, did_you_mean
-from potstill.prompts import Messages
+from potstill.tasks.rendering import Messages
 from potstill.types import Datum, Floats, Ids, Outlook, Role, Rows, Sample, StepStats
 
 
@@ -199,10 +199,10 @@ def inform(engine: Engine, context: Any, task: Any, route: str = "") -> Engine:
         task: whose problems they are about.
         route: the key of the data that chooses the teacher; empty: there is one.
     """
-    from potstill.context import Context, read_context
-    from potstill.context.briefing import Briefing
-    from potstill.context.informed import Informed
-    from potstill.context.routed import Routed
+    from potstill.engines.informed import Informed
+    from potstill.engines.routed import Routed
+    from potstill.tasks.context import Context, read_context
+    from potstill.tasks.context.builder import Briefing
 
     if context:
         known = context if isinstance(context, Context) else read_context(context)

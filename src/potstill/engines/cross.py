@@ -28,8 +28,8 @@ from potstill.align import Span, after, align, common, credited, places, shares
 from potstill.engines.processes import opened
 from potstill.engines.torch import TorchEngine
 from potstill.errors import PotstillError
-from potstill.prompts import Messages, render
 from potstill.spelling import Spelling, shared
+from potstill.tasks.rendering import Messages, render
 from potstill.types import (
     Beside,
     Datum,

@@ -19,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 
 from potstill.engines import ENGINES, host_memory
 from potstill.errors import NonFinite
-from potstill.prompts import Messages, plain
+from potstill.tasks.rendering import Messages, plain
 from potstill.types import Datum, Floats, Ids, Outlook, Role, Sample, StepStats, Term
 
 Table = npt.NDArray[np.float64]

@@ -21,7 +21,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from potstill.errors import PotstillError
-from potstill.prompts import render
+from potstill.tasks.rendering import render
 from potstill.types import ModelSpec, Role, is_teacher
 
 SAMPLE_TEXTS = ("Tom has 12 apples.", "3.5 + 0.25 = 3.75\n", "  naïve façade — 你好", "#### 1,234")

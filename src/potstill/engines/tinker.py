@@ -23,7 +23,7 @@ from potstill.engines.conformance import facts_of, sampler_facts_of
 from potstill.engines.loading import Pair
 from potstill.engines.service import Row, Sampler, Service, Trainer
 from potstill.errors import NonFinite, PotstillError
-from potstill.prompts import Messages, render
+from potstill.tasks.rendering import Messages, render
 from potstill.types import Datum, Floats, Ids, Outlook, Role, Rows, Sample, StepStats, Term
 
 TRIES = 4  # times that an operation is begun on a fresh session before it fails

@@ -31,7 +31,7 @@ from potstill.engines.sharding import gathered
 from potstill.engines.terms import Columns, Tally, flat, idle, needs_rows, outlook, take
 from potstill.errors import NonFinite
 from potstill.flops import Size
-from potstill.prompts import Messages, render
+from potstill.tasks.rendering import Messages, render
 from potstill.types import (
     Datum,
     Floats,

@@ -28,13 +28,13 @@ from transformers import (
 )
 
 from potstill import zoo
-from potstill.context import read_context
-from potstill.context.briefing import Briefing
 from potstill.engines import inform, open_engine
 from potstill.evaluate import evaluate
-from potstill.prompts import Messages, render
 from potstill.settings import Pair
 from potstill.tasks.arithmetic import Arithmetic
+from potstill.tasks.context import read_context
+from potstill.tasks.context.builder import Briefing
+from potstill.tasks.rendering import Messages, render
 from potstill.types import Evaluation, Problem, Role
 
 CHATML = (

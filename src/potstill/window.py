@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from potstill.context.briefing import Briefing
 from potstill.errors import PotstillError
-from potstill.prompts import plain, render
+from potstill.tasks.context.builder import Briefing
+from potstill.tasks.rendering import plain, render
 from potstill.types import Problem
 
 TEMPLATE = 256  # bytes that a chat template may add to a message

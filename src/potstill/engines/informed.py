@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from potstill.context.briefing import Briefing
-from potstill.context.known import Known
 from potstill.engines import Engine
-from potstill.prompts import Messages
+from potstill.engines.known import Known
+from potstill.tasks.context.builder import Briefing
+from potstill.tasks.rendering import Messages
 from potstill.types import (
     Datum,
     Floats,

@@ -24,8 +24,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from potstill.context.parts import KINDS, Hint, Part
 from potstill.errors import PotstillError, did_you_mean
+from potstill.tasks.context.kinds import KINDS, Hint, Part
 
 __all__ = ["KINDS", "Context", "read_context"]
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, Protocol
 
 from potstill.errors import PotstillError
-from potstill.prompts import Messages
+from potstill.tasks.rendering import Messages
 from potstill.types import Problem
 
 

@@ -15,11 +15,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from potstill.context.known import Known
 from potstill.engines import Engine
+from potstill.engines.known import Known
 from potstill.errors import PotstillError, did_you_mean
-from potstill.prompts import Messages
 from potstill.tasks import Task
+from potstill.tasks.rendering import Messages
 from potstill.types import (
     Datum,
     Floats,

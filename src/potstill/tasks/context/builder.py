@@ -12,13 +12,13 @@ from pathlib import Path
 
 import numpy as np
 
-from potstill.context import Context
-from potstill.context.parts import Draft, FewShot, Hint, Retrieval
-from potstill.context.search import Search
 from potstill.errors import PotstillError
-from potstill.prompts import Messages
 from potstill.tasks import Task
+from potstill.tasks.context import Context
+from potstill.tasks.context.kinds import Draft, FewShot, Hint, Retrieval
+from potstill.tasks.context.retrieval import Search
 from potstill.tasks.jsonl import read_jsonl
+from potstill.tasks.rendering import Messages
 from potstill.types import Problem
 
 TEXTS = (".txt", ".md")
