@@ -22,21 +22,22 @@ from benchmarks.steps import AGREE, WARM, job_of, options
 
 def whole_rows() -> None:
     """All positions' logits at once."""
-    from potstill.engines import heads, terms
+    from potstill.engines.torch import lm_head as heads
+    from potstill.engines.torch import loss_terms as terms
 
     heads.SLICE = terms.BLOCK = 1 << 60
 
 
 def whole_blocks() -> None:
     """The loss on a whole slice instead of block by block."""
-    from potstill.engines import terms
+    from potstill.engines.torch import loss_terms as terms
 
     terms.BLOCK = 1 << 60
 
 
 def autograd_head() -> None:
     """The model's own logits, their gradient by autograd."""
-    from potstill.engines import heads
+    from potstill.engines.torch import lm_head as heads
 
     heads.PLAIN = frozenset()
 
@@ -45,7 +46,7 @@ def autograd_embedding() -> None:
     """A gradient of the whole embedding for every micro-batch."""
     from torch.nn import functional as F
 
-    from potstill.engines import heads
+    from potstill.engines.torch import lm_head as heads
 
     class Whole(heads.Embedded):
         def __init__(self, module: Any, ids: Any) -> None:
@@ -59,28 +60,28 @@ def autograd_embedding() -> None:
 
 def plain_decoding() -> None:
     """Transformers' forward pass and growing cache, token by token."""
-    from potstill.engines import decoding
+    from potstill.engines.torch import decoding
 
     decoding.FAMILIES = frozenset()
 
 
 def unjoined() -> None:
     """No copy of weights: neither joined nor packed."""
-    from potstill.engines import decoding
+    from potstill.engines.torch import decoding
 
     decoding.JOINED = 0
 
 
 def unpacked() -> None:
     """Large matrices in torch's layout."""
-    from potstill.engines import decoding
+    from potstill.engines.torch import decoding
 
     decoding.PACKED = 1 << 60
 
 
 def as_they_come() -> None:
     """Micro-batches of rows in the order of the batch, as many as fit."""
-    from potstill.engines import processes
+    from potstill.engines.torch import distributed as processes
 
     def cut(
         rows: Sequence[Any], sizes: Sequence[int], limit: int, overhead: int = 0

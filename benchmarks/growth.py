@@ -41,7 +41,7 @@ def point(shape: dict[str, int], repeats: int) -> dict[str, float]:
     import numpy as np
 
     from potstill.algorithms.losses import REVERSE_KL
-    from potstill.engines.torch import TorchEngine
+    from potstill.engines.torch.engine import TorchEngine
     from potstill.types import Datum, Term
 
     with tempfile.TemporaryDirectory() as out:
@@ -68,7 +68,7 @@ def make_pair(out: Path, shape: dict[str, int]) -> None:
     """A student and a teacher of twice its depth, with an embedded tokenizer."""
     from transformers import AutoModelForCausalLM, LlamaConfig
 
-    from potstill.zoo import folder
+    from potstill.engines.zoo import folder
 
     for role, depth in (("student", LAYERS // 2), ("teacher", LAYERS)):
         config = LlamaConfig(

@@ -24,8 +24,8 @@ from torch import Tensor
 from benchmarks.beside import ROOT, spread, trl_python
 from benchmarks.peers.alone import measure
 from potstill.algorithms.losses import REVERSE_KL, reverse_kl
-from potstill.engines.heads import States
-from potstill.engines.terms import Columns, Tally, take
+from potstill.engines.torch.lm_head import States
+from potstill.engines.torch.loss_terms import Columns, Tally, take
 from potstill.types import Datum, ModelSpec, Term
 
 CHECKED = ("loss", "gradient", "head gradient")

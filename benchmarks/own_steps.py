@@ -10,7 +10,7 @@ import numpy as np
 
 from benchmarks.beside import Work, peak_memory, serve
 from potstill import METHODS, open_engine
-from potstill.engines import Engine
+from potstill.engines.protocol import Engine
 from potstill.objective import build
 from potstill.rollout import Limits, collect
 from potstill.types import Problem, Trajectory

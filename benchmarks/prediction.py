@@ -30,7 +30,7 @@ from potstill.launch import checked, fill, predict
 from potstill.store import StudyFolder, cells_of
 from potstill.study import preflight_pair, run_cell
 
-CLOCKS = ("potstill.meter", "potstill.preflight.estimate", "potstill.engines.torch")
+CLOCKS = ("potstill.meter", "potstill.preflight.estimate", "potstill.engines.torch.engine")
 Told = Mapping[str, Mapping[str, Spent]]  # pair -> method -> one run
 
 

@@ -23,10 +23,10 @@ from typing import Any
 
 from potstill.cli.parts import print_table
 from potstill.config import Study, read_study
+from potstill.engines.zoo.save import save_pair
 from potstill.launch import fill
 from potstill.report import write_report
 from potstill.stats import Row
-from potstill.zoo.save import save_pair
 
 SERVER = Path(__file__).parents[1] / "servers" / "tinker"
 RECIPES = {  # a service has single tokens' log-probabilities, no whole rows

@@ -27,8 +27,9 @@ from typing import Any
 
 from benchmarks.beside import Child, spread, trl_python
 from benchmarks.shapes import gsm8k_questions, make_smol
-from potstill import load_task, zoo
-from potstill.engines import open_engine
+from potstill import load_task
+from potstill.engines import zoo
+from potstill.engines.registry import open_engine
 
 OWN, SMALL = "potstill", "potstill, 256 tokens at once"
 TRL = {"TRL": True, "TRL, no checkpointing": False}  # gradient checkpointing

@@ -119,7 +119,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Qwen3Config
 
-    from potstill import zoo
+    from potstill.engines import zoo
 
     root = tmp_path_factory.mktemp("models")
     for family, kind in (("qwen", Qwen3Config), ("llama", LlamaConfig)):

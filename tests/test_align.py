@@ -11,8 +11,8 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from potstill import zoo
-from potstill.align import (
+from potstill.engines import zoo
+from potstill.engines.cross_tokenizer.alignment import (
     Span,
     Token,
     after,
@@ -22,8 +22,8 @@ from potstill.align import (
     places,
     shares,
 )
+from potstill.engines.cross_tokenizer.token_bytes import Spelling, byte_alphabet, differ, shared
 from potstill.errors import PotstillError
-from potstill.spelling import Spelling, byte_alphabet, differ, shared
 
 TEXTS = ("", "a", "12+38=50\n#### 50", "naïve 你好", "👩‍🚀 flies 🚀🚀", "﷽ \t\n  x", "\x00\x7f")
 

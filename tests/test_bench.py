@@ -14,8 +14,8 @@ from conftest import toy_table
 from potstill.bench import bench
 from potstill.cli import app
 from potstill.config import read_study
-from potstill.engines.limits import Machine, Size, least_decoding, measure, size_of
-from potstill.engines.loading import add_lora
+from potstill.engines.torch.loading import add_lora
+from potstill.engines.torch.roofline import Machine, Size, least_decoding, measure, size_of
 from potstill.errors import PotstillError
 
 SHAPE = {

@@ -66,7 +66,8 @@ def test_the_head_in_slices_gives_what_it_gives_whole(monkeypatch: pytest.Monkey
     from benchmarks import head
     from benchmarks.peers import alone
 
-    from potstill.engines import heads, terms
+    from potstill.engines.torch import lm_head as heads
+    from potstill.engines.torch import loss_terms as terms
 
     monkeypatch.setattr(alone, "VOCABULARY", 300)
     monkeypatch.setattr(alone, "HIDDEN", 16)

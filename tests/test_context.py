@@ -14,15 +14,17 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from conftest import toy_table, write_toy
-from potstill import checkpoint, zoo
+from potstill import checkpoint
 from potstill.algorithms.losses import REVERSE_KL
 from potstill.algorithms.methods import METHODS
 from potstill.algorithms.recipe import Recipe, Replay
 from potstill.config import read_study
-from potstill.engines import bare, inform, open_engine, reads
+from potstill.engines import zoo
 from potstill.engines.fake import FakeEngine
 from potstill.engines.informed import Informed
-from potstill.engines.torch import TorchEngine
+from potstill.engines.protocol import bare, reads
+from potstill.engines.registry import inform, open_engine
+from potstill.engines.torch.engine import TorchEngine
 from potstill.errors import PotstillError
 from potstill.evaluate import evaluate
 from potstill.listing import listing

@@ -13,16 +13,17 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from potstill import zoo
 from potstill.algorithms.losses import GOLD, gold, jsd, loss, loss_to_toml, reverse_kl_sampled, uld
 from potstill.algorithms.methods import METHODS
 from potstill.algorithms.recipe import Recipe
-from potstill.align import align, credited, places, shares
 from potstill.cli import main
 from potstill.config import read_study
-from potstill.engines import bare, open_engine
-from potstill.engines.cross import CrossEngine, TwoTokenizers
-from potstill.engines.torch import TorchEngine
+from potstill.engines import zoo
+from potstill.engines.cross_tokenizer.alignment import align, credited, places, shares
+from potstill.engines.cross_tokenizer.engine import CrossEngine, TwoTokenizers
+from potstill.engines.protocol import bare
+from potstill.engines.registry import open_engine
+from potstill.engines.torch.engine import TorchEngine
 from potstill.errors import PotstillError
 from potstill.evaluate import evaluate
 from potstill.loop import Memory, train
@@ -524,7 +525,7 @@ def test_preflight_sees_a_wrong_translation(which: str, monkeypatch: pytest.Monk
 
     wrong: Callable = late if which == SAMPLED else before
     name = "credited" if which == SAMPLED else "places"
-    monkeypatch.setattr(f"potstill.engines.cross.{name}", wrong)
+    monkeypatch.setattr(f"potstill.engines.cross_tokenizer.engine.{name}", wrong)
     chosen = SAMPLED if which == SAMPLED else {"gold": 0.5}
     checks = preflight_pair(read_study(table(student_loss=chosen)), "tiny-cross")
     assert [c.name for c in checks if c.status == "refused"] == ["on_policy_gkd: student tokens"]

@@ -10,13 +10,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from potstill import zoo
 from potstill.algorithms.losses import GOLD, loss
 from potstill.algorithms.methods import METHODS
 from potstill.algorithms.recipe import Recipe
 from potstill.config import read_study
-from potstill.engines import open_engine
+from potstill.engines import zoo
 from potstill.engines.informed import Informed
+from potstill.engines.registry import open_engine
 from potstill.loop import Memory, train
 from potstill.rollout import Limits, collect
 from potstill.settings import Eval, Pair, Train

@@ -15,9 +15,9 @@ from transformers import (
     Qwen3Config,
 )
 
-from potstill.engines import decoding
-from potstill.engines.decoding import Fast, Plain, begin, fits
-from potstill.engines.loading import add_lora
+from potstill.engines.torch import decoding
+from potstill.engines.torch.decoding import Fast, Plain, begin, fits
+from potstill.engines.torch.loading import add_lora
 
 SIZES: dict[str, Any] = {
     "vocab_size": 61,

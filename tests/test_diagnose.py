@@ -16,7 +16,7 @@ from potstill.algorithms.methods import METHODS
 from potstill.cli import app
 from potstill.config import Study, read_study
 from potstill.diagnose import OTHERS, Finding, diagnose, healthy_until
-from potstill.engines import open_engine
+from potstill.engines.registry import open_engine
 from potstill.errors import PotstillError
 from potstill.faults import FAULTS, PUBLISHED
 from potstill.loop import train

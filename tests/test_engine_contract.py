@@ -11,7 +11,8 @@ import pytest
 from scipy.stats import binom
 
 from potstill.algorithms.losses import CROSSED, CROSSING
-from potstill.engines import ENGINES, Engine, open_engine
+from potstill.engines.protocol import Engine
+from potstill.engines.registry import ENGINES, open_engine
 from potstill.errors import NonFinite, PotstillError
 from potstill.settings import Pair
 from potstill.types import Datum, Loss, Role, Sample, Term

@@ -13,8 +13,8 @@ from potstill.algorithms.methods import METHODS
 from potstill.algorithms.recipe import Recipe
 from potstill.audit import FULL
 from potstill.config import load_study, read_study
-from potstill.engines import Wrapper, bare
 from potstill.engines.fake import EOS, FakeEngine
+from potstill.engines.protocol import Wrapper, bare
 from potstill.errors import PotstillError
 from potstill.faults import FAULTS, PUBLISHED, Run, apply
 from potstill.loop import Memory, train

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from potstill.cost import Spent, total
-from potstill.engines import open_engine
 from potstill.engines.fake import FakeEngine
-from potstill.flops import Size, Work
+from potstill.engines.flops import Size, Work
+from potstill.engines.registry import open_engine
 from potstill.meter import Metered
 from potstill.types import Datum, Loss, ModelSpec, Term
 

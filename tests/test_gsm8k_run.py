@@ -44,7 +44,7 @@ def make_pair(folder: Path, family: str) -> tuple[Path, Path]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Qwen3Config
 
-    from potstill import zoo
+    from potstill.engines import zoo
 
     tokenizer = AutoTokenizer.from_pretrained(zoo.folder(f"tiny-{family}", "student"))
     for role, layers in (("student", 2), ("teacher", 6)):

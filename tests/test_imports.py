@@ -149,7 +149,7 @@ def test_engines_know_no_recipe_and_the_loop_no_method_and_no_engine() -> None:
             )
     text = (SRC / "loop.py").read_text()
     from potstill.algorithms.methods import METHODS
-    from potstill.engines import ENGINES
+    from potstill.engines.registry import ENGINES
 
     assert not [name for name in METHODS if re.search(rf"\b{name}\b", text)]
     assert not [name for name in ENGINES if f'"{name}"' in text]

@@ -12,7 +12,7 @@ from conftest import toy_table, write_toy
 from potstill.algorithms.recipe import Recipe
 from potstill.config import read_study
 from potstill.engines.fake import FakeEngine
-from potstill.engines.torch import TorchEngine
+from potstill.engines.torch.engine import TorchEngine
 from potstill.errors import PotstillError
 from potstill.loop import Memory, train
 from potstill.rollout import Limits, collect, generator

@@ -13,7 +13,7 @@ from conftest import toy_table
 from potstill.algorithms.losses import CROSSING, LOSSES
 from potstill.algorithms.recipe import Recipe
 from potstill.config import Study, read_study
-from potstill.engines import open_engine
+from potstill.engines.registry import open_engine
 from potstill.faults import FAULTS, PUBLISHED
 from potstill.preflight import Check
 from potstill.preflight.reference import definition
@@ -80,7 +80,7 @@ def test_lora_and_the_fake_engine_pass(tmp_path: Path) -> None:
 
 
 def test_a_teacher_that_is_no_better_is_a_warning() -> None:
-    from potstill import zoo
+    from potstill.engines import zoo
 
     folder = zoo.folder("tiny-llama", "student")
     pair = {"same": {"student": folder, "teacher": folder}}

@@ -19,8 +19,8 @@ import pytest
 
 from potstill.bench import bench
 from potstill.config import read_study
-from potstill.engines.batching import deal
-from potstill.engines.processes import ALONE, Team
+from potstill.engines.torch.batching import deal
+from potstill.engines.torch.distributed import ALONE, Team
 from potstill.errors import PotstillError
 from potstill.launch import one_engine
 

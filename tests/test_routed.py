@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 
 from conftest import toy_table
-from potstill import zoo
 from potstill.algorithms.methods import METHODS
 from potstill.algorithms.recipe import Recipe
 from potstill.config import read_study
-from potstill.engines import open_engine, reads
+from potstill.engines import zoo
+from potstill.engines.protocol import reads
+from potstill.engines.registry import open_engine
 from potstill.engines.routed import Routed
-from potstill.engines.torch import TorchEngine
+from potstill.engines.torch.engine import TorchEngine
 from potstill.errors import PotstillError
 from potstill.loop import Memory, train
 from potstill.objective import build

@@ -15,7 +15,7 @@ from potstill.algorithms.recipe import Recipe, recipe_from_toml
 from potstill.algorithms.schedules import linear
 from potstill.config import read_study
 from potstill.engines.fake import FakeEngine
-from potstill.engines.torch import TorchEngine
+from potstill.engines.torch.engine import TorchEngine
 from potstill.errors import PotstillError
 from potstill.loop import Memory, train
 from potstill.objective import build, losses_for

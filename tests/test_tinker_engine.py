@@ -15,8 +15,9 @@ from tests.proxy import KINDS, badly
 from potstill.algorithms.methods import METHODS
 from potstill.algorithms.recipe import Recipe
 from potstill.config import read_study
-from potstill.engines import connection, open_engine
-from potstill.engines.connection import check_sdk, connect
+from potstill.engines.registry import open_engine
+from potstill.engines.tinker import connection
+from potstill.engines.tinker.connection import check_sdk, connect
 from potstill.errors import PotstillError
 from potstill.objective import build
 from potstill.rollout import Limits, collect

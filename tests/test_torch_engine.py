@@ -14,9 +14,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from potstill.algorithms.losses import row_divergence
 from potstill.algorithms.recipe import Recipe
-from potstill.engines import heads, terms
-from potstill.engines.batching import micro_batches
-from potstill.engines.torch import TorchEngine
+from potstill.engines.torch import lm_head as heads
+from potstill.engines.torch import loss_terms as terms
+from potstill.engines.torch.batching import micro_batches
+from potstill.engines.torch.engine import TorchEngine
 from potstill.errors import PotstillError
 from potstill.objective import build
 from potstill.rollout import Limits, collect

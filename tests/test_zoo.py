@@ -10,10 +10,10 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from potstill import zoo
+from potstill.engines import zoo
+from potstill.engines.zoo.save import save_pair
 from potstill.errors import PotstillError
 from potstill.listing import build_zoo, grade_model
-from potstill.zoo.save import save_pair
 
 ROLES = ("student", "teacher")
 MODELS = zoo.MODELS
@@ -85,7 +85,7 @@ def digest(folder: Path) -> dict[str, str]:
 def test_a_build_depends_on_its_seed_and_nothing_else(
     pair: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from potstill.zoo import build
+    from potstill.engines.zoo import build
 
     family = build.FAMILIES[pair]
     tiny = replace(family.student, steps=2, batch=4)
@@ -123,7 +123,7 @@ def test_a_build_depends_on_its_seed_and_nothing_else(
 def test_a_teacher_that_begins_with_another_models_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from potstill.zoo import build
+    from potstill.engines.zoo import build
 
     family = build.FAMILIES["tiny-cross"]
     rare = replace(family, teacher=replace(family.teacher, steps=1, batch=2, learning_rate=1e-9))

@@ -13,7 +13,7 @@ import pytest
 if __name__ == "__main__":
     if os.environ["RANK"] == "0":
         sys.exit(pytest.main(sys.argv[1:]))
-    from potstill.engines import processes
-    from potstill.engines.cross import TwoTokenizers
+    from potstill.engines.cross_tokenizer.engine import TwoTokenizers
+    from potstill.engines.torch import distributed as processes
 
     processes.follow(TwoTokenizers)

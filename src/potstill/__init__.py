@@ -31,7 +31,7 @@ _NAMES = {
     "Eval": "settings",
     "load_study": "config",
     "load_task": "tasks",
-    "open_engine": "engines",
+    "open_engine": "engines.registry",
     "train": "loop",
     "PotstillError": "errors",
 }

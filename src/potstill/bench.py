@@ -23,7 +23,7 @@ from potstill.algorithms.losses import LOSSES
 from potstill.algorithms.recipe import Recipe
 from potstill.algorithms.schedules import constant
 from potstill.config import Study
-from potstill.engines import one_of_several
+from potstill.engines.host import one_of_several
 from potstill.errors import PotstillError
 from potstill.objective import build, losses_for
 from potstill.rollout import Limits, collect, draw

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from potstill.engines import Engine
+from potstill.engines.protocol import Engine
 from potstill.errors import writing
 from potstill.types import Trajectory
 

@@ -17,9 +17,10 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, ValidationError
 
-from potstill import zoo
 from potstill.algorithms.methods import METHODS
 from potstill.algorithms.recipe import Recipe, recipe_from_toml
+from potstill.engines import zoo
+from potstill.engines.cross_tokenizer.token_bytes import differ
 from potstill.engines.routed import check_teachers
 from potstill.errors import PotstillError, did_you_mean
 from potstill.faults import check_faults
@@ -36,7 +37,6 @@ from potstill.settings import (
     TorchSettings,
     Train,
 )
-from potstill.spelling import differ
 from potstill.tasks.context import Context, read_context
 from potstill.trackers import check_trackers
 from potstill.types import ModelSpec
@@ -178,7 +178,7 @@ def resolve(study: Study) -> Study:
     Raises:
         PotstillError: the study asks for something that cannot be right.
     """
-    from potstill.engines import ENGINES
+    from potstill.engines.registry import ENGINES
 
     for values, what in (
         (study.methods, "methods"),
@@ -308,7 +308,7 @@ def _explain(error: ValidationError, where: str) -> PotstillError:
             f'{where}: unknown key "{key}"', did_you_mean(last, _fields(parents, engine), "keys")
         )
     if first["type"].startswith("union_tag"):
-        from potstill.engines import ENGINES
+        from potstill.engines.registry import ENGINES
 
         got = first["input"].get("name") if isinstance(first["input"], Mapping) else first["input"]
         return PotstillError(

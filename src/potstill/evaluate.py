@@ -12,7 +12,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from potstill.engines import Engine
+from potstill.engines.protocol import Engine
 from potstill.settings import Eval
 from potstill.tasks import Task
 from potstill.types import Evaluation, Graded, Problem, Role

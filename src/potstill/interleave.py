@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from potstill.engines import Engine
+from potstill.engines.protocol import Engine
 from potstill.types import Floats, Ids, Role, Trajectory
 
 if TYPE_CHECKING:

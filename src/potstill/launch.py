@@ -14,7 +14,7 @@ from rich.console import Console
 from potstill.cluster import check_place, opened
 from potstill.config import Study
 from potstill.cost import Spent, excess, total
-from potstill.engines import one_of_several
+from potstill.engines.host import one_of_several
 from potstill.errors import PotstillError
 from potstill.pool import Processes
 from potstill.preflight import Check

@@ -11,13 +11,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from potstill import zoo
 from potstill.algorithms.methods import METHODS
 from potstill.algorithms.recipe import Recipe
 from potstill.algorithms.schedules import SHAPES
 from potstill.config import Study, parse_value
 from potstill.cost import Spent, total
 from potstill.diagnose import SIGNALS, Finding, diagnose, failure, meaning
+from potstill.engines import zoo
 from potstill.errors import PotstillError, did_you_mean
 from potstill.faults import FAULTS
 from potstill.refusals import check_model
@@ -46,7 +46,7 @@ def recipe_row(recipe: Recipe) -> dict[str, Any]:
 
 
 def _engines() -> list[dict[str, Any]]:
-    from potstill.engines import ENGINES
+    from potstill.engines.registry import ENGINES
 
     return [
         {"engine": name, "what": info.summary, "losses": ", ".join(sorted(info.losses))}
@@ -185,7 +185,7 @@ def grade_model(
         )
     from scipy.stats import binomtest
 
-    from potstill.engines import open_engine
+    from potstill.engines.registry import open_engine
     from potstill.evaluate import evaluate
     from potstill.store import example, write_text
 
@@ -224,7 +224,7 @@ def build_zoo(names: Sequence[str], out: Path, seed: int, role: str) -> Iterator
     from rich.console import Console
     from rich.progress import Progress
 
-    from potstill.zoo.build import GRADED, build, grade
+    from potstill.engines.zoo.build import GRADED, build, grade
 
     for (pair, one), place in places.items():
         if not place.exists():
@@ -297,9 +297,9 @@ def conformance(url: str, model: str = "") -> tuple[list[dict[str, Any]], bool]:
 
     from transformers import AutoConfig
 
-    from potstill.engines.conformance import ask
-    from potstill.engines.connection import served
-    from potstill.engines.service import Service
+    from potstill.engines.tinker.client import Service
+    from potstill.engines.tinker.conformance import ask
+    from potstill.engines.tinker.connection import served
 
     names = served(url)
     if not model and len(names) != 1:

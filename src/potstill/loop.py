@@ -20,7 +20,7 @@ from potstill import checkpoint, objective
 from potstill.algorithms.recipe import Recipe
 from potstill.cost import BudgetReached
 from potstill.diagnose import Finding
-from potstill.engines import Engine
+from potstill.engines.protocol import Engine
 from potstill.errors import PotstillError
 from potstill.evaluate import Examiner, Reference
 from potstill.faults import Run

@@ -15,8 +15,8 @@ from contextlib import contextmanager
 import numpy as np
 
 from potstill.algorithms.losses import LOSSES
-from potstill.engines import Engine, Wrapper, bare, reads
-from potstill.flops import Work
+from potstill.engines.flops import Work
+from potstill.engines.protocol import Engine, Wrapper, bare, reads
 from potstill.types import KINDS, Datum, Floats, Ids, Outlook, Role, Sample, StepStats
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from potstill.algorithms.losses import LOSSES
 from potstill.algorithms.recipe import Recipe, anchor_losses
-from potstill.engines import Engine
+from potstill.engines.protocol import Engine
 from potstill.types import Datum, Floats, Loss, Source, Term, Trajectory
 
 

@@ -19,9 +19,9 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
-from potstill import zoo
 from potstill.config import Study, read_study
 from potstill.cost import BudgetReached
+from potstill.engines import zoo
 from potstill.errors import PotstillError, StorageError
 from potstill.preflight import Check
 from potstill.store import Cell, StudyFolder, cells_of

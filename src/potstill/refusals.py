@@ -7,7 +7,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from potstill import zoo
 from potstill.algorithms.losses import (
     CROSSED,
     CROSSING,
@@ -17,6 +16,7 @@ from potstill.algorithms.losses import (
     REVERSE_KL,
 )
 from potstill.algorithms.recipe import Recipe
+from potstill.engines import zoo
 from potstill.errors import PotstillError
 
 if TYPE_CHECKING:

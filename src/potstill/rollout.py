@@ -16,7 +16,7 @@ from functools import partial
 import numpy as np
 
 from potstill.algorithms.recipe import Recipe
-from potstill.engines import Engine
+from potstill.engines.protocol import Engine
 from potstill.interleave import interleave
 from potstill.types import Problem, Role, Trajectory
 

@@ -22,7 +22,7 @@ import numpy as np
 
 from potstill import diagnose, objective
 from potstill.diagnose import Finding
-from potstill.engines import Engine
+from potstill.engines.protocol import Engine
 from potstill.evaluate import Reference
 from potstill.faults import Run, wrappers
 from potstill.rollout import draw, generator

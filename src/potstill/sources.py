@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from potstill.algorithms.recipe import Recipe
-from potstill.engines import Engine
+from potstill.engines.protocol import Engine
 from potstill.tasks import Task
 from potstill.types import Trajectory
 

@@ -15,10 +15,11 @@ from typing import Any
 
 from potstill import faults
 from potstill.algorithms.recipe import Recipe
-from potstill.cache import CachedTeacher, fingerprint
 from potstill.config import Study
 from potstill.cost import BudgetReached, Ledger
-from potstill.engines import Engine, inform, open_engine
+from potstill.engines.cached_teacher import CachedTeacher, fingerprint
+from potstill.engines.protocol import Engine
+from potstill.engines.registry import inform, open_engine
 from potstill.engines.routed import check_routes
 from potstill.errors import NonFinite, PotstillError, StorageError, writing
 from potstill.evaluate import Reference, evaluate

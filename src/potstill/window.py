@@ -33,7 +33,7 @@ def check_window(
     """
     from transformers import AutoConfig, AutoTokenizer
 
-    from potstill.engines.loading import read_pretrained
+    from potstill.engines.torch.loading import read_pretrained
 
     trust = {"trust_remote_code": trust_remote_code}
     config = read_pretrained(AutoConfig, teacher, **trust).get_text_config()

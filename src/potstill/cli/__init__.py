@@ -13,7 +13,7 @@ import sys
 from potstill.cli import reading, running  # noqa: F401 - they add their commands to the app
 from potstill.cli.parts import app
 from potstill.cost import BudgetReached
-from potstill.engines import one_of_several
+from potstill.engines.host import one_of_several
 from potstill.errors import PotstillError
 
 __all__ = ["app", "main"]
@@ -43,7 +43,8 @@ def main() -> None:
 
 def _take_part() -> None:
     """The first process runs the command; the others are the rest of its engine, until it ends."""
-    from potstill.engines import cross, processes
+    from potstill.engines.cross_tokenizer import engine as cross
+    from potstill.engines.torch import distributed as processes
 
     if os.environ["RANK"] == "0":
         processes.dismiss_at_exit()

@@ -271,6 +271,6 @@ def zoo_save(
 
     Example: [bold]potstill zoo save tiny-qwen --out runs/models[/]
     """
-    from potstill.zoo.save import save_pair
+    from potstill.engines.zoo.save import save_pair
 
     print(save_pair(pair, out, dtype))

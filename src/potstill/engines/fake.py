@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import load_file, save_file
 
-from potstill.engines import ENGINES, host_memory
+from potstill.engines.host import host_memory
+from potstill.engines.registry import ENGINES
 from potstill.errors import NonFinite
 from potstill.tasks.rendering import Messages, plain
 from potstill.types import Datum, Floats, Ids, Outlook, Role, Sample, StepStats, Term

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from potstill.engines import Engine
 from potstill.engines.known import Known
+from potstill.engines.protocol import Engine
 from potstill.tasks.context.builder import Briefing
 from potstill.tasks.rendering import Messages
 from potstill.types import (

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from potstill.engines import Engine
+from potstill.engines.protocol import Engine
 from potstill.errors import PotstillError
 from potstill.types import Ids
 

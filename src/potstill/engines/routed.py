@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from potstill.engines import Engine
 from potstill.engines.known import Known
+from potstill.engines.protocol import Engine
 from potstill.errors import PotstillError, did_you_mean
 from potstill.tasks import Task
 from potstill.tasks.rendering import Messages

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from potstill.algorithms.recipe import Recipe
-from potstill.engines import Engine
+from potstill.engines.protocol import Engine
 from potstill.errors import PotstillError, did_you_mean
 from potstill.faults import wrappers
 from potstill.faults.vocabulary import permuted_teacher

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from potstill.algorithms.losses import REVERSE_KL_SAMPLED
-from potstill.engines import Engine, Wrapper
+from potstill.engines.protocol import Engine, Wrapper
 from potstill.types import Datum, Floats, Ids, Role, Sample, StepStats, Term
 
 

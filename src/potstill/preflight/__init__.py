@@ -22,7 +22,7 @@ import numpy as np
 from potstill import objective
 from potstill.algorithms.losses import CROSSING, FAULTY, GOLD_HINT, REVERSE_KL, REVERSE_KL_SAMPLED
 from potstill.algorithms.recipe import Recipe
-from potstill.engines import Engine, Wrapper
+from potstill.engines.protocol import Engine, Wrapper
 from potstill.errors import writing
 from potstill.evaluate import evaluate
 from potstill.faults import FAULTS, Run

@@ -17,9 +17,9 @@ from itertools import pairwise
 
 from potstill import objective
 from potstill.algorithms.recipe import Recipe
-from potstill.algorithms.schedules import Schedule, constant, linear, switch
+from potstill.algorithms.schedules import Schedule, constant
 from potstill.cost import Spent, total
-from potstill.engines import Engine
+from potstill.engines.protocol import Engine
 from potstill.evaluate import Reference, evaluate
 from potstill.faults import Run
 from potstill.meter import Aside, Metered

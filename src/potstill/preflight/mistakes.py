@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from potstill.engines import Engine
+from potstill.engines.protocol import Engine
 from potstill.preflight.reference import Terms, moments, reference, trained_mask
 from potstill.types import Floats, Ids, Role, Rows, Trajectory
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from potstill.engines import Engine
+from potstill.engines.protocol import Engine
 from potstill.types import Datum, Floats, Loss, Role, Rows, Trajectory
 
 Terms = Sequence[tuple[Loss, float]]  # losses with their factors

@@ -9,7 +9,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from potstill import stats, zoo
+from potstill import stats
+from potstill.engines import zoo
 from potstill.faults import FAULTS
 from potstill.report import bundle, numbers
 from potstill.report.bundle import data_block

@@ -6,7 +6,7 @@ below 0.05. Nothing here explains a difference: that is the diagnosis's work.
 
 from __future__ import annotations
 
-from potstill import zoo
+from potstill.engines import zoo
 from potstill.report import trap
 from potstill.report.data import StudyData
 from potstill.stats import BASELINE, Difference

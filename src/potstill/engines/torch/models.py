@@ -18,9 +18,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from potstill.engines import host_memory
-from potstill.engines.limits import gpu_memory
-from potstill.engines.loading import (
+from potstill.engines.host import host_memory
+from potstill.engines.torch.distributed import Team
+from potstill.engines.torch.fsdp import Sharded, gathered, shared_out
+from potstill.engines.torch.loading import (
     Pair,
     add_lora,
     autocast,
@@ -28,8 +29,7 @@ from potstill.engines.loading import (
     export_student,
     load_model,
 )
-from potstill.engines.processes import Team
-from potstill.engines.sharding import Sharded, gathered, shared_out
+from potstill.engines.torch.roofline import gpu_memory
 from potstill.errors import PotstillError
 from potstill.types import ModelSpec, Role, is_teacher
 

@@ -29,8 +29,8 @@ import torch.distributed as dist
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from potstill.engines import one_of_several
-from potstill.engines.batching import SPARE, deal, micro_batches
+from potstill.engines.host import one_of_several
+from potstill.engines.torch.batching import SPARE, deal, micro_batches
 from potstill.errors import NonFinite, PotstillError
 
 Found = TypeVar("Found")

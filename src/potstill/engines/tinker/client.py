@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from potstill.engines.connection import (
+from potstill.engines.tinker.connection import (
     PATIENCE,
     Unreachable,
     base_models,

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from potstill.align import Places, Token, inside_a_character
+from potstill.engines.cross_tokenizer.alignment import Places, Token, inside_a_character
 from potstill.errors import PotstillError
 from potstill.types import Ids
 

@@ -18,10 +18,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from potstill.engines import ENGINES, host_memory
-from potstill.engines.conformance import facts_of, sampler_facts_of
-from potstill.engines.loading import Pair
-from potstill.engines.service import Row, Sampler, Service, Trainer
+from potstill.engines.host import host_memory
+from potstill.engines.registry import ENGINES
+from potstill.engines.tinker.client import Row, Sampler, Service, Trainer
+from potstill.engines.tinker.conformance import facts_of, sampler_facts_of
+from potstill.engines.torch.loading import Pair
 from potstill.errors import NonFinite, PotstillError
 from potstill.tasks.rendering import Messages, render
 from potstill.types import Datum, Floats, Ids, Outlook, Role, Rows, Sample, StepStats, Term

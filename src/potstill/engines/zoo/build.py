@@ -27,8 +27,8 @@ from transformers import (
     Qwen3Config,
 )
 
-from potstill import zoo
-from potstill.engines import inform, open_engine
+from potstill.engines import zoo
+from potstill.engines.registry import inform, open_engine
 from potstill.evaluate import evaluate
 from potstill.settings import Pair
 from potstill.tasks.arithmetic import Arithmetic

@@ -21,16 +21,16 @@ import torch
 import transformers
 
 from potstill.algorithms.losses import CROSSING, LOSSES, cross_entropy
-from potstill.engines.heads import States, beside, read
-from potstill.engines.limits import Machine, least_decoding, measure, size_of
-from potstill.engines.loading import Pair
-from potstill.engines.models import Models, one_device_each
-from potstill.engines.processes import ALONE, Team
-from potstill.engines.sampling import generate
-from potstill.engines.sharding import gathered
-from potstill.engines.terms import Columns, Tally, flat, idle, needs_rows, outlook, take
+from potstill.engines.flops import Size
+from potstill.engines.torch.distributed import ALONE, Team
+from potstill.engines.torch.fsdp import gathered
+from potstill.engines.torch.lm_head import States, beside, read
+from potstill.engines.torch.loading import Pair
+from potstill.engines.torch.loss_terms import Columns, Tally, flat, idle, needs_rows, outlook, take
+from potstill.engines.torch.models import Models, one_device_each
+from potstill.engines.torch.roofline import Machine, least_decoding, measure, size_of
+from potstill.engines.torch.sampling import generate
 from potstill.errors import NonFinite
-from potstill.flops import Size
 from potstill.tasks.rendering import Messages, render
 from potstill.types import (
     Datum,

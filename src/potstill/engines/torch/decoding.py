@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 from transformers import DynamicCache
 
-from potstill.engines.loading import without_adapters
+from potstill.engines.torch.loading import without_adapters
 
 FAMILIES = frozenset({"llama", "qwen2", "qwen3"})
 ROPES = frozenset({"default", "linear", "llama3"})  # tables that do not depend on the length

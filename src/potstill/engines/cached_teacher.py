@@ -16,7 +16,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from potstill.engines import Engine, Wrapper
+from potstill.engines.protocol import Engine, Wrapper
 from potstill.errors import writing
 from potstill.types import Ids, Role, Sample, is_teacher
 

@@ -15,8 +15,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from potstill.engines.connection import settle
-from potstill.engines.service import Row, Sampler, Service, Trainer
+from potstill.engines.tinker.client import Row, Sampler, Service, Trainer
+from potstill.engines.tinker.connection import settle
 from potstill.errors import PotstillError
 from potstill.types import Floats, Ids
 

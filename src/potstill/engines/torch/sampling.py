@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from potstill.engines.decoding import begin
+from potstill.engines.torch.decoding import begin
 from potstill.types import Floats, Ids, Sample, pad_left
 
 

@@ -24,11 +24,19 @@ from typing import Any
 import numpy as np
 
 from potstill.algorithms.losses import CROSSED, CROSSING, GOLD_HINT, LOSSES
-from potstill.align import Span, after, align, common, credited, places, shares
-from potstill.engines.processes import opened
-from potstill.engines.torch import TorchEngine
+from potstill.engines.cross_tokenizer.alignment import (
+    Span,
+    after,
+    align,
+    common,
+    credited,
+    places,
+    shares,
+)
+from potstill.engines.cross_tokenizer.token_bytes import Spelling, shared
+from potstill.engines.torch.distributed import opened
+from potstill.engines.torch.engine import TorchEngine
 from potstill.errors import PotstillError
-from potstill.spelling import Spelling, shared
 from potstill.tasks.rendering import Messages, render
 from potstill.types import (
     Beside,

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from potstill.engines.loading import without_adapters
+from potstill.engines.torch.loading import without_adapters
 from potstill.types import Datum, Ids, ModelSpec, Role
 
 SLICE = 1 << 25  # most entries of a slice of logits: 128 MB in float32; eightfold on a GPU

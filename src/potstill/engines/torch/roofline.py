@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from potstill.engines.loading import without_adapters
-from potstill.flops import Size
+from potstill.engines.flops import Size
+from potstill.engines.torch.loading import without_adapters
 
 SECONDS = 0.3  # how long each measurement repeats
 

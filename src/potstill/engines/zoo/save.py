@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from potstill import zoo
+from potstill.engines import zoo
 from potstill.errors import PotstillError, did_you_mean, writing
 
 DTYPES = ("float32", "bfloat16", "float16")

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Partial, Shard, distribute_tensor
 
-from potstill.engines.loading import without_adapters
-from potstill.engines.processes import Team
+from potstill.engines.torch.distributed import Team
+from potstill.engines.torch.loading import without_adapters
 from potstill.errors import PotstillError
 from potstill.types import ModelSpec
 

@@ -1,0 +1,1 @@
+"""A teacher of another tokenizer: alignment of bytes, and the engine that translates."""

@@ -1,0 +1,1 @@
+"""The Tinker engine: LoRA on a training service, hosted or your own."""
