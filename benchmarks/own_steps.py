@@ -11,9 +11,9 @@ import numpy as np
 from benchmarks.beside import Work, peak_memory, serve
 from potstill import METHODS, open_engine
 from potstill.engines.protocol import Engine
-from potstill.objective import build
-from potstill.rollout import Limits, collect
-from potstill.types import Problem, Trajectory
+from potstill.training.objective import build
+from potstill.training.rollout import collect
+from potstill.types import Limits, Problem, Trajectory
 
 
 def step(engine: Engine, job: dict[str, Any], at: int) -> dict[str, float]:

@@ -25,12 +25,16 @@ from rich.progress import track
 
 from potstill.cli.parts import print_table, study_of
 from potstill.config import Study
-from potstill.cost import Spent, total
 from potstill.launch import checked, fill, predict
 from potstill.store import StudyFolder, cells_of
 from potstill.study import preflight_pair, run_cell
+from potstill.training.spending import Spent, total
 
-CLOCKS = ("potstill.meter", "potstill.preflight.estimate", "potstill.engines.torch.engine")
+CLOCKS = (
+    "potstill.training.metering",
+    "potstill.preflight.estimate",
+    "potstill.engines.torch.engine",
+)
 Told = Mapping[str, Mapping[str, Spent]]  # pair -> method -> one run
 
 

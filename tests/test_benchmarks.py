@@ -168,8 +168,8 @@ def test_children_answer_in_turn() -> None:
 def test_predictions_are_held_against_what_runs_took(tmp_path: Path) -> None:
     from benchmarks.prediction import compare
 
-    from potstill.cost import Spent
     from potstill.store import cells_of
+    from potstill.training.spending import Spent
     from studies import small_study, write_study
 
     study = small_study()

@@ -22,11 +22,11 @@ from conftest import toy_table
 from potstill import launch
 from potstill.cluster import Cluster, address, crew, opened
 from potstill.config import Study, read_study
-from potstill.cost import BudgetReached, Spent
 from potstill.errors import PotstillError
 from potstill.pool import Processes
 from potstill.remote import Mirror
 from potstill.store import StudyFolder, cells_of
+from potstill.training.spending import BudgetReached, Spent
 from test_cli import call, refused
 
 pytestmark = pytest.mark.cluster

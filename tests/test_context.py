@@ -14,7 +14,6 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from conftest import toy_table, write_toy
-from potstill import checkpoint
 from potstill.algorithms.losses import REVERSE_KL
 from potstill.algorithms.methods import METHODS
 from potstill.algorithms.recipe import Recipe, Replay
@@ -26,11 +25,7 @@ from potstill.engines.protocol import bare, reads
 from potstill.engines.registry import inform, open_engine
 from potstill.engines.torch.engine import TorchEngine
 from potstill.errors import PotstillError
-from potstill.evaluate import evaluate
 from potstill.listing import listing
-from potstill.loop import Memory, train
-from potstill.objective import build
-from potstill.rollout import Limits, collect, draw
 from potstill.settings import Eval, Pair, Train
 from potstill.store import Cell, StudyFolder
 from potstill.study import prepare, run_cell
@@ -40,7 +35,12 @@ from potstill.tasks.context import read_context
 from potstill.tasks.context.builder import Briefing
 from potstill.tasks.context.retrieval import Search
 from potstill.tasks.rendering import render
-from potstill.types import Problem
+from potstill.training import checkpoint
+from potstill.training.evaluation import evaluate
+from potstill.training.loop import Memory, train
+from potstill.training.objective import build
+from potstill.training.rollout import collect, draw
+from potstill.types import Limits, Problem
 
 TASK = Arithmetic(train_size=200, test_size=60)
 HINT = {"hint": {"template": "Hint:\n{hint}\n{question}"}}

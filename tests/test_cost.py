@@ -11,12 +11,12 @@ from typer.testing import CliRunner
 from conftest import toy_table
 from potstill.cli import app
 from potstill.config import Study, read_study
-from potstill.cost import BudgetReached, Ledger, Spent, excess, total
 from potstill.errors import PotstillError
 from potstill.launch import checked, fill, predict
 from potstill.pool import Pool
 from potstill.settings import Budget, Price
 from potstill.store import Cell, CellFolder, StudyFolder, cells_of
+from potstill.training.spending import BudgetReached, Ledger, Spent, excess, total
 
 PRICE = Price(hour=2.0, prompt=1.0, student_sampled=3.0, teacher_scored=5.0, trained=7.0)
 
@@ -88,7 +88,7 @@ def test_what_was_done_twice_is_paid_twice(tmp_path: Path, looks_at_once: None) 
 
 @pytest.fixture
 def looks_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    from potstill import cost
+    from potstill.training import spending as cost
 
     monkeypatch.setattr(cost, "EVERY", 0.0)
 

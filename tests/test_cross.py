@@ -25,14 +25,14 @@ from potstill.engines.protocol import bare
 from potstill.engines.registry import open_engine
 from potstill.engines.torch.engine import TorchEngine
 from potstill.errors import PotstillError
-from potstill.evaluate import evaluate
-from potstill.loop import Memory, train
-from potstill.objective import build
-from potstill.rollout import Limits, collect
 from potstill.settings import Eval, Train
 from potstill.study import preflight_pair
 from potstill.tasks import load_task
-from potstill.types import Datum, Loss, Trajectory
+from potstill.training.evaluation import evaluate
+from potstill.training.loop import Memory, train
+from potstill.training.objective import build
+from potstill.training.rollout import collect
+from potstill.types import Datum, Limits, Loss, Trajectory
 
 SAMPLED = "reverse_kl_sampled"
 TASK = load_task("arithmetic")

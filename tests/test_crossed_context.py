@@ -17,12 +17,12 @@ from potstill.config import read_study
 from potstill.engines import zoo
 from potstill.engines.informed import Informed
 from potstill.engines.registry import open_engine
-from potstill.loop import Memory, train
-from potstill.rollout import Limits, collect
 from potstill.settings import Eval, Pair, Train
 from potstill.study import preflight_pair
 from potstill.tasks import load_task
-from potstill.types import Trajectory
+from potstill.training.loop import Memory, train
+from potstill.training.rollout import collect
+from potstill.types import Limits, Trajectory
 
 SAMPLED = "reverse_kl_sampled"
 TASK = load_task("arithmetic")

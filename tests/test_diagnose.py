@@ -19,12 +19,12 @@ from potstill.diagnose import OTHERS, Finding, diagnose, healthy_until
 from potstill.engines.registry import open_engine
 from potstill.errors import PotstillError
 from potstill.faults import FAULTS, PUBLISHED
-from potstill.loop import train
 from potstill.settings import Eval, Train
 from potstill.signals import repetition
 from potstill.store import Cell, StudyFolder
 from potstill.study import run_cell
 from potstill.tasks import load_task
+from potstill.training.loop import train
 
 # Deviations that a fake engine or a random model can show, with a method that each touches.
 NAMED = {

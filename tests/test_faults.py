@@ -16,16 +16,17 @@ from potstill.config import load_study, read_study
 from potstill.engines.fake import EOS, FakeEngine
 from potstill.engines.protocol import Wrapper, bare
 from potstill.errors import PotstillError
-from potstill.faults import FAULTS, PUBLISHED, Run, apply
-from potstill.loop import Memory, train
-from potstill.objective import build
+from potstill.faults import FAULTS, PUBLISHED, apply
 from potstill.pool import Pool
 from potstill.report import as_text, write_report
-from potstill.rollout import Limits, collect
 from potstill.settings import Eval, Train
 from potstill.store import Cell, StudyFolder, cells_of
 from potstill.tasks import load_task
-from potstill.types import Datum, Problem, StepStats
+from potstill.training.loop import Memory, train
+from potstill.training.objective import build
+from potstill.training.rollout import collect
+from potstill.training.run import Run
+from potstill.types import Datum, Limits, Problem, StepStats
 
 STUDIES = Path(__file__).parents[1] / "studies"
 

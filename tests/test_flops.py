@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from potstill.cost import Spent, total
 from potstill.engines.fake import FakeEngine
 from potstill.engines.flops import Size, Work
 from potstill.engines.registry import open_engine
-from potstill.meter import Metered
+from potstill.training.metering import Metered
+from potstill.training.spending import Spent, total
 from potstill.types import Datum, Loss, ModelSpec, Term
 
 

@@ -14,12 +14,12 @@ from potstill.config import read_study
 from potstill.engines.fake import FakeEngine
 from potstill.engines.torch.engine import TorchEngine
 from potstill.errors import PotstillError
-from potstill.loop import Memory, train
-from potstill.rollout import Limits, collect, generator
 from potstill.settings import Eval, Train
 from potstill.study import preflight_pair
 from potstill.tasks import load_task
-from potstill.types import Problem
+from potstill.training.loop import Memory, train
+from potstill.training.rollout import collect, generator
+from potstill.types import Limits, Problem
 
 LIMITS = Limits(10, 1.0, 1.0)
 PROBLEMS = [Problem(str(i), f"Tom has {i} apples", "0") for i in range(8)]

@@ -10,12 +10,12 @@ import pytest
 
 from potstill import METHODS, open_engine
 from potstill.config import Study
-from potstill.loop import Memory
-from potstill.meter import Metered
-from potstill.objective import build
-from potstill.rollout import Limits, collect
 from potstill.tasks import load_task
-from potstill.types import ACTIVITIES
+from potstill.training.loop import Memory
+from potstill.training.metering import Metered
+from potstill.training.objective import build
+from potstill.training.rollout import collect
+from potstill.types import ACTIVITIES, Limits
 
 
 def fake(study: Study) -> Metered:
@@ -72,7 +72,7 @@ def test_the_optimizer_is_clocked_apart(models: Path) -> None:
 
 
 def test_a_run_records_every_activity(toy: Study) -> None:
-    from potstill.loop import train
+    from potstill.training.loop import train
 
     engine, task = open_engine("fake", toy.models["toy"]), load_task(**toy.task)
     trained = train(METHODS["mixture"], engine, task, toy.train, toy.eval, recorder=Memory())

@@ -16,13 +16,14 @@ from potstill.algorithms.schedules import linear
 from potstill.config import read_study
 from potstill.engines.fake import FakeEngine
 from potstill.errors import PotstillError
-from potstill.loop import Memory, train
-from potstill.objective import build
-from potstill.rollout import Buffer, Limits, collect
 from potstill.settings import Eval, Train
 from potstill.store import cells_of
 from potstill.tasks import load_task
-from potstill.types import Datum, Problem
+from potstill.training.loop import Memory, train
+from potstill.training.objective import build
+from potstill.training.replay import Buffer
+from potstill.training.rollout import collect
+from potstill.types import Datum, Limits, Problem
 
 STEPS, BATCH, TOKENS = 20, 10, 24
 LIMITS = Limits(TOKENS, 1.0, 1.0)

@@ -10,17 +10,17 @@ from pathlib import Path
 import pytest
 
 from conftest import toy_table
-from potstill import checkpoint
 from potstill import remote as remote_module
 from potstill.cluster import loan, node
 from potstill.cluster.loan import Loan, Lost
 from potstill.config import Study, read_study
-from potstill.cost import BudgetReached
 from potstill.engines.fake import FakeEngine
 from potstill.errors import PotstillError, StorageError
 from potstill.remote import Mirror, Remote, source
 from potstill.store import Cell, CellFolder, StudyFolder, to_json
 from potstill.study import run_cell
+from potstill.training import checkpoint
+from potstill.training.spending import BudgetReached
 
 CELL = Cell("toy", "on_policy_gkd", 0)
 

@@ -529,7 +529,7 @@ def test_a_report_needs_no_engine(written: Report) -> None:
         "import sys; from pathlib import Path; import potstill.report as r;"
         "early = {'scipy', 'plotly', 'matplotlib', 'jinja2'} & set(sys.modules);"
         f"r.write_report(Path({str(written.html.parent)!r}));"
-        "late = {'torch', 'transformers', 'matplotlib', 'potstill.loop', 'potstill.study',"
+        "late = {'torch', 'transformers', 'matplotlib', 'potstill.training.loop', 'potstill.study',"
         " 'potstill.engines.torch.engine', 'potstill.engines.fake'} & set(sys.modules);"
         "print(early | late)"
     )

@@ -20,16 +20,17 @@ from potstill.engines.registry import open_engine
 from potstill.engines.routed import Routed
 from potstill.engines.torch.engine import TorchEngine
 from potstill.errors import PotstillError
-from potstill.loop import Memory, train
-from potstill.objective import build
 from potstill.report import as_markdown, write_report
 from potstill.report.data import load
 from potstill.report.routes import routes
-from potstill.rollout import Limits, collect
 from potstill.settings import Eval, Pair, Train
 from potstill.store import Cell, StudyFolder
 from potstill.study import preflight_pair, prepare, run_cell
 from potstill.tasks import Task, load_task
+from potstill.training.loop import Memory, train
+from potstill.training.objective import build
+from potstill.training.rollout import collect
+from potstill.types import Limits
 from studies import small_study, write_study
 
 LIMITS = Limits(8, 1.0, 1.0)

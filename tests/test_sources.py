@@ -17,15 +17,15 @@ from potstill.config import read_study
 from potstill.engines.fake import FakeEngine
 from potstill.engines.torch.engine import TorchEngine
 from potstill.errors import PotstillError
-from potstill.loop import Memory, train
-from potstill.objective import build, losses_for
 from potstill.preflight.reference import observed, reference
-from potstill.rollout import Limits, collect
 from potstill.settings import Eval, Train
-from potstill.sources import MEMORY, Judge
 from potstill.study import preflight_pair
 from potstill.tasks import load_task
-from potstill.types import Problem, Trajectory
+from potstill.training.filtering import MEMORY, Judge
+from potstill.training.loop import Memory, train
+from potstill.training.objective import build, losses_for
+from potstill.training.rollout import collect
+from potstill.types import Limits, Problem, Trajectory
 
 SETTINGS = Train(steps=8, batch_size=10, max_tokens=24, learning_rate=0.3, checkpoint_every=3)
 GRADING = Eval(every=4, problems=20, probe=8, probe_every=2)

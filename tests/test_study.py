@@ -15,13 +15,13 @@ import pytest
 import tomli_w
 
 from conftest import toy_table
-from potstill import checkpoint
 from potstill.config import Study, read_study
 from potstill.engines.fake import FakeEngine
 from potstill.errors import NonFinite, PotstillError, StorageError
 from potstill.pool import Pool
 from potstill.store import Cell, CellFolder, StudyFolder, cells_of, write_text
 from potstill.study import prepare, run_cell
+from potstill.training import checkpoint
 from potstill.types import Trajectory
 
 KEPT = ("metrics.jsonl", "examples.jsonl")

@@ -19,10 +19,10 @@ from potstill.engines.registry import open_engine
 from potstill.engines.tinker import connection
 from potstill.engines.tinker.connection import check_sdk, connect
 from potstill.errors import PotstillError
-from potstill.objective import build
-from potstill.rollout import Limits, collect
 from potstill.settings import Pair
-from potstill.types import Datum, Loss, Problem, Term
+from potstill.training.objective import build
+from potstill.training.rollout import collect
+from potstill.types import Datum, Limits, Loss, Problem, Term
 
 SAMPLED = Loss("reverse_kl_sampled")
 

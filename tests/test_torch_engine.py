@@ -19,9 +19,9 @@ from potstill.engines.torch import loss_terms as terms
 from potstill.engines.torch.batching import micro_batches
 from potstill.engines.torch.engine import TorchEngine
 from potstill.errors import PotstillError
-from potstill.objective import build
-from potstill.rollout import Limits, collect
-from potstill.types import Datum, Loss, ModelSpec, Problem
+from potstill.training.objective import build
+from potstill.training.rollout import collect
+from potstill.types import Datum, Limits, Loss, ModelSpec, Problem
 
 
 def open_pair(models: Path, family: str = "qwen", **settings: object) -> TorchEngine:

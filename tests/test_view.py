@@ -16,11 +16,11 @@ from typer.testing import CliRunner
 from conftest import toy_table
 from potstill.cli import app
 from potstill.config import Study, read_study
-from potstill.cost import Spent
 from potstill.errors import PotstillError
 from potstill.pool import Pool
 from potstill.snapshot import Watcher
 from potstill.store import Cell, StudyFolder, cells_of
+from potstill.training.spending import Spent
 from potstill.view import View, running
 from studies import small_study, write_study
 

@@ -32,7 +32,7 @@ _NAMES = {
     "load_study": "config",
     "load_task": "tasks",
     "open_engine": "engines.registry",
-    "train": "loop",
+    "train": "training.loop",
     "PotstillError": "errors",
 }
 

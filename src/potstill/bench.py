@@ -25,13 +25,13 @@ from potstill.algorithms.schedules import constant
 from potstill.config import Study
 from potstill.engines.host import one_of_several
 from potstill.errors import PotstillError
-from potstill.objective import build, losses_for
-from potstill.rollout import Limits, collect, draw
 from potstill.settings import Train
 from potstill.store import Cell
 from potstill.study import open_study_engine
 from potstill.tasks import load_task
-from potstill.types import Problem
+from potstill.training.objective import build, losses_for
+from potstill.training.rollout import collect, draw
+from potstill.types import Limits, Problem
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ from rich.console import Console
 
 from potstill.cluster import check_place, opened
 from potstill.config import Study
-from potstill.cost import Spent, excess, total
 from potstill.engines.host import one_of_several
 from potstill.errors import PotstillError
 from potstill.pool import Processes
@@ -22,6 +21,7 @@ from potstill.remote import Mirror
 from potstill.store import StudyFolder, cells_of
 from potstill.study import prepare
 from potstill.track.follow import following
+from potstill.training.spending import Spent, excess, total
 from potstill.view import View
 from potstill.where import Place, Results
 

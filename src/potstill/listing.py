@@ -15,7 +15,6 @@ from potstill.algorithms.methods import METHODS
 from potstill.algorithms.recipe import Recipe
 from potstill.algorithms.schedules import SHAPES
 from potstill.config import Study, parse_value
-from potstill.cost import Spent, total
 from potstill.diagnose import SIGNALS, Finding, diagnose, failure, meaning
 from potstill.engines import zoo
 from potstill.errors import PotstillError, did_you_mean
@@ -25,6 +24,7 @@ from potstill.settings import Pair, Price
 from potstill.store import CellFolder, cells_of, to_json
 from potstill.tasks import TASKS, Task, load_task
 from potstill.trackers import TRACKERS
+from potstill.training.spending import Spent, total
 
 
 def _methods() -> list[dict[str, Any]]:
@@ -186,8 +186,8 @@ def grade_model(
     from scipy.stats import binomtest
 
     from potstill.engines.registry import open_engine
-    from potstill.evaluate import evaluate
     from potstill.store import example, write_text
+    from potstill.training.evaluation import evaluate
 
     threads = 1 if path != model else 0  # an embedded model is too small for more
     engine = open_engine("torch", Pair(student=path, teacher=path), threads=threads)

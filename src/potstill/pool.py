@@ -20,13 +20,13 @@ from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 from potstill.config import Study, read_study
-from potstill.cost import BudgetReached
 from potstill.engines import zoo
 from potstill.errors import PotstillError, StorageError
 from potstill.preflight import Check
 from potstill.store import Cell, StudyFolder, cells_of
 from potstill.study import preflight_pair
 from potstill.tasks import load_task
+from potstill.training.spending import BudgetReached
 from potstill.where import LEAVING, Results, afford, give_up, ready, take, unfinished, work
 
 DEATHS = 2  # a cell whose worker died this often has failed

@@ -20,13 +20,15 @@ from typing import Any
 
 import numpy as np
 
-from potstill import diagnose, objective
+from potstill import diagnose
 from potstill.diagnose import Finding
 from potstill.engines.protocol import Engine
-from potstill.evaluate import Reference
-from potstill.faults import Run, wrappers
-from potstill.rollout import draw, generator
+from potstill.faults import wrappers
 from potstill.settings import Eval, Train
+from potstill.training import objective
+from potstill.training.evaluation import Reference
+from potstill.training.rollout import draw, generator
+from potstill.training.run import Run
 from potstill.types import Floats, Ids, Loss, Sample, StepStats, Trajectory
 
 TOLERANCE = 1e-3  # relative and in tenths of it absolute: two passes over the same batch

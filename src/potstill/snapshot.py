@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from potstill.config import Study
-from potstill.cost import Spent, total
 from potstill.store import REFERENCES, Cell, Lines, StudyFolder
+from potstill.training.spending import Spent, total
 
 
 @dataclass

@@ -38,9 +38,9 @@ import filelock
 import tomli_w
 
 from potstill.config import Study
-from potstill.cost import Ledger, Spent
 from potstill.errors import PotstillError, writing
 from potstill.provenance import provenance
+from potstill.training.spending import Ledger, Spent
 from potstill.types import Evaluation
 
 REFERENCES = ("untrained", "teacher")

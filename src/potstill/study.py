@@ -16,16 +16,11 @@ from typing import Any
 from potstill import faults
 from potstill.algorithms.recipe import Recipe
 from potstill.config import Study
-from potstill.cost import BudgetReached, Ledger
 from potstill.engines.cached_teacher import CachedTeacher, fingerprint
 from potstill.engines.protocol import Engine
 from potstill.engines.registry import inform, open_engine
 from potstill.engines.routed import check_routes
 from potstill.errors import NonFinite, PotstillError, StorageError, writing
-from potstill.evaluate import Reference, evaluate
-from potstill.faults import Run
-from potstill.loop import train
-from potstill.meter import Aside
 from potstill.preflight import Check, Desk, preflight
 from potstill.provenance import provenance
 from potstill.store import (
@@ -37,6 +32,11 @@ from potstill.store import (
 )
 from potstill.tasks import Task, check_disjoint, load_task
 from potstill.tasks.context.builder import Briefing
+from potstill.training.evaluation import Reference, evaluate
+from potstill.training.loop import train
+from potstill.training.metering import Aside
+from potstill.training.run import Run
+from potstill.training.spending import BudgetReached, Ledger
 from potstill.types import Evaluation, ModelSpec, Role
 from potstill.window import check_window
 

@@ -242,6 +242,15 @@ class Evaluation:
         }
 
 
+@dataclass(frozen=True)
+class Limits:
+    """How completions are sampled."""
+
+    max_tokens: int  # per completion, prefix included
+    temperature: float  # the student's
+    teacher_temperature: float
+
+
 def pad_left(rows: Sequence[Ids], fill: int) -> npt.NDArray[np.int64]:
     """Stack id rows to (B, longest), padded on the left."""
     width = max(map(len, rows), default=0)

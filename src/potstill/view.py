@@ -22,12 +22,12 @@ from rich.table import Table
 from rich.text import Text
 
 from potstill.config import Study
-from potstill.cost import Spent
 from potstill.diagnose import Finding, ended
 from potstill.settings import Price
 from potstill.snapshot import Running, Snapshot, Watcher
 from potstill.store import REFERENCES, Cell, StudyFolder
 from potstill.track.follow import troubles
+from potstill.training.spending import Spent
 
 BARS = "▁▂▃▄▅▆▇█"
 LONGEST = 24  # bars of a trend

@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 from potstill.config import Study
-from potstill.cost import BudgetReached, Ledger
 from potstill.preflight import Check
 from potstill.provenance import provenance
 from potstill.store import REFERENCES, Cell, StudyFolder
 from potstill.study import run_cell
 from potstill.tasks import Task
+from potstill.training.spending import BudgetReached, Ledger
 
 Results = dict[Cell, dict[str, Any]]
 

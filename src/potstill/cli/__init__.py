@@ -12,9 +12,9 @@ import sys
 
 from potstill.cli import reading, running  # noqa: F401 - they add their commands to the app
 from potstill.cli.parts import app
-from potstill.cost import BudgetReached
 from potstill.engines.host import one_of_several
 from potstill.errors import PotstillError
+from potstill.training.spending import BudgetReached
 
 __all__ = ["app", "main"]
 

@@ -112,10 +112,10 @@ def study(
 
     Example: [bold]potstill study studies/full.toml --workers 2 train.steps=50 seeds=0,1,2[/]
     """
-    from potstill.cost import BudgetReached
     from potstill.launch import fill
     from potstill.remote import Mirror, is_url
     from potstill.report import write_report
+    from potstill.training.spending import BudgetReached
 
     chosen = study_of(words)
     mirror = Mirror(out) if out and is_url(out) else None

@@ -22,11 +22,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from potstill import checkpoint
-from potstill.cost import BudgetReached
 from potstill.errors import StorageError
 from potstill.remote import GROWING, MARK, RESULT, SPENT, STOP, Patience, Remote
 from potstill.store import Cell, CellFolder, StudyFolder
+from potstill.training import checkpoint
+from potstill.training.spending import BudgetReached
 
 BEAT = 3.0  # seconds between changes of the mark
 ABANDONED = 30.0  # a mark that has not changed for so many seconds belongs to nobody

@@ -24,18 +24,8 @@ from potstill.errors import PotstillError, did_you_mean
 from potstill.faults import wrappers
 from potstill.faults.vocabulary import permuted_teacher
 from potstill.tasks import Task
+from potstill.training.run import Run
 from potstill.types import Loss, Problem
-
-
-@dataclass(frozen=True)
-class Run:
-    """What one cell is about to be trained with: what faults may change."""
-
-    recipe: Recipe
-    engine: Engine
-    task: Task
-    seed: int
-
 
 Hook = Callable[[Run], Run]
 

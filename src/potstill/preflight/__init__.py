@@ -19,20 +19,21 @@ from typing import Any, Literal
 
 import numpy as np
 
-from potstill import objective
 from potstill.algorithms.losses import CROSSING, FAULTY, GOLD_HINT, REVERSE_KL, REVERSE_KL_SAMPLED
 from potstill.algorithms.recipe import Recipe
 from potstill.engines.protocol import Engine, Wrapper
 from potstill.errors import writing
-from potstill.evaluate import evaluate
-from potstill.faults import FAULTS, Run
+from potstill.faults import FAULTS
 from potstill.preflight import crossed
 from potstill.preflight.estimate import estimate
 from potstill.preflight.mistakes import mistakes
 from potstill.preflight.reference import observed, reference
-from potstill.rollout import Limits, collect, draw, generator
 from potstill.settings import Eval, Train
-from potstill.types import Datum, Loss, Role, Rows, Source, StepStats, Term, Trajectory
+from potstill.training import objective
+from potstill.training.evaluation import evaluate
+from potstill.training.rollout import collect, draw, generator
+from potstill.training.run import Run
+from potstill.types import Datum, Limits, Loss, Role, Rows, Source, StepStats, Term, Trajectory
 
 Status = Literal["passed", "warning", "refused"]
 BATCH = 12  # prompts of a rehearsed step

@@ -15,19 +15,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from potstill import objective
 from potstill.algorithms.recipe import Recipe
 from potstill.algorithms.schedules import Schedule, constant
-from potstill.cost import Spent, total
 from potstill.engines.protocol import Engine
-from potstill.evaluate import Reference, evaluate
-from potstill.faults import Run
-from potstill.meter import Aside, Metered
-from potstill.rollout import Limits, collect, draw
 from potstill.settings import Eval, Train
 from potstill.signals import Monitor
 from potstill.tasks import Task
-from potstill.types import Loss, Role, Source
+from potstill.training import objective
+from potstill.training.evaluation import Reference, evaluate
+from potstill.training.metering import Aside, Metered
+from potstill.training.rollout import collect, draw
+from potstill.training.run import Run
+from potstill.training.spending import Spent, total
+from potstill.types import Limits, Loss, Role, Source
 
 REPEATS = 2  # steps of each kind
 GRADED = (48, 144)  # problems of the two gradings

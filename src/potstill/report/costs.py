@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from potstill.cost import Spent, total
 from potstill.report.data import StudyData
 from potstill.settings import Price
+from potstill.training.spending import Spent, total
 from potstill.types import KINDS
 
 GRADED = "graded"  # the tokens of gradings and probes, prompts among them

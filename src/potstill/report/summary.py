@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 from potstill import stats
 from potstill.algorithms.methods import METHODS
-from potstill.cost import Spent, total
 from potstill.report.costs import costs
 from potstill.report.data import Run, StudyData
 from potstill.report.findings import Grouped, watched
@@ -20,6 +19,7 @@ from potstill.report.verdict import Choice, Evidence, best, choose
 from potstill.settings import Price
 from potstill.stats import Difference, Row
 from potstill.store import REFERENCES
+from potstill.training.spending import Spent, total
 
 Tone = Literal["good", "warn", "bad", "plain"]
 

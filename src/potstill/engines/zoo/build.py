@@ -29,12 +29,12 @@ from transformers import (
 
 from potstill.engines import zoo
 from potstill.engines.registry import inform, open_engine
-from potstill.evaluate import evaluate
 from potstill.settings import Pair
 from potstill.tasks.arithmetic import Arithmetic
 from potstill.tasks.context import read_context
 from potstill.tasks.context.builder import Briefing
 from potstill.tasks.rendering import Messages, render
+from potstill.training.evaluation import evaluate
 from potstill.types import Evaluation, Problem, Role
 
 CHATML = (

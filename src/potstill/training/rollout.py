@@ -10,15 +10,14 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 
 from potstill.algorithms.recipe import Recipe
 from potstill.engines.protocol import Engine
-from potstill.interleave import interleave
-from potstill.types import Problem, Role, Trajectory
+from potstill.training.speculative import interleave
+from potstill.types import Limits, Problem, Role, Trajectory
 
 
 def generator(seed: int, step: int, purpose: str) -> np.random.Generator:
@@ -44,15 +43,6 @@ def _order(size: int, seed: int, epoch: int) -> list[int]:
         _orders.clear()
         _orders[key] = generator(seed, epoch, "order").permutation(size).tolist()
     return _orders[key]
-
-
-@dataclass(frozen=True)
-class Limits:
-    """How completions are sampled."""
-
-    max_tokens: int  # per completion, prefix included
-    temperature: float  # the student's
-    teacher_temperature: float
 
 
 def collect(
@@ -120,25 +110,3 @@ def _write(
             problems, prompts, heads, logprobs, samples, strict=True
         )
     ]
-
-
-class Buffer:
-    """The replay buffer: the newest `capacity` trajectories, drawn with weight 1 + added / step."""
-
-    def __init__(self, capacity: int, entries: Sequence[Trajectory] = ()) -> None:
-        self.capacity = capacity
-        self.entries = list(entries)
-
-    def __len__(self) -> int:
-        return len(self.entries)
-
-    def exchange(self, fresh: list[Trajectory], step: int, seed: int) -> list[Trajectory]:
-        """Add the step's fresh trajectories and draw as many to train on."""
-        if not self.capacity or not (self.entries or fresh):
-            return fresh
-        self.entries = (self.entries + fresh)[-self.capacity :]
-        weights = np.array([1 + entry.version / max(step, 1) for entry in self.entries])
-        rng = generator(seed, step, "replay")
-        size = min(len(fresh), len(self.entries))
-        picks = rng.choice(len(weights), size, replace=False, p=weights / weights.sum())
-        return [self.entries[i] for i in picks]

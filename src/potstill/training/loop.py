@@ -16,21 +16,22 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from potstill import checkpoint, objective
 from potstill.algorithms.recipe import Recipe
-from potstill.cost import BudgetReached
 from potstill.diagnose import Finding
 from potstill.engines.protocol import Engine
 from potstill.errors import PotstillError
-from potstill.evaluate import Examiner, Reference
-from potstill.faults import Run
-from potstill.meter import Metered
-from potstill.rollout import Buffer, Limits, collect, draw
 from potstill.settings import Eval, Train
 from potstill.signals import Monitor
-from potstill.sources import Judge
 from potstill.tasks import Task
-from potstill.types import Evaluation, StepStats, Trajectory
+from potstill.training import checkpoint, objective
+from potstill.training.evaluation import Examiner, Reference
+from potstill.training.filtering import Judge
+from potstill.training.metering import Metered
+from potstill.training.replay import Buffer
+from potstill.training.rollout import collect, draw
+from potstill.training.run import Run
+from potstill.training.spending import BudgetReached
+from potstill.types import Evaluation, Limits, StepStats, Trajectory
 
 
 def train(

@@ -13,15 +13,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from potstill.engines.protocol import Engine
-from potstill.types import Floats, Ids, Role, Trajectory
-
-if TYPE_CHECKING:
-    from potstill.rollout import Limits
+from potstill.types import Floats, Ids, Limits, Role, Trajectory
 
 
 def interleave(

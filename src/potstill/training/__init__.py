@@ -1,0 +1,1 @@
+"""Training: who writes, what is trained on, one optimizer step, evaluation, metering."""
