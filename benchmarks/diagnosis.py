@@ -1,7 +1,7 @@
 """How often is a broken run noticed, how soon, and is the right cause named?
 
 Trains every fault on both embedded pairs over several seeds, and clean runs of all nine methods,
-with pre-flight off; then asks `potstill.diagnose` about each run's rows, and pre-flight about each
+with pre-flight off; then asks `potstill.diagnostics.diagnosis` about each run's rows, and pre-flight about each
 fault. The truth is the held-out accuracy, graded every five steps: a run has collapsed at the first
 of two gradings in a row below a quarter of the untrained accuracy. The thresholds of `diagnose`
 were set on tiny-llama; nothing was tuned on the other pair's runs.
@@ -26,10 +26,11 @@ import numpy as np
 from potstill.algorithms.methods import METHODS
 from potstill.audit import COLLAPSED, Rate
 from potstill.config import Study, read_study
-from potstill.diagnose import CONFIRM, Finding, diagnose, failure
-from potstill.faults import FAULTS, PUBLISHED
+from potstill.diagnostics.diagnosis import CONFIRM, diagnose, failure
+from potstill.diagnostics.faults import FAULTS, PUBLISHED
 from potstill.pool import Pool, preflight_study
 from potstill.store import Cell, StudyFolder, cells_of, write_text
+from potstill.types import Finding
 from potstill.view import View
 
 CLEAN = "clean"

@@ -32,7 +32,7 @@ from potstill.training.spending import Spent, total
 
 CLOCKS = (
     "potstill.training.metering",
-    "potstill.preflight.estimate",
+    "potstill.diagnostics.preflight.estimate",
     "potstill.engines.torch.engine",
 )
 Told = Mapping[str, Mapping[str, Spent]]  # pair -> method -> one run

@@ -13,7 +13,7 @@ from potstill.algorithms.methods import METHODS
 from potstill.audit import ALL, CLEAN, Entry, Rate, matrix, paragraph, study_of, variants, verdicts
 from potstill.cli import app
 from potstill.config import read_study
-from potstill.faults import PUBLISHED
+from potstill.diagnostics.faults import PUBLISHED
 from potstill.report.audit_page import to_markdown
 from potstill.stats import Interval
 

@@ -13,9 +13,9 @@ from benchmarks.diagnosis import CLEAN, TRIED, Labelled, confusion, studies, sum
 
 from potstill import open_engine
 from potstill.algorithms.methods import METHODS
-from potstill.diagnose import Finding
-from potstill.faults import FAULTS
+from potstill.diagnostics.faults import FAULTS
 from potstill.store import Cell
+from potstill.types import Finding
 
 
 def test_every_fault_is_tried_on_methods_that_it_touches() -> None:

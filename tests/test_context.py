@@ -37,8 +37,9 @@ from potstill.tasks.context.retrieval import Search
 from potstill.tasks.rendering import render
 from potstill.training import checkpoint
 from potstill.training.evaluation import evaluate
-from potstill.training.loop import Memory, train
+from potstill.training.loop import train
 from potstill.training.objective import build
+from potstill.training.recorder import Memory
 from potstill.training.rollout import collect, draw
 from potstill.types import Limits, Problem
 

@@ -29,8 +29,9 @@ from potstill.settings import Eval, Train
 from potstill.study import preflight_pair
 from potstill.tasks import load_task
 from potstill.training.evaluation import evaluate
-from potstill.training.loop import Memory, train
+from potstill.training.loop import train
 from potstill.training.objective import build
+from potstill.training.recorder import Memory
 from potstill.training.rollout import collect
 from potstill.types import Datum, Limits, Loss, Trajectory
 

@@ -20,7 +20,8 @@ from potstill.engines.registry import open_engine
 from potstill.settings import Eval, Pair, Train
 from potstill.study import preflight_pair
 from potstill.tasks import load_task
-from potstill.training.loop import Memory, train
+from potstill.training.loop import train
+from potstill.training.recorder import Memory
 from potstill.training.rollout import collect
 from potstill.types import Limits, Trajectory
 

@@ -11,20 +11,21 @@ import pytest
 from typer.testing import CliRunner
 
 from conftest import toy_table
-from potstill import diagnose as diagnosis
 from potstill.algorithms.methods import METHODS
 from potstill.cli import app
 from potstill.config import Study, read_study
-from potstill.diagnose import OTHERS, Finding, diagnose, healthy_until
+from potstill.diagnostics import diagnosis as diagnosis
+from potstill.diagnostics.diagnosis import OTHERS, diagnose, healthy_until, sentence
+from potstill.diagnostics.faults import FAULTS, PUBLISHED
+from potstill.diagnostics.monitor import repetition
 from potstill.engines.registry import open_engine
 from potstill.errors import PotstillError
-from potstill.faults import FAULTS, PUBLISHED
 from potstill.settings import Eval, Train
-from potstill.signals import repetition
 from potstill.store import Cell, StudyFolder
 from potstill.study import run_cell
 from potstill.tasks import load_task
 from potstill.training.loop import train
+from potstill.types import Finding
 
 # Deviations that a fake engine or a random model can show, with a method that each touches.
 NAMED = {
@@ -248,7 +249,7 @@ class TestCommand:
 
 def test_a_finding_reads_as_a_sentence() -> None:
     finding = Finding("collapse", "eos_untrained", 5, 10, "", "")
-    assert finding.sentence.startswith("collapsed from step 5 on: eos_untrained (EOS carries")
+    assert sentence(finding).startswith("collapsed from step 5 on: eos_untrained (EOS carries")
 
 
 def test_repetition_counts_neighbours() -> None:

@@ -13,17 +13,18 @@ from potstill.algorithms.methods import METHODS
 from potstill.algorithms.recipe import Recipe
 from potstill.audit import FULL
 from potstill.config import load_study, read_study
+from potstill.diagnostics.faults import FAULTS, PUBLISHED, apply
 from potstill.engines.fake import EOS, FakeEngine
 from potstill.engines.protocol import Wrapper, bare
 from potstill.errors import PotstillError
-from potstill.faults import FAULTS, PUBLISHED, apply
 from potstill.pool import Pool
 from potstill.report import as_text, write_report
 from potstill.settings import Eval, Train
 from potstill.store import Cell, StudyFolder, cells_of
 from potstill.tasks import load_task
-from potstill.training.loop import Memory, train
+from potstill.training.loop import train
 from potstill.training.objective import build
+from potstill.training.recorder import Memory
 from potstill.training.rollout import collect
 from potstill.training.run import Run
 from potstill.types import Datum, Limits, Problem, StepStats
@@ -186,7 +187,7 @@ def test_eval_on_train_grades_training_problems(tmp_path: Path) -> None:
 def test_vocab_permuted_moves_rows_and_keeps_specials(models: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
-    from potstill.faults import teacher_for
+    from potstill.diagnostics.faults import teacher_for
 
     teacher = str(models / "qwen" / "teacher")
     assert teacher_for(["eos_untrained"], teacher, tmp_path) == teacher

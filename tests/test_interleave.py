@@ -17,7 +17,8 @@ from potstill.errors import PotstillError
 from potstill.settings import Eval, Train
 from potstill.study import preflight_pair
 from potstill.tasks import load_task
-from potstill.training.loop import Memory, train
+from potstill.training.loop import train
+from potstill.training.recorder import Memory
 from potstill.training.rollout import collect, generator
 from potstill.types import Limits, Problem
 

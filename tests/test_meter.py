@@ -11,9 +11,9 @@ import pytest
 from potstill import METHODS, open_engine
 from potstill.config import Study
 from potstill.tasks import load_task
-from potstill.training.loop import Memory
 from potstill.training.metering import Metered
 from potstill.training.objective import build
+from potstill.training.recorder import Memory
 from potstill.training.rollout import collect
 from potstill.types import ACTIVITIES, Limits
 

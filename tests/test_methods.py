@@ -19,8 +19,9 @@ from potstill.errors import PotstillError
 from potstill.settings import Eval, Train
 from potstill.store import cells_of
 from potstill.tasks import load_task
-from potstill.training.loop import Memory, train
+from potstill.training.loop import train
 from potstill.training.objective import build
+from potstill.training.recorder import Memory
 from potstill.training.replay import Buffer
 from potstill.training.rollout import collect
 from potstill.types import Datum, Limits, Problem

@@ -13,10 +13,10 @@ from conftest import toy_table
 from potstill.algorithms.losses import CROSSING, LOSSES
 from potstill.algorithms.recipe import Recipe
 from potstill.config import Study, read_study
+from potstill.diagnostics.faults import FAULTS, PUBLISHED
+from potstill.diagnostics.preflight import Check
+from potstill.diagnostics.preflight.reference import definition
 from potstill.engines.registry import open_engine
-from potstill.faults import FAULTS, PUBLISHED
-from potstill.preflight import Check
-from potstill.preflight.reference import definition
 from potstill.study import preflight_pair
 from potstill.types import Datum, Loss, StepStats, Trajectory
 
@@ -126,7 +126,7 @@ def test_the_reference_agrees_with_the_losses(name: str) -> None:
 
 
 def test_preflight_leaves_the_weights_as_they_were(models: Path) -> None:
-    from potstill.preflight import undone
+    from potstill.diagnostics.preflight import undone
     from potstill.settings import Pair
     from potstill.types import Term
 
@@ -166,7 +166,7 @@ def test_says_what_the_runs_will_take(tmp_path: Path) -> None:
 
 def test_a_longer_method_is_estimated_longer() -> None:
     from potstill.algorithms.methods import METHODS
-    from potstill.preflight.estimate import estimate
+    from potstill.diagnostics.preflight.estimate import estimate
     from potstill.settings import Eval, Train
     from potstill.tasks import load_task
 
@@ -201,7 +201,7 @@ def test_a_longer_method_is_estimated_longer() -> None:
 
 def test_stretches_of_a_run_are_timed_apart_and_the_teachers_texts_once() -> None:
     from potstill.algorithms.methods import METHODS
-    from potstill.preflight.estimate import estimate, kind_at, moments
+    from potstill.diagnostics.preflight.estimate import estimate, kind_at, moments
     from potstill.settings import Eval, Train
     from potstill.tasks import load_task
 
@@ -225,7 +225,7 @@ def test_stretches_of_a_run_are_timed_apart_and_the_teachers_texts_once() -> Non
 
 
 def kinds_of(recipe: Recipe) -> Any:
-    from potstill.preflight.estimate import kind_at, moments
+    from potstill.diagnostics.preflight.estimate import kind_at, moments
 
     return kind_at(recipe, moments(recipe)[0][1], 32)
 

@@ -27,8 +27,9 @@ from potstill.settings import Eval, Pair, Train
 from potstill.store import Cell, StudyFolder
 from potstill.study import preflight_pair, prepare, run_cell
 from potstill.tasks import Task, load_task
-from potstill.training.loop import Memory, train
+from potstill.training.loop import train
 from potstill.training.objective import build
+from potstill.training.recorder import Memory
 from potstill.training.rollout import collect
 from potstill.types import Limits
 from studies import small_study, write_study

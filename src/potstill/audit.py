@@ -17,7 +17,7 @@ from typing import Any
 from potstill.algorithms.methods import METHODS
 from potstill.algorithms.recipe import Recipe
 from potstill.config import Study, read_study
-from potstill.faults import FAULTS, PUBLISHED
+from potstill.diagnostics.faults import FAULTS, PUBLISHED
 from potstill.stats import Interval, interval, outcome_matrix
 from potstill.store import Cell, StudyFolder
 

@@ -19,11 +19,11 @@ from pydantic import BeforeValidator, Field, ValidationError
 
 from potstill.algorithms.methods import METHODS
 from potstill.algorithms.recipe import Recipe, recipe_from_toml
+from potstill.diagnostics.faults import check_faults
 from potstill.engines import zoo
 from potstill.engines.cross_tokenizer.token_bytes import differ
 from potstill.engines.routed import check_teachers
 from potstill.errors import PotstillError, did_you_mean
-from potstill.faults import check_faults
 from potstill.refusals import check_model, check_recipe, check_tokenizers
 from potstill.settings import (
     Budget,

@@ -13,10 +13,10 @@ from rich.console import Console
 
 from potstill.cluster import check_place, opened
 from potstill.config import Study
+from potstill.diagnostics.preflight import Check
 from potstill.engines.host import one_of_several
 from potstill.errors import PotstillError
 from potstill.pool import Processes
-from potstill.preflight import Check
 from potstill.remote import Mirror
 from potstill.store import StudyFolder, cells_of
 from potstill.study import prepare

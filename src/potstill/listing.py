@@ -15,16 +15,17 @@ from potstill.algorithms.methods import METHODS
 from potstill.algorithms.recipe import Recipe
 from potstill.algorithms.schedules import SHAPES
 from potstill.config import Study, parse_value
-from potstill.diagnose import SIGNALS, Finding, diagnose, failure, meaning
+from potstill.diagnostics.diagnosis import SIGNALS, diagnose, failure, meaning
+from potstill.diagnostics.faults import FAULTS
 from potstill.engines import zoo
 from potstill.errors import PotstillError, did_you_mean
-from potstill.faults import FAULTS
 from potstill.refusals import check_model
 from potstill.settings import Pair, Price
 from potstill.store import CellFolder, cells_of, to_json
 from potstill.tasks import TASKS, Task, load_task
 from potstill.trackers import TRACKERS
 from potstill.training.spending import Spent, total
+from potstill.types import Finding
 
 
 def _methods() -> list[dict[str, Any]]:

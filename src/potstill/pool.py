@@ -20,9 +20,9 @@ from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 from potstill.config import Study, read_study
+from potstill.diagnostics.preflight import Check
 from potstill.engines import zoo
 from potstill.errors import PotstillError, StorageError
-from potstill.preflight import Check
 from potstill.store import Cell, StudyFolder, cells_of
 from potstill.study import preflight_pair
 from potstill.tasks import load_task

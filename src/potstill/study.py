@@ -10,18 +10,20 @@ import tempfile
 import time
 import traceback
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from potstill import faults
 from potstill.algorithms.recipe import Recipe
 from potstill.config import Study
+from potstill.diagnostics import faults
+from potstill.diagnostics.monitor import Monitor
+from potstill.diagnostics.preflight import Check, Desk, preflight
 from potstill.engines.cached_teacher import CachedTeacher, fingerprint
 from potstill.engines.protocol import Engine
 from potstill.engines.registry import inform, open_engine
 from potstill.engines.routed import check_routes
 from potstill.errors import NonFinite, PotstillError, StorageError, writing
-from potstill.preflight import Check, Desk, preflight
 from potstill.provenance import provenance
 from potstill.store import (
     REFERENCES,
@@ -130,7 +132,7 @@ def _run(
             seed=run.seed,
             reference=reference,
             recorder=place,
-            asked=asked,
+            monitor=partial(Monitor, asked, study.train, study.eval),
         )
         if study.train.save:
             with writing(place.path / "student"):

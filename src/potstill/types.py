@@ -251,6 +251,18 @@ class Limits:
     teacher_temperature: float
 
 
+@dataclass(frozen=True)
+class Finding:
+    """One thing that went wrong, with its evidence in numbers."""
+
+    kind: Literal["collapse", "deviation"]
+    cause: str
+    step: int  # the first step that shows it
+    found: int  # the step after which it could be said
+    evidence: str
+    advice: str
+
+
 def pad_left(rows: Sequence[Ids], fill: int) -> npt.NDArray[np.int64]:
     """Stack id rows to (B, longest), padded on the left."""
     width = max(map(len, rows), default=0)

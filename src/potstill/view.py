@@ -22,12 +22,13 @@ from rich.table import Table
 from rich.text import Text
 
 from potstill.config import Study
-from potstill.diagnose import Finding, ended
+from potstill.diagnostics.diagnosis import ended, sentence
 from potstill.settings import Price
 from potstill.snapshot import Running, Snapshot, Watcher
 from potstill.store import REFERENCES, Cell, StudyFolder
 from potstill.track.follow import troubles
 from potstill.training.spending import Spent
+from potstill.types import Finding
 
 BARS = "▁▂▃▄▅▆▇█"
 LONGEST = 24  # bars of a trend
@@ -139,7 +140,7 @@ class View:
             key = (cell, finding["kind"], finding["cause"])
             if key not in self._warned:
                 self._warned.add(key)
-                self._say(f"[yellow]warning[/] {cell} {escape(Finding(**finding).sentence)}")
+                self._say(f"[yellow]warning[/] {cell} {escape(sentence(Finding(**finding)))}")
 
     def _tell(self, troubled: Mapping[str, str]) -> None:
         """Say once what keeps a tracker from being told."""
@@ -227,7 +228,7 @@ def running(study: Study, folder: StudyFolder, cells: Sequence[Cell]) -> list[di
             "step": f"{run.step} of {run.total}",
             "accuracy": trend(run.accuracy),
             "score": trend(run.score),
-            "findings": "; ".join(Finding(**finding).sentence for finding in run.findings),
+            "findings": "; ".join(sentence(Finding(**finding)) for finding in run.findings),
         }
         for run in Watcher(study, folder, cells).look().running
     ]

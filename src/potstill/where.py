@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 from potstill.config import Study
-from potstill.preflight import Check
+from potstill.diagnostics.preflight import Check
 from potstill.provenance import provenance
 from potstill.store import REFERENCES, Cell, StudyFolder
 from potstill.study import run_cell

@@ -55,7 +55,7 @@ def diagnose(
 
     Example: [bold]potstill diagnose runs/quick/cells/tiny-qwen/hybrid/0 --signals[/]
     """
-    from potstill.diagnose import ended
+    from potstill.diagnostics.diagnosis import ended
     from potstill.listing import diagnosis
     from potstill.remote import source
 

@@ -157,7 +157,7 @@ def audit(
     Example: [bold]potstill audit --quick[/]
     """
     from potstill import audit as auditing
-    from potstill.faults import PUBLISHED
+    from potstill.diagnostics.faults import PUBLISHED
     from potstill.launch import fill
     from potstill.report.audit_page import to_markdown, write_audit
     from potstill.store import StudyFolder, cells_of

@@ -16,8 +16,8 @@ from potstill.cluster import node
 from potstill.cluster.address import check_place, connected
 from potstill.cluster.crew import Tasks, explained, needs, require
 from potstill.config import Study
+from potstill.diagnostics.preflight import Check
 from potstill.errors import PotstillError
-from potstill.preflight import Check
 from potstill.remote import Mirror
 from potstill.store import Cell, StudyFolder
 from potstill.where import Results

@@ -17,8 +17,8 @@ from typing import Any, Literal
 
 from potstill.cluster.loan import Loan, Lost
 from potstill.config import Study, read_study
+from potstill.diagnostics.preflight import Check
 from potstill.errors import PotstillError, StorageError
-from potstill.preflight import Check
 from potstill.remote import Remote, named
 from potstill.store import Cell, StudyFolder
 from potstill.study import preflight_pair, run_cell

@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from potstill.audit import ALL, CLEAN, Entry, Rate, Verdict, matrix, summary, verdicts
 from potstill.config import Study
-from potstill.faults import FAULTS
+from potstill.diagnostics.faults import FAULTS
 from potstill.provenance import provenance
 from potstill.store import to_json, write_text
 

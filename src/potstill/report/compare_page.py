@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from potstill.diagnostics.faults import FAULTS
 from potstill.errors import PotstillError, writing
-from potstill.faults import FAULTS
 from potstill.report import bundle
 from potstill.report.charts import INTERVAL, Chart
 from potstill.report.compare import Comparison, Entry

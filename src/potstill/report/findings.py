@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from potstill.diagnose import Finding, ended, failure, meaning
+from potstill.diagnostics.diagnosis import ended, failure, meaning
 from potstill.report.data import Run, StudyData
+from potstill.types import Finding
 
 
 @dataclass(frozen=True)

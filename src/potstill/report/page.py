@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from potstill import stats
+from potstill.diagnostics.faults import FAULTS
 from potstill.engines import zoo
-from potstill.faults import FAULTS
 from potstill.report import bundle, numbers
 from potstill.report.bundle import data_block
 from potstill.report.charts import charts

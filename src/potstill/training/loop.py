@@ -8,29 +8,25 @@ same numbers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
-from typing import Any, Protocol
 
 import numpy as np
 
 from potstill.algorithms.recipe import Recipe
-from potstill.diagnose import Finding
 from potstill.engines.protocol import Engine
 from potstill.errors import PotstillError
 from potstill.settings import Eval, Train
-from potstill.signals import Monitor
 from potstill.tasks import Task
 from potstill.training import checkpoint, objective
 from potstill.training.evaluation import Examiner, Reference
 from potstill.training.filtering import Judge
 from potstill.training.metering import Metered
+from potstill.training.recorder import Memory, Recorder
 from potstill.training.replay import Buffer
 from potstill.training.rollout import collect, draw
-from potstill.training.run import Run
 from potstill.training.spending import BudgetReached
+from potstill.training.watching import Monitor, MonitorFactory, Unmonitored
 from potstill.types import Evaluation, Limits, StepStats, Trajectory
 
 
@@ -44,7 +40,7 @@ def train(
     seed: int = 0,
     reference: Reference | None = None,
     recorder: Recorder | None = None,
-    asked: Run | None = None,
+    monitor: MonitorFactory | None = None,
 ) -> Trained:
     """Train the engine's student by a recipe.
 
@@ -57,21 +53,21 @@ def train(
         seed: decides the prompts' order and every sample.
         reference: the teacher's texts; written now where missing.
         recorder: where metrics go; default: memory.
-        asked: what the run is held against; default: what it is given.
+        monitor: makes what watches the run, such as
+            `partial(diagnostics.monitor.Monitor, run, settings, grading)`; default: nothing does.
 
     Raises:
         NonFinite: a loss or gradient is no number; BudgetReached: run again, it goes on.
     """
     recorder = recorder or Memory()
-    asked = asked or Run(recipe, engine, task, seed)
     total = max(1, round(settings.steps * recipe.budget))
     limits = Limits(settings.max_tokens, settings.temperature, settings.teacher_temperature)
     meter = Metered(engine)
     with meter.clock("evaluation"):
         examiner = Examiner(meter.aside, task, grading, settings.max_tokens, reference)
     with meter.clock("diagnosis"):
-        monitor = Monitor(meter.aside, asked, settings, grading, examiner.texts)
-    start, buffer = _resume(recipe, meter, settings, recorder, monitor, examiner)
+        watch = monitor(meter.aside, examiner.texts) if monitor else Unmonitored()
+    start, buffer = _resume(recipe, meter, settings, recorder, watch, examiner)
     judge = Judge(recipe, engine, task, recorder.metrics)
     for step, done in pairwise(range(start, total + 1)):
         problems = draw(task.train, settings.batch_size, seed, step)
@@ -79,20 +75,20 @@ def train(
         batch = buffer.exchange(judge.keep(fresh), step, seed)
         rate = settings.rate(step, sum(t.source == "student" for t in batch) / max(1, len(batch)))
         with meter.clock("diagnosis"):
-            monitor.before(done, fresh, batch)
+            watch.before(done, fresh, batch)
         stats = meter.step(objective.build(recipe, batch, meter), rate)
         row = _metrics(fresh, batch, stats) | {"train/buffer_size": len(buffer)} | judge.row
         row |= {"step": done, "train/learning_rate": rate, "tokens": meter.spent}
         with meter.clock("diagnosis"):
-            row |= monitor.after(row, stats, fresh, last=done == total)
+            row |= watch.after(row, stats, fresh, last=done == total)
         with meter.clock("evaluation"):
             row |= examiner.look(done, last=done == total)
         recorder.record(row, examiner.fresh)
-        recorder.note(monitor.findings)
-        if ended := _give_up(done, total, monitor, engine, settings, recorder):
+        recorder.note(watch.findings)
+        if ended := _give_up(done, total, watch, engine, settings, recorder):
             return _end(done, examiner, meter, recorder, ended)
         if done < total:
-            _keep(done, meter, buffer, settings, recorder, monitor)
+            _keep(done, meter, buffer, settings, recorder, watch)
     return _end(total, examiner, meter, recorder)
 
 
@@ -119,6 +115,11 @@ def _resume(
 ) -> tuple[int, Buffer]:
     """Where to start: the last checkpoint, or step 0, whose signals are recorded first."""
     capacity = recipe.replay.capacity * settings.batch_size if recipe.replay else 0
+    if settings.on_collapse != "warn" and isinstance(monitor, Unmonitored):
+        raise PotstillError(
+            f'on_collapse = "{settings.on_collapse}" needs a monitor, which sees the collapse',
+            'write "warn", or give train a monitor',
+        )
     if settings.on_collapse == "rollback" and not recorder.checkpoints:
         raise PotstillError(
             'on_collapse = "rollback" needs a folder for checkpoints', 'write "stop", or a recorder'
@@ -130,10 +131,11 @@ def _resume(
     monitor.recall(recorder.metrics)
     if found is None and settings.on_collapse == "rollback" and recorder.checkpoints:
         checkpoint.save(recorder.checkpoints, 0, meter, [], meter.state())
-    if not monitor.rows:
+    if not recorder.metrics:
         with meter.clock("diagnosis"):
             first = monitor.start(examiner.task, len(examiner.tested))
-        recorder.record(first, None)
+        if first is not None:
+            recorder.record(first, None)
     return max(step, 0), Buffer(capacity, entries)
 
 
@@ -183,49 +185,6 @@ def _metrics(
         "train/length": float(np.mean(lengths)),
         "train/age": float(np.mean([fresh[0].version - t.version for t in batch] or [0])),
     }
-
-
-class Recorder(Protocol):
-    """Where a run writes; `store.CellFolder` on disk, `Memory` without one."""
-
-    checkpoints: Path | None
-
-    @property
-    def metrics(self) -> list[dict[str, Any]]:
-        """The rows recorded so far."""
-
-    def rewind(self, step: int) -> None:
-        """Forget everything recorded after `step`."""
-
-    def note(self, findings: Sequence[Finding]) -> None:
-        """Keep what is found to be wrong with the run so far."""
-
-    def record(self, metrics: dict[str, Any], evaluation: Evaluation | None) -> None:
-        """Keep the metrics of one step, and texts of its grading if there was one."""
-
-    def spend(self, state: dict[str, dict[str, float]]) -> str:
-        """Note what the run has spent; says in words which limit is reached, if one is."""
-
-
-@dataclass
-class Memory:
-    """Keeps a run's metrics in a list."""
-
-    metrics: list[dict[str, Any]] = field(default_factory=list)
-    findings: list[Finding] = field(default_factory=list)
-    checkpoints: Path | None = None
-
-    def rewind(self, step: int) -> None:
-        self.metrics = [row for row in self.metrics if row["step"] <= step]
-
-    def note(self, findings: Sequence[Finding]) -> None:
-        self.findings = list(findings)
-
-    def record(self, metrics: dict[str, Any], evaluation: Evaluation | None) -> None:
-        self.metrics.append(metrics)
-
-    def spend(self, state: dict[str, dict[str, float]]) -> str:
-        return ""
 
 
 @dataclass(frozen=True)

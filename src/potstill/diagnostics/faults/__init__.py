@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from potstill.algorithms.recipe import Recipe
+from potstill.diagnostics.faults import wrappers
+from potstill.diagnostics.faults.vocabulary import permuted_teacher
 from potstill.engines.protocol import Engine
 from potstill.errors import PotstillError, did_you_mean
-from potstill.faults import wrappers
-from potstill.faults.vocabulary import permuted_teacher
 from potstill.tasks import Task
 from potstill.training.run import Run
 from potstill.types import Loss, Problem

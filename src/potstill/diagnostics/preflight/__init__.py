@@ -21,13 +21,13 @@ import numpy as np
 
 from potstill.algorithms.losses import CROSSING, FAULTY, GOLD_HINT, REVERSE_KL, REVERSE_KL_SAMPLED
 from potstill.algorithms.recipe import Recipe
+from potstill.diagnostics.faults import FAULTS
+from potstill.diagnostics.preflight import crossed
+from potstill.diagnostics.preflight.estimate import estimate
+from potstill.diagnostics.preflight.mistakes import mistakes
+from potstill.diagnostics.preflight.reference import observed, reference
 from potstill.engines.protocol import Engine, Wrapper
 from potstill.errors import writing
-from potstill.faults import FAULTS
-from potstill.preflight import crossed
-from potstill.preflight.estimate import estimate
-from potstill.preflight.mistakes import mistakes
-from potstill.preflight.reference import observed, reference
 from potstill.settings import Eval, Train
 from potstill.training import objective
 from potstill.training.evaluation import evaluate

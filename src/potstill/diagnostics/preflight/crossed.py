@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from potstill.diagnostics.preflight.reference import Terms, definition, moments, trained_mask
 from potstill.engines.cross_tokenizer.alignment import Places, Span, align
 from potstill.engines.cross_tokenizer.token_bytes import Spelling
-from potstill.preflight.reference import Terms, definition, moments, trained_mask
 from potstill.types import Datum, Loss, Rows, Trajectory
 
 FEW = 0.95  # share of bytes below which much of a text teaches nothing

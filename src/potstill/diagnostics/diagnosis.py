@@ -4,20 +4,19 @@ Pure functions over the rows of metrics.jsonl, so that a run is judged live, aft
 another machine in the same way. A finding is either a collapse (the student has lost what it
 could do) or a deviation (a step trains something else than the recipe says). A collapse takes
 its cause from the deviations seen before it, or else from how the student behaves. Causes are a
-closed list: the names of `potstill.faults`, and the three of `OTHERS`.
+closed list: the names of `potstill.diagnostics.faults`, and the three of `OTHERS`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any
 
-from potstill.faults import FAULTS
+from potstill.diagnostics.faults import FAULTS
+from potstill.types import Finding
 
 Row = Mapping[str, Any]
-Kind = Literal["collapse", "deviation"]
 
 # Set on tiny-llama; benchmarks/diagnosis.py measures them, on the other pair too.
 LOST = 0.25  # of the best accuracy on the probe so far, at which a skill counts as lost
@@ -72,22 +71,10 @@ OTHERS: dict[str, tuple[str, str]] = {
 }
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One thing that went wrong, with its evidence in numbers."""
-
-    kind: Kind
-    cause: str
-    step: int  # the first step that shows it
-    found: int  # the step after which it could be said
-    evidence: str
-    advice: str
-
-    @property
-    def sentence(self) -> str:
-        """The finding as a line for people."""
-        what = "collapsed" if self.kind == "collapse" else "deviates"
-        return f"{what} from step {self.step} on: {self.cause} ({meaning(self.cause)})"
+def sentence(finding: Finding) -> str:
+    """The finding as a line for people."""
+    what = "collapsed" if finding.kind == "collapse" else "deviates"
+    return f"{what} from step {finding.step} on: {finding.cause} ({meaning(finding.cause)})"
 
 
 def meaning(cause: str) -> str:

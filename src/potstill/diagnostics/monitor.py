@@ -7,7 +7,7 @@ is worked out from the recipe as it was asked for, and compared with what the st
 where they differ, known mistakes are tried in the next step until one gives the reported number.
 Behaviour: a few fixed training problems, answered at temperature 1 with the same random numbers
 each time, and the teacher's own answers to them. Nothing here changes a run, and nothing here
-judges one: that is `diagnose`'s business.
+judges one: that is `diagnosis`'s business.
 """
 
 from __future__ import annotations
@@ -20,16 +20,15 @@ from typing import Any
 
 import numpy as np
 
-from potstill import diagnose
-from potstill.diagnose import Finding
+from potstill.diagnostics import diagnosis
+from potstill.diagnostics.faults import wrappers
 from potstill.engines.protocol import Engine
-from potstill.faults import wrappers
 from potstill.settings import Eval, Train
 from potstill.training import objective
 from potstill.training.evaluation import Reference
 from potstill.training.rollout import draw, generator
 from potstill.training.run import Run
-from potstill.types import Floats, Ids, Loss, Sample, StepStats, Trajectory
+from potstill.types import Finding, Floats, Ids, Loss, Sample, StepStats, Trajectory
 
 TOLERANCE = 1e-3  # relative and in tenths of it absolute: two passes over the same batch
 SLACK = 0.1  # the same, where an extra optimizer step lies between the two
@@ -52,18 +51,20 @@ TOGETHER = (("prompt_dropped", "prefix_trained"), ("unshifted_targets", "eos_unt
 class Monitor:
     """Watches one run.
 
+    `partial(Monitor, asked, settings, grading)` is what `training.loop.train` takes.
+
     Args:
-        engine: bare.
         asked: the run as it was asked for: recipe, task and seed.
         settings: batch and limits.
         grading: how often to look.
+        engine: bare.
         reference: the teacher's greedy texts of the probed problems.
     """
 
-    engine: Engine
     asked: Run
     settings: Train
     grading: Eval
+    engine: Engine
     reference: Reference
     rows: list[dict[str, Any]] = field(default_factory=list)  # of the run so far
     findings: list[Finding] = field(default_factory=list)  # what is wrong with it
@@ -89,12 +90,12 @@ class Monitor:
     @property
     def healthy_until(self) -> int:
         """The last step that is surely good."""
-        return diagnose.healthy_until(self.rows)
+        return diagnosis.healthy_until(self.rows)
 
     def recall(self, rows: Sequence[dict[str, Any]]) -> None:
         """Take up what an interrupted run had found out."""
         self.rows = list(rows)
-        self.findings = diagnose.diagnose(self.rows)
+        self.findings = diagnosis.diagnose(self.rows)
         self._suspects = set(rows[-1].get("suspects", ())) if rows else set()
         for row in rows:
             for check in row.get("checks", ()):
@@ -114,7 +115,7 @@ class Monitor:
         ]
         row = {"step": 0, "tokens": 0, "checks": checks, **self.behaviour()}
         self.rows = [row | {"signal/teacher_accuracy": float(np.mean(right))}]
-        self.findings = diagnose.diagnose(self.rows)
+        self.findings = diagnosis.diagnose(self.rows)
         return self.rows[0]
 
     def before(self, step: int, fresh: Sequence[Trajectory], batch: Sequence[Trajectory]) -> None:
@@ -161,7 +162,7 @@ class Monitor:
             row |= self.behaviour()
         self.rows.append({**seen, **row})
         if self._expected is not None:  # in long runs not after every step
-            self.findings = diagnose.diagnose(self.rows)
+            self.findings = diagnosis.diagnose(self.rows)
         return row
 
     def probes(self, step: int) -> bool:
@@ -236,7 +237,7 @@ class Monitor:
             train/score: mean similarity with the teacher's text, in [0, 1].
             train/kl_divergence: KL(p, q) in nats per token, estimated on the student's own tokens.
             train/accuracy: share of right answers at temperature 1.
-            signal/*: see `diagnose.SIGNALS`.
+            signal/*: see `diagnosis.SIGNALS`.
         """
         engine, task = self.engine, self.asked.task
         prompts = [prompt for prompt, _ in self.model_answers]

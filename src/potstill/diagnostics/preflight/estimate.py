@@ -17,9 +17,9 @@ from itertools import pairwise
 
 from potstill.algorithms.recipe import Recipe
 from potstill.algorithms.schedules import Schedule, constant
+from potstill.diagnostics.monitor import Monitor
 from potstill.engines.protocol import Engine
 from potstill.settings import Eval, Train
-from potstill.signals import Monitor
 from potstill.tasks import Task
 from potstill.training import objective
 from potstill.training.evaluation import Reference, evaluate
@@ -209,7 +209,7 @@ def _looks(engine: Engine, recipe: Recipe, task: Task, settings: Train, grading:
     limits = Limits(settings.max_tokens, settings.temperature, settings.teacher_temperature)
     spent = Counter[str]()
     counted = Aside(engine, spent)
-    monitor = Monitor(counted, Run(recipe, engine, task, 0), settings, grading, texts)
+    monitor = Monitor(Run(recipe, engine, task, 0), settings, grading, counted, texts)
     batch = collect(recipe, engine, draw(task.train, settings.batch_size, 0, 0), 0.0, 0, 0, limits)
     spent.clear()
     counted.work.done.clear()

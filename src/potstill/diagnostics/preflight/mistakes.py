@@ -1,7 +1,7 @@
 """What well-known mistakes would make of a step's loss, so that a finding gets a name.
 
 Each is computed from logits like the reference, on the same trajectories; none looks at how the
-run was wired. The names are those of `potstill.faults`.
+run was wired. The names are those of `potstill.diagnostics.faults`.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from potstill.diagnostics.preflight.reference import Terms, moments, reference, trained_mask
 from potstill.engines.protocol import Engine
-from potstill.preflight.reference import Terms, moments, reference, trained_mask
 from potstill.types import Floats, Ids, Role, Rows, Trajectory
 
 

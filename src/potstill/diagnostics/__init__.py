@@ -1,0 +1,1 @@
+"""Diagnosis: named faults, the checks before a run, the monitor during it, and what went wrong."""
