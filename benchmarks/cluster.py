@@ -23,11 +23,12 @@ from typing import Any
 
 import psutil
 
-from potstill.cluster import Cluster, opened
-from potstill.config import Study, read_study
-from potstill.pool import Processes
-from potstill.remote import Mirror
-from potstill.store import REFERENCES, Cell, StudyFolder, cells_of
+from potstill.study.executors.local import Processes
+from potstill.study.executors.ray import Cluster, opened
+from potstill.study.loading import read_study
+from potstill.study.remote import Mirror
+from potstill.study.schema import Study
+from potstill.study.storage import REFERENCES, Cell, StudyFolder, cells_of
 
 TIMELESS = ("status", "steps", "accuracy", "flexible", "outcomes", "tokens", "findings", "ended")
 STUDY: dict[str, Any] = {

@@ -25,11 +25,12 @@ import numpy as np
 
 from potstill.algorithms.methods import METHODS
 from potstill.audit import COLLAPSED, Rate
-from potstill.config import Study, read_study
 from potstill.diagnostics.diagnosis import CONFIRM, diagnose, failure
 from potstill.diagnostics.faults import FAULTS, PUBLISHED
-from potstill.pool import Pool, preflight_study
-from potstill.store import Cell, StudyFolder, cells_of, write_text
+from potstill.study.executors.local import Pool, preflight_study
+from potstill.study.loading import read_study
+from potstill.study.schema import Study
+from potstill.study.storage import Cell, StudyFolder, cells_of, write_text
 from potstill.types import Finding
 from potstill.view import View
 

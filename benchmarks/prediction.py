@@ -24,10 +24,10 @@ from rich.console import Console
 from rich.progress import track
 
 from potstill.cli.parts import print_table, study_of
-from potstill.config import Study
 from potstill.launch import checked, fill, predict
-from potstill.store import StudyFolder, cells_of
-from potstill.study import preflight_pair, run_cell
+from potstill.study.run import preflight_pair, run_cell
+from potstill.study.schema import Study
+from potstill.study.storage import StudyFolder, cells_of
 from potstill.training.spending import Spent, total
 
 CLOCKS = (

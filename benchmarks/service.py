@@ -22,11 +22,12 @@ from pathlib import Path
 from typing import Any
 
 from potstill.cli.parts import print_table
-from potstill.config import Study, read_study
 from potstill.engines.zoo.save import save_pair
 from potstill.launch import fill
 from potstill.report import write_report
 from potstill.stats import Row
+from potstill.study.loading import read_study
+from potstill.study.schema import Study
 
 SERVER = Path(__file__).parents[1] / "servers" / "tinker"
 RECIPES = {  # a service has single tokens' log-probabilities, no whole rows

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from potstill.config import Study, read_study
 from potstill.engines.fake import answer
+from potstill.study.loading import read_study
+from potstill.study.schema import Study
 
 ROOT = Path(__file__).parents[1]
 

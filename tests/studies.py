@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 
 from potstill.algorithms.recipe import Recipe
-from potstill.config import Study, read_study
-from potstill.provenance import provenance
-from potstill.store import REFERENCES, Cell, CellFolder, StudyFolder, cells_of, example
+from potstill.study.loading import read_study
+from potstill.study.provenance import provenance
+from potstill.study.schema import Study
+from potstill.study.storage import REFERENCES, Cell, CellFolder, StudyFolder, cells_of, example
 from potstill.types import Evaluation, Grade, Graded, Problem
 
 UNTRAINED, TEACHER = 0.48, 0.88  # share of problems solved

@@ -12,10 +12,10 @@ from conftest import toy_table
 from potstill.algorithms.methods import METHODS
 from potstill.audit import ALL, CLEAN, Entry, Rate, matrix, paragraph, study_of, variants, verdicts
 from potstill.cli import app
-from potstill.config import read_study
 from potstill.diagnostics.faults import PUBLISHED
 from potstill.report.audit_page import to_markdown
 from potstill.stats import Interval
+from potstill.study.loading import read_study
 
 
 def entry(method: str, variant: str, ran_as: str, runs: int, collapsed: int) -> Entry:

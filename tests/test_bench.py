@@ -13,10 +13,10 @@ from typer.testing import CliRunner
 from conftest import toy_table
 from potstill.bench import bench
 from potstill.cli import app
-from potstill.config import read_study
 from potstill.engines.torch.loading import add_lora
 from potstill.engines.torch.roofline import Machine, Size, least_decoding, measure, size_of
 from potstill.errors import PotstillError
+from potstill.study.loading import read_study
 
 SHAPE = {
     "vocab_size": 50,

@@ -14,7 +14,7 @@ from benchmarks.diagnosis import CLEAN, TRIED, Labelled, confusion, studies, sum
 from potstill import open_engine
 from potstill.algorithms.methods import METHODS
 from potstill.diagnostics.faults import FAULTS
-from potstill.store import Cell
+from potstill.study.storage import Cell
 from potstill.types import Finding
 
 
@@ -168,7 +168,7 @@ def test_children_answer_in_turn() -> None:
 def test_predictions_are_held_against_what_runs_took(tmp_path: Path) -> None:
     from benchmarks.prediction import compare
 
-    from potstill.store import cells_of
+    from potstill.study.storage import cells_of
     from potstill.training.spending import Spent
     from studies import small_study, write_study
 

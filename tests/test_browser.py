@@ -21,7 +21,7 @@ from potstill.algorithms.methods import METHODS
 from potstill.report import write_report
 from potstill.report.compare import compare
 from potstill.report.compare_page import write_comparison
-from potstill.store import Cell, StudyFolder
+from potstill.study.storage import Cell, StudyFolder
 from studies import Fate, small_study, write_study
 
 pytestmark = pytest.mark.browser

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from tests.conftest import toy_table
 
-from potstill.config import read_study
 from potstill.engines.cached_teacher import CachedTeacher, fingerprint
 from potstill.engines.fake import FakeEngine
-from potstill.store import Cell, StudyFolder, cells_of
-from potstill.study import run_cell
+from potstill.study.loading import read_study
+from potstill.study.run import run_cell
+from potstill.study.storage import Cell, StudyFolder, cells_of
 
 
 class Asked(FakeEngine):

@@ -15,10 +15,10 @@ import tomli_w
 from conftest import toy_table
 from potstill import cli, launch
 from potstill.algorithms.methods import METHODS
-from potstill.config import read_study
 from potstill.errors import PotstillError
 from potstill.listing import LISTS, plan
-from potstill.study import prepare
+from potstill.study.loading import read_study
+from potstill.study.run import prepare
 
 
 def potstill(*words: object) -> subprocess.CompletedProcess[str]:

@@ -20,12 +20,15 @@ from benchmarks.cluster import Killer, kept, two_nodes
 
 from conftest import toy_table
 from potstill import launch
-from potstill.cluster import Cluster, address, crew, opened
-from potstill.config import Study, read_study
 from potstill.errors import PotstillError
-from potstill.pool import Processes
-from potstill.remote import Mirror
-from potstill.store import StudyFolder, cells_of
+from potstill.study.executors.local import Processes
+from potstill.study.executors.ray import Cluster, opened
+from potstill.study.executors.ray import connect as address
+from potstill.study.executors.ray import scheduler as crew
+from potstill.study.loading import read_study
+from potstill.study.remote import Mirror
+from potstill.study.schema import Study
+from potstill.study.storage import StudyFolder, cells_of
 from potstill.training.spending import BudgetReached, Spent
 from test_cli import call, refused
 

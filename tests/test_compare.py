@@ -16,7 +16,7 @@ from potstill.errors import PotstillError
 from potstill.report.compare import compare
 from potstill.report.compare_page import reading, write_comparison
 from potstill.report.compare_table import to_markdown, to_record
-from potstill.store import Cell, StudyFolder
+from potstill.study.storage import Cell, StudyFolder
 from studies import small_study, write_study
 
 

@@ -17,7 +17,6 @@ from conftest import toy_table, write_toy
 from potstill.algorithms.losses import REVERSE_KL
 from potstill.algorithms.methods import METHODS
 from potstill.algorithms.recipe import Recipe, Replay
-from potstill.config import read_study
 from potstill.engines import zoo
 from potstill.engines.fake import FakeEngine
 from potstill.engines.informed import Informed
@@ -27,8 +26,9 @@ from potstill.engines.torch.engine import TorchEngine
 from potstill.errors import PotstillError
 from potstill.listing import listing
 from potstill.settings import Eval, Pair, Train
-from potstill.store import Cell, StudyFolder
-from potstill.study import prepare, run_cell
+from potstill.study.loading import read_study
+from potstill.study.run import prepare, run_cell
+from potstill.study.storage import Cell, StudyFolder
 from potstill.tasks import load_task
 from potstill.tasks.arithmetic import Arithmetic
 from potstill.tasks.context import read_context

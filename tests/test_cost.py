@@ -10,13 +10,15 @@ from typer.testing import CliRunner
 
 from conftest import toy_table
 from potstill.cli import app
-from potstill.config import Study, read_study
 from potstill.errors import PotstillError
 from potstill.launch import checked, fill, predict
-from potstill.pool import Pool
 from potstill.settings import Budget, Price
-from potstill.store import Cell, CellFolder, StudyFolder, cells_of
-from potstill.training.spending import BudgetReached, Ledger, Spent, excess, total
+from potstill.study.budget import Ledger
+from potstill.study.executors.local import Pool
+from potstill.study.loading import read_study
+from potstill.study.schema import Study
+from potstill.study.storage import Cell, CellFolder, StudyFolder, cells_of
+from potstill.training.spending import BudgetReached, Spent, excess, total
 
 PRICE = Price(hour=2.0, prompt=1.0, student_sampled=3.0, teacher_scored=5.0, trained=7.0)
 
@@ -124,7 +126,7 @@ def test_a_spent_budget_stops_between_steps_and_goes_on(
 
 def run_inline(study: Study, folder: StudyFolder) -> None:
     """A worker's work in this process, where the clock of the ledger is the test's."""
-    from potstill.study import run_cell
+    from potstill.study.run import run_cell
 
     folder.open(study)
     ledger = folder.ledger(study)

@@ -17,7 +17,6 @@ from potstill.algorithms.losses import GOLD, gold, jsd, loss, loss_to_toml, reve
 from potstill.algorithms.methods import METHODS
 from potstill.algorithms.recipe import Recipe
 from potstill.cli import main
-from potstill.config import read_study
 from potstill.engines import zoo
 from potstill.engines.cross_tokenizer.alignment import align, credited, places, shares
 from potstill.engines.cross_tokenizer.engine import CrossEngine, TwoTokenizers
@@ -26,7 +25,8 @@ from potstill.engines.registry import open_engine
 from potstill.engines.torch.engine import TorchEngine
 from potstill.errors import PotstillError
 from potstill.settings import Eval, Train
-from potstill.study import preflight_pair
+from potstill.study.loading import read_study
+from potstill.study.run import preflight_pair
 from potstill.tasks import load_task
 from potstill.training.evaluation import evaluate
 from potstill.training.loop import train
@@ -544,7 +544,7 @@ def test_faults_are_refused_here_too() -> None:
 
 def test_an_opened_pair_is_asked_for_losses_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """As with hub names, whose files are not looked at when a study is read."""
-    monkeypatch.setattr("potstill.config.differ", lambda *_: None)
+    monkeypatch.setattr("potstill.study.schema.differ", lambda *_: None)
     checks = preflight_pair(read_study(table()), "tiny-cross")
     (found,) = checks
     assert found.status == "refused" and "reverse_kl_sampled" in found.hint

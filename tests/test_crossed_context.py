@@ -13,12 +13,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from potstill.algorithms.losses import GOLD, loss
 from potstill.algorithms.methods import METHODS
 from potstill.algorithms.recipe import Recipe
-from potstill.config import read_study
 from potstill.engines import zoo
 from potstill.engines.informed import Informed
 from potstill.engines.registry import open_engine
 from potstill.settings import Eval, Pair, Train
-from potstill.study import preflight_pair
+from potstill.study.loading import read_study
+from potstill.study.run import preflight_pair
 from potstill.tasks import load_task
 from potstill.training.loop import train
 from potstill.training.recorder import Memory

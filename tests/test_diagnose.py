@@ -13,7 +13,6 @@ from typer.testing import CliRunner
 from conftest import toy_table
 from potstill.algorithms.methods import METHODS
 from potstill.cli import app
-from potstill.config import Study, read_study
 from potstill.diagnostics import diagnosis as diagnosis
 from potstill.diagnostics.diagnosis import OTHERS, diagnose, healthy_until, sentence
 from potstill.diagnostics.faults import FAULTS, PUBLISHED
@@ -21,8 +20,10 @@ from potstill.diagnostics.monitor import repetition
 from potstill.engines.registry import open_engine
 from potstill.errors import PotstillError
 from potstill.settings import Eval, Train
-from potstill.store import Cell, StudyFolder
-from potstill.study import run_cell
+from potstill.study.loading import read_study
+from potstill.study.run import run_cell
+from potstill.study.schema import Study
+from potstill.study.storage import Cell, StudyFolder
 from potstill.tasks import load_task
 from potstill.training.loop import train
 from potstill.types import Finding

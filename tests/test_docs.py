@@ -15,8 +15,9 @@ import typer
 
 from conftest import toy_table
 from potstill import cli
-from potstill.config import QUICK, load_study, read_study
-from potstill.study import prepare
+from potstill.study.loading import load_study, read_study
+from potstill.study.run import prepare
+from potstill.study.schema import QUICK
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "potstill"

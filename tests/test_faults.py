@@ -12,15 +12,15 @@ from conftest import toy_table, write_toy
 from potstill.algorithms.methods import METHODS
 from potstill.algorithms.recipe import Recipe
 from potstill.audit import FULL
-from potstill.config import load_study, read_study
 from potstill.diagnostics.faults import FAULTS, PUBLISHED, apply
 from potstill.engines.fake import EOS, FakeEngine
 from potstill.engines.protocol import Wrapper, bare
 from potstill.errors import PotstillError
-from potstill.pool import Pool
 from potstill.report import as_text, write_report
 from potstill.settings import Eval, Train
-from potstill.store import Cell, StudyFolder, cells_of
+from potstill.study.executors.local import Pool
+from potstill.study.loading import load_study, read_study
+from potstill.study.storage import Cell, StudyFolder, cells_of
 from potstill.tasks import load_task
 from potstill.training.loop import train
 from potstill.training.objective import build

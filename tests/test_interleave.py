@@ -10,12 +10,12 @@ import pytest
 
 from conftest import toy_table, write_toy
 from potstill.algorithms.recipe import Recipe
-from potstill.config import read_study
 from potstill.engines.fake import FakeEngine
 from potstill.engines.torch.engine import TorchEngine
 from potstill.errors import PotstillError
 from potstill.settings import Eval, Train
-from potstill.study import preflight_pair
+from potstill.study.loading import read_study
+from potstill.study.run import preflight_pair
 from potstill.tasks import load_task
 from potstill.training.loop import train
 from potstill.training.recorder import Memory

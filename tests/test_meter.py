@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from potstill import METHODS, open_engine
-from potstill.config import Study
+from potstill.study.schema import Study
 from potstill.tasks import load_task
 from potstill.training.metering import Metered
 from potstill.training.objective import build

@@ -13,11 +13,11 @@ from potstill.algorithms.losses import JSD
 from potstill.algorithms.methods import METHODS
 from potstill.algorithms.recipe import Recipe, Replay, recipe_from_toml
 from potstill.algorithms.schedules import linear
-from potstill.config import read_study
 from potstill.engines.fake import FakeEngine
 from potstill.errors import PotstillError
 from potstill.settings import Eval, Train
-from potstill.store import cells_of
+from potstill.study.loading import read_study
+from potstill.study.storage import cells_of
 from potstill.tasks import load_task
 from potstill.training.loop import train
 from potstill.training.objective import build

@@ -13,11 +13,11 @@ import pytest
 import tomli_w
 
 from conftest import toy_table
-from potstill import pool
-from potstill.config import read_study
 from potstill.errors import PotstillError
-from potstill.pool import Pool, cores
-from potstill.store import Cell, StudyFolder
+from potstill.study.executors import local as pool
+from potstill.study.executors.local import Pool, cores
+from potstill.study.loading import read_study
+from potstill.study.storage import Cell, StudyFolder
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="no core affinity here")

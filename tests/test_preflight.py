@@ -12,12 +12,13 @@ import pytest
 from conftest import toy_table
 from potstill.algorithms.losses import CROSSING, LOSSES
 from potstill.algorithms.recipe import Recipe
-from potstill.config import Study, read_study
 from potstill.diagnostics.faults import FAULTS, PUBLISHED
 from potstill.diagnostics.preflight import Check
 from potstill.diagnostics.preflight.reference import definition
 from potstill.engines.registry import open_engine
-from potstill.study import preflight_pair
+from potstill.study.loading import read_study
+from potstill.study.run import preflight_pair
+from potstill.study.schema import Study
 from potstill.types import Datum, Loss, StepStats, Trajectory
 
 # What no look at step 0 can know.

@@ -18,11 +18,11 @@ from typing import Any
 import pytest
 
 from potstill.bench import bench
-from potstill.config import read_study
 from potstill.engines.torch.batching import deal
 from potstill.engines.torch.distributed import ALONE, Team
 from potstill.errors import PotstillError
 from potstill.launch import one_engine
+from potstill.study.loading import read_study
 
 pytestmark = pytest.mark.cluster
 

@@ -10,15 +10,17 @@ from pathlib import Path
 import pytest
 
 from conftest import toy_table
-from potstill import remote as remote_module
-from potstill.cluster import loan, node
-from potstill.cluster.loan import Loan, Lost
-from potstill.config import Study, read_study
 from potstill.engines.fake import FakeEngine
 from potstill.errors import PotstillError, StorageError
-from potstill.remote import Mirror, Remote, source
-from potstill.store import Cell, CellFolder, StudyFolder, to_json
-from potstill.study import run_cell
+from potstill.study import remote as remote_module
+from potstill.study.executors.ray import lease as loan
+from potstill.study.executors.ray import worker as node
+from potstill.study.executors.ray.lease import Loan, Lost
+from potstill.study.loading import read_study
+from potstill.study.remote import Mirror, Remote, source
+from potstill.study.run import run_cell
+from potstill.study.schema import Study
+from potstill.study.storage import Cell, CellFolder, StudyFolder, to_json
 from potstill.training import checkpoint
 from potstill.training.spending import BudgetReached
 

@@ -31,7 +31,7 @@ from potstill.report.solved import problem_map
 from potstill.report.table import COLUMNS as CSV_COLUMNS
 from potstill.report.table import to_markdown
 from potstill.report.texts import marked, visible
-from potstill.store import Cell, StudyFolder
+from potstill.study.storage import Cell, StudyFolder
 from studies import Fate, small_study, write_study
 
 HOSTILE = "<script>alert(1)</script>\u202egnitrow\u0007" + "x" * 100_000 + "\n</pre><img src=x>"
@@ -529,8 +529,8 @@ def test_a_report_needs_no_engine(written: Report) -> None:
         "import sys; from pathlib import Path; import potstill.report as r;"
         "early = {'scipy', 'plotly', 'matplotlib', 'jinja2'} & set(sys.modules);"
         f"r.write_report(Path({str(written.html.parent)!r}));"
-        "late = {'torch', 'transformers', 'matplotlib', 'potstill.training.loop', 'potstill.study',"
-        " 'potstill.engines.torch.engine', 'potstill.engines.fake'} & set(sys.modules);"
+        "late = {'torch', 'transformers', 'matplotlib', 'potstill.training.loop',"
+        " 'potstill.study.run', 'potstill.engines.torch.engine', 'potstill.engines.fake'} & set(sys.modules);"
         "print(early | late)"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

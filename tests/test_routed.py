@@ -13,7 +13,6 @@ import pytest
 from conftest import toy_table
 from potstill.algorithms.methods import METHODS
 from potstill.algorithms.recipe import Recipe
-from potstill.config import read_study
 from potstill.engines import zoo
 from potstill.engines.protocol import reads
 from potstill.engines.registry import open_engine
@@ -24,8 +23,9 @@ from potstill.report import as_markdown, write_report
 from potstill.report.data import load
 from potstill.report.routes import routes
 from potstill.settings import Eval, Pair, Train
-from potstill.store import Cell, StudyFolder
-from potstill.study import preflight_pair, prepare, run_cell
+from potstill.study.loading import read_study
+from potstill.study.run import preflight_pair, prepare, run_cell
+from potstill.study.storage import Cell, StudyFolder
 from potstill.tasks import Task, load_task
 from potstill.training.loop import train
 from potstill.training.objective import build

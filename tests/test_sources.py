@@ -13,13 +13,13 @@ from conftest import toy_table, write_toy
 from potstill.algorithms.methods import METHODS
 from potstill.algorithms.recipe import Recipe, recipe_from_toml
 from potstill.algorithms.schedules import linear
-from potstill.config import read_study
 from potstill.diagnostics.preflight.reference import observed, reference
 from potstill.engines.fake import FakeEngine
 from potstill.engines.torch.engine import TorchEngine
 from potstill.errors import PotstillError
 from potstill.settings import Eval, Train
-from potstill.study import preflight_pair
+from potstill.study.loading import read_study
+from potstill.study.run import preflight_pair
 from potstill.tasks import load_task
 from potstill.training.filtering import MEMORY, Judge
 from potstill.training.loop import train

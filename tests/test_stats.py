@@ -12,7 +12,7 @@ from scipy.stats import binomtest, kstest
 
 from potstill import stats
 from potstill.stats import Difference, Row, accuracy_at, curve, difference, holm, interval
-from potstill.store import Cell
+from potstill.study.storage import Cell
 
 
 def outcomes(share: float, seeds: int, problems: int) -> np.ndarray:

@@ -15,12 +15,13 @@ import pytest
 import tomli_w
 
 from conftest import toy_table
-from potstill.config import Study, read_study
 from potstill.engines.fake import FakeEngine
 from potstill.errors import NonFinite, PotstillError, StorageError
-from potstill.pool import Pool
-from potstill.store import Cell, CellFolder, StudyFolder, cells_of, write_text
-from potstill.study import prepare, run_cell
+from potstill.study.executors.local import Pool
+from potstill.study.loading import read_study
+from potstill.study.run import prepare, run_cell
+from potstill.study.schema import Study
+from potstill.study.storage import Cell, CellFolder, StudyFolder, cells_of, write_text
 from potstill.training import checkpoint
 from potstill.types import Trajectory
 
@@ -212,7 +213,7 @@ def test_a_held_cell_is_not_run_twice(toy: Study, tmp_path: Path) -> None:
     with place.claim() as mine:
         assert mine
         code = (
-            "import sys; from pathlib import Path; from potstill.store import CellFolder\n"
+            "import sys; from pathlib import Path; from potstill.study.storage import CellFolder\n"
             "with CellFolder(Path(sys.argv[1])).claim() as mine: print(mine)"
         )
         shown = subprocess.run(

@@ -14,12 +14,12 @@ from tests.proxy import KINDS, badly
 
 from potstill.algorithms.methods import METHODS
 from potstill.algorithms.recipe import Recipe
-from potstill.config import read_study
 from potstill.engines.registry import open_engine
 from potstill.engines.tinker import connection
 from potstill.engines.tinker.connection import check_sdk, connect
 from potstill.errors import PotstillError
 from potstill.settings import Pair
+from potstill.study.loading import read_study
 from potstill.training.objective import build
 from potstill.training.rollout import collect
 from potstill.types import Datum, Limits, Loss, Problem, Term

@@ -17,12 +17,13 @@ from typer.testing import CliRunner
 import trackers as readers
 from conftest import free_port, toy_table
 from potstill.cli import app
-from potstill.config import Study, read_study
 from potstill.errors import PotstillError
-from potstill.store import Cell, Lines, StudyFolder, cells_of
-from potstill.track import numbers, opener
-from potstill.track.follow import Follower, following, troubles
-from potstill.trackers import TRACKERS, without_secrets
+from potstill.study.loading import read_study
+from potstill.study.schema import Study
+from potstill.study.storage import Cell, Lines, StudyFolder, cells_of
+from potstill.study.tracking import numbers, opener
+from potstill.study.tracking.exporter import Follower, following, troubles
+from potstill.study.tracking.registry import TRACKERS, without_secrets
 
 KEY = "0123456789abcdef" * 2 + "deadbeef"
 NAMES = ["wandb", "tensorboard", "trackio", "mlflow"]
@@ -220,7 +221,7 @@ def test_a_growing_file_is_read_once_and_a_new_one_again(tmp_path: Path) -> None
 def test_a_failing_tracker_is_noted_and_left_alone_for_a_while(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from potstill.track import follow
+    from potstill.study.tracking import exporter as follow
 
     study = read_study(toy_table(tmp_path, methods=["hybrid"], seeds=[0]))
     folder, cell, calls = StudyFolder(tmp_path / "out"), Cell("toy", "hybrid", 0), []

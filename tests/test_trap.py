@@ -11,7 +11,7 @@ from potstill.report import as_markdown, as_text, trap, write_report
 from potstill.report.data import load
 from potstill.report.reading import caveats
 from potstill.stats import Difference, Interval
-from potstill.store import Cell, StudyFolder
+from potstill.study.storage import Cell, StudyFolder
 from studies import small_study, write_study
 
 HALF = Interval(0.5, 0.45, 0.55)

@@ -15,11 +15,12 @@ from typer.testing import CliRunner
 
 from conftest import toy_table
 from potstill.cli import app
-from potstill.config import Study, read_study
 from potstill.errors import PotstillError
-from potstill.pool import Pool
-from potstill.snapshot import Watcher
-from potstill.store import Cell, StudyFolder, cells_of
+from potstill.study.executors.local import Pool
+from potstill.study.loading import read_study
+from potstill.study.progress import Watcher
+from potstill.study.schema import Study
+from potstill.study.storage import Cell, StudyFolder, cells_of
 from potstill.training.spending import Spent
 from potstill.view import View, running
 from studies import small_study, write_study

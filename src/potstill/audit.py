@@ -16,10 +16,11 @@ from typing import Any
 
 from potstill.algorithms.methods import METHODS
 from potstill.algorithms.recipe import Recipe
-from potstill.config import Study, read_study
 from potstill.diagnostics.faults import FAULTS, PUBLISHED
 from potstill.stats import Interval, interval, outcome_matrix
-from potstill.store import Cell, StudyFolder
+from potstill.study.loading import read_study
+from potstill.study.schema import Study
+from potstill.study.storage import Cell, StudyFolder
 
 COLLAPSED = 0.25  # a run has collapsed below this share of the untrained student's accuracy
 COLLAPSED_MOSTLY = 0.5  # of a method's runs, above which the verdict names it

@@ -22,12 +22,12 @@ from rich.progress import track
 from potstill.algorithms.losses import LOSSES
 from potstill.algorithms.recipe import Recipe
 from potstill.algorithms.schedules import constant
-from potstill.config import Study
 from potstill.engines.host import one_of_several
 from potstill.errors import PotstillError
 from potstill.settings import Train
-from potstill.store import Cell
-from potstill.study import open_study_engine
+from potstill.study.run import open_study_engine
+from potstill.study.schema import Study
+from potstill.study.storage import Cell
 from potstill.tasks import load_task
 from potstill.training.objective import build, losses_for
 from potstill.training.rollout import collect, draw

@@ -11,19 +11,19 @@ from pathlib import Path
 
 from rich.console import Console
 
-from potstill.cluster import check_place, opened
-from potstill.config import Study
 from potstill.diagnostics.preflight import Check
 from potstill.engines.host import one_of_several
 from potstill.errors import PotstillError
-from potstill.pool import Processes
-from potstill.remote import Mirror
-from potstill.store import StudyFolder, cells_of
-from potstill.study import prepare
-from potstill.track.follow import following
+from potstill.study.executors.base import Place, Results
+from potstill.study.executors.local import Processes
+from potstill.study.executors.ray import check_place, opened
+from potstill.study.remote import Mirror
+from potstill.study.run import prepare
+from potstill.study.schema import Study
+from potstill.study.storage import StudyFolder, cells_of
+from potstill.study.tracking.exporter import following
 from potstill.training.spending import Spent, excess, total
 from potstill.view import View
-from potstill.where import Place, Results
 
 LOCAL = "local"  # the place that is this machine, without Ray
 

@@ -14,16 +14,17 @@ from typing import Any
 from potstill.algorithms.methods import METHODS
 from potstill.algorithms.recipe import Recipe
 from potstill.algorithms.schedules import SHAPES
-from potstill.config import Study, parse_value
 from potstill.diagnostics.diagnosis import SIGNALS, diagnose, failure, meaning
 from potstill.diagnostics.faults import FAULTS
 from potstill.engines import zoo
 from potstill.errors import PotstillError, did_you_mean
-from potstill.refusals import check_model
 from potstill.settings import Pair, Price
-from potstill.store import CellFolder, cells_of, to_json
+from potstill.study.loading import parse_value
+from potstill.study.schema import Study
+from potstill.study.storage import CellFolder, cells_of, to_json
+from potstill.study.tracking.registry import TRACKERS
+from potstill.study.validation import check_model
 from potstill.tasks import TASKS, Task, load_task
-from potstill.trackers import TRACKERS
 from potstill.training.spending import Spent, total
 from potstill.types import Finding
 
@@ -187,7 +188,7 @@ def grade_model(
     from scipy.stats import binomtest
 
     from potstill.engines.registry import open_engine
-    from potstill.store import example, write_text
+    from potstill.study.storage import example, write_text
     from potstill.training.evaluation import evaluate
 
     threads = 1 if path != model else 0  # an embedded model is too small for more

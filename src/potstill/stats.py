@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from potstill.store import REFERENCES, Cell
+from potstill.study.storage import REFERENCES, Cell
 from potstill.types import KINDS
 
 Matrix = npt.NDArray[np.float64]

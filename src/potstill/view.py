@@ -21,12 +21,12 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from potstill.config import Study
 from potstill.diagnostics.diagnosis import ended, sentence
 from potstill.settings import Price
-from potstill.snapshot import Running, Snapshot, Watcher
-from potstill.store import REFERENCES, Cell, StudyFolder
-from potstill.track.follow import troubles
+from potstill.study.progress import Running, Snapshot, Watcher
+from potstill.study.schema import Study
+from potstill.study.storage import REFERENCES, Cell, StudyFolder
+from potstill.study.tracking.exporter import troubles
 from potstill.training.spending import Spent
 from potstill.types import Finding
 

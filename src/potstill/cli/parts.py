@@ -58,7 +58,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON to stdout.")]
 
 def study_of(words: list[str] | None, default: dict[str, Any] | None = None) -> Any:
     """The study that the words on the command line ask for, or the default."""
-    from potstill.config import QUICK, load_study, read_study
+    from potstill.study.loading import load_study, read_study
+    from potstill.study.schema import QUICK
 
     files = [word for word in words or [] if "=" not in word]
     overrides = [word for word in words or [] if "=" in word]

@@ -57,7 +57,7 @@ def diagnose(
     """
     from potstill.diagnostics.diagnosis import ended
     from potstill.listing import diagnosis
-    from potstill.remote import source
+    from potstill.study.remote import source
 
     found = diagnosis(source(folder)[1])
     if as_json:
@@ -129,9 +129,9 @@ def watch(
     """
     import time
 
-    from potstill.remote import source
     from potstill.report.data import load
     from potstill.report.table import faults_line, to_text
+    from potstill.study.remote import source
     from potstill.view import View, running
 
     its, path = source(folder)
@@ -160,9 +160,9 @@ def track(
 
     Example: [bold]potstill track runs/quick --to tensorboard[/]
     """
-    from potstill.store import StudyFolder, cells_of
-    from potstill.track.follow import following, study_in, troubles
-    from potstill.trackers import check_trackers
+    from potstill.study.storage import StudyFolder, cells_of
+    from potstill.study.tracking.exporter import following, study_in, troubles
+    from potstill.study.tracking.registry import check_trackers
 
     place = StudyFolder(folder)
     study = study_in(place)
@@ -189,8 +189,8 @@ def report(
 
     Example: [bold]potstill report runs/quick --figures[/]
     """
-    from potstill.remote import source
     from potstill.report import as_markdown, write_report
+    from potstill.study.remote import source
 
     its, path = source(folder)
     written = write_report(path, figures=figures)
@@ -218,7 +218,7 @@ def compare(
     from potstill.report.compare import compare as hold
     from potstill.report.compare_page import write_comparison
     from potstill.report.compare_table import to_markdown, to_record
-    from potstill.store import to_json
+    from potstill.study.storage import to_json
 
     told = hold(folders)
     if as_json:

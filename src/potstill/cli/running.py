@@ -41,8 +41,8 @@ def check(words: Words = None, preflight: Preflight = True, as_json: AsJson = Fa
     """
     from potstill.launch import afford, checked, predict, records, refuse
     from potstill.listing import plan, prediction
-    from potstill.store import StudyFolder
-    from potstill.study import prepare
+    from potstill.study.run import prepare
+    from potstill.study.storage import StudyFolder
 
     study = study_of(words)
     facts = plan(study, prepare(study))
@@ -73,8 +73,8 @@ def run(
 
     Example: [bold]potstill run studies/quick.toml --method hybrid --pair tiny-qwen --seed 3[/]
     """
-    from potstill.config import read_study
     from potstill.launch import fill
+    from potstill.study.loading import read_study
 
     words = list(words or [])
     words += [f"methods={json.dumps([method])}"]
@@ -113,8 +113,8 @@ def study(
     Example: [bold]potstill study studies/full.toml --workers 2 train.steps=50 seeds=0,1,2[/]
     """
     from potstill.launch import fill
-    from potstill.remote import Mirror, is_url
     from potstill.report import write_report
+    from potstill.study.remote import Mirror, is_url
     from potstill.training.spending import BudgetReached
 
     chosen = study_of(words)
@@ -160,7 +160,7 @@ def audit(
     from potstill.diagnostics.faults import PUBLISHED
     from potstill.launch import fill
     from potstill.report.audit_page import to_markdown, write_audit
-    from potstill.store import StudyFolder, cells_of
+    from potstill.study.storage import StudyFolder, cells_of
 
     base = study_of(words, auditing.QUICK if quick else auditing.FULL)
     faults = auditing.QUICK_FAULTS if quick else PUBLISHED

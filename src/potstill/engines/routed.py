@@ -10,14 +10,13 @@ pair has one, its context.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 
 from potstill.engines.known import Known
 from potstill.engines.protocol import Engine
-from potstill.errors import PotstillError, did_you_mean
 from potstill.tasks import Task
 from potstill.tasks.rendering import Messages
 from potstill.types import (
@@ -25,7 +24,6 @@ from potstill.types import (
     Floats,
     Ids,
     Outlook,
-    Problem,
     Role,
     Rows,
     Sample,
@@ -34,43 +32,6 @@ from potstill.types import (
 )
 
 Found = TypeVar("Found")
-
-
-def check_routes(
-    route: str, teachers: Mapping[str, str], task: Task, graded: Sequence[Problem]
-) -> None:
-    """Refuse a value of the key that no teacher has, and a key that no problem has."""
-    values = {problem.text(route): problem.id for problem in (*graded, *task.train)}
-    for value, name in values.items():
-        if value and value not in teachers:
-            raise PotstillError(
-                f'{name} has {route} = "{value}", for which there is no teacher',
-                did_you_mean(value, teachers, "teachers"),
-            )
-    if not any(values):
-        raise PotstillError(
-            f'no problem has the key "{route}" that teachers are chosen by',
-            "name a key of the data, or leave route and teachers out",
-        )
-
-
-def check_teachers(where: str, route: str, teachers: Mapping[str, str], engine: str) -> None:
-    """Refuse what a pair's table itself shows to be wrong."""
-    if bool(route) != bool(teachers):
-        raise PotstillError(
-            f"{where} chooses among several teachers by a key of the data: it has route = "
-            f"{route!r} and {len(teachers)} further teachers",
-            'write both, for example route = "subject" and teachers = { code = "..." }',
-        )
-    if teachers and engine != "torch":
-        raise PotstillError(
-            f'{where} has several teachers, engine "{engine}" holds one', 'use engine = "torch"'
-        )
-    if bad := [key for key in teachers if not key or ":" in key]:
-        raise PotstillError(
-            f"{where}.teachers: a value of the key is text without a colon, got {bad[0]!r}",
-            "problems without a value are read by teacher",
-        )
 
 
 class Routed:

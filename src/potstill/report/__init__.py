@@ -85,7 +85,7 @@ def write_report(path: Path, *, figures: bool = False) -> Report:
         PotstillError: the folder holds no study, or the disk refuses.
     """
     from potstill.report import data, findings, page, palette, routes, summary, table, trap
-    from potstill.store import to_json, write_text
+    from potstill.study.storage import to_json, write_text
 
     path = Path(path)
     found = data.load(path)

@@ -13,10 +13,10 @@ from typing import Any
 from markupsafe import Markup
 
 from potstill.audit import ALL, CLEAN, Entry, Rate, Verdict, matrix, summary, verdicts
-from potstill.config import Study
 from potstill.diagnostics.faults import FAULTS
-from potstill.provenance import provenance
-from potstill.store import to_json, write_text
+from potstill.study.provenance import provenance
+from potstill.study.schema import Study
+from potstill.study.storage import to_json, write_text
 
 
 def write_audit(base: Study, path: Path, faults: Sequence[str]) -> dict[str, Any]:

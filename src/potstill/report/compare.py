@@ -17,7 +17,7 @@ from potstill.errors import PotstillError
 from potstill.report.data import StudyData, load
 from potstill.report.numbers import settings
 from potstill.stats import Difference, Row, outcome_matrix
-from potstill.store import REFERENCES, Cell
+from potstill.study.storage import REFERENCES, Cell
 
 LETTERS = "ABCDEFGH"
 

@@ -19,7 +19,7 @@ from potstill.report.page import FILTERS
 from potstill.report.palette import Look, looks
 from potstill.report.points import bars, difference, point, rowed
 from potstill.report.reading import clear
-from potstill.store import REFERENCES, write_text
+from potstill.study.storage import REFERENCES, write_text
 
 SYMBOLS = ("circle", "diamond", "square", "triangle-up", "star", "hexagon", "cross", "x")
 

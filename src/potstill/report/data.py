@@ -22,9 +22,9 @@ from pydantic import ValidationError
 from potstill import stats
 from potstill.algorithms.methods import METHODS
 from potstill.algorithms.recipe import Recipe
-from potstill.config import Study
 from potstill.errors import PotstillError
-from potstill.store import REFERENCES, Cell, StudyFolder, cells_of
+from potstill.study.schema import Study
+from potstill.study.storage import REFERENCES, Cell, StudyFolder, cells_of
 
 Status = Literal["done", "failed", "missing"]
 

@@ -12,7 +12,7 @@ from typing import Any
 from potstill.report.curves import METRICS, SCORE, SEEDED, Curve, Metric
 from potstill.report.data import StudyData
 from potstill.report.palette import Look
-from potstill.store import REFERENCES
+from potstill.study.storage import REFERENCES
 
 Spec = dict[str, Any]
 NEUTRAL = "#8a8f98"  # reads on white and on black

@@ -27,7 +27,7 @@ from potstill.report.summary import answers, untested
 from potstill.report.table import published, seeds_done
 from potstill.report.texts import samples, visible
 from potstill.report.verdict import Choice
-from potstill.store import REFERENCES
+from potstill.study.storage import REFERENCES
 
 
 def render(

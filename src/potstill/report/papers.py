@@ -14,7 +14,7 @@ from potstill.report.points import pareto, spendings
 from potstill.report.reading import clear
 from potstill.report.solved import ordered, shares
 from potstill.stats import BASELINE, Difference, Interval, Row
-from potstill.store import REFERENCES
+from potstill.study.storage import REFERENCES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

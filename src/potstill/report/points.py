@@ -15,7 +15,7 @@ from potstill.report.numbers import count, p_value, signed
 from potstill.report.palette import Look
 from potstill.report.reading import clear
 from potstill.stats import BASELINE, Difference, Row
-from potstill.store import REFERENCES
+from potstill.study.storage import REFERENCES
 
 
 def dots(data: StudyData, rows: Sequence[Row], looks: Mapping[str, Look]) -> Spec:

@@ -18,7 +18,7 @@ from potstill.report.reading import FEW_PROBLEMS, FEW_SEEDS, caveats
 from potstill.report.verdict import Choice, Evidence, best, choose
 from potstill.settings import Price
 from potstill.stats import Difference, Row
-from potstill.store import REFERENCES
+from potstill.study.storage import REFERENCES
 from potstill.training.spending import Spent, total
 
 Tone = Literal["good", "warn", "bad", "plain"]

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from potstill.report.data import Run, StudyData
-from potstill.store import Cell
+from potstill.study.storage import Cell
 
 LONGEST = 700  # characters shown of one text
 PROBLEMS = 3  # problems shown of one pair

@@ -12,15 +12,15 @@ from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from typing import Any
 
-from potstill.cluster import node
-from potstill.cluster.address import check_place, connected
-from potstill.cluster.crew import Tasks, explained, needs, require
-from potstill.config import Study
 from potstill.diagnostics.preflight import Check
 from potstill.errors import PotstillError
-from potstill.remote import Mirror
-from potstill.store import Cell, StudyFolder
-from potstill.where import Results
+from potstill.study.executors.base import Results
+from potstill.study.executors.ray import worker as node
+from potstill.study.executors.ray.connect import check_place, connected
+from potstill.study.executors.ray.scheduler import Tasks, explained, needs, require
+from potstill.study.remote import Mirror
+from potstill.study.schema import Study
+from potstill.study.storage import Cell, StudyFolder
 
 __all__ = ["Cluster", "check_place", "opened"]
 

@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from potstill.errors import PotstillError, did_you_mean
-from potstill.pool import allowed
 from potstill.settings import RaySettings
+from potstill.study.executors.local import allowed
 
 PLACES = ("local", "ray")
 ADDRESS = re.compile(r"(?P<client>ray://)?(?P<host>[\w.-]+|\[[\da-fA-F:]+\]):(?P<port>\d{1,5})$")

@@ -19,15 +19,25 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
-from potstill.config import Study, read_study
 from potstill.diagnostics.preflight import Check
 from potstill.engines import zoo
 from potstill.errors import PotstillError, StorageError
-from potstill.store import Cell, StudyFolder, cells_of
-from potstill.study import preflight_pair
+from potstill.study.executors.base import (
+    LEAVING,
+    Results,
+    afford,
+    give_up,
+    ready,
+    take,
+    unfinished,
+    work,
+)
+from potstill.study.loading import read_study
+from potstill.study.run import preflight_pair
+from potstill.study.schema import Study
+from potstill.study.storage import Cell, StudyFolder, cells_of
 from potstill.tasks import load_task
 from potstill.training.spending import BudgetReached
-from potstill.where import LEAVING, Results, afford, give_up, ready, take, unfinished, work
 
 DEATHS = 2  # a cell whose worker died this often has failed
 _DISK = 74  # a worker's exit code when the disk refuses (EX_IOERR)

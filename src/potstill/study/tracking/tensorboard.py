@@ -19,7 +19,7 @@ from tensorboard.compat.proto.types_pb2 import DT_STRING
 from tensorboard.plugins.text.metadata import PLUGIN_NAME
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-from potstill.track import Row, Sheet, flat, summary
+from potstill.study.tracking import Row, Sheet, flat, summary
 
 
 class Run:

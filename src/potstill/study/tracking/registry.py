@@ -29,16 +29,20 @@ class TrackerInfo:
 
 TRACKERS: dict[str, TrackerInfo] = {
     "wandb": TrackerInfo(
-        "potstill.track.wandb", ("wandb",), "Weights & Biases, hosted or offline; a group a study"
+        "potstill.study.tracking.wandb",
+        ("wandb",),
+        "Weights & Biases, hosted or offline; a group a study",
     ),
     "tensorboard": TrackerInfo(
-        "potstill.track.tensorboard", ("tensorboard",), "event files; a folder a study"
+        "potstill.study.tracking.tensorboard", ("tensorboard",), "event files; a folder a study"
     ),
     "trackio": TrackerInfo(
-        "potstill.track.trackio", ("trackio",), "a local database or a Space; a project a study"
+        "potstill.study.tracking.trackio",
+        ("trackio",),
+        "a local database or a Space; a project a study",
     ),
     "mlflow": TrackerInfo(
-        "potstill.track.mlflow",
+        "potstill.study.tracking.mlflow",
         ("mlflow", "sqlalchemy", "alembic"),
         "a server or a local database; an experiment a study",
     ),

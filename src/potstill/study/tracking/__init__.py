@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from potstill.trackers import TRACKERS
+from potstill.study.tracking.registry import TRACKERS
 
 # Numbers of a cell's record that are told when it ends.
 SUMMARY = ("accuracy", "flexible", "steps", "seconds", "peak_bytes")

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from potstill.config import Study
-from potstill.store import REFERENCES, Cell, Lines, StudyFolder
+from potstill.study.schema import Study
+from potstill.study.storage import REFERENCES, Cell, Lines, StudyFolder
 from potstill.training.spending import Spent, total
 
 

@@ -16,13 +16,13 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from potstill.cluster.loan import ABANDONED
-from potstill.cluster.node import Job, Outcome, attempt
-from potstill.config import Study
 from potstill.errors import PotstillError, StorageError
-from potstill.remote import MARK, RESULT, STOP, Mirror, Patience
-from potstill.store import Cell, StudyFolder
-from potstill.where import LEAVING, Results, afford, give_up, ready, unfinished, work
+from potstill.study.executors.base import LEAVING, Results, afford, give_up, ready, unfinished, work
+from potstill.study.executors.ray.lease import ABANDONED
+from potstill.study.executors.ray.worker import Job, Outcome, attempt
+from potstill.study.remote import MARK, RESULT, STOP, Mirror, Patience
+from potstill.study.schema import Study
+from potstill.study.storage import Cell, StudyFolder
 
 LOOK = 2.0  # seconds between looks at what is behind a URL, and at a cell that another one holds
 SEEN = 60.0  # seconds for a result that a node has written to be seen here

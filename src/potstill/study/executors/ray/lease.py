@@ -23,8 +23,8 @@ from types import TracebackType
 from typing import Any
 
 from potstill.errors import StorageError
-from potstill.remote import GROWING, MARK, RESULT, SPENT, STOP, Patience, Remote
-from potstill.store import Cell, CellFolder, StudyFolder
+from potstill.study.remote import GROWING, MARK, RESULT, SPENT, STOP, Patience, Remote
+from potstill.study.storage import Cell, CellFolder, StudyFolder
 from potstill.training import checkpoint
 from potstill.training.spending import BudgetReached
 

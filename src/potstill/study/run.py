@@ -15,32 +15,26 @@ from pathlib import Path
 from typing import Any
 
 from potstill.algorithms.recipe import Recipe
-from potstill.config import Study
 from potstill.diagnostics import faults
 from potstill.diagnostics.monitor import Monitor
 from potstill.diagnostics.preflight import Check, Desk, preflight
 from potstill.engines.cached_teacher import CachedTeacher, fingerprint
 from potstill.engines.protocol import Engine
 from potstill.engines.registry import inform, open_engine
-from potstill.engines.routed import check_routes
 from potstill.errors import NonFinite, PotstillError, StorageError, writing
-from potstill.provenance import provenance
-from potstill.store import (
-    REFERENCES,
-    Cell,
-    CellFolder,
-    StudyFolder,
-    example,
-)
+from potstill.study.budget import Ledger
+from potstill.study.provenance import provenance
+from potstill.study.schema import Study
+from potstill.study.storage import REFERENCES, Cell, CellFolder, StudyFolder, example
+from potstill.study.validation import check_routes, check_window
 from potstill.tasks import Task, check_disjoint, load_task
 from potstill.tasks.context.builder import Briefing
 from potstill.training.evaluation import Reference, evaluate
 from potstill.training.loop import train
 from potstill.training.metering import Aside
 from potstill.training.run import Run
-from potstill.training.spending import BudgetReached, Ledger
+from potstill.training.spending import BudgetReached
 from potstill.types import Evaluation, ModelSpec, Role
-from potstill.window import check_window
 
 
 def prepare(study: Study) -> Task:

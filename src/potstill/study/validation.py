@@ -4,8 +4,8 @@ tokenizers that leave a loss no room, models that are none. Refused before anyth
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from potstill.algorithms.losses import (
     CROSSED,
@@ -17,10 +17,14 @@ from potstill.algorithms.losses import (
 )
 from potstill.algorithms.recipe import Recipe
 from potstill.engines import zoo
-from potstill.errors import PotstillError
+from potstill.errors import PotstillError, did_you_mean
+from potstill.study.schema import Study
+from potstill.tasks import Task
+from potstill.tasks.context.builder import Briefing
+from potstill.tasks.rendering import plain, render
+from potstill.types import Problem
 
-if TYPE_CHECKING:
-    from potstill.config import Study
+TEMPLATE = 256  # bytes that a chat template may add to a message
 
 
 def check_recipe(recipe: Recipe, study: Study, losses: frozenset[str]) -> None:
@@ -106,4 +110,86 @@ def check_model(name: str, where: str) -> None:
         raise PotstillError(
             f'{where} = "{name}" has {got}; potstill reads safetensors only',
             "save it again with model.save_pretrained(folder), which writes safetensors",
+        )
+
+
+def check_routes(
+    route: str, teachers: Mapping[str, str], task: Task, graded: Sequence[Problem]
+) -> None:
+    """Refuse a value of the key that no teacher has, and a key that no problem has."""
+    values = {problem.text(route): problem.id for problem in (*graded, *task.train)}
+    for value, name in values.items():
+        if value and value not in teachers:
+            raise PotstillError(
+                f'{name} has {route} = "{value}", for which there is no teacher',
+                did_you_mean(value, teachers, "teachers"),
+            )
+    if not any(values):
+        raise PotstillError(
+            f'no problem has the key "{route}" that teachers are chosen by',
+            "name a key of the data, or leave route and teachers out",
+        )
+
+
+def check_teachers(where: str, route: str, teachers: Mapping[str, str], engine: str) -> None:
+    """Refuse what a pair's table itself shows to be wrong."""
+    if bool(route) != bool(teachers):
+        raise PotstillError(
+            f"{where} chooses among several teachers by a key of the data: it has route = "
+            f"{route!r} and {len(teachers)} further teachers",
+            'write both, for example route = "subject" and teachers = { code = "..." }',
+        )
+    if teachers and engine != "torch":
+        raise PotstillError(
+            f'{where} has several teachers, engine "{engine}" holds one', 'use engine = "torch"'
+        )
+    if bad := [key for key in teachers if not key or ":" in key]:
+        raise PotstillError(
+            f"{where}.teachers: a value of the key is text without a colon, got {bad[0]!r}",
+            "problems without a value are read by teacher",
+        )
+
+
+def check_window(
+    briefing: Briefing,
+    teacher: str,
+    graded: Sequence[Problem],
+    max_tokens: int,
+    trust_remote_code: bool = False,
+) -> None:
+    """Refuse a context that leaves no room for a completion.
+
+    Args:
+        briefing: what the teacher reads.
+        teacher: its folder or hub name.
+        graded: the held-out problems that it answers, beside all training problems.
+        max_tokens: most tokens of a completion.
+        trust_remote_code: run code that comes with the model.
+    """
+    from transformers import AutoConfig, AutoTokenizer
+
+    from potstill.engines.torch.loading import read_pretrained
+
+    trust = {"trust_remote_code": trust_remote_code}
+    config = read_pretrained(AutoConfig, teacher, **trust).get_text_config()
+    window = getattr(config, "max_position_embeddings", None)
+    if window is None:
+        return  # positions have no end
+    problems = [*briefing.task.train, *graded]
+    asked = {problem.id: briefing.tell(problem) for problem in problems}
+    close = {
+        name: said
+        for name, said in asked.items()
+        if len(plain(said).encode()) + TEMPLATE * (len(said) + 1) + max_tokens > window
+    }
+    if not close:
+        return
+    tokenizer = read_pretrained(AutoTokenizer, teacher, **trust)
+    lengths = {name: len(render(tokenizer, said)) for name, said in close.items()}
+    longest = max(lengths, key=lambda name: lengths[name])
+    if lengths[longest] + max_tokens > window:
+        raise PotstillError(
+            f"a context fits the teacher's window: {longest} takes {lengths[longest]} tokens and "
+            f"up to {max_tokens} of completion, {teacher} has {window}",
+            "show fewer or shorter examples, documents or hints, or lower max_tokens",
         )

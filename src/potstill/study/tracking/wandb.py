@@ -14,7 +14,7 @@ from typing import Any
 
 import wandb
 
-from potstill.track import Row, Sheet, summary
+from potstill.study.tracking import Row, Sheet, summary
 
 PATIENCE = 20.0  # seconds until a server counts as unreachable
 

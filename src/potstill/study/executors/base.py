@@ -11,13 +11,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
-from potstill.config import Study
 from potstill.diagnostics.preflight import Check
-from potstill.provenance import provenance
-from potstill.store import REFERENCES, Cell, StudyFolder
-from potstill.study import run_cell
+from potstill.study.budget import Ledger
+from potstill.study.provenance import provenance
+from potstill.study.run import run_cell
+from potstill.study.schema import Study
+from potstill.study.storage import REFERENCES, Cell, StudyFolder
 from potstill.tasks import Task
-from potstill.training.spending import BudgetReached, Ledger
+from potstill.training.spending import BudgetReached
 
 Results = dict[Cell, dict[str, Any]]
 

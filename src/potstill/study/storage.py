@@ -37,10 +37,11 @@ from typing import Any
 import filelock
 import tomli_w
 
-from potstill.config import Study
 from potstill.errors import PotstillError, writing
-from potstill.provenance import provenance
-from potstill.training.spending import Ledger, Spent
+from potstill.study.budget import Ledger
+from potstill.study.provenance import provenance
+from potstill.study.schema import Study
+from potstill.training.spending import Spent
 from potstill.types import Evaluation
 
 REFERENCES = ("untrained", "teacher")

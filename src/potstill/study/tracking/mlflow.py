@@ -19,7 +19,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
 
-from potstill.track import Row, Sheet, flat, summary
+from potstill.study.tracking import Row, Sheet, flat, summary
 
 TAG = "potstill.id"
 CLOCK = "tokens"  # in every row, so its history says which steps are there

@@ -1,7 +1,7 @@
 """Follows a study's folder for one tracker: what is new in it is sent.
 
-Runs in a process of its own (`python -m potstill.track.follow FOLDER TRACKER`), which `potstill
-study` starts and which ends when its standard input does. What went wrong is noted in the cell,
+Runs in a process of its own (`python -m potstill.study.tracking.exporter FOLDER TRACKER`), which
+`potstill study` starts and which ends when its standard input does. What went wrong is noted in the cell,
 as `tracking/TRACKER.json`, and the tracker is tried again half a minute later.
 """
 
@@ -22,11 +22,19 @@ from typing import Any
 
 import filelock
 
-from potstill.config import Study
 from potstill.errors import PotstillError
-from potstill.store import REFERENCES, Cell, Lines, StudyFolder, cells_of, to_json, write_text
-from potstill.track import Sheet, Tracked, numbers, opener
-from potstill.trackers import without_secrets
+from potstill.study.schema import Study
+from potstill.study.storage import (
+    REFERENCES,
+    Cell,
+    Lines,
+    StudyFolder,
+    cells_of,
+    to_json,
+    write_text,
+)
+from potstill.study.tracking import Sheet, Tracked, numbers, opener
+from potstill.study.tracking.registry import without_secrets
 
 EVERY = 0.5  # seconds between two looks at the folder
 REST = 30.0  # seconds until a tracker that failed is tried again
@@ -198,7 +206,7 @@ def following(
 def _start(path: Path, tracker: str) -> Any:
     (path / "track").mkdir(parents=True, exist_ok=True)
     (path / "track" / f"{tracker}.trouble").unlink(missing_ok=True)
-    words = [sys.executable, "-m", "potstill.track.follow", str(path), tracker]
+    words = [sys.executable, "-m", "potstill.study.tracking.exporter", str(path), tracker]
     with (path / "track" / f"{tracker}.log").open("w", encoding="utf-8") as log:
         return subprocess.Popen(words, stdin=subprocess.PIPE, stdout=log, stderr=log)
 

@@ -15,15 +15,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-from potstill.cluster.loan import Loan, Lost
-from potstill.config import Study, read_study
 from potstill.diagnostics.preflight import Check
 from potstill.errors import PotstillError, StorageError
-from potstill.remote import Remote, named
-from potstill.store import Cell, StudyFolder
-from potstill.study import preflight_pair, run_cell
+from potstill.study.executors.base import take
+from potstill.study.executors.ray.lease import Loan, Lost
+from potstill.study.loading import read_study
+from potstill.study.remote import Remote, named
+from potstill.study.run import preflight_pair, run_cell
+from potstill.study.schema import Study
+from potstill.study.storage import Cell, StudyFolder
 from potstill.training.spending import BudgetReached
-from potstill.where import take
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from contextvars import Context
 from typing import Any
 
-from potstill.track import Row, Sheet, summary
+from potstill.study.tracking import Row, Sheet, summary
 
 
 class Run:

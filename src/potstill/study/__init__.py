@@ -1,0 +1,1 @@
+"""A study: its schema, its folder, its runs and where they are executed."""

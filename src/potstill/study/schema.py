@@ -1,0 +1,170 @@
+"""A study as data: TOML in, checked whole before anything runs, TOML out with every default
+written down.
+
+Unknown keys, methods, pairs and values out of range are refused with a hint. One field, one
+line, one unit. Nothing here opens a model or a data set.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field
+
+from potstill.algorithms.methods import METHODS
+from potstill.algorithms.recipe import Recipe, recipe_from_toml
+from potstill.engines import zoo
+from potstill.errors import PotstillError, did_you_mean
+from potstill.settings import (
+    Budget,
+    Eval,
+    FakeSettings,
+    Pair,
+    Part,
+    Price,
+    RaySettings,
+    TinkerSettings,
+    TorchSettings,
+    Train,
+)
+from potstill.tasks.context import Context, read_context
+
+# Chosen on the embedded pairs' dev problems with seeds 100 and up; LOG.md has the runs.
+EMBEDDED_LEARNING_RATE = 1e-4
+
+ENGINE_TABLES: dict[str, type[Part]] = {
+    "torch": TorchSettings,
+    "tinker": TinkerSettings,
+    "fake": FakeSettings,
+}
+
+# What `potstill study` runs when it is given no file: the defaults of every part, over two seeds.
+QUICK: dict[str, Any] = {"name": "quick", "seeds": [0, 1]}
+
+
+def _named(default: str) -> Callable[[Any], Any]:
+    """Reader of a table with a name: the bare name is short for it, no name means the default."""
+
+    def read(value: Any) -> Any:
+        if isinstance(value, str):
+            return {"name": value}
+        return {"name": default, **value} if isinstance(value, Mapping) else value
+
+    return read
+
+
+def _listed(value: Any) -> Any:
+    return value if isinstance(value, list | tuple) else [value]
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_listed)]
+Seeds = Annotated[
+    tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_listed), Field(min_length=1)
+]
+
+
+class Study(Part):
+    """A grid of cells (pair x method x seed) with the settings they share."""
+
+    name: str = Field("study", pattern=r"^\w[\w.-]*$")
+    task: Annotated[dict[str, Any], BeforeValidator(_named("arithmetic"))] = {"name": "arithmetic"}
+    engine: Annotated[
+        TorchSettings | TinkerSettings | FakeSettings,
+        Field(discriminator="name"),
+        BeforeValidator(_named("torch")),
+    ] = TorchSettings()
+    methods: Names = tuple(METHODS)
+    pairs: Names = ()  # names of [pair.NAME] tables or embedded pairs; default: every table
+    seeds: Seeds = (0,)
+    pair: dict[Annotated[str, Field(pattern=r"^\w[\w.-]*$")], Pair] = {}
+    train: Train = Train()
+    eval: Eval = Eval()
+    student_loss: str | dict[str, Any] | None = None  # in the place of every method's own
+    recipe: dict[str, dict[str, Any]] = {}
+    price: Price = Price()
+    budget: Budget = Budget()
+    ray: RaySettings = RaySettings()
+    track: Names = ()  # trackers that are sent the metrics, see `potstill ls trackers`
+    faults: Names = ()  # deviations switched on for an experiment, see `potstill ls faults`
+
+    @cached_property
+    def recipes(self) -> dict[str, Recipe]:
+        """The study's methods, its own recipes included, in table order."""
+        mine: dict[str, Any] = (
+            {} if self.student_loss is None else {"student_loss": self.student_loss}
+        )
+        known = {name: dataclasses.replace(one, **mine) for name, one in METHODS.items()}
+        for name, table in self.recipe.items():
+            if name in METHODS:
+                raise PotstillError(
+                    f'recipe "{name}" would redefine a method of that name',
+                    "choose another name, so that tables mean one thing",
+                )
+            known[name] = recipe_from_toml(name, table if "from" in table else mine | table, known)
+        for name in self.methods:
+            if name not in known:
+                raise PotstillError(
+                    f'unknown method "{name}"', did_you_mean(name, known, "methods")
+                )
+        return {name: known[name] for name in self.methods}
+
+    @cached_property
+    def models(self) -> dict[str, Pair]:
+        """The study's pairs by name, embedded ones resolved to their folders."""
+        names = self.pairs or tuple(self.pair) or zoo.DEFAULT
+        found = {}
+        for name in names:
+            if name in self.pair:
+                found[name] = _placed(self.pair[name])
+            elif name in zoo.PAIRS:
+                found[name] = Pair(
+                    student=zoo.folder(name, "student"),
+                    teacher=zoo.folder(name, "teacher"),
+                    context=zoo.CONTEXTS.get(name, {}),
+                )
+            else:
+                raise PotstillError(
+                    f'unknown pair "{name}"',
+                    did_you_mean(name, {*self.pair, *zoo.PAIRS}, "pairs"),
+                )
+        return found
+
+    @cached_property
+    def contexts(self) -> dict[str, Context]:
+        """What the teachers alone see, by pair; pairs without a context are left out."""
+        return {
+            name: read_context(pair.context, f"pair.{name}.context")
+            for name, pair in self.models.items()
+            if pair.context
+        }
+
+    @property
+    def graded_tokens(self) -> int:
+        """Most tokens of a graded completion."""
+        return self.eval.max_tokens or self.train.max_tokens
+
+    def total_steps(self, recipe: Recipe) -> int:
+        """Optimizer steps of one cell."""
+        return max(1, round(self.train.steps * recipe.budget))
+
+    def to_toml(self) -> dict[str, Any]:
+        """The study with every default written down, ready to be read again."""
+        table = self.model_dump(mode="json", exclude_none=True)
+        table["pairs"] = list(self.models)
+        return _without_none(table)
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {k: _without_none(v) for k, v in value.items() if v is not None}
+    return [_without_none(v) for v in value] if isinstance(value, list) else value
+
+
+def _placed(pair: Pair) -> Pair:
+    """A pair whose embedded models, written PAIR/ROLE, are folders."""
+    models: dict[str, Any] = {r: zoo.place(getattr(pair, r)) for r in ("student", "teacher")}
+    models["teachers"] = {key: zoo.place(name) for key, name in pair.teachers.items()}
+    return pair.model_copy(update=models)
