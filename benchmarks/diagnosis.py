@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 
 from potstill.algorithms.methods import METHODS
-from potstill.audit import COLLAPSED, Rate
 from potstill.diagnostics.diagnosis import CONFIRM, diagnose, failure
 from potstill.diagnostics.faults import FAULTS, PUBLISHED
+from potstill.report.audit import COLLAPSED, Rate
 from potstill.study.executors.local import Pool, preflight_study
 from potstill.study.loading import read_study
 from potstill.study.schema import Study

@@ -10,11 +10,21 @@ import tomli_w
 
 from conftest import toy_table
 from potstill.algorithms.methods import METHODS
-from potstill.audit import ALL, CLEAN, Entry, Rate, matrix, paragraph, study_of, variants, verdicts
 from potstill.cli import app
 from potstill.diagnostics.faults import PUBLISHED
+from potstill.report.audit import (
+    ALL,
+    CLEAN,
+    Entry,
+    Rate,
+    matrix,
+    paragraph,
+    study_of,
+    variants,
+    verdicts,
+)
 from potstill.report.audit_page import to_markdown
-from potstill.stats import Interval
+from potstill.report.stats import Interval
 from potstill.study.loading import read_study
 
 

@@ -16,9 +16,8 @@ from typing import Any
 import pytest
 from benchmarks.page import CHROMIUM, launch, opened
 
-from potstill import stats
 from potstill.algorithms.methods import METHODS
-from potstill.report import write_report
+from potstill.report import stats, write_report
 from potstill.report.compare import compare
 from potstill.report.compare_page import write_comparison
 from potstill.study.storage import Cell, StudyFolder

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from potstill import stats
 from potstill.cli import app
 from potstill.errors import PotstillError
+from potstill.report import stats
 from potstill.report.compare import compare
 from potstill.report.compare_page import reading, write_comparison
 from potstill.report.compare_table import to_markdown, to_record

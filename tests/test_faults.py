@@ -11,12 +11,12 @@ import pytest
 from conftest import toy_table, write_toy
 from potstill.algorithms.methods import METHODS
 from potstill.algorithms.recipe import Recipe
-from potstill.audit import FULL
 from potstill.diagnostics.faults import FAULTS, PUBLISHED, apply
 from potstill.engines.fake import EOS, FakeEngine
 from potstill.engines.protocol import Wrapper, bare
 from potstill.errors import PotstillError
 from potstill.report import as_text, write_report
+from potstill.report.audit import FULL
 from potstill.settings import Eval, Train
 from potstill.study.executors.local import Pool
 from potstill.study.loading import load_study, read_study

@@ -17,10 +17,9 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from potstill import stats
 from potstill.algorithms.methods import METHODS
 from potstill.errors import PotstillError
-from potstill.report import Report, as_markdown, as_text, write_report
+from potstill.report import Report, as_markdown, as_text, stats, write_report
 from potstill.report import curves as curves_module
 from potstill.report.data import load
 from potstill.report.palette import looks

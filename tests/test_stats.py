@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest, kstest
 
-from potstill import stats
-from potstill.stats import Difference, Row, accuracy_at, curve, difference, holm, interval
+from potstill.report import stats
+from potstill.report.stats import Difference, Row, accuracy_at, curve, difference, holm, interval
 from potstill.study.storage import Cell
 
 

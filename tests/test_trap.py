@@ -10,7 +10,7 @@ import pytest
 from potstill.report import as_markdown, as_text, trap, write_report
 from potstill.report.data import load
 from potstill.report.reading import caveats
-from potstill.stats import Difference, Interval
+from potstill.report.stats import Difference, Interval
 from potstill.study.storage import Cell, StudyFolder
 from studies import small_study, write_study
 

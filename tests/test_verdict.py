@@ -8,11 +8,10 @@ from typing import Any
 
 import pytest
 
-from potstill import stats
-from potstill.report import data, findings, summary
+from potstill.report import data, findings, stats, summary
 from potstill.report.reading import clear
+from potstill.report.stats import Difference, Interval, Row
 from potstill.report.verdict import Choice, Evidence, choose
-from potstill.stats import Difference, Interval, Row
 from studies import Fate, small_study, write_study
 from test_report import FINDING
 

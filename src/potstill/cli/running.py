@@ -156,9 +156,9 @@ def audit(
 
     Example: [bold]potstill audit --quick[/]
     """
-    from potstill import audit as auditing
     from potstill.diagnostics.faults import PUBLISHED
     from potstill.launch import fill
+    from potstill.report import audit as auditing
     from potstill.report.audit_page import to_markdown, write_audit
     from potstill.study.storage import StudyFolder, cells_of
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from potstill.stats import Row
+    from potstill.report.stats import Row
 
 __all__ = ["Report", "as_markdown", "as_text", "write_report"]
 

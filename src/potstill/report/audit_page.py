@@ -12,8 +12,8 @@ from typing import Any
 
 from markupsafe import Markup
 
-from potstill.audit import ALL, CLEAN, Entry, Rate, Verdict, matrix, summary, verdicts
 from potstill.diagnostics.faults import FAULTS
+from potstill.report.audit import ALL, CLEAN, Entry, Rate, Verdict, matrix, summary, verdicts
 from potstill.study.provenance import provenance
 from potstill.study.schema import Study
 from potstill.study.storage import to_json, write_text

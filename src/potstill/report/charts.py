@@ -17,7 +17,7 @@ from potstill.report.learning import Spec, aligned, effect, learning, onsets, se
 from potstill.report.palette import Look
 from potstill.report.points import dots, forest, frontier, spendings
 from potstill.report.solved import in_words, problem_map, shares
-from potstill.stats import BASELINE, Row
+from potstill.report.stats import BASELINE, Row
 from potstill.study.storage import REFERENCES
 
 INTERVAL = "Bars are 95 % bootstrap intervals over seeds and problems"

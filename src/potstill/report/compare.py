@@ -12,11 +12,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from potstill import stats
 from potstill.errors import PotstillError
+from potstill.report import stats
 from potstill.report.data import StudyData, load
 from potstill.report.numbers import settings
-from potstill.stats import Difference, Row, outcome_matrix
+from potstill.report.stats import Difference, Row, outcome_matrix
 from potstill.study.storage import REFERENCES, Cell
 
 LETTERS = "ABCDEFGH"

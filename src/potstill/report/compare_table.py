@@ -7,8 +7,8 @@ from typing import Any
 
 from potstill.report.compare import Comparison
 from potstill.report.numbers import per_cent, signed
+from potstill.report.stats import Difference, Row
 from potstill.report.texts import visible
-from potstill.stats import Difference, Row
 
 
 def to_markdown(told: Comparison) -> str:

@@ -19,10 +19,10 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from potstill import stats
 from potstill.algorithms.methods import METHODS
 from potstill.algorithms.recipe import Recipe
 from potstill.errors import PotstillError
+from potstill.report import stats
 from potstill.study.schema import Study
 from potstill.study.storage import REFERENCES, Cell, StudyFolder, cells_of
 

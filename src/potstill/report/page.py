@@ -9,10 +9,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from potstill import stats
 from potstill.diagnostics.faults import FAULTS
 from potstill.engines import zoo
-from potstill.report import bundle, numbers
+from potstill.report import bundle, numbers, stats
 from potstill.report.bundle import data_block
 from potstill.report.charts import charts
 from potstill.report.costs import costs, off

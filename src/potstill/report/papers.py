@@ -13,7 +13,7 @@ from potstill.report.palette import Look
 from potstill.report.points import pareto, spendings
 from potstill.report.reading import clear
 from potstill.report.solved import ordered, shares
-from potstill.stats import BASELINE, Difference, Interval, Row
+from potstill.report.stats import BASELINE, Difference, Interval, Row
 from potstill.study.storage import REFERENCES
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from potstill.report.learning import NEUTRAL, Spec, layout
 from potstill.report.numbers import count, p_value, signed
 from potstill.report.palette import Look
 from potstill.report.reading import clear
-from potstill.stats import BASELINE, Difference, Row
+from potstill.report.stats import BASELINE, Difference, Row
 from potstill.study.storage import REFERENCES
 
 

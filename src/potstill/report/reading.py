@@ -9,7 +9,7 @@ from __future__ import annotations
 from potstill.engines import zoo
 from potstill.report import trap
 from potstill.report.data import StudyData
-from potstill.stats import BASELINE, Difference
+from potstill.report.stats import BASELINE, Difference
 
 LEVEL = 0.05
 FEW_SEEDS, FEW_PROBLEMS = 5, 100

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from potstill.report.data import StudyData
-from potstill.stats import Interval, interval, outcome_matrix
+from potstill.report.stats import Interval, interval, outcome_matrix
 
 
 @dataclass(frozen=True)

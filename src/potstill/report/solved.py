@@ -13,7 +13,7 @@ import numpy as np
 
 from potstill.report.data import StudyData
 from potstill.report.learning import Spec, layout
-from potstill.stats import Matrix, outcome_matrix
+from potstill.report.stats import Matrix, outcome_matrix
 from potstill.study.storage import REFERENCES
 
 WIDEST = 1000  # columns; more problems than that share them

@@ -8,16 +8,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from potstill import stats
 from potstill.algorithms.methods import METHODS
+from potstill.report import stats
 from potstill.report.costs import costs
 from potstill.report.data import Run, StudyData
 from potstill.report.findings import Grouped, watched
 from potstill.report.numbers import count, dollars, duration
 from potstill.report.reading import FEW_PROBLEMS, FEW_SEEDS, caveats
+from potstill.report.stats import Difference, Row
 from potstill.report.verdict import Choice, Evidence, best, choose
 from potstill.settings import Price
-from potstill.stats import Difference, Row
 from potstill.study.storage import REFERENCES
 from potstill.training.spending import Spent, total
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from potstill.report.data import Run, StudyData
 from potstill.report.numbers import per_cent
 from potstill.report.published import column
-from potstill.stats import Row
+from potstill.report.stats import Row
 
 if TYPE_CHECKING:
     from rich.table import Table

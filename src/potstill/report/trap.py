@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from potstill.report.data import Run, StudyData
-from potstill.stats import Difference, Interval, difference, interval, outcome_matrix
+from potstill.report.stats import Difference, Interval, difference, interval, outcome_matrix
 from potstill.study.storage import REFERENCES, Cell
 
 ALIKE = 0.9  # a score that reads as success; the published ones began at 0.92

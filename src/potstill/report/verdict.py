@@ -14,7 +14,7 @@ from typing import Literal
 
 from potstill.report.numbers import count, p_value, per_cent, signed
 from potstill.report.reading import FEW_SEEDS, clear
-from potstill.stats import BASELINE, Difference, Interval, Row
+from potstill.report.stats import BASELINE, Difference, Interval, Row
 
 MORE = 1.25  # times the baseline's tokens, from which on it is said
 

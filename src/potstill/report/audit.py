@@ -17,7 +17,7 @@ from typing import Any
 from potstill.algorithms.methods import METHODS
 from potstill.algorithms.recipe import Recipe
 from potstill.diagnostics.faults import FAULTS, PUBLISHED
-from potstill.stats import Interval, interval, outcome_matrix
+from potstill.report.stats import Interval, interval, outcome_matrix
 from potstill.study.loading import read_study
 from potstill.study.schema import Study
 from potstill.study.storage import Cell, StudyFolder
