@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from potstill.algorithms.methods import METHODS
+from potstill.cli.live import View
 from potstill.diagnostics.diagnosis import CONFIRM, diagnose, failure
 from potstill.diagnostics.faults import FAULTS, PUBLISHED
 from potstill.report.audit import COLLAPSED, Rate
@@ -32,7 +33,6 @@ from potstill.study.loading import read_study
 from potstill.study.schema import Study
 from potstill.study.storage import Cell, StudyFolder, cells_of, write_text
 from potstill.types import Finding
-from potstill.view import View
 
 CLEAN = "clean"
 BOTH = ("on_policy_gkd", "off_policy")

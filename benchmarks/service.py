@@ -21,9 +21,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from potstill.cli.launch import fill
 from potstill.cli.parts import print_table
 from potstill.engines.zoo.save import save_pair
-from potstill.launch import fill
 from potstill.report import write_report
 from potstill.report.stats import Row
 from potstill.study.loading import read_study

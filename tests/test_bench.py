@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, MixtralConfig
 from typer.testing import CliRunner
 
 from conftest import toy_table
-from potstill.bench import bench
 from potstill.cli import app
+from potstill.cli.bench import bench
 from potstill.engines.torch.loading import add_lora
 from potstill.engines.torch.roofline import Machine, Size, least_decoding, measure, size_of
 from potstill.errors import PotstillError

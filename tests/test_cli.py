@@ -13,10 +13,11 @@ import pytest
 import tomli_w
 
 from conftest import toy_table
-from potstill import cli, launch
+from potstill import cli
 from potstill.algorithms.methods import METHODS
+from potstill.cli import launch
+from potstill.cli.listing import LISTS, plan
 from potstill.errors import PotstillError
-from potstill.listing import LISTS, plan
 from potstill.study.loading import read_study
 from potstill.study.run import prepare
 

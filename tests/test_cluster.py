@@ -19,7 +19,7 @@ import tomli_w
 from benchmarks.cluster import Killer, kept, two_nodes
 
 from conftest import toy_table
-from potstill import launch
+from potstill.cli import launch
 from potstill.errors import PotstillError
 from potstill.study.executors.local import Processes
 from potstill.study.executors.ray import Cluster, opened

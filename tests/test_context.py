@@ -17,6 +17,7 @@ from conftest import toy_table, write_toy
 from potstill.algorithms.losses import REVERSE_KL
 from potstill.algorithms.methods import METHODS
 from potstill.algorithms.recipe import Recipe, Replay
+from potstill.cli.listing import listing
 from potstill.engines import zoo
 from potstill.engines.fake import FakeEngine
 from potstill.engines.informed import Informed
@@ -24,7 +25,6 @@ from potstill.engines.protocol import bare, reads
 from potstill.engines.registry import inform, open_engine
 from potstill.engines.torch.engine import TorchEngine
 from potstill.errors import PotstillError
-from potstill.listing import listing
 from potstill.settings import Eval, Pair, Train
 from potstill.study.loading import read_study
 from potstill.study.run import prepare, run_cell

@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 
 from conftest import toy_table
 from potstill.cli import app
+from potstill.cli.launch import checked, fill, predict
 from potstill.errors import PotstillError
-from potstill.launch import checked, fill, predict
 from potstill.settings import Budget, Price
 from potstill.study.budget import Ledger
 from potstill.study.executors.local import Pool

@@ -17,11 +17,11 @@ from typing import Any
 
 import pytest
 
-from potstill.bench import bench
+from potstill.cli.bench import bench
+from potstill.cli.launch import one_engine
 from potstill.engines.torch.batching import deal
 from potstill.engines.torch.distributed import ALONE, Team
 from potstill.errors import PotstillError
-from potstill.launch import one_engine
 from potstill.study.loading import read_study
 
 pytestmark = pytest.mark.cluster

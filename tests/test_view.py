@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from conftest import toy_table
 from potstill.cli import app
+from potstill.cli.live import View, running
 from potstill.errors import PotstillError
 from potstill.study.executors.local import Pool
 from potstill.study.loading import read_study
@@ -22,7 +23,6 @@ from potstill.study.progress import Watcher
 from potstill.study.schema import Study
 from potstill.study.storage import Cell, StudyFolder, cells_of
 from potstill.training.spending import Spent
-from potstill.view import View, running
 from studies import small_study, write_study
 
 

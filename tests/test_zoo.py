@@ -10,10 +10,10 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from potstill.cli.listing import build_zoo, grade_model
 from potstill.engines import zoo
 from potstill.engines.zoo.save import save_pair
 from potstill.errors import PotstillError
-from potstill.listing import build_zoo, grade_model
 
 ROLES = ("student", "teacher")
 MODELS = zoo.MODELS

@@ -24,7 +24,7 @@ def ls(
 
     Example: [bold]potstill ls methods[/]
     """
-    from potstill.listing import LISTS, listing
+    from potstill.cli.listing import LISTS, listing
 
     if what not in LISTS:
         from potstill.errors import did_you_mean
@@ -55,8 +55,8 @@ def diagnose(
 
     Example: [bold]potstill diagnose runs/quick/cells/tiny-qwen/hybrid/0 --signals[/]
     """
+    from potstill.cli.listing import diagnosis
     from potstill.diagnostics.diagnosis import ended
-    from potstill.listing import diagnosis
     from potstill.study.remote import source
 
     found = diagnosis(source(folder)[1])
@@ -104,7 +104,7 @@ def probe(
 
     Example: [bold]potstill probe http://127.0.0.1:8000[/]
     """
-    from potstill.listing import conformance
+    from potstill.cli.listing import conformance
 
     rows, refused = conformance(url, model)
     if as_json:
@@ -129,10 +129,10 @@ def watch(
     """
     import time
 
+    from potstill.cli.live import View, running
     from potstill.report.data import load
     from potstill.report.table import faults_line, to_text
     from potstill.study.remote import source
-    from potstill.view import View, running
 
     its, path = source(folder)
     found = load(path)

@@ -39,8 +39,8 @@ def check(words: Words = None, preflight: Preflight = True, as_json: AsJson = Fa
 
     Example: [bold]potstill check studies/full.toml seeds=0,1[/]
     """
-    from potstill.launch import afford, checked, predict, records, refuse
-    from potstill.listing import plan, prediction
+    from potstill.cli.launch import afford, checked, predict, records, refuse
+    from potstill.cli.listing import plan, prediction
     from potstill.study.run import prepare
     from potstill.study.storage import StudyFolder
 
@@ -73,7 +73,7 @@ def run(
 
     Example: [bold]potstill run studies/quick.toml --method hybrid --pair tiny-qwen --seed 3[/]
     """
-    from potstill.launch import fill
+    from potstill.cli.launch import fill
     from potstill.study.loading import read_study
 
     words = list(words or [])
@@ -112,7 +112,7 @@ def study(
 
     Example: [bold]potstill study studies/full.toml --workers 2 train.steps=50 seeds=0,1,2[/]
     """
-    from potstill.launch import fill
+    from potstill.cli.launch import fill
     from potstill.report import write_report
     from potstill.study.remote import Mirror, is_url
     from potstill.training.spending import BudgetReached
@@ -156,8 +156,8 @@ def audit(
 
     Example: [bold]potstill audit --quick[/]
     """
+    from potstill.cli.launch import fill
     from potstill.diagnostics.faults import PUBLISHED
-    from potstill.launch import fill
     from potstill.report import audit as auditing
     from potstill.report.audit_page import to_markdown, write_audit
     from potstill.study.storage import StudyFolder, cells_of
@@ -197,7 +197,7 @@ def bench(
 
     Example: [bold]potstill bench mine.toml --pair qwen train.batch_size=8[/]
     """
-    from potstill.bench import as_rows, bench, heading
+    from potstill.cli.bench import as_rows, bench, heading
     from potstill.errors import did_you_mean
 
     study = study_of(words)
@@ -228,7 +228,7 @@ def evaluate(
 
     Example: [bold]potstill eval runs/quick/cells/tiny-qwen/hybrid/0/student --task arithmetic[/]
     """
-    from potstill.listing import grade_model
+    from potstill.cli.listing import grade_model
 
     result = grade_model(model, task, options or [], problems, max_tokens, texts)
     if as_json:
@@ -252,7 +252,7 @@ def zoo_build(
 
     Example: [bold]potstill zoo build tiny-qwen --seed 0 --out runs/zoo[/]
     """
-    from potstill.listing import build_zoo
+    from potstill.cli.listing import build_zoo
 
     for row in build_zoo(pairs or [], out, seed, role):
         print(

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from potstill.cli.live import View
 from potstill.diagnostics.preflight import Check
 from potstill.engines.host import one_of_several
 from potstill.errors import PotstillError
@@ -23,7 +24,6 @@ from potstill.study.schema import Study
 from potstill.study.storage import StudyFolder, cells_of
 from potstill.study.tracking.exporter import following
 from potstill.training.spending import Spent, excess, total
-from potstill.view import View
 
 LOCAL = "local"  # the place that is this machine, without Ray
 
