@@ -529,7 +529,8 @@ def test_a_report_needs_no_engine(written: Report) -> None:
         "early = {'scipy', 'plotly', 'matplotlib', 'jinja2'} & set(sys.modules);"
         f"r.write_report(Path({str(written.html.parent)!r}));"
         "late = {'torch', 'transformers', 'matplotlib', 'potstill.training.loop',"
-        " 'potstill.study.run', 'potstill.engines.torch.engine', 'potstill.engines.fake'} & set(sys.modules);"
+        " 'potstill.study.run', 'potstill.engines.torch.engine',"
+        " 'potstill.engines.fake'} & set(sys.modules);"
         "print(early | late)"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -26,7 +26,7 @@ from potstill.study.tracking.registry import TRACKERS
 from potstill.study.validation import check_model
 from potstill.tasks import TASKS, Task, load_task
 from potstill.training.spending import Spent, total
-from potstill.types import Finding
+from potstill.types import Evaluation, Finding, Role
 
 
 def _methods() -> list[dict[str, Any]]:
@@ -226,7 +226,7 @@ def build_zoo(names: Sequence[str], out: Path, seed: int, role: str) -> Iterator
     from rich.console import Console
     from rich.progress import Progress
 
-    from potstill.engines.zoo.build import GRADED, build, grade
+    from potstill.engines.zoo.build import build
 
     for (pair, one), place in places.items():
         if not place.exists():
@@ -238,14 +238,29 @@ def build_zoo(names: Sequence[str], out: Path, seed: int, role: str) -> Iterator
                     seed,
                     lambda done, of, loss: bar.update(line, completed=done, total=of),  # noqa: B023
                 )
-        graded = grade(place, pair, one)
+        graded = _grade(place, pair, one)
         yield {
             "pair": pair,
             "role": one,
             "accuracy": graded.strict,
             "flexible": graded.flexible,
-            "problems": GRADED,
+            "problems": ZOO_PROBLEMS,
         }
+
+
+ZOO_PROBLEMS = 500  # held-out problems behind an accuracy of an embedded model
+
+
+def _grade(folder: Path, pair: str, role: str) -> Evaluation:
+    """Evaluate a stored model on held-out problems, a teacher with its pair's context."""
+    from potstill.engines.registry import open_engine
+    from potstill.training.evaluation import evaluate
+
+    task = load_task("arithmetic")
+    models = Pair(student=str(folder), teacher=str(folder), context=zoo.CONTEXTS.get(pair, {}))
+    engine = open_engine("torch", models, task=task)
+    which: Role = "teacher" if role == "teacher" else "student"
+    return evaluate(engine, which, task, task.test[:ZOO_PROBLEMS], max_tokens=32)
 
 
 def diagnosis(path: Path) -> list[dict[str, Any]]:

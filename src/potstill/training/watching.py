@@ -18,7 +18,7 @@ class Monitor(Protocol):
     """Watches one run: it changes nothing of it."""
 
     @property
-    def findings(self) -> list[Finding]:
+    def findings(self) -> Sequence[Finding]:
         """What is wrong with the run so far."""
 
     @property

@@ -28,14 +28,11 @@ from transformers import (
 )
 
 from potstill.engines import zoo
-from potstill.engines.registry import inform, open_engine
-from potstill.settings import Pair
 from potstill.tasks.arithmetic import Arithmetic
 from potstill.tasks.context import read_context
 from potstill.tasks.context.builder import Briefing
 from potstill.tasks.rendering import Messages, render
-from potstill.training.evaluation import evaluate
-from potstill.types import Evaluation, Problem, Role
+from potstill.types import Problem
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
@@ -343,17 +340,3 @@ def build(
     train(model, tokenizer, size, seed, tell, family.lessons)
     model.half().save_pretrained(out)
     tokenizer.save_pretrained(out)
-
-
-GRADED = 500  # held-out problems behind an accuracy of the zoo
-
-
-def grade(folder: Path, pair: str, role: Role) -> Evaluation:
-    """Grade a stored model on held-out test problems, a teacher with its pair's context."""
-    task, engine = (
-        Arithmetic(),
-        open_engine("torch", Pair(student=str(folder), teacher=str(folder))),
-    )
-    if context := zoo.CONTEXTS.get(pair):
-        engine = inform(engine, context, task)
-    return evaluate(engine, role, task, task.test[:GRADED], max_tokens=32)

@@ -1,8 +1,8 @@
 """Follows a study's folder for one tracker: what is new in it is sent.
 
 Runs in a process of its own (`python -m potstill.study.tracking.exporter FOLDER TRACKER`), which
-`potstill study` starts and which ends when its standard input does. What went wrong is noted in the cell,
-as `tracking/TRACKER.json`, and the tracker is tried again half a minute later.
+`potstill study` starts and which ends when its standard input does. What went wrong is noted in
+the cell, as `tracking/TRACKER.json`, and the tracker is tried again half a minute later.
 """
 
 from __future__ import annotations
