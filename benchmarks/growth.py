@@ -42,14 +42,15 @@ def point(shape: dict[str, int], repeats: int) -> dict[str, float]:
 
     from potstill.algorithms.losses import REVERSE_KL
     from potstill.engines.torch.engine import TorchEngine
-    from potstill.types import Datum, Term
+    from potstill.types import Datum, Prompt, Term
 
     with tempfile.TemporaryDirectory() as out:
         make_pair(Path(out), shape)
         engine = TorchEngine(f"{out}/student", f"{out}/teacher", threads=1)
         engine.eos = frozenset()  # every completion is as long as asked
         size, times = shape["batch"], []
-        prompts, limits = [tuple(range(3, 3 + PROMPT))] * size, [shape["completion"]] * size
+        prompts = [Prompt.of(tuple(range(3, 3 + PROMPT)))] * size
+        limits = [shape["completion"]] * size
         weights = np.full(shape["completion"], 1 / size / shape["completion"], np.float32)
         for turn in range(repeats + 1):
             start = time.perf_counter()

@@ -26,7 +26,7 @@ from benchmarks.peers.alone import measure
 from potstill.algorithms.losses import REVERSE_KL, reverse_kl
 from potstill.engines.torch.lm_head import States
 from potstill.engines.torch.loss_terms import Columns, Tally, take
-from potstill.types import Datum, ModelSpec, Term
+from potstill.types import Datum, ModelSpec, Prompt, Term
 
 CHECKED = ("loss", "gradient", "head gradient")
 
@@ -46,7 +46,7 @@ def slices(mine: Tensor, head: Tensor, its: Tensor, other: Tensor) -> tuple[floa
     size, spec = len(mine), ModelSpec(dtype="float32")
     ids, nothing = (0,) * size, np.zeros(size, np.float32)
     term = Term(REVERSE_KL, np.full(size, 1 / size, np.float32))
-    data = [Datum((0,), ids, ids, (term,), "student", nothing)]
+    data = [Datum(Prompt.of((0,)), ids, ids, (term,), "student", nothing)]
     columns, tally = Columns(data, [REVERSE_KL], torch.device("cpu")), Tally()
     states = []
     for hidden, weight in ((mine, head), (its, other)):

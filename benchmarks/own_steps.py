@@ -13,7 +13,7 @@ from potstill import METHODS, open_engine
 from potstill.engines.protocol import Engine
 from potstill.training.objective import build
 from potstill.training.rollout import collect
-from potstill.types import Limits, Problem, Trajectory
+from potstill.types import Limits, Problem, Prompt, Trajectory
 
 
 def step(engine: Engine, job: dict[str, Any], at: int) -> dict[str, float]:
@@ -24,8 +24,8 @@ def step(engine: Engine, job: dict[str, Any], at: int) -> dict[str, float]:
     if at == 0:
         prompts, completions = job["prompts"][:size], job["completions"][:size]
         batch = [
-            Trajectory(str(i), tuple(p), tuple(c), np.zeros(len(c), np.float32), "student")
-            for i, (p, c) in enumerate(zip(prompts, completions, strict=True))
+            Trajectory(Prompt.of(tuple(p)), tuple(c), np.zeros(len(c), np.float32), "student")
+            for p, c in zip(prompts, completions, strict=True)
         ]
     else:
         problems = [Problem(str(i), text, "") for i, text in enumerate(texts)]

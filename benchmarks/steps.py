@@ -30,6 +30,7 @@ from benchmarks.shapes import gsm8k_questions, make_smol
 from potstill import load_task
 from potstill.engines import zoo
 from potstill.engines.registry import open_engine
+from potstill.types import Prompt
 
 OWN, SMALL = "potstill", "potstill, 256 tokens at once"
 TRL = {"TRL": True, "TRL, no checkpointing": False}  # gradient checkpointing
@@ -63,7 +64,8 @@ def first_batch(job: dict[str, Any]) -> tuple[list[Any], list[Any]]:
     engine = open_engine("torch", pair)
     prompts, size = [engine.encode(question) for question in job["questions"]], job["batch"]
     limits = [job["max_tokens"]] * size
-    samples = engine.sample("student", prompts[:size], limits, 1.0, np.random.default_rng(0))
+    rows = [Prompt.of(ids) for ids in prompts[:size]]
+    samples = engine.sample("student", rows, limits, 1.0, np.random.default_rng(0))
     return prompts, [sample.tokens for sample in samples]
 
 

@@ -8,13 +8,13 @@ nats.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Literal, cast
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-Role = Literal["student", "teacher", "init"]
+Role = str  # "student", "init" (the student of step 0), "teacher", or "teacher:NAME" of several
 Source = Literal["student", "teacher"]
 Ids = tuple[int, ...]
 Floats = npt.NDArray[np.float32]
@@ -23,7 +23,7 @@ Rows = npt.NDArray[np.float64]  # (T, V) log-probabilities
 
 def teacher_role(name: str) -> Role:
     """The role of one teacher among several; the pair's own has no name."""
-    return cast(Role, f"teacher:{name}" if name else "teacher")
+    return f"teacher:{name}" if name else "teacher"
 
 
 def is_teacher(role: Role) -> bool:
@@ -80,17 +80,66 @@ class Outlook:
     rank: Floats = field(default_factory=_nothing)  # (T,) ids that are likelier than the token
 
 
+@dataclass(frozen=True)
+class Prompt:
+    """A problem as each model reads it, up to the token that is written or scored next.
+
+    Args:
+        student: (P,) ids that the student and the student of step 0 read.
+        teacher: (Q,) ids that the teacher reads in their place: with a context, more than those.
+        problem: id of the problem; empty where the ids are of no problem of the task.
+        route: name of the teacher that reads it, of several; empty: the pair's own.
+        begun: completion tokens that are written already; every model reads them after its prompt.
+        foreign: (R,) the teacher's prompt in its own vocabulary, where that is another one.
+    """
+
+    student: Ids
+    teacher: Ids
+    problem: str = ""
+    route: str = ""
+    begun: Ids = ()
+    foreign: Ids | None = None
+
+    @classmethod
+    def of(cls, ids: Ids) -> Prompt:
+        """The same ids for every model.
+
+        >>> Prompt.of((5, 6)).then((7,)).read_by("teacher")
+        (5, 6, 7)
+        """
+        return cls(ids, ids)
+
+    def then(self, tokens: Ids) -> Prompt:
+        """The prompt with further completion tokens after it."""
+        return replace(self, begun=self.begun + tokens) if tokens else self
+
+    def read_by(self, role: Role) -> Ids:
+        """Ids that a model reads, in the student's vocabulary."""
+        return (self.teacher if is_teacher(role) else self.student) + self.begun
+
+    def reader(self, role: Role) -> Role:
+        """The model that a role means for this problem: of several teachers, its own."""
+        return teacher_role(self.route) if role == "teacher" else role
+
+
+Reading = tuple[Prompt, Ids]  # a prompt and the completion (T,) after it
+
+
 @dataclass(frozen=True, eq=False)
 class Trajectory:
     """A completion, who wrote it and with which weights."""
 
-    problem: str  # Problem.id
-    prompt: Ids  # (P,)
+    prompt: Prompt
     completion: Ids  # (T,), the teacher's prefix included
     logprobs: Floats  # (T,) the sampler's; they stay with the trajectory through replay
     source: Source  # who wrote the tokens after the prefix
     prefix: int = 0  # leading completion tokens that the teacher wrote: context, never trained
     version: int = 0  # optimizer steps the writing weights had seen
+
+    @property
+    def problem(self) -> str:
+        """Id of the problem."""
+        return self.prompt.problem
 
     @property
     def trained(self) -> int:
@@ -156,19 +205,25 @@ class Datum:
     """One row of an optimizer step. The model reads prompt + completion; the position *before*
     completion token t is asked for targets[t]: the shift is written here once, for every engine."""
 
-    prompt: Ids  # (P,), never empty: it is always in the forward pass
+    prompt: Prompt  # never empty: it is always in the forward pass
     completion: Ids  # (T,)
     targets: Ids  # (T,), the completion itself unless a fault says otherwise
     terms: tuple[Term, ...]
     source: Source
     logprobs: Floats  # (T,) the sampler's: denominator of the importance ratio
     teacher_logprobs: Floats | None = None  # (T,) where a loss needs the teacher's token scores
-    views: Mapping[Role, tuple[Ids, Ids]] = field(default_factory=dict)  # see `seen_by`
+    views: Mapping[Role, Reading] = field(default_factory=dict)  # see `reading`
     beside: Beside | None = None  # where the teacher's view is in tokens of its own
 
-    def seen_by(self, role: Role) -> tuple[Ids, Ids]:
-        """What a model reads: its own view of prompt and completion (T,), or the student's."""
-        return self.views.get(role, (self.prompt, self.completion))
+    def reading(self, role: Role) -> Reading:
+        """Prompt and completion that a model reads: a view of its own, or the datum's."""
+        key = "teacher" if is_teacher(role) else role
+        return self.views.get(key, (self.prompt, self.completion))
+
+    def read_by(self, role: Role) -> tuple[Ids, Ids]:
+        """The same as ids."""
+        prompt, completion = self.reading(role)
+        return prompt.read_by(role), completion
 
 
 @dataclass(frozen=True)
@@ -187,7 +242,7 @@ class StepStats:
 
 
 # Completion tokens of a run by kind: what methods are compared at.
-KINDS = ("student_sampled", "teacher_sampled", "teacher_scored", "trained")
+KINDS = ("student_sampled", "teacher_sampled", "student_scored", "teacher_scored", "trained")
 
 # Where a run's seconds go; "other" is what is left of the wall clock: Python, disk, waiting.
 ACTIVITIES = (

@@ -28,7 +28,17 @@ from potstill.training import objective
 from potstill.training.evaluation import Reference
 from potstill.training.rollout import draw, generator
 from potstill.training.run import Run
-from potstill.types import Finding, Floats, Ids, Loss, Sample, StepStats, Trajectory
+from potstill.types import (
+    Finding,
+    Floats,
+    Ids,
+    Loss,
+    Prompt,
+    Reading,
+    Sample,
+    StepStats,
+    Trajectory,
+)
 
 TOLERANCE = 1e-3  # relative and in tenths of it absolute: two passes over the same batch
 SLACK = 0.1  # the same, where an extra optimizer step lies between the two
@@ -76,7 +86,7 @@ class Monitor:
 
     def __post_init__(self) -> None:
         self.problems = self.asked.task.train[: self.grading.probe]
-        prompts = [self.engine.encode(problem.question) for problem in self.problems]
+        prompts = [self.engine.prompt(problem) for problem in self.problems]
         limits = [self.settings.max_tokens] * len(prompts)
         rng = np.random.default_rng(0)
         texts = self.engine.sample("teacher", prompts, limits, 0.0, rng)
@@ -288,7 +298,7 @@ def repetition(tokens: Ids) -> float:
     return sum(a == b for a, b in pairwise(tokens)) / (len(tokens) - 1)
 
 
-def _rows(prompts: Sequence[Ids], samples: Sequence[Sample]) -> list[tuple[Ids, Ids]]:
+def _rows(prompts: Sequence[Prompt], samples: Sequence[Sample]) -> list[Reading]:
     return [(prompt, s.tokens) for prompt, s in zip(prompts, samples, strict=True)]
 
 

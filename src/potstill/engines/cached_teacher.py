@@ -18,7 +18,7 @@ import numpy as np
 
 from potstill.engines.protocol import Engine, Wrapper
 from potstill.errors import writing
-from potstill.types import Ids, Role, Sample, is_teacher
+from potstill.types import Prompt, Role, Sample, is_teacher
 
 SAMPLER = 2  # of how texts are drawn: another sampler's texts are no hits
 
@@ -39,7 +39,7 @@ class CachedTeacher(Wrapper):
     def sample(
         self,
         role: Role,
-        prompts: Sequence[Ids],
+        prompts: Sequence[Prompt],
         max_tokens: Sequence[int],
         temperature: float,
         rng: np.random.Generator,
@@ -49,8 +49,9 @@ class CachedTeacher(Wrapper):
         asked = (
             SAMPLER,
             self._teacher,
-            *role.split(":")[1:],
-            list(prompts),
+            *(prompt.route for prompt in prompts if prompt.route),
+            *(prompt.foreign for prompt in prompts if prompt.foreign),
+            [prompt.read_by(role) for prompt in prompts],
             list(max_tokens),
             temperature,
         )

@@ -18,10 +18,22 @@ import numpy.typing as npt
 from safetensors.numpy import load_file, save_file
 
 from potstill.engines.host import host_memory
+from potstill.engines.prompts import Prompting
 from potstill.engines.registry import ENGINES
 from potstill.errors import NonFinite
 from potstill.tasks.rendering import Messages, plain
-from potstill.types import Datum, Floats, Ids, Outlook, Role, Sample, StepStats, Term
+from potstill.types import (
+    Datum,
+    Floats,
+    Ids,
+    Outlook,
+    Prompt,
+    Reading,
+    Role,
+    Sample,
+    StepStats,
+    Term,
+)
 
 Table = npt.NDArray[np.float64]
 
@@ -56,7 +68,7 @@ def teacher_table() -> Table:
     return table
 
 
-class FakeEngine:
+class FakeEngine(Prompting):
     """Bigram tables behind the engine protocol; names and seed of a pair change nothing."""
 
     losses = ENGINES["fake"].losses
@@ -74,7 +86,7 @@ class FakeEngine:
         self._moments = [np.zeros_like(start), np.zeros_like(start)]
         self._steps = 0
 
-    def encode(self, asked: str | Messages) -> Ids:
+    def encode(self, asked: str | Messages, role: Role = "student") -> Ids:
         text = asked if isinstance(asked, str) else plain(asked).rstrip("\n")
         return tuple(min(max(ord(c) - FIRST, 0), EOS - 1) for c in text)
 
@@ -84,7 +96,7 @@ class FakeEngine:
     def sample(
         self,
         role: Role,
-        prompts: Sequence[Ids],
+        prompts: Sequence[Prompt],
         max_tokens: Sequence[int],
         temperature: float,
         rng: np.random.Generator,
@@ -95,7 +107,8 @@ class FakeEngine:
         noise = rng.random((len(prompts), max(max_tokens, default=0)))
         samples = []
         for prompt, limit, numbers in zip(prompts, max_tokens, noise, strict=True):
-            last, tokens = prompt[-1], []
+            ids = prompt.read_by(role)
+            last, tokens = ids[-1], []
             for u in numbers[:limit]:
                 point = u * cumulative[last, -1]
                 token = np.searchsorted(cumulative[last], point, side="right")
@@ -103,7 +116,7 @@ class FakeEngine:
                 tokens.append(last)
                 if last == EOS:
                     break
-            samples.append(Sample(tuple(tokens), self._token_scores(role, prompt, tuple(tokens))))
+            samples.append(Sample(tuple(tokens), self._token_scores(role, ids, tuple(tokens))))
         return samples
 
     def _token_scores(self, role: Role, prompt: Ids, completion: Ids) -> Floats:
@@ -111,16 +124,19 @@ class FakeEngine:
         logp = log_softmax(self._tables[role][before])
         return logp[range(len(completion)), list(completion)].astype(np.float32)
 
-    def score(self, role: Role, rows: Sequence[tuple[Ids, Ids]]) -> list[Floats]:
-        return [self._token_scores(role, prompt, completion) for prompt, completion in rows]
+    def score(self, role: Role, rows: Sequence[Reading]) -> list[Floats]:
+        return [self._token_scores(role, p.read_by(role), completion) for p, completion in rows]
 
-    def rows(self, role: Role, prompt: Ids, completion: Ids) -> Table:
+    def rows(self, role: Role, prompt: Prompt, completion: Ids) -> Table:
+        return self._rows(role, prompt.read_by(role), completion)
+
+    def _rows(self, role: Role, prompt: Ids, completion: Ids) -> Table:
         return log_softmax(self._tables[role][[prompt[-1], *completion[:-1]]])
 
-    def inspect(self, role: Role, rows: Sequence[tuple[Ids, Ids]]) -> list[Outlook]:
+    def inspect(self, role: Role, rows: Sequence[Reading]) -> list[Outlook]:
         out = []
         for prompt, completion in rows:
-            read = [prompt[-1], *completion[:-1]] if completion else []
+            read = [prompt.read_by(role)[-1], *completion[:-1]] if completion else []
             logp = log_softmax(self._tables[role][read])
             p, place = np.exp(logp), np.arange(len(read))
             own = logp[place, list(completion)]
@@ -154,7 +170,7 @@ class FakeEngine:
 
     def _term(self, datum: Datum, term: Term, gradient: Table) -> Table:
         """Per-token values (T,); adds the term's gradient."""
-        before = np.array([datum.prompt[-1], *datum.completion[:-1]])
+        before = np.array([datum.prompt.read_by("student")[-1], *datum.completion[:-1]])
         logp = log_softmax(self._tables["student"][before])
         p, rows, targets = np.exp(logp), np.arange(len(before)), np.array(datum.targets)
         hit = np.zeros_like(p)
@@ -162,14 +178,14 @@ class FakeEngine:
         if term.loss.name == "cross_entropy":
             values, slope = -logp[rows, targets], p - hit
         elif term.loss.name == "reverse_kl":
-            ratio = logp - self.rows(term.loss.to, *datum.seen_by(term.loss.to))
+            ratio = logp - self._rows(term.loss.to, *datum.read_by(term.loss.to))
             values = (p * ratio).sum(-1)
             slope = p * (ratio - values[:, None])
             if term.loss.cap is not None:
                 slope *= (values <= term.loss.cap)[:, None]
                 values = values.clip(max=term.loss.cap)
         elif term.loss.to == "init":
-            start = self.rows("init", *datum.seen_by("init"))
+            start = self._rows("init", *datum.read_by("init"))
             distance = (logp - start)[rows, targets]
             values = np.exp(logp[rows, targets] - datum.logprobs) * distance
             slope = values[:, None] * (hit - p)
@@ -190,6 +206,9 @@ class FakeEngine:
         mean_hat = mean / (1 - first**self._steps)
         scale = np.sqrt(square / (1 - second**self._steps)) + tiny
         self._tables["student"] -= learning_rate * mean_hat / scale
+
+    def size(self, role: Role) -> None:
+        """A table has no size that operations are counted by."""
 
     def memory(self) -> tuple[int, int]:
         return host_memory()

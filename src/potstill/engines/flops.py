@@ -16,12 +16,8 @@ recomputed activations: this is the work of the mathematics, not of an implement
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
-
-from potstill.types import Role
 
 Rows = Iterable[tuple[int, int]]  # tokens of prompts and completions
 
@@ -62,34 +58,13 @@ class Size:
         return (2.0 if self.frozen else 3.0) * self.forward(rows)
 
 
-class Work:
-    """The operations that an engine has been asked for, by kind of token; none where a model's
-    size is unknown, as of a service."""
+@dataclass(frozen=True)
+class Machine:
+    """What one device does at best in one dtype, with the threads that torch has now."""
 
-    def __init__(self, engine: Any) -> None:
-        self._engine = engine
-        self._sizes: dict[Role, Size | None] = {}
-        self.done: Counter[str] = Counter()
-        self.known = True
+    bandwidth: float  # bytes a second from memory
+    matmul: float  # operations a second
 
-    def add(self, kind: str, role: Role, rows: Rows, *, trained: bool = False) -> None:
-        """Count rows that a model read or wrote."""
-        if role not in self._sizes:
-            tell = getattr(self._engine, "size", None)
-            self._sizes[role] = tell(role) if tell else None
-        size = self._sizes[role]
-        if size is None:
-            self.known = False
-        else:
-            self.done[kind] += int(size.training(rows) if trained else size.forward(rows))
-
-    @property
-    def state(self) -> dict[str, float]:
-        """Operations by kind; empty where they are unknown."""
-        return dict(self.done) if self.known else {}
-
-    def recall(self, counted: dict[str, float] | None) -> None:
-        """Go on from what a resume point kept; None: it is of a version that did not count."""
-        self.known = counted is not None
-        self.done.clear()
-        self.done.update({kind: int(n) for kind, n in (counted or {}).items()})
+    def seconds(self, operations: float, read: float = 0.0) -> float:
+        """The least time for work that can overlap its reading."""
+        return max(operations / self.matmul, read / self.bandwidth)

@@ -1,8 +1,8 @@
 """The narrow waist: what an engine promises.
 
 An engine holds the weights of a pair and does four things with them: sample, score, step, save.
-It knows no recipe. Its shape is that of the narrowest real service (Tinker's API), so whole rows
-of the teacher never cross it: a loss that needs them is computed inside `step`.
+It knows no recipe. Its shape is that of the narrowest real service (Tinker's API), so the teacher's
+full-vocabulary log-probs never cross it: a loss that needs them is computed inside `step`.
 `tests/test_engine_contract.py` states the promises as tests, and every engine passes the same
 ones.
 """
@@ -11,31 +11,65 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from potstill.engines.cross_tokenizer.alignment import Places, Span
+from potstill.engines.cross_tokenizer.token_bytes import Spelling
+from potstill.engines.flops import Machine, Size
+from potstill.tasks.context.builder import Briefing
 from potstill.tasks.rendering import Messages
-from potstill.types import Datum, Floats, Ids, Outlook, Role, Rows, Sample, StepStats
+from potstill.types import (
+    Datum,
+    Floats,
+    Ids,
+    Outlook,
+    Problem,
+    Prompt,
+    Reading,
+    Role,
+    Rows,
+    Sample,
+    StepStats,
+)
 
 
 class Engine(Protocol):
-    """What the loop, the evaluation and the study ask of a place where models live."""
+    """A place where models live, as the loop, the evaluation and the study use it."""
 
     losses: frozenset[str]  # names of the losses that `step` can compute here
     eos: frozenset[int]  # ids that end a completion
     notes: tuple[str, ...]  # what was decided while opening the pair, for the run's record
 
-    def encode(self, asked: str | Messages) -> Ids:
-        """Prompt ids (P,) of a question or a conversation, chat template included."""
+    @property
+    def devices(self) -> int | None:
+        """How many processors or accelerators hold the models; None: unknown, as of a service."""
+
+    def encode(self, asked: str | Messages, role: Role = "student") -> Ids:
+        """Prompt ids (P,) of a question or a conversation under a model's chat template.
+
+        They are in the model's own vocabulary.
+        """
 
     def decode(self, tokens: Ids) -> str:
-        """Text of completion ids, special tokens left out."""
+        """Text of the student's ids, special tokens left out."""
+
+    def prompt(self, problem: Problem) -> Prompt:
+        """A problem as each model reads it."""
+
+    def inform(self, briefing: Briefing | None, route: str) -> None:
+        """Put a context in front of what the teacher reads, or choose among several teachers.
+
+        Args:
+            briefing: the context of the pair; None: there is none.
+            route: the key of the data that names a problem's teacher; empty: there is one.
+        """
 
     def sample(
         self,
         role: Role,
-        prompts: Sequence[Ids],
+        prompts: Sequence[Prompt],
         max_tokens: Sequence[int],
         temperature: float,
         rng: np.random.Generator,
@@ -47,20 +81,20 @@ class Engine(Protocol):
         `rng` state gives the same samples.
         """
 
-    def score(self, role: Role, rows: Sequence[tuple[Ids, Ids]]) -> list[Floats]:
-        """Log-probability (T,) of each completion token, for (prompt, completion) rows."""
+    def score(self, role: Role, rows: Sequence[Reading]) -> list[Floats]:
+        """Log-probability (T,) of each completion token."""
 
-    def rows(self, role: Role, prompt: Ids, completion: Ids) -> Rows:
-        """Log-probability rows (T, V) of one completion alone, unpadded: slow, for checks."""
+    def rows(self, role: Role, prompt: Prompt, completion: Ids) -> Rows:
+        """Full-vocabulary log-probs (T, V) of one completion alone, unpadded: slow, for checks."""
 
-    def inspect(self, role: Role, rows: Sequence[tuple[Ids, Ids]]) -> list[Outlook]:
-        """What a model expects at each token of (prompt, completion) rows, in batches.
+    def inspect(self, role: Role, rows: Sequence[Reading]) -> list[Outlook]:
+        """A model's expectations at each completion token, in batches.
 
-        An engine without whole rows leaves out all but the log-probabilities.
+        An engine without full-vocabulary log-probs leaves out all but the log-probabilities.
         """
 
     def measure(self, data: Sequence[Datum]) -> StepStats:
-        """What `step` would report on this data with the weights as they are: trains nothing."""
+        """The report that `step` would give with the weights as they are: trains nothing."""
 
     def step(self, data: Sequence[Datum], learning_rate: float) -> StepStats:
         """Exactly one optimizer step on the sum of all weighted terms.
@@ -69,41 +103,68 @@ class Engine(Protocol):
             NonFinite: a loss or gradient is not a number; the weights are then as before.
         """
 
-    # An engine that knows its models also has `size(role) -> flops.Size`, and `devices`, how many
-    # processors or accelerators hold them; a service's are nobody's to know.
+    def size(self, role: Role) -> Size | None:
+        """The size of a model; None: unknown, as of a service."""
 
     def memory(self) -> tuple[int, int]:
-        """Bytes at the peak so far, and bytes that there are, where it is tightest."""
+        """(peak, total) bytes on the most loaded device."""
 
     def save(self, folder: Path) -> None:
         """Write everything that `load` needs to go on as if nothing had happened."""
 
     def load(self, folder: Path) -> None:
-        """Take up what `save` wrote."""
+        """Restore the state that `save` wrote."""
 
     def export(self, folder: Path) -> None:
         """Write the student as an ordinary model folder."""
 
     def close(self) -> None:
-        """Let go of memory and connections."""
+        """Release memory and connections."""
+
+
+@runtime_checkable
+class Bounded(Protocol):
+    """An engine whose machine can be measured from here."""
+
+    def machines(self) -> dict[Role, Machine]:
+        """Memory bandwidth and matrix throughput of each model's device, in its dtype."""
+
+    def bounds(
+        self, machines: dict[Role, Machine], rows: Sequence[tuple[int, int]], targets: set[Role]
+    ) -> dict[str, float]:
+        """The least seconds of each activity on rows of (prompt, completion) tokens."""
+
+
+@runtime_checkable
+class CrossTokenizer(Engine, Protocol):
+    """An engine whose teacher has a tokenizer of its own, see `cross_tokenizer.engine`."""
+
+    mine: Spelling  # bytes of the student's tokens
+    its: Spelling  # bytes of the teacher's
+    shared: Places  # (K, 2) ids that spell the same in both vocabularies
+
+    def seen(self, prompt: Prompt, completion: Ids) -> tuple[tuple[Ids, Ids], list[Span]]:
+        """The teacher's own tokens of a prompt and completion, and the aligned spans."""
+
+    def teacher_rows(self, prompt: Ids, completion: Ids) -> Rows:
+        """Full-vocabulary log-probs (T, W) of the teacher's own tokens."""
+
+    def translate(self, data: Sequence[Datum]) -> list[Datum]:
+        """The data of a step as the models read them."""
 
 
 class Wrapper:
-    """An engine around an engine: passes everything on; a subclass changes what it must."""
+    """An engine around an engine: forwards everything; a subclass changes what it must."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
 
     def __getattr__(self, name: str) -> Any:
+        if name == "engine":  # not set yet, as while unpickling
+            raise AttributeError(name)
         return getattr(self.engine, name)
 
 
 def bare(engine: Engine) -> Engine:
-    """The engine under any wrappers: what grades a student is never what counts or spoils."""
+    """The pair's own engine, under all that a run puts around it: meters, caches and faults."""
     return bare(engine.engine) if isinstance(engine, Wrapper) else engine
-
-
-def reads(engine: Engine, role: Role, prompt: Ids) -> Ids:
-    """What a model reads for a prompt of the student's: the pair's context is the teacher's."""
-    view = getattr(bare(engine), "view", None)
-    return prompt if view is None else view(role, prompt)

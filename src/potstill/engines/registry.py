@@ -11,6 +11,8 @@ from potstill.algorithms.losses import LOSSES
 from potstill.engines import zoo
 from potstill.engines.protocol import Engine
 from potstill.errors import PotstillError, did_you_mean
+from potstill.tasks.context import Context, read_context
+from potstill.tasks.context.builder import Briefing
 
 
 @dataclass(frozen=True)
@@ -70,25 +72,11 @@ def open_engine(
             "what the teacher of this pair reads depends on a task's problems",
             'write open_engine(..., task=load_task("arithmetic"))',
         )
-    engine: Callable[..., Engine] = importlib.import_module(ENGINES[name].module).ENGINE
-    return inform(engine(*models, seed=seed, **more, **settings), context, task, route)
-
-
-def inform(engine: Engine, context: Any, task: Any, route: str = "") -> Engine:
-    """The engine with a pair's context, and its choice of teachers, in front of what teachers read.
-
-    Args:
-        engine: the pair without them.
-        context: a `context.Context`, the table of one, or nothing.
-        task: whose problems they are about.
-        route: the key of the data that chooses the teacher; empty: there is one.
-    """
-    from potstill.engines.informed import Informed
-    from potstill.engines.routed import Routed
-    from potstill.tasks.context import Context, read_context
-    from potstill.tasks.context.builder import Briefing
-
-    if context:
-        known = context if isinstance(context, Context) else read_context(context)
-        engine = Informed(engine, Briefing(known, task))
-    return Routed(engine, route, task) if route else engine
+    build: Callable[..., Engine] = importlib.import_module(ENGINES[name].module).ENGINE
+    engine = build(*models, seed=seed, **more, **settings)
+    if context or route:
+        known = context if isinstance(context, Context) else None
+        if context and known is None:
+            known = read_context(context)
+        engine.inform(Briefing(known, task) if known else None, route)
+    return engine

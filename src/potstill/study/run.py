@@ -9,7 +9,6 @@ from __future__ import annotations
 import tempfile
 import time
 import traceback
-from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from potstill.diagnostics.monitor import Monitor
 from potstill.diagnostics.preflight import Check, Desk, preflight
 from potstill.engines.cached_teacher import CachedTeacher, fingerprint
 from potstill.engines.protocol import Engine
-from potstill.engines.registry import inform, open_engine
+from potstill.engines.registry import open_engine
 from potstill.errors import NonFinite, PotstillError, StorageError, writing
 from potstill.study.budget import Ledger
 from potstill.study.provenance import provenance
@@ -31,7 +30,7 @@ from potstill.tasks import Task, check_disjoint, load_task
 from potstill.tasks.context.builder import Briefing
 from potstill.training.evaluation import Reference, evaluate
 from potstill.training.loop import train
-from potstill.training.metering import Aside
+from potstill.training.metering import Metered, Usage
 from potstill.training.run import Run
 from potstill.training.spending import BudgetReached
 from potstill.types import Evaluation, ModelSpec, Role
@@ -140,7 +139,7 @@ def _run(
             "tokens": trained.spent["tokens"],
             "flops": trained.spent["flops"],
             "seconds": round(sum(trained.spent["seconds"].values()), 3),
-            "devices": getattr(engine, "devices", None),
+            "devices": engine.devices,
             "peak_bytes": engine.memory()[0],
             "activity": {k: round(v, 3) for k, v in trained.spent["seconds"].items()},
             "notes": list(engine.notes),
@@ -176,15 +175,15 @@ def open_study_engine(
         }
     pair = study.models[cell.pair]
     teacher = faults.teacher_for(study.faults, pair.teacher, scratch)
-    alone = pair.model_copy(update={"teacher": teacher, "context": {}, "route": ""})
-    engine = open_engine(study.engine.name, alone, seed=cell.seed or 0, **settings)
+    models = pair.model_copy(update={"teacher": teacher, "context": study.contexts.get(cell.pair)})
+    engine = open_engine(study.engine.name, models, seed=cell.seed or 0, task=task, **settings)
     if cache:
         # the student has a say too: ids that both heads have, and what ends a text
         where: tuple[Any, ...] = (pair.student, sorted(engine.eos), settings.get("teacher_spec"))
         where += tuple((key, fingerprint(name)) for key, name in sorted(pair.teachers.items()))
         key = fingerprint(teacher, study.engine.name, *where, settings.get("sample_tokens"))
-        engine = CachedTeacher(engine, key, cache)  # under the context: what is read is its key
-    return inform(engine, study.contexts.get(cell.pair), task, pair.route)
+        engine = CachedTeacher(engine, key, cache)
+    return engine
 
 
 def preflight_pair(study: Study, pair: str) -> list[Check]:
@@ -211,22 +210,22 @@ def _reference(
     start = time.perf_counter()
     role: Role = "teacher" if cell.method == "teacher" else "student"
     place.rewind(-1)
-    tokens: Counter[str] = Counter()
-    engine = counted = Aside(engine, tokens)
-    graded = evaluate(engine, role, task, task.test[: study.eval.problems], study.graded_tokens)
+    usage = Usage(engine)
+    counted = Metered(engine, usage, "evaluation")
+    graded = evaluate(counted, role, task, task.test[: study.eval.problems], study.graded_tokens)
     rows = list(graded.rows)
     if role == "teacher":
         probed = task.train[: study.eval.probe]
-        rows += evaluate(engine, role, task, probed, study.graded_tokens).rows
+        rows += evaluate(counted, role, task, probed, study.graded_tokens).rows
     place.show([example(0, row) for row in rows])
     return {
         "steps": 0,
         **_accuracy(graded),
         **_routes(study, cell.pair, task),
-        "tokens": dict(tokens),
-        "flops": counted.work.state,
+        "tokens": dict(+usage.tokens),
+        "flops": usage.flops,
         "seconds": round(time.perf_counter() - start, 3),
-        "devices": getattr(engine, "devices", None),
+        "devices": engine.devices,
         "activity": {},
         "peak_bytes": engine.memory()[0],
         "notes": list(engine.notes),

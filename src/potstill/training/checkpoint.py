@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import numpy as np
 
 from potstill.engines.protocol import Engine
 from potstill.errors import writing
-from potstill.types import Trajectory
+from potstill.types import Problem, Prompt, Trajectory
 
 _NAME = "step-"
 
@@ -59,14 +59,28 @@ def save(
             shutil.rmtree(old, ignore_errors=True)
 
 
-def load(folder: Path, engine: Engine) -> tuple[int, list[Trajectory], dict[str, Any]] | None:
-    """Restore the newest complete resume point into the engine, or return None if there is none."""
+def load(
+    folder: Path, engine: Engine, problems: Sequence[Problem]
+) -> tuple[int, list[Trajectory], dict[str, Any]] | None:
+    """Restore the newest complete checkpoint into the engine, or return None if there is none.
+
+    Args:
+        folder: where checkpoints are.
+        engine: what is restored.
+        problems: those that the run trains on.
+    """
     found = points(folder)
     if not found:
         return None
     state = json.loads((found[-1] / "state.json").read_text())
     engine.load(found[-1])
-    return state["step"], [_trajectory(entry) for entry in state["buffer"]], state["extra"]
+    by_id = {problem.id: problem for problem in problems}
+
+    def prompt_of(name: str) -> Prompt:
+        return engine.prompt(by_id[name])
+
+    buffer = [_trajectory(entry, prompt_of) for entry in state["buffer"]]
+    return state["step"], buffer, state["extra"]
 
 
 def back(folder: Path, engine: Engine, step: int) -> int:
@@ -94,18 +108,26 @@ def _until(folder: Path, step: int) -> list[Path]:
 def _plain(entry: Trajectory) -> dict[str, Any]:
     return {
         **entry.__dict__,
+        "prompt": entry.prompt.__dict__,
         "logprobs": [float(x) for x in entry.logprobs],  # float32 survives JSON exactly
     }
 
 
-def _trajectory(entry: dict[str, Any]) -> Trajectory:
-    entry = {
+def _trajectory(entry: dict[str, Any], prompt_of: Callable[[str], Prompt]) -> Trajectory:
+    fields = {
         **entry,
-        "prompt": tuple(entry["prompt"]),
         "completion": tuple(entry["completion"]),
         "logprobs": np.array(entry["logprobs"], np.float32),
     }
-    return Trajectory(**entry)
+    if "problem" in fields:  # written by a version that kept the student's ids alone
+        fields["prompt"] = prompt_of(fields.pop("problem"))
+    else:
+        ids: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value
+            for key, value in entry["prompt"].items()
+        }
+        fields["prompt"] = Prompt(**ids)
+    return Trajectory(**fields)
 
 
 def _sync(path: Path) -> None:

@@ -94,7 +94,7 @@ def evaluate(
     engine: Engine, role: Role, task: Task, problems: Sequence[Problem], max_tokens: int
 ) -> Evaluation:
     """Greedy completions of the problems, graded by the task."""
-    prompts = [engine.encode(problem.question) for problem in problems]
+    prompts = [engine.prompt(problem) for problem in problems]
     samples = engine.sample(
         role, prompts, [max_tokens] * len(prompts), 0.0, np.random.default_rng(0)
     )

@@ -14,14 +14,14 @@ from itertools import pairwise
 import numpy as np
 
 from potstill.algorithms.recipe import Recipe
-from potstill.engines.protocol import Engine
+from potstill.engines.protocol import Engine, bare
 from potstill.errors import PotstillError
 from potstill.settings import Eval, Train
 from potstill.tasks import Task
 from potstill.training import checkpoint, objective
 from potstill.training.evaluation import Examiner, Reference
 from potstill.training.filtering import Judge
-from potstill.training.metering import Metered
+from potstill.training.metering import Metered, Usage
 from potstill.training.recorder import Memory, Recorder
 from potstill.training.replay import Buffer
 from potstill.training.rollout import collect, draw
@@ -62,11 +62,12 @@ def train(
     recorder = recorder or Memory()
     total = max(1, round(settings.steps * recipe.budget))
     limits = Limits(settings.max_tokens, settings.temperature, settings.teacher_temperature)
-    meter = Metered(engine)
-    with meter.clock("evaluation"):
-        examiner = Examiner(meter.aside, task, grading, settings.max_tokens, reference)
-    with meter.clock("diagnosis"):
-        watch = monitor(meter.aside, examiner.texts) if monitor else Unmonitored()
+    usage = Usage(engine)
+    meter, aside = Metered(engine, usage), Metered(bare(engine), usage, "evaluation")
+    with usage.clock("evaluation"):
+        examiner = Examiner(aside, task, grading, settings.max_tokens, reference)
+    with usage.clock("diagnosis"):
+        watch = monitor(aside, examiner.texts) if monitor else Unmonitored()
     start, buffer = _resume(recipe, meter, settings, recorder, watch, examiner)
     judge = Judge(recipe, engine, task, recorder.metrics)
     for step, done in pairwise(range(start, total + 1)):
@@ -74,14 +75,14 @@ def train(
         fresh = collect(recipe, meter, problems, step / total, step, seed, limits, judge.success)
         batch = buffer.exchange(judge.keep(fresh), step, seed)
         rate = settings.rate(step, sum(t.source == "student" for t in batch) / max(1, len(batch)))
-        with meter.clock("diagnosis"):
+        with usage.clock("diagnosis"):
             watch.before(done, fresh, batch)
         stats = meter.step(objective.build(recipe, batch, meter), rate)
         row = _metrics(fresh, batch, stats) | {"train/buffer_size": len(buffer)} | judge.row
-        row |= {"step": done, "train/learning_rate": rate, "tokens": meter.spent}
-        with meter.clock("diagnosis"):
+        row |= {"step": done, "train/learning_rate": rate, "tokens": usage.spent}
+        with usage.clock("diagnosis"):
             row |= watch.after(row, stats, fresh, last=done == total)
-        with meter.clock("evaluation"):
+        with usage.clock("evaluation"):
             row |= examiner.look(done, last=done == total)
         recorder.record(row, examiner.fresh)
         recorder.note(watch.findings)
@@ -100,9 +101,9 @@ def _end(
     ended: dict[str, int] | None = None,
 ) -> Trained:
     """Grade the student that the run ends with."""
-    with meter.clock("evaluation"):
+    with meter.usage.clock("evaluation"):
         graded = examiner.grade(again=ended is not None)
-    return Trained(done, graded, meter.state(), recorder, ended)
+    return Trained(done, graded, meter.usage.state(), recorder, ended)
 
 
 def _resume(
@@ -124,15 +125,19 @@ def _resume(
         raise PotstillError(
             'on_collapse = "rollback" needs a folder for checkpoints', 'write "stop", or a recorder'
         )
-    found = checkpoint.load(recorder.checkpoints, meter) if recorder.checkpoints else None
+    found = (
+        checkpoint.load(recorder.checkpoints, meter, examiner.task.train)
+        if recorder.checkpoints
+        else None
+    )
     step, entries, counted = found or (-1, [], None)
-    meter.recall(counted)
+    meter.usage.recall(counted)
     recorder.rewind(step)
     monitor.recall(recorder.metrics)
     if found is None and settings.on_collapse == "rollback" and recorder.checkpoints:
-        checkpoint.save(recorder.checkpoints, 0, meter, [], meter.state())
+        checkpoint.save(recorder.checkpoints, 0, meter, [], meter.usage.state())
     if not recorder.metrics:
-        with meter.clock("diagnosis"):
+        with meter.usage.clock("diagnosis"):
             first = monitor.start(examiner.task, len(examiner.tested))
         if first is not None:
             recorder.record(first, None)
@@ -148,10 +153,10 @@ def _keep(
     monitor: Monitor,
 ) -> None:
     """Write a resume point where one is due, and end here where the budget is spent."""
-    over = recorder.spend(meter.state())
+    over = recorder.spend(meter.usage.state())
     if recorder.checkpoints and (over or done % settings.checkpoint_every == 0):
         place, good = recorder.checkpoints, monitor.healthy_until
-        checkpoint.save(place, done, meter, buffer.entries, meter.state(), good)
+        checkpoint.save(place, done, meter, buffer.entries, meter.usage.state(), good)
     if over:
         raise BudgetReached(f"the budget is spent: {over}", "raise it and run again to go on")
 

@@ -1,49 +1,56 @@
-"""Counts what a run asks of its engine: tokens and operations by kind, seconds by activity.
+"""Counts the work that an engine does: tokens and operations by kind, seconds by activity.
 
-A wrapper around any engine, so that neither the loop nor an engine counts. Tokens are completion
-tokens; prompt tokens are counted apart. Gradings and probes use the bare engine: they are counted
-as such, and are no part of the budget that methods are compared at.
+A wrapper around any engine, so that neither the loop nor an engine counts. One `Usage` is shared by
+two of them: what trains is the budget that methods are compared at; evaluations and probes are
+booked apart. Tokens are completion tokens; prompt tokens are counted apart. Operations count what
+each model reads, a context included.
 """
 
 from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Literal
 
 import numpy as np
 
 from potstill.algorithms.losses import LOSSES
-from potstill.engines.flops import Work
-from potstill.engines.protocol import Engine, Wrapper, bare, reads
-from potstill.types import KINDS, Datum, Floats, Ids, Outlook, Role, Sample, StepStats
+from potstill.engines.flops import Size
+from potstill.engines.protocol import Engine, Wrapper, bare
+from potstill.types import (
+    KINDS,
+    Datum,
+    Floats,
+    Outlook,
+    Prompt,
+    Reading,
+    Role,
+    Sample,
+    StepStats,
+    is_teacher,
+)
+
+Scope = Literal["training", "evaluation"]
+Lengths = Iterable[tuple[int, int]]  # tokens of prompts and completions
 
 
-class Metered(Wrapper):
-    """An engine that counts.
+class Usage:
+    """Tokens, operations and seconds of one run.
 
-    `tokens` holds completion tokens by kind and prompt tokens as "prompt"; `seconds` wall time by
-    activity.
+    `tokens` holds completion tokens by kind, prompt tokens as "prompt", and those of evaluations
+    under kinds that begin with "graded_"; `seconds` wall time by activity.
     """
 
     def __init__(self, engine: Engine) -> None:
-        super().__init__(engine)
+        self._engine = bare(engine)
+        self._sizes: dict[Role, Size | None] = {}
         self.tokens: Counter[str] = Counter(dict.fromkeys((*KINDS, "prompt"), 0))
         self.seconds: dict[str, float] = defaultdict(float)
-        self.work = Work(engine)
+        self.operations: Counter[str] = Counter()
+        self.sized = True  # whether every model's size is known so far
         self._settled = time.perf_counter(), 0.0
-
-    def recall(self, counted: dict[str, dict[str, float]] | None) -> None:
-        """Go on from what a resume point kept: its tokens, and its seconds beside those since."""
-        if counted:
-            self.tokens.clear()
-            self.tokens.update({k: int(v) for k, v in counted["tokens"].items()})
-            self.work.recall(counted.get("flops"))
-            self._settle()
-            for activity, seconds in counted["seconds"].items():
-                self.seconds[activity] += seconds
-            self._settled = time.perf_counter(), sum(self.seconds.values())
 
     @property
     def spent(self) -> int:
@@ -51,18 +58,33 @@ class Metered(Wrapper):
         return sum(self.tokens[kind] for kind in KINDS)
 
     @property
-    def aside(self) -> Aside:
-        """The bare engine, counted as grading."""
-        return Aside(bare(self.engine), self.tokens, self.work)
+    def flops(self) -> dict[str, float]:
+        """Operations by kind; empty where a model's size is unknown, as of a service."""
+        return dict(self.operations) if self.sized else {}
 
     def state(self) -> dict[str, dict[str, float]]:
-        """What a checkpoint keeps; no operations where a model's size is unknown."""
+        """Everything that a checkpoint keeps."""
         self._settle()
         tokens, seconds = dict[str, float](self.tokens), dict(self.seconds)
-        return {"tokens": tokens, "seconds": seconds, "flops": self.work.state}
+        return {"tokens": tokens, "seconds": seconds, "flops": self.flops}
+
+    def recall(self, state: dict[str, dict[str, float]] | None) -> None:
+        """Continue from a checkpoint: its tokens, and its seconds added to those since."""
+        if not state:
+            return
+        self.tokens.clear()
+        self.tokens.update({kind: int(n) for kind, n in state["tokens"].items()})
+        flops = state.get("flops")  # None: of a version that did not count them
+        self.sized = flops is not None
+        self.operations.clear()
+        self.operations.update({kind: int(n) for kind, n in (flops or {}).items()})
+        self._settle()
+        for activity, seconds in state["seconds"].items():
+            self.seconds[activity] += seconds
+        self._settled = time.perf_counter(), sum(self.seconds.values())
 
     def _settle(self) -> None:
-        """Put down as "other" what no clock has counted since the last time."""
+        """Book as "other" the time that no clock has counted since the last call."""
         (then, counted), now = self._settled, time.perf_counter()
         self.seconds["other"] += max(0.0, now - then - (sum(self.seconds.values()) - counted))
         self._settled = now, sum(self.seconds.values())
@@ -76,103 +98,111 @@ class Metered(Wrapper):
         finally:
             self.seconds[activity] += time.perf_counter() - start
 
+    def work(self, kind: str, role: Role, rows: Lengths, *, trained: bool = False) -> None:
+        """Count the operations of rows that a model read or wrote."""
+        if role not in self._sizes:
+            self._sizes[role] = self._engine.size(role)
+        size = self._sizes[role]
+        if size is None:
+            self.sized = False
+        else:
+            self.operations[kind] += int(size.training(rows) if trained else size.forward(rows))
+
+
+class Metered(Wrapper):
+    """An engine that counts.
+
+    Args:
+        engine: computes.
+        usage: where it is booked.
+        scope: "training" counts towards the budget that methods are compared at.
+    """
+
+    def __init__(self, engine: Engine, usage: Usage, scope: Scope = "training") -> None:
+        super().__init__(engine)
+        self.usage, self.scope = usage, scope
+
+    @contextmanager
+    def _clock(self, activity: str) -> Iterator[None]:
+        """In an evaluation a clock around all of it runs already."""
+        if self.scope == "evaluation":
+            yield
+        else:
+            with self.usage.clock(activity):
+                yield
+
     def sample(
         self,
         role: Role,
-        prompts: Sequence[Ids],
+        prompts: Sequence[Prompt],
         max_tokens: Sequence[int],
         temperature: float,
         rng: np.random.Generator,
     ) -> list[Sample]:
-        with self.clock(f"{role} sampling"):
+        with self._clock(f"{role} sampling"):
             samples = self.engine.sample(role, prompts, max_tokens, temperature, rng)
-        self.tokens[f"{role}_sampled"] += sum(len(sample.tokens) for sample in samples)
-        self.tokens["prompt"] += sum(len(reads(self.engine, role, p)) for p in prompts)
-        self.work.add(f"{role}_sampled", role, _lengths(prompts, samples))
+        lengths = [len(prompt.read_by(role)) for prompt in prompts]
+        training = self.scope == "training"
+        book = self.usage.tokens
+        book[f"{role}_sampled" if training else f"graded_{role}_sampled"] += sum(
+            len(sample.tokens) for sample in samples
+        )
+        book["prompt" if training else "graded_prompt"] += sum(lengths)
+        rows = [(n, len(sample.tokens)) for n, sample in zip(lengths, samples, strict=True)]
+        self.usage.work(f"{role}_sampled" if training else "graded", role, rows)
         return samples
 
-    def score(self, role: Role, rows: Sequence[tuple[Ids, Ids]]) -> list[Floats]:
-        with self.clock("scoring"):
+    def score(self, role: Role, rows: Sequence[Reading]) -> list[Floats]:
+        with self._clock("scoring"):
             scores = self.engine.score(role, rows)
-        self.tokens["teacher_scored"] += sum(map(len, scores))
-        self.work.add("teacher_scored", role, [(len(p), len(c)) for p, c in rows])
+        self._scored(role, rows)
         return scores
 
-    def inspect(self, role: Role, rows: Sequence[tuple[Ids, Ids]]) -> list[Outlook]:
-        with self.clock("scoring"):
+    def inspect(self, role: Role, rows: Sequence[Reading]) -> list[Outlook]:
+        with self._clock("scoring"):
             looks = self.engine.inspect(role, rows)
-        self.tokens["teacher_scored"] += sum(len(completion) for _, completion in rows)
+        self._scored(role, rows)
         return looks
 
-    def step(self, data: Sequence[Datum], learning_rate: float) -> StepStats:
-        start = time.perf_counter()
-        stats = self.engine.step(data, learning_rate)
-        self.seconds["optimizer"] += stats.optimizer
-        self.seconds["forward and backward"] += time.perf_counter() - start - stats.optimizer
-        self._count(data)
+    def _scored(self, role: Role, rows: Sequence[Reading]) -> None:
+        lengths = [(len(prompt.read_by(role)), len(completion)) for prompt, completion in rows]
+        model = "teacher" if is_teacher(role) else "student"
+        training = self.scope == "training"
+        kind = f"{model}_scored" if training else "graded_scored"
+        self.usage.tokens[kind] += sum(n for _, n in lengths)
+        self.usage.work(kind if training else "graded", role, lengths)
+
+    def measure(self, data: Sequence[Datum]) -> StepStats:
+        stats = self.engine.measure(data)
+        self._scored("student", [(datum.prompt, datum.completion) for datum in data])
+        for role, rows in targets(data).items():
+            self.usage.work("graded" if self.scope == "evaluation" else "trained", role, rows)
         return stats
 
-    def _count(self, data: Sequence[Datum]) -> None:
-        """One step's tokens and operations: the student's, and theirs whose rows it is held to."""
-        trained = [(len(d.prompt), len(d.completion)) for d in data]
-        self.work.add("trained", "student", trained, trained=True)
+    def step(self, data: Sequence[Datum], learning_rate: float) -> StepStats:
+        start, book = time.perf_counter(), self.usage
+        stats = self.engine.step(data, learning_rate)
+        book.seconds["optimizer"] += stats.optimizer
+        book.seconds["forward and backward"] += time.perf_counter() - start - stats.optimizer
+        book.work("trained", "student", _read(data, "student"), trained=True)
         for role, rows in targets(data).items():
-            self.work.add("teacher_scored" if role == "teacher" else "trained", role, rows)
+            book.work("teacher_scored" if is_teacher(role) else "trained", role, rows)
         for datum in data:
-            self.tokens["trained"] += int(np.count_nonzero(datum.terms[0].weights))
+            book.tokens["trained"] += int(np.count_nonzero(datum.terms[0].weights))
             if any(t.loss.to == "teacher" and LOSSES[t.loss.name] == "row" for t in datum.terms):
-                self.tokens["teacher_scored"] += len(datum.completion)
+                book.tokens["teacher_scored"] += len(datum.completion)
+        return stats
 
 
-def _lengths(prompts: Sequence[Ids], samples: Sequence[Sample]) -> list[tuple[int, int]]:
-    return [(len(p), len(s.tokens)) for p, s in zip(prompts, samples, strict=True)]
+def _read(data: Sequence[Datum], role: Role) -> list[tuple[int, int]]:
+    readings = [datum.read_by(role) for datum in data]
+    return [(len(prompt), len(completion)) for prompt, completion in readings]
 
 
 def targets(data: Sequence[Datum]) -> dict[Role, list[tuple[int, int]]]:
-    """What each model reads because a loss needs its whole rows: tokens of prompt, completion."""
+    """Tokens (prompt, completion) that each model reads for losses over its full vocabulary."""
     found: dict[Role, list[tuple[int, int]]] = defaultdict(list)
     for datum in data:
         for role in {t.loss.to for t in datum.terms if LOSSES[t.loss.name] == "row"}:
-            prompt, completion = datum.seen_by(role)
-            found[role].append((len(prompt), len(completion)))
+            found[role] += _read([datum], role)
     return dict(found)
-
-
-class Aside(Wrapper):
-    """An engine whose tokens and operations are counted as grading."""
-
-    def __init__(self, engine: Engine, tokens: Counter[str], work: Work | None = None) -> None:
-        super().__init__(engine)
-        self._tokens, self.work = tokens, work or Work(engine)
-
-    def sample(
-        self,
-        role: Role,
-        prompts: Sequence[Ids],
-        max_tokens: Sequence[int],
-        temperature: float,
-        rng: np.random.Generator,
-    ) -> list[Sample]:
-        samples = self.engine.sample(role, prompts, max_tokens, temperature, rng)
-        self._tokens[f"graded_{role}_sampled"] += sum(len(sample.tokens) for sample in samples)
-        self._tokens["graded_prompt"] += sum(len(reads(self.engine, role, p)) for p in prompts)
-        self.work.add("graded", role, _lengths(prompts, samples))
-        return samples
-
-    def score(self, role: Role, rows: Sequence[tuple[Ids, Ids]]) -> list[Floats]:
-        self._scored(role, rows)
-        return self.engine.score(role, rows)
-
-    def inspect(self, role: Role, rows: Sequence[tuple[Ids, Ids]]) -> list[Outlook]:
-        self._scored(role, rows)
-        return self.engine.inspect(role, rows)
-
-    def _scored(self, role: Role, rows: Sequence[tuple[Ids, Ids]]) -> None:
-        self._tokens["graded_scored"] += sum(len(completion) for _, completion in rows)
-        self.work.add("graded", role, [(len(p), len(c)) for p, c in rows])
-
-    def measure(self, data: Sequence[Datum]) -> StepStats:
-        self._scored("student", [(d.prompt, d.completion) for d in data])
-        for role, rows in targets(data).items():
-            self.work.add("graded", role, rows)
-        return self.engine.measure(data)

@@ -88,17 +88,16 @@ def _write(
         return []
     heads = [b.completion for b in begun] or [()] * len(problems)
     logprobs = [b.logprobs for b in begun] or [np.zeros(0, np.float32)] * len(problems)
-    prompts = [engine.encode(problem.question) for problem in problems]
+    prompts = [b.prompt for b in begun] or [engine.prompt(problem) for problem in problems]
     samples = engine.sample(
         role,
-        [prompt + head for prompt, head in zip(prompts, heads, strict=True)],
+        [prompt.then(head) for prompt, head in zip(prompts, heads, strict=True)],
         [0 if head and head[-1] in engine.eos else limit - len(head) for head in heads],
         limits.temperature if role == "student" else limits.teacher_temperature,
         generator(seed, step, f"{role}:{len(begun)}:{limit}"),
     )
     return [
         Trajectory(
-            problem=problem.id,
             prompt=prompt,
             completion=head + sample.tokens,
             logprobs=np.concatenate([scores, sample.logprobs]),
@@ -106,7 +105,5 @@ def _write(
             prefix=len(head),
             version=step,
         )
-        for problem, prompt, head, scores, sample in zip(
-            problems, prompts, heads, logprobs, samples, strict=True
-        )
+        for prompt, head, scores, sample in zip(prompts, heads, logprobs, samples, strict=True)
     ]

@@ -81,7 +81,7 @@ def _write(
 
     samples = engine.sample(
         role,
-        [texts[i].prompt + texts[i].completion for i in which],
+        [texts[i].prompt.then(texts[i].completion) for i in which],
         [room(texts[i].completion) for i in which],
         limits.temperature if role == "student" else limits.teacher_temperature,
         rng,

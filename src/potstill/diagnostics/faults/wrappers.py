@@ -19,7 +19,7 @@ import numpy as np
 
 from potstill.algorithms.losses import REVERSE_KL_SAMPLED
 from potstill.engines.protocol import Engine, Wrapper
-from potstill.types import Datum, Floats, Ids, Role, Sample, StepStats, Term
+from potstill.types import Datum, Floats, Ids, Prompt, Reading, Role, Sample, StepStats, Term
 
 
 class Spoiler(Wrapper):
@@ -47,9 +47,16 @@ class UnshiftedTargets(Spoiler):
         return dataclasses.replace(datum, prompt=prompt, completion=completion)
 
 
-def _advanced(prompt: Ids, completion: Ids) -> tuple[Ids, Ids]:
-    """Input moved on by one token against what is asked; the last input is never read."""
-    return prompt + completion[:1], completion[1:] + completion[-1:]
+def _advanced(prompt: Prompt, completion: Ids) -> Reading:
+    """Input moved on by one token against its targets; the last input is never read."""
+    return prompt.then(completion[:1]), completion[1:] + completion[-1:]
+
+
+def twice_rendered(engine: Engine, prompt: Prompt) -> Prompt:
+    """A prompt whose teacher reads the chat template inside the chat template."""
+    text = engine.decode(prompt.teacher)
+    foreign = None if prompt.foreign is None else engine.encode(text, "teacher")
+    return dataclasses.replace(prompt, teacher=engine.encode(text), foreign=foreign)
 
 
 class PromptDropped(Spoiler):
@@ -62,13 +69,13 @@ class PromptDropped(Spoiler):
         scores = datum.teacher_logprobs
         return dataclasses.replace(
             datum,
-            prompt=first,
+            prompt=dataclasses.replace(datum.prompt, student=(), teacher=(), begun=first),
             completion=rest,
             targets=datum.targets[1:],
             terms=tuple(Term(term.loss, term.weights[1:]) for term in datum.terms),
             logprobs=datum.logprobs[1:],
             teacher_logprobs=None if scores is None else scores[1:],
-            views=dict.fromkeys(("teacher", "init"), (datum.prompt + first, rest)),
+            views=dict.fromkeys(("teacher", "init"), (datum.prompt.then(first), rest)),
         )
 
 
@@ -108,32 +115,32 @@ class PrefixTrained(Spoiler):
 class TeacherView(Spoiler):
     """The teacher reads something else than what it is asked about."""
 
-    def view(self, prompt: Ids, completion: Ids) -> tuple[Ids, Ids]:
+    def view(self, prompt: Prompt, completion: Ids) -> Reading:
         """What it reads."""
         raise AssertionError("a subclass says what")
 
     def spoil(self, datum: Datum) -> Datum:
-        view = self.view(*datum.seen_by("teacher"))
+        view = self.view(*datum.reading("teacher"))
         return dataclasses.replace(datum, views={**datum.views, "teacher": view})
 
 
 class TemplateMismatch(TeacherView):
     """The teacher scores a prompt to which the template was applied twice."""
 
-    def view(self, prompt: Ids, completion: Ids) -> tuple[Ids, Ids]:
-        return self.engine.encode(self.engine.decode(prompt)), completion
+    def view(self, prompt: Prompt, completion: Ids) -> Reading:
+        return twice_rendered(self.engine, prompt), completion
 
-    def score(self, role: Role, rows: Sequence[tuple[Ids, Ids]]) -> list[Floats]:
+    def score(self, role: Role, rows: Sequence[Reading]) -> list[Floats]:
         return self.engine.score(role, [self.view(*r) for r in rows] if role == "teacher" else rows)
 
 
 class TeacherShifted(TeacherView):
     """The teacher's row for token i + 1 stands where its row for token i belongs."""
 
-    def view(self, prompt: Ids, completion: Ids) -> tuple[Ids, Ids]:
+    def view(self, prompt: Prompt, completion: Ids) -> Reading:
         return _advanced(prompt, completion)
 
-    def score(self, role: Role, rows: Sequence[tuple[Ids, Ids]]) -> list[Floats]:
+    def score(self, role: Role, rows: Sequence[Reading]) -> list[Floats]:
         scores = self.engine.score(role, rows)
         if role != "teacher":
             return scores
@@ -211,7 +218,7 @@ class StaleSampler(Counting):
     def sample(
         self,
         role: Role,
-        prompts: Sequence[Ids],
+        prompts: Sequence[Prompt],
         max_tokens: Sequence[int],
         temperature: float,
         rng: np.random.Generator,

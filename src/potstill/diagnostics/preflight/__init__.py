@@ -26,14 +26,25 @@ from potstill.diagnostics.preflight import crossed
 from potstill.diagnostics.preflight.estimate import estimate
 from potstill.diagnostics.preflight.mistakes import mistakes
 from potstill.diagnostics.preflight.reference import observed, reference
-from potstill.engines.protocol import Engine, Wrapper
+from potstill.engines.protocol import CrossTokenizer, Engine, Wrapper
 from potstill.errors import writing
 from potstill.settings import Eval, Train
 from potstill.training import objective
 from potstill.training.evaluation import evaluate
 from potstill.training.rollout import collect, draw, generator
 from potstill.training.run import Run
-from potstill.types import Datum, Limits, Loss, Role, Rows, Source, StepStats, Term, Trajectory
+from potstill.types import (
+    Datum,
+    Limits,
+    Loss,
+    Prompt,
+    Role,
+    Rows,
+    Source,
+    StepStats,
+    Term,
+    Trajectory,
+)
 
 Status = Literal["passed", "warning", "refused"]
 BATCH = 12  # prompts of a rehearsed step
@@ -126,20 +137,21 @@ def computable(desk: Desk) -> Iterator[Check]:
                 yield Check("losses", "refused", evidence, hint)
 
 
-def crosses(desk: Desk) -> bool:
-    """Whether the teacher reads tokens of its own."""
-    return hasattr(desk.engine, "teacher_rows")
+def crossing(desk: Desk) -> CrossTokenizer | None:
+    """The engine, if its teacher has a tokenizer of its own."""
+    return desk.engine if isinstance(desk.engine, CrossTokenizer) else None
 
 
 def tokenizers(desk: Desk) -> list[Check]:
     """What two tokenizers have in common, where the pair has two."""
-    if not crosses(desk):
+    engine = crossing(desk)
+    if engine is None:
         return []
     texts = [p.solution or p.question for p in desk.any_run().task.train[:TEXTS]]
     hint = "much of a text carries no loss: look at how the tokenizers normalise it"
     return [
         Check(name, "passed" if good else "warning", evidence, "" if good else hint)
-        for name, evidence, good in crossed.table(desk.engine, texts)
+        for name, evidence, good in crossed.table(engine, texts)
     ]
 
 
@@ -169,7 +181,7 @@ def seeded(desk: Desk) -> list[Check]:
 
 def _probe(engine: Engine, run: Run, role: Role, count: int = 8) -> tuple[list, list]:
     """Rows (prompt, completion) sampled through the run's engine, and the sampler's scores."""
-    prompts = [engine.encode(p.question) for p in run.task.train[:count]]
+    prompts = [engine.prompt(problem) for problem in run.task.train[:count]]
     limits = [16] * len(prompts)
     samples = run.engine.sample(role, prompts, limits, 1.0, generator(0, 0, f"preflight:{role}"))
     rows = [(prompt, s.tokens) for prompt, s in zip(prompts, samples, strict=True)]
@@ -226,7 +238,7 @@ def undone(engine: Engine) -> Iterator[None]:
 def fresh_sampler(desk: Desk) -> list[Check]:
     """After optimizer steps, the student samples with the new weights."""
     run = desk.any_run()
-    loss = REVERSE_KL_SAMPLED if crosses(desk) else REVERSE_KL
+    loss = REVERSE_KL_SAMPLED if crossing(desk) else REVERSE_KL
     recipe = Recipe(name="rehearsal", student_loss=loss)
     problems = draw(run.task.train, BATCH, desk.seed, 0)
     before = _gap(desk.engine, run, "student")
@@ -337,9 +349,9 @@ def _compare_source(
     if misplaced := list(_weights(desk, name, written, got)):
         yield from misplaced
         return
-    if crosses(desk):
-        trained = crossed.trained(desk.engine, got) / share
-        wanted = crossed.reference(desk.engine, written, terms)
+    if engine := crossing(desk):
+        trained = crossed.trained(engine, got) / share
+        wanted = crossed.reference(engine, written, terms)
     else:
         trained = sum((observed(desk.engine, d) for d in got), start=np.zeros(2)) / share
         wanted = reference(desk.engine, written, terms)
@@ -350,7 +362,7 @@ def _compare_source(
     evidence = f"the step trains {trained[0]:.4f} nats per token, the recipe says {wanted[0]:.4f}"
     if _close(trained[:1], wanted[:1]):
         evidence += ", but on other tokens"
-    untold = crosses(desk) and terms[0][0].name != "cross_entropy"  # needs rows that are not there
+    untold = crossing(desk) and terms[0][0].name != "cross_entropy"  # needs rows that are not there
     for cause, words, value in () if untold else mistakes(desk.engine, written, terms):
         if _close(trained, value):
             yield refusal(name, f"{evidence}; {words} gives {value[0]:.4f}", cause)
@@ -386,7 +398,9 @@ def _first_loss(desk: Desk, recipe: Recipe, loss: float, source: Source) -> Iter
     """A first supervised loss above ln(vocabulary) is worse than knowing nothing."""
     if source == "student" or recipe.teacher_loss.name != "cross_entropy":
         return
-    uniform = math.log(desk.engine.rows("student", desk.engine.encode("1"), (0,)).shape[1])
+    uniform = math.log(
+        desk.engine.rows("student", Prompt.of(desk.engine.encode("1")), (0,)).shape[1]
+    )
     evidence = f"{loss:.2f} nats per token; guessing uniformly gives {uniform:.2f}"
     if loss >= uniform:
         hint = "worse than knowing nothing: check the format, and that both models share their ids"

@@ -15,20 +15,22 @@ import numpy as np
 from potstill.diagnostics.preflight.reference import Terms, definition, moments, trained_mask
 from potstill.engines.cross_tokenizer.alignment import Places, Span, align
 from potstill.engines.cross_tokenizer.token_bytes import Spelling
-from potstill.types import Datum, Loss, Rows, Trajectory
+from potstill.engines.protocol import CrossTokenizer
+from potstill.types import Datum, Loss, Prompt, Rows, Trajectory
 
 FEW = 0.95  # share of bytes below which much of a text teaches nothing
 
 
-def trained(engine: Any, data: Sequence[Datum]) -> Rows:
+def trained(engine: CrossTokenizer, data: Sequence[Datum]) -> Rows:
     """The weighted loss of a source's data as it reaches the models, as two `moments`."""
     total = np.zeros(2)
     for datum in engine.translate(data):
         p = engine.rows("student", datum.prompt, datum.completion)
-        asked = Trajectory("", datum.prompt, datum.targets, datum.logprobs, datum.source)
+        asked = Trajectory(datum.prompt, datum.targets, datum.logprobs, datum.source)
         for term in datum.terms:
             if term.loss.name == "gold":
-                q = engine.teacher_rows(*datum.seen_by("teacher"))
+                assert datum.beside is not None
+                q = engine.teacher_rows(*datum.read_by("teacher"))
                 same = datum.beside.places >= 0
                 values = np.zeros(len(p))
                 values[same] = _gold(
@@ -37,7 +39,7 @@ def trained(engine: Any, data: Sequence[Datum]) -> Rows:
             else:
                 q = p.copy()
                 if term.loss.to == "init":
-                    q = engine.rows("init", *datum.seen_by("init"))
+                    q = engine.rows("init", *datum.reading("init"))
                 elif datum.teacher_logprobs is not None:
                     q[np.arange(len(p)), list(datum.targets)] = datum.teacher_logprobs
                 values = definition(term.loss, p, q, asked)
@@ -45,7 +47,7 @@ def trained(engine: Any, data: Sequence[Datum]) -> Rows:
     return total
 
 
-def reference(engine: Any, written: Sequence[Trajectory], terms: Terms) -> Rows:
+def reference(engine: CrossTokenizer, written: Sequence[Trajectory], terms: Terms) -> Rows:
     """Mean loss per trained token of trajectories of one source, as `reference.reference`."""
     total = np.zeros(2)
     count = sum(t.trained for t in written)
@@ -57,7 +59,7 @@ def reference(engine: Any, written: Sequence[Trajectory], terms: Terms) -> Rows:
     return total
 
 
-def _values(engine: Any, loss: Loss, t: Trajectory) -> tuple[Rows, Any]:
+def _values(engine: CrossTokenizer, loss: Loss, t: Trajectory) -> tuple[Rows, Any]:
     """Per-token values (T,) of a loss, and which of them count."""
     p, mask = engine.rows("student", t.prompt, t.completion), trained_mask(t)
     if loss.name == "cross_entropy" or loss.to == "init":
@@ -77,7 +79,7 @@ def _values(engine: Any, loss: Loss, t: Trajectory) -> tuple[Rows, Any]:
 
 
 def _gold_values(
-    engine: Any, loss: Loss, p: Rows, q: Rows, spans: Sequence[Span], mask: Any
+    engine: CrossTokenizer, loss: Loss, p: Rows, q: Rows, spans: Sequence[Span], mask: Any
 ) -> tuple[Rows, Any]:
     values, asked = np.zeros(len(p)), np.zeros(len(p))
     for span in spans:
@@ -98,7 +100,7 @@ def _gold(loss: Loss, p: Rows, q: Rows, shared: Places) -> Rows:
         plain = Loss("jsd", beta=loss.beta)
         a, b = (np.log(row)[None] for row in both)
         out[i] = definition(
-            plain, a, b, Trajectory("", (0,), (0,), np.zeros(1, np.float32), "student")
+            plain, a, b, Trajectory(Prompt.of((0,)), (0,), np.zeros(1, np.float32), "student")
         )[0]
         size = max(map(len, rest))
         falling = [np.pad(np.sort(row)[::-1], (0, size - len(row))) for row in rest]
@@ -106,7 +108,7 @@ def _gold(loss: Loss, p: Rows, q: Rows, shared: Places) -> Rows:
     return out
 
 
-def table(engine: Any, texts: Sequence[str]) -> list[tuple[str, str, bool]]:
+def table(engine: CrossTokenizer, texts: Sequence[str]) -> list[tuple[str, str, bool]]:
     """What a pair's tokenizers have in common: what, in numbers, and whether that is enough.
 
     Args:

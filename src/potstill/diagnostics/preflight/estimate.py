@@ -23,7 +23,7 @@ from potstill.settings import Eval, Train
 from potstill.tasks import Task
 from potstill.training import objective
 from potstill.training.evaluation import Reference, evaluate
-from potstill.training.metering import Aside, Metered
+from potstill.training.metering import Metered, Usage
 from potstill.training.rollout import collect, draw
 from potstill.training.run import Run
 from potstill.training.spending import Spent, total
@@ -166,22 +166,19 @@ def _timed(
     found: list[tuple[Spent, float]] = []
     for turn in range(REPEATS):
         problems = draw(task.train, settings.batch_size, 0, turn)
-        start, meter = time.perf_counter(), Metered(engine)
+        start, usage = time.perf_counter(), Usage(engine)
+        meter = Metered(engine, usage)
         batch = collect(alone, meter, problems, t, turn, 0, limits)
         meter.step(objective.build(alone, batch, meter), 0.0)
-        kept = meter.seconds["teacher sampling"]
-        found.append((_spent(start, meter.tokens, meter), kept))
+        kept = usage.seconds["teacher sampling"]
+        found.append((_spent(start, usage), kept))
     mean = total(spent for spent, _ in found) * (1 / REPEATS)
     return Step(mean, sum(kept for _, kept in found) / REPEATS)
 
 
-def _spent(start: float, tokens: Counter[str], engine: Metered | Aside) -> Spent:
+def _spent(start: float, usage: Usage) -> Spent:
     return Spent.read(
-        {
-            "seconds": time.perf_counter() - start,
-            "tokens": tokens,
-            "flops": engine.work.state,
-        }
+        {"seconds": time.perf_counter() - start, "tokens": usage.tokens, "flops": usage.flops}
     )
 
 
@@ -190,10 +187,9 @@ def _grading(engine: Engine, role: Role, task: Task, settings: Train, grading: E
     limit = grading.max_tokens or settings.max_tokens
     found: list[tuple[int, Spent]] = []
     for few in sorted({min(grading.problems, size) for size in GRADED}):
-        start, spent = time.perf_counter(), Counter[str]()
-        counted = Aside(engine, spent)
-        evaluate(counted, role, task, task.test[:few], limit)
-        found.append((few, _spent(start, spent, counted)))
+        start, usage = time.perf_counter(), Usage(engine)
+        evaluate(Metered(engine, usage, "evaluation"), role, task, task.test[:few], limit)
+        found.append((few, _spent(start, usage)))
     (small, less), (large, more) = found[0], found[-1]
     mean = more * (grading.problems / large)
     if small == large:
@@ -207,16 +203,15 @@ def _looks(engine: Engine, recipe: Recipe, task: Task, settings: Train, grading:
     probed = task.train[: grading.probe]
     texts = Reference.write(engine, task, probed, grading.max_tokens or settings.max_tokens)
     limits = Limits(settings.max_tokens, settings.temperature, settings.teacher_temperature)
-    spent = Counter[str]()
-    counted = Aside(engine, spent)
+    usage = Usage(engine)
+    counted = Metered(engine, usage, "evaluation")
     monitor = Monitor(Run(recipe, engine, task, 0), settings, grading, counted, texts)
     batch = collect(recipe, engine, draw(task.train, settings.batch_size, 0, 0), 0.0, 0, 0, limits)
-    spent.clear()
-    counted.work.done.clear()
+    counted.usage = usage = Usage(engine)
     start = time.perf_counter()
     monitor.before(1, batch, batch)
     monitor.behaviour()
-    return _spent(start, spent, counted)
+    return _spent(start, usage)
 
 
 def _training(

@@ -10,9 +10,10 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from potstill.diagnostics.faults.wrappers import twice_rendered
 from potstill.diagnostics.preflight.reference import Terms, moments, reference, trained_mask
 from potstill.engines.protocol import Engine
-from potstill.types import Floats, Ids, Role, Rows, Trajectory
+from potstill.types import Floats, Prompt, Reading, Role, Rows, Trajectory
 
 
 def mistakes(
@@ -38,11 +39,12 @@ def mistakes(
     def promptless(t: Trajectory, role: Role) -> Rows:
         rows = straight(t, role)
         if role == "student" and len(t.completion) > 1:
-            rows[1:] = engine.rows("student", t.completion[:1], t.completion[1:])
+            first, rest = Prompt.of(t.completion[:1]), t.completion[1:]
+            rows[1:] = engine.rows("student", first, rest)
         return rows
 
     def twice(t: Trajectory, role: Role) -> Rows:
-        prompt = engine.encode(engine.decode(t.prompt)) if role == "teacher" else t.prompt
+        prompt = twice_rendered(engine, t.prompt) if role == "teacher" else t.prompt
         return engine.rows(role, prompt, t.completion)
 
     def without_first(t: Trajectory) -> Floats:
@@ -69,8 +71,8 @@ def mistakes(
             yield "prefix_trained", words, value
 
 
-def _advanced(t: Trajectory) -> tuple[Ids, Ids]:
-    return t.prompt + t.completion[:1], t.completion[1:] + t.completion[-1:]
+def _advanced(t: Trajectory) -> Reading:
+    return t.prompt.then(t.completion[:1]), t.completion[1:] + t.completion[-1:]
 
 
 def _push(engine: Engine, written: Sequence[Trajectory]) -> Rows:

@@ -64,9 +64,9 @@ def moments(values: Rows) -> Rows:
 def observed(engine: Engine, datum: Datum) -> Rows:
     """The weighted loss of one datum as it reached an engine, as two `moments`."""
     p, total = engine.rows("student", datum.prompt, datum.completion), np.zeros(2)
-    asked = Trajectory("", datum.prompt, datum.targets, datum.logprobs, datum.source)
+    asked = Trajectory(datum.prompt, datum.targets, datum.logprobs, datum.source)
     for term in datum.terms:
-        q = engine.rows(term.loss.to, *datum.seen_by(term.loss.to))
+        q = engine.rows(term.loss.to, *datum.reading(term.loss.to))
         if term.loss.name == "reverse_kl_sampled" and datum.teacher_logprobs is not None:
             q[np.arange(len(datum.targets)), list(datum.targets)] = datum.teacher_logprobs
         total += moments(term.weights * definition(term.loss, p, q, asked))

@@ -19,6 +19,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,12 +29,13 @@ from potstill.engines.cross_tokenizer.alignment import (
     Span,
     after,
     align,
-    common,
     credited,
     places,
     shares,
 )
 from potstill.engines.cross_tokenizer.token_bytes import Spelling, shared
+from potstill.engines.flops import Machine, Size
+from potstill.engines.prompts import Prompting
 from potstill.engines.torch.distributed import opened
 from potstill.engines.torch.engine import TorchEngine
 from potstill.errors import PotstillError
@@ -44,12 +46,16 @@ from potstill.types import (
     Floats,
     Ids,
     Outlook,
+    Problem,
+    Prompt,
+    Reading,
     Role,
     Rows,
     Sample,
     Source,
     StepStats,
     Term,
+    is_teacher,
 )
 
 
@@ -59,7 +65,7 @@ class TwoTokenizers(TorchEngine):
     cross = True
 
 
-class CrossEngine:
+class CrossEngine(Prompting):
     """The engine protocol in the student's tokens, over models that do not share them.
 
     Args:
@@ -75,50 +81,18 @@ class CrossEngine:
         self.its = Spelling(pair.other, pair.teacher, pair.ends("teacher"))
         self.shared = shared(self.mine, self.its)
         self.notes = (*engine.notes, "tokenizers differ: texts are aligned by bytes")
-        self._prompts: dict[Ids, Ids] = {}
         self.read = lru_cache(maxsize=8192)(self._read)
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.engine, name)
+    def encode(self, asked: str | Messages, role: Role = "student") -> Ids:
+        return render(self.engine.pair.other if is_teacher(role) else self.engine.tokenizer, asked)
 
-    def encode(self, asked: str | Messages) -> Ids:
-        mine = self.engine.encode(asked)
-        self._prompts.setdefault(mine, render(self.engine.pair.other, asked))
-        return mine
+    def decode(self, tokens: Ids) -> str:
+        return self.engine.decode(tokens)
 
-    def prompt(self, ids: Ids) -> tuple[Ids, Ids]:
-        """The teacher's prompt for the student's, and what stands after that one already.
-
-        Raises:
-            PotstillError: the ids are no prompt that the student's template makes.
-        """
-        for size in range(len(ids), 0, -1):
-            if ids[:size] in self._prompts:
-                return self._prompts[ids[:size]], ids[size:]
-        self.encode(self._question(ids))
-        if ids not in self._prompts:
-            raise PotstillError(
-                "a teacher of another tokenizer reads the question under its own template, and "
-                f"these {len(ids)} ids are no prompt of the student's template",
-                "use engine.encode(question) for prompts",
-            )
-        return self._prompts[ids], ()
-
-    def _question(self, ids: Ids) -> str:
-        """The question in a prompt, as in those of a run that goes on in another process."""
-        marked = [self._whole(self.engine.encode(mark)) for mark in ("0?", "?0")]
-        lead, trail = (common(*(text[::way] for text in marked)) for way in (1, -1))
-        text = self._whole(ids)
-        return text[lead : len(text) - trail].decode("utf-8", "replace")
-
-    def _whole(self, ids: Ids) -> bytes:
-        """Bytes of a prompt, its special tokens written out."""
-        tokens = self.mine.spell(ids)
-        names = self.engine.tokenizer.convert_ids_to_tokens(list(ids))
-        return b"".join(
-            name.encode() if token is None else token
-            for name, token in zip(names, tokens, strict=True)
-        )
+    def _rendered(self, problem: Problem) -> Prompt:
+        prompt = super()._rendered(problem)
+        asked = self._briefing.tell(problem) if self._briefing else problem.question
+        return dataclasses.replace(prompt, foreign=self.encode(asked, "teacher"))
 
     def _read(self, completion: Ids) -> tuple[Ids, tuple[Span, ...]]:
         """The teacher's tokens of a completion, and how they stand beside the student's."""
@@ -131,30 +105,35 @@ class CrossEngine:
         """Align ids of one completion."""
         return align(self.mine.spell(mine), self.its.spell(its), ended=ended)
 
-    def seen(self, prompt: Ids, completion: Ids) -> tuple[tuple[Ids, Ids], list[Span]]:
-        """What the teacher reads of a row: its prompt and completion, and the spans of ours."""
-        its, head = self.prompt(prompt)
-        ids, spans = self.read(head + completion)
-        return (its, ids), after(spans, len(head))
+    def seen(self, prompt: Prompt, completion: Ids) -> tuple[tuple[Ids, Ids], list[Span]]:
+        """The teacher's own tokens of a row, prompt and completion, and the spans of ours.
+
+        Raises:
+            PotstillError: the prompt is of ids alone, which the teacher does not read.
+        """
+        ids, spans = self.read(prompt.begun + completion)
+        return (_foreign(prompt), ids), after(spans, len(prompt.begun))
 
     def sample(
         self,
         role: Role,
-        prompts: Sequence[Ids],
+        prompts: Sequence[Prompt],
         max_tokens: Sequence[int],
         temperature: float,
         rng: np.random.Generator,
     ) -> list[Sample]:
-        if role != "teacher":
+        if not is_teacher(role):
             return self.engine.sample(role, prompts, max_tokens, temperature, rng)
-        begun = [self.prompt(prompt) for prompt in prompts]
-        heads = [its + self.its.encode(self.mine.text(head)) for its, head in begun]
+        heads = [
+            Prompt.of(_foreign(prompt) + self.its.encode(self.mine.text(prompt.begun)))
+            for prompt in prompts
+        ]
         ids: list[Ids] = [()] * len(prompts)
         scores = [np.zeros(0, np.float32)] * len(prompts)
         left = list(max_tokens)
         while any(left):  # a text may take more of the teacher's tokens than of the student's
             rows = [i for i, limit in enumerate(left) if limit]
-            asked = [heads[i] + ids[i] for i in rows], [left[i] for i in rows]
+            asked = [heads[i].then(ids[i]) for i in rows], [left[i] for i in rows]
             written = self.engine.sample(role, *asked, temperature, rng)
             for i, new in zip(rows, written, strict=True):
                 ids[i] += new.tokens
@@ -174,18 +153,18 @@ class CrossEngine:
         kept = mine if len(mine) <= limit and ended else self.mine.cut(mine, limit)
         return Sample(kept, found[: len(kept)])
 
-    def score(self, role: Role, rows: Sequence[tuple[Ids, Ids]]) -> list[Floats]:
-        if role != "teacher":
+    def score(self, role: Role, rows: Sequence[Reading]) -> list[Floats]:
+        if not is_teacher(role):
             return self.engine.score(role, rows)
         seen = [self.seen(*row) for row in rows]
-        found = self.engine.score(role, [its for its, _ in seen])
+        found = self.engine.score(role, [(Prompt.of(its), ids) for (its, ids), _ in seen])
         return [
             shares(spans, scores, len(completion))
             for (_, completion), (_, spans), scores in zip(rows, seen, found, strict=True)
         ]
 
-    def rows(self, role: Role, prompt: Ids, completion: Ids) -> Rows:
-        if role == "teacher":
+    def rows(self, role: Role, prompt: Prompt, completion: Ids) -> Rows:
+        if is_teacher(role):
             raise PotstillError(
                 "a teacher of another tokenizer has no rows over the student's vocabulary",
                 GOLD_HINT,
@@ -193,11 +172,11 @@ class CrossEngine:
         return self.engine.rows(role, prompt, completion)
 
     def teacher_rows(self, prompt: Ids, completion: Ids) -> Rows:
-        """The teacher's own rows of what `seen` says that it reads."""
-        return self.engine.rows("teacher", prompt, completion)
+        """The teacher's own full-vocabulary log-probs of its tokens, see `seen`."""
+        return self.engine.rows("teacher", Prompt.of(prompt), completion)
 
-    def inspect(self, role: Role, rows: Sequence[tuple[Ids, Ids]]) -> list[Outlook]:
-        if role != "teacher":
+    def inspect(self, role: Role, rows: Sequence[Reading]) -> list[Outlook]:
+        if not is_teacher(role):
             return self.engine.inspect(role, rows)
         return [Outlook(logprobs=scores) for scores in self.score(role, rows)]
 
@@ -234,7 +213,7 @@ class CrossEngine:
                 )
         if all(LOSSES[loss.name] == "tokens" for loss in asked):
             return datum
-        (prompt, ids), spans = self.seen(*datum.seen_by("teacher"))
+        (prompt, ids), spans = self.seen(*datum.reading("teacher"))
         size = len(datum.completion)
         scores = datum.teacher_logprobs
         if scores is not None:
@@ -250,9 +229,49 @@ class CrossEngine:
                 for t in datum.terms
             ),
             teacher_logprobs=scores,
-            views={**datum.views, "teacher": (prompt, ids or (self.its.end,))},
+            views={**datum.views, "teacher": (Prompt.of(prompt), ids or (self.its.end,))},
             beside=Beside(beside, self.shared),
         )
+
+    @property
+    def devices(self) -> int | None:
+        return self.engine.devices
+
+    def size(self, role: Role) -> Size | None:
+        return self.engine.size(role)
+
+    def machines(self) -> dict[Role, Machine]:
+        return self.engine.machines()
+
+    def bounds(
+        self, machines: dict[Role, Machine], rows: Sequence[tuple[int, int]], targets: set[Role]
+    ) -> dict[str, float]:
+        return self.engine.bounds(machines, rows, targets)
+
+    def memory(self) -> tuple[int, int]:
+        return self.engine.memory()
+
+    def save(self, folder: Path) -> None:
+        self.engine.save(folder)
+
+    def load(self, folder: Path) -> None:
+        self.engine.load(folder)
+
+    def export(self, folder: Path) -> None:
+        self.engine.export(folder)
+
+    def close(self) -> None:
+        self.engine.close()
+
+
+def _foreign(prompt: Prompt) -> Ids:
+    if prompt.foreign is None:
+        raise PotstillError(
+            "a teacher of another tokenizer reads the problem under its own template, and this "
+            f"prompt has {len(prompt.student)} ids of the student's alone",
+            "use engine.prompt(problem) for prompts",
+        )
+    return prompt.foreign
 
 
 def _factors(data: Sequence[Datum], found: Sequence[Datum]) -> Iterator[tuple[Source, np.float32]]:

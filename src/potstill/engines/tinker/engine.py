@@ -19,13 +19,26 @@ from typing import Any, TypeVar
 import numpy as np
 
 from potstill.engines.host import host_memory
+from potstill.engines.prompts import Prompting
 from potstill.engines.registry import ENGINES
 from potstill.engines.tinker.client import Row, Sampler, Service, Trainer
 from potstill.engines.tinker.conformance import facts_of, sampler_facts_of
 from potstill.engines.torch.loading import Pair
 from potstill.errors import NonFinite, PotstillError
 from potstill.tasks.rendering import Messages, render
-from potstill.types import Datum, Floats, Ids, Outlook, Role, Rows, Sample, StepStats, Term
+from potstill.types import (
+    Datum,
+    Floats,
+    Ids,
+    Outlook,
+    Prompt,
+    Reading,
+    Role,
+    Rows,
+    Sample,
+    StepStats,
+    Term,
+)
 
 TRIES = 4  # times that an operation is begun on a fresh session before it fails
 SAVED = 20  # steps after which the state is saved on the server, so that a replay stays short
@@ -57,7 +70,7 @@ class Update:
     learning_rate: float
 
 
-class TinkerEngine:
+class TinkerEngine(Prompting):
     """A student that is trained on a service, and a teacher that is served.
 
     Args:
@@ -73,6 +86,7 @@ class TinkerEngine:
     """
 
     losses = ENGINES["tinker"].losses
+    devices = None  # unknown for a service
 
     def __init__(
         self,
@@ -114,7 +128,7 @@ class TinkerEngine:
         self._samplers: dict[Role, Sampler] = {}
         self._trainer: Trainer | None = here.trainer(lora_rank, seed)
 
-    def encode(self, asked: str | Messages) -> Ids:
+    def encode(self, asked: str | Messages, role: Role = "student") -> Ids:
         return render(self.tokenizer, asked)
 
     def decode(self, tokens: Ids) -> str:
@@ -123,15 +137,16 @@ class TinkerEngine:
     def sample(
         self,
         role: Role,
-        prompts: Sequence[Ids],
+        prompts: Sequence[Prompt],
         max_tokens: Sequence[int],
         temperature: float,
         rng: np.random.Generator,
     ) -> list[Sample]:
+        read = [prompt.read_by(role) for prompt in prompts]
         seeds = rng.integers(0, 2**31 - 1, len(prompts)).tolist()
         found = [Sample((), np.zeros(0, np.float32))] * len(prompts)
         asked = [i for i, limit in enumerate(max_tokens) if limit > 0]
-        jobs: list[list[Any]] = [[x[i] for i in asked] for x in (prompts, max_tokens, seeds)]
+        jobs: list[list[Any]] = [[x[i] for i in asked] for x in (read, max_tokens, seeds)]
         stop = sorted(self.eos)
 
         def draw(sampler: Sampler) -> list[Sample]:
@@ -155,17 +170,18 @@ class TinkerEngine:
         end = inside.index(False)
         return Sample(sample.tokens[:end], sample.logprobs[:end])
 
-    def score(self, role: Role, rows: Sequence[tuple[Ids, Ids]]) -> list[Floats]:
-        return self._with_sampler(role, lambda sampler: sampler.score(rows))
+    def score(self, role: Role, rows: Sequence[Reading]) -> list[Floats]:
+        read = [(prompt.read_by(role), completion) for prompt, completion in rows]
+        return self._with_sampler(role, lambda sampler: sampler.score(read))
 
-    def rows(self, role: Role, prompt: Ids, completion: Ids) -> Rows:
+    def rows(self, role: Role, prompt: Prompt, completion: Ids) -> Rows:
         """Rows (T, V) of which the completion's own entries are known, and all others NaN."""
         found = np.full((len(completion), self.vocabulary), np.nan)
         scores = self.score(role, [(prompt, completion)])[0]
         found[np.arange(len(completion)), list(completion)] = scores
         return found
 
-    def inspect(self, role: Role, rows: Sequence[tuple[Ids, Ids]]) -> list[Outlook]:
+    def inspect(self, role: Role, rows: Sequence[Reading]) -> list[Outlook]:
         return [Outlook(logprobs=scores) for scores in self.score(role, rows)]
 
     def measure(self, data: Sequence[Datum]) -> StepStats:
@@ -301,6 +317,9 @@ class TinkerEngine:
         self._saved = self._with_trainer(lambda trainer: trainer.save())
         self._since.clear()
 
+    def size(self, role: Role) -> None:
+        """Unknown for a service."""
+
     def memory(self) -> tuple[int, int]:
         return host_memory()
 
@@ -345,7 +364,7 @@ def _lost(error: Exception) -> bool:
 
 def _row(part: Part, advantages: Floats, reference: Floats) -> Row:
     """A part as a sequence: the prompt's positions carry nothing."""
-    prompt, completion = part.datum.prompt, part.datum.completion
+    prompt, completion = part.datum.read_by("student")
     pad = np.zeros(len(prompt) - 1, np.float32)
     ids = (prompt + completion)[:-1]
 
@@ -359,7 +378,7 @@ def _row(part: Part, advantages: Floats, reference: Floats) -> Row:
 
 def _completion(part: Part, values: Floats) -> Floats:
     """Of a row's values (N,), those of the completion (T,)."""
-    return values[len(part.datum.prompt) - 1 :]
+    return values[len(part.datum.read_by("student")[0]) - 1 :]
 
 
 def _stats(parts: Sequence[Part], logprobs: Sequence[Floats], norm: float) -> StepStats:

@@ -21,14 +21,15 @@ import torch
 import transformers
 
 from potstill.algorithms.losses import CROSSING, LOSSES, cross_entropy
-from potstill.engines.flops import Size
+from potstill.engines.flops import Machine, Size
+from potstill.engines.prompts import Prompting, addressed, by_reader
 from potstill.engines.torch.distributed import ALONE, Team
 from potstill.engines.torch.fsdp import gathered
 from potstill.engines.torch.lm_head import States, beside, read
 from potstill.engines.torch.loading import Pair
 from potstill.engines.torch.loss_terms import Columns, Tally, flat, idle, needs_rows, outlook, take
 from potstill.engines.torch.models import Models, one_device_each
-from potstill.engines.torch.roofline import Machine, least_decoding, measure, size_of
+from potstill.engines.torch.roofline import least_decoding, measure, size_of
 from potstill.engines.torch.sampling import generate
 from potstill.errors import NonFinite
 from potstill.tasks.rendering import Messages, render
@@ -39,6 +40,8 @@ from potstill.types import (
     Loss,
     ModelSpec,
     Outlook,
+    Prompt,
+    Reading,
     Role,
     Rows,
     Sample,
@@ -52,7 +55,7 @@ NOTHING = Sample((), np.zeros(0, np.float32))
 IDLE: tuple[Ids, Ids] = (0,), (0,)  # what a process reads that has no row left
 
 
-class TorchEngine:
+class TorchEngine(Prompting):
     """A student and a teacher in this process, or its part of them.
 
     Args:
@@ -117,13 +120,27 @@ class TorchEngine:
             gather=gather_for_sampling,
         )
 
-    def encode(self, asked: str | Messages) -> Ids:
+    def encode(self, asked: str | Messages, role: Role = "student") -> Ids:
         return render(self.tokenizer, asked)
 
     def decode(self, tokens: Ids) -> str:
         return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True))
 
     def sample(
+        self,
+        role: Role,
+        prompts: Sequence[Prompt],
+        max_tokens: Sequence[int],
+        temperature: float,
+        rng: np.random.Generator,
+    ) -> list[Sample]:
+        def call(reader: Role, rows: list[int]) -> list[Sample]:
+            ids, limits = [prompts[i].read_by(reader) for i in rows], [max_tokens[i] for i in rows]
+            return self._sample(reader, ids, limits, temperature, rng)
+
+        return by_reader(role, prompts, call)
+
+    def _sample(
         self,
         role: Role,
         prompts: Sequence[Ids],
@@ -153,7 +170,7 @@ class TorchEngine:
                 out.update(zip(rows, samples, strict=False))
         return self.team.merge(out)
 
-    def score(self, role: Role, rows: Sequence[tuple[Ids, Ids]]) -> list[Floats]:
+    def score(self, role: Role, rows: Sequence[Reading]) -> list[Floats]:
         def work(states: States, _: Sequence[Ids], completions: Sequence[Ids]) -> list[Floats]:
             asked = flat(completions, states.hidden.device)
             found = [-cross_entropy(states.rows(at), asked[at]) for at in states.slices()]
@@ -162,15 +179,16 @@ class TorchEngine:
 
         return self._over(role, rows, work, np.zeros(0, np.float32))
 
-    def rows(self, role: Role, prompt: Ids, completion: Ids) -> Rows:
-        ids = torch.tensor([prompt + completion])
+    def rows(self, role: Role, prompt: Prompt, completion: Ids) -> Rows:
+        role = prompt.reader(role)
+        ids = torch.tensor([prompt.read_by(role) + completion])
         with self.models.still(), self.models.use(role) as model:
             device = model.get_input_embeddings().weight.device
             logits = model(ids.to(device), logits_to_keep=len(completion) + 1).logits[0]
         kept = logits[-len(completion) - 1 : -1, : self.pair.width(role)].double()
         return np.asarray(kept.log_softmax(-1).cpu().numpy())
 
-    def inspect(self, role: Role, rows: Sequence[tuple[Ids, Ids]]) -> list[Outlook]:
+    def inspect(self, role: Role, rows: Sequence[Reading]) -> list[Outlook]:
         ends = sorted(self.pair.ends(role))
 
         def work(
@@ -190,11 +208,26 @@ class TorchEngine:
     def _over(
         self,
         role: Role,
+        rows: Sequence[Reading],
+        work: Callable[[States, Sequence[Ids], Sequence[Ids]], list[Found]],
+        empty: Found,
+    ) -> list[Found]:
+        """Results of `work` on rows, each read by the model that the role means for it."""
+
+        def call(reader: Role, picked: list[int]) -> list[Found]:
+            ids = [(rows[i][0].read_by(reader), rows[i][1]) for i in picked]
+            return self._batched(reader, ids, work, empty)
+
+        return by_reader(role, [prompt for prompt, _ in rows], call)
+
+    def _batched(
+        self,
+        role: Role,
         rows: Sequence[tuple[Ids, Ids]],
         work: Callable[[States, Sequence[Ids], Sequence[Ids]], list[Found]],
         empty: Found,
     ) -> list[Found]:
-        """What `work` finds in (prompt, completion) rows, micro-batch by micro-batch."""
+        """Results of `work` on (prompt, completion) rows, micro-batch by micro-batch."""
         out = dict.fromkeys(range(len(rows)) if self.team.first else (), empty)
         sizes = [len(prompt) + len(completion) for prompt, completion in rows]
         together = self.models.together(role)
@@ -216,6 +249,7 @@ class TorchEngine:
     def _pass(self, data: Sequence[Datum], *, backward: bool) -> Tally:
         """Losses of all processes' rows; with `backward` the gradients are left at the weights."""
         tally = Tally()
+        data = [addressed(datum) for datum in data]
         asked = {term.loss for datum in data for term in datum.terms}
         roles: set[Role] = {"student", *(loss.to for loss in asked if needs_rows(loss))}
         with ExitStack() as held:
@@ -235,7 +269,7 @@ class TorchEngine:
             if datum.completion:
                 groups[tuple(term.loss for term in datum.terms)].append(datum)
         for losses, members in groups.items():
-            sizes = [len(d.prompt) + len(d.completion) for d in members]
+            sizes = [sum(map(len, d.read_by("student"))) for d in members]
             for chunk in self.team.chunks(sizes, self.batch_tokens, together=True):
                 yield losses, [members[i] for i in chunk] or [idle(members)]
 
@@ -249,13 +283,12 @@ class TorchEngine:
         """
         with self.models.use("student") as model:
             model.train(self.models.checkpointed)
-            prompts, completions = [d.prompt for d in data], [d.completion for d in data]
-            student = self._read("student", model, prompts, completions)
+            student = self._read("student", model, *_readings(data, "student"))
         targets: dict[Role, States] = {}
         for role in sorted({loss.to for loss in losses if needs_rows(loss)}):
             with torch.no_grad(), self.models.use(role) as model:
-                seen = zip(*(d.seen_by(role) for d in data), strict=True)
-                targets[role] = beside(self._read(role, model, *seen), data, role)
+                states = self._read(role, model, *_readings(data, role))
+                targets[role] = beside(states, data, role)
         columns = Columns(data, losses, student.hidden.device)
         grad = torch.zeros_like(student.hidden) if backward else None
         for at in student.slices():
@@ -351,3 +384,9 @@ class TorchEngine:
 
     def close(self) -> None:
         self.models.close()
+
+
+def _readings(data: Sequence[Datum], role: Role) -> tuple[list[Ids], list[Ids]]:
+    """Prompts and completions that a model reads of a micro-batch."""
+    readings = [datum.read_by(role) for datum in data]
+    return [prompt for prompt, _ in readings], [completion for _, completion in readings]

@@ -49,7 +49,7 @@ class Columns:
 
 def idle(rows: Sequence[Datum]) -> Datum:
     """The shortest of some rows with no weight, for a process that has none left to compute."""
-    row = min(rows, key=lambda d: len(d.prompt) + len(d.completion))
+    row = min(rows, key=lambda d: sum(map(len, d.read_by("student"))))
     terms = tuple(Term(term.loss, np.zeros_like(term.weights)) for term in row.terms)
     return dataclasses.replace(row, terms=terms)
 

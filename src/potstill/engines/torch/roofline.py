@@ -9,28 +9,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 
-from potstill.engines.flops import Size
+from potstill.engines.flops import Machine, Size
 from potstill.engines.torch.loading import without_adapters
 
 SECONDS = 0.3  # how long each measurement repeats
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What one device does at best in one dtype, with the threads that torch has now."""
-
-    bandwidth: float  # bytes a second from memory
-    matmul: float  # operations a second
-
-    def seconds(self, operations: float, read: float = 0.0) -> float:
-        """The least time for work that can overlap its reading."""
-        return max(operations / self.matmul, read / self.bandwidth)
 
 
 def measure(device: Any, dtype: torch.dtype) -> Machine:

@@ -39,21 +39,8 @@ class Briefing:
         self._documents: dict[Retrieval, list[str]] = {}
 
     @cached_property
-    def problems(self) -> Mapping[str, Problem]:
-        """Every problem of the task by its question; where two share one, the first."""
-        found: dict[str, Problem] = {}
-        for problem in (*self.task.train, *self.task.test):
-            found.setdefault(problem.question, problem)
-        return found
-
-    @cached_property
     def _held_out(self) -> frozenset[str]:
-        return frozenset(problem.question for problem in self.task.test)
-
-    def messages(self, question: str) -> Messages:
-        """The conversation that ends in the question; of a text that is no problem no hint is
-        known."""
-        return self.tell(self.problems.get(question) or Problem("", question, ""))
+        return frozenset(problem.id for problem in self.task.test)
 
     def tell(self, problem: Problem) -> Messages:
         """The conversation that ends in a problem's question."""
@@ -80,7 +67,7 @@ class Briefing:
         return [texts[i] for i in self._search(part, texts).nearest(problem.question, part.k)]
 
     def hint(self, part: Hint, problem: Problem) -> str:
-        told = part.graded or problem.question not in self._held_out
+        told = part.graded or problem.id not in self._held_out
         return problem.text(part.field) if told else ""
 
     def check(self, graded: Sequence[Problem]) -> None:
