@@ -9,13 +9,23 @@ import socket
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from potstill.algorithms.recipe import Recipe
+from potstill.diagnostics.monitor import Monitor
 from potstill.engines.fake import answer
+from potstill.engines.protocol import Engine
+from potstill.settings import Eval, Train
 from potstill.study.loading import read_study
 from potstill.study.schema import Study
+from potstill.tasks import Task
+from potstill.training.loop import Trained, train
+from potstill.training.run import Run
+from potstill.types import Problem, Prompt
 
 ROOT = Path(__file__).parents[1]
 
@@ -65,6 +75,26 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
     finally:
         for name in list(found.running):
             found.kill(Path(name))
+
+
+def prompt_of(engine: Engine, text: str) -> Prompt:
+    """The prompt of a question that is no problem of a task."""
+    return engine.prompt(Problem("", text, ""))
+
+
+def monitored(
+    recipe: Recipe,
+    engine: Engine,
+    task: Task,
+    settings: Train,
+    grading: Eval,
+    *,
+    seed: int = 0,
+    **more: Any,
+) -> Trained:
+    """Train as a study does: under a monitor."""
+    monitor = partial(Monitor, Run(recipe, engine, task, seed), settings, grading)
+    return train(recipe, engine, task, settings, grading, seed=seed, monitor=monitor, **more)
 
 
 def write_toy(folder: Path) -> dict[str, str]:

@@ -15,7 +15,7 @@ from potstill import open_engine
 from potstill.algorithms.methods import METHODS
 from potstill.diagnostics.faults import FAULTS
 from potstill.study.storage import Cell
-from potstill.types import Finding
+from potstill.types import Finding, Prompt
 
 
 def test_every_fault_is_tried_on_methods_that_it_touches() -> None:
@@ -98,7 +98,10 @@ def test_a_side_takes_the_step_that_the_library_takes(monkeypatch: pytest.Monkey
     engine = open_engine("torch", "tiny-llama", threads=1)
     divergence, tokens = 0.0, 0
     for prompt, completion in zip(job["prompts"], job["completions"], strict=False):
-        p, q = (engine.rows(r, prompt, tuple(completion)) for r in ("student", "teacher"))
+        p, q = (
+            engine.rows(r, Prompt.of(tuple(prompt)), tuple(completion))
+            for r in ("student", "teacher")
+        )
         divergence += float((np.exp(p) * (p - q)).sum())
         tokens += len(completion)
     assert first["loss"] == pytest.approx(divergence / tokens, rel=1e-4)

@@ -13,6 +13,7 @@ from potstill.engines.fake import FakeEngine
 from potstill.study.loading import read_study
 from potstill.study.run import run_cell
 from potstill.study.storage import Cell, StudyFolder, cells_of
+from potstill.types import Prompt
 
 
 class Asked(FakeEngine):
@@ -28,7 +29,7 @@ class Asked(FakeEngine):
 
 
 def ask(engine: CachedTeacher, role: str = "teacher", limit: int = 9, seed: int = 0) -> list:
-    prompts = [engine.encode(text) for text in ("a3", "b12", "c7")]
+    prompts = [Prompt.of(engine.encode(text)) for text in ("a3", "b12", "c7")]
     rng = np.random.default_rng(seed)
     return engine.sample(role, prompts, [limit, limit, 0], 1.0, rng)  # type: ignore[arg-type]
 

@@ -13,16 +13,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from conftest import toy_table, write_toy
+from conftest import monitored, prompt_of, toy_table, write_toy
 from potstill.algorithms.losses import REVERSE_KL
 from potstill.algorithms.methods import METHODS
 from potstill.algorithms.recipe import Recipe, Replay
 from potstill.cli.listing import listing
 from potstill.engines import zoo
 from potstill.engines.fake import FakeEngine
-from potstill.engines.informed import Informed
-from potstill.engines.protocol import bare, reads
-from potstill.engines.registry import inform, open_engine
+from potstill.engines.protocol import bare
+from potstill.engines.registry import open_engine
 from potstill.engines.torch.engine import TorchEngine
 from potstill.errors import PotstillError
 from potstill.settings import Eval, Pair, Train
@@ -37,11 +36,10 @@ from potstill.tasks.context.retrieval import Search
 from potstill.tasks.rendering import render
 from potstill.training import checkpoint
 from potstill.training.evaluation import evaluate
-from potstill.training.loop import train
 from potstill.training.objective import build
 from potstill.training.recorder import Memory
 from potstill.training.rollout import collect, draw
-from potstill.types import Limits, Problem
+from potstill.types import Limits, Problem, Prompt
 
 TASK = Arithmetic(train_size=200, test_size=60)
 HINT = {"hint": {"template": "Hint:\n{hint}\n{question}"}}
@@ -231,12 +229,11 @@ def test_a_template_that_takes_no_system_text_says_so() -> None:
     assert "chain_of_thought" in refused.value.hint
 
 
-def embedded(context: dict, lora: int = 0) -> Informed:
+def embedded(context: dict, lora: int = 0) -> TorchEngine:
     folder = zoo.folder("tiny-context", "student")
     engine = TorchEngine(folder, folder, lora_rank=lora, threads=1, batch_tokens=600)
-    found = inform(engine, context, TASK)
-    assert isinstance(found, Informed)
-    return found
+    engine.inform(Briefing(read_context(context), TASK))
+    return engine
 
 
 @pytest.mark.parametrize("lora", [0, 4])
@@ -291,11 +288,10 @@ def test_a_whole_row_loss_reads_the_teachers_prompt_and_the_anchor_the_students(
     total = 0.0
     for datum in data:
         p = engine.rows("student", datum.prompt, datum.completion)
-        read = engine.engine.encode(
-            Briefing(read_context(HINT), TASK).messages(engine._prompts.questions[datum.prompt])
-        )
-        q = engine.engine.rows("teacher", read, datum.completion)
-        start = engine.engine.rows("init", datum.prompt, datum.completion)
+        problem = next(p for p in TASK.train if p.id == datum.prompt.problem)
+        read = engine.encode(Briefing(read_context(HINT), TASK).tell(problem))
+        q = engine.rows("teacher", Prompt.of(read), datum.completion)
+        start = engine.rows("init", datum.prompt, datum.completion)
         main = ((np.exp(p) * (p - q)) if datum.source == "student" else (np.exp(q) * (q - p))).sum(
             1
         )
@@ -308,10 +304,10 @@ def test_a_whole_row_loss_reads_the_teachers_prompt_and_the_anchor_the_students(
 @pytest.mark.parametrize("lora", [0, 4])
 def test_one_folder_is_loaded_once(lora: int) -> None:
     engine = embedded(HINT, lora)
-    prompt = engine.encode(TASK.train[0].question)
+    prompt = engine.prompt(TASK.train[0])
     engine.score("teacher", [(prompt, (5, 6))])
     engine.rows("init", prompt, (5, 6))
-    kept = set(engine.engine.models.held)
+    kept = set(engine.models.held)
     assert kept == ({"student"} if lora else {"student", "init"})
     other = TorchEngine(zoo.folder("tiny-qwen", "student"), zoo.folder("tiny-qwen", "teacher"))
     assert not other.pair.one_model
@@ -321,7 +317,7 @@ def test_one_folder_is_loaded_once(lora: int) -> None:
 def test_every_method_trains_with_a_context(name: str) -> None:
     engine, memory = embedded(HINT), Memory()
     recipe = replace(METHODS[name], prefix=4) if name == "teacher_seeded" else METHODS[name]
-    done = train(recipe, engine, TASK, SETTINGS, GRADING, recorder=memory)
+    done = monitored(recipe, engine, TASK, SETTINGS, GRADING, recorder=memory)
     rows = memory.metrics[1:]
     assert done.steps == len(rows) == round(4 * recipe.budget)
     assert all(np.isfinite(row["train/loss"]) and row["train/grad_norm"] > 0 for row in rows)
@@ -329,22 +325,24 @@ def test_every_method_trains_with_a_context(name: str) -> None:
     assert {"eval/format", "eval/avg_score"} <= rows[-1].keys()
 
 
-def test_a_run_goes_on_to_the_same_numbers_from_prompts_it_has_never_asked_for(
+def test_a_run_goes_on_to_the_same_numbers_from_prompts_it_has_never_rendered(
     tmp_path: Path,
 ) -> None:
     """The replay buffer hands out prompts of problems that the resumed process has not met."""
     recipe = Recipe(name="x", on_policy=0.5, replay=Replay(4), student_loss="reverse_kl_sampled")
     whole = Memory(checkpoints=tmp_path / "whole")
-    train(recipe, embedded(HINT), TASK, SETTINGS, GRADING, recorder=whole)
+    monitored(recipe, embedded(HINT), TASK, SETTINGS, GRADING, recorder=whole)
     short = Memory(checkpoints=tmp_path / "short")
-    train(recipe, embedded(HINT), TASK, SETTINGS, GRADING, recorder=short)
-    assert checkpoint.load(tmp_path / "short", embedded(HINT)) is not None
+    monitored(recipe, embedded(HINT), TASK, SETTINGS, GRADING, recorder=short)
+    assert checkpoint.load(tmp_path / "short", embedded(HINT), TASK.train) is not None
     again = Memory(short.metrics, checkpoints=tmp_path / "short")
     engine = embedded(HINT)
-    train(recipe, engine, TASK, SETTINGS, GRADING, recorder=again)
+    monitored(recipe, engine, TASK, SETTINGS, GRADING, recorder=again)
     assert again.metrics == whole.metrics
-    fresh = {p.question for step in (2, 3) for p in draw(TASK.train, 4, 0, step)}
-    assert not fresh >= {engine._prompts.questions[prompt] for prompt in engine._read}
+    fresh = {p.id for step in (2, 3) for p in draw(TASK.train, 4, 0, step)}
+    rendered = {problem.id for problem, _ in engine._prompts.values()}
+    probed = {p.id for p in (*TASK.train[: GRADING.probe], *TASK.test)}
+    assert rendered and rendered <= fresh | probed  # the buffer's prompts came with the checkpoint
 
 
 def test_the_teacher_needs_its_context_and_the_student_never_sees_one() -> None:
@@ -354,10 +352,10 @@ def test_the_teacher_needs_its_context_and_the_student_never_sees_one() -> None:
         for role in ("teacher", "student"):
             graded = evaluate(engine, role, Arithmetic(), Arithmetic().test[:200], 32)
             strict[pair, role], flexible[pair, role] = graded.strict, graded.flexible
-        question = Arithmetic().train[0].question
-        prompt = engine.encode(question)
-        assert prompt == engine.engine.encode(question) == reads(engine, "student", prompt)
-        assert prompt == reads(engine, "init", prompt) != reads(engine, "teacher", prompt)
+        problem = Arithmetic().train[0]
+        prompt = engine.prompt(problem)
+        assert prompt.read_by("student") == engine.encode(problem.question)
+        assert prompt.read_by("student") == prompt.read_by("init") != prompt.read_by("teacher")
     for found in (strict, flexible):  # at least 20 points, by either extractor
         assert found["tiny-context", "teacher"] >= found["tiny-context", "student"] + 0.2
     gap = flexible["tiny-format", "teacher"] - flexible["tiny-format", "student"]
@@ -373,15 +371,38 @@ def test_a_pair_with_a_context_asks_for_its_task() -> None:
         open_engine("fake", pair)
 
 
-def test_a_prompt_that_begins_another_is_refused() -> None:
-    engine = inform(FakeEngine(), {"system": "7"}, TASK)
-    short, long = engine.encode("a1"), engine.encode("a1b2")
+class Hints:
+    """One question three times, each time with another hint and another teacher."""
+
+    name = "hints"
+    train = tuple(
+        Problem(f"train-{n}", "2 + 2?", "4", f"hint {n}", {"subject": subject})
+        for n, subject in enumerate(("", "code", "law"))
+    )
+    test: tuple[Problem, ...] = ()
+
+
+def test_problems_with_one_question_have_each_its_own_hint_and_teacher() -> None:
+    engine = FakeEngine()
+    engine.inform(Briefing(read_context({"hint": {}}), Hints()), "subject")
+    prompts = [engine.prompt(problem) for problem in Hints.train]
+    assert len({prompt.student for prompt in prompts}) == 1
+    for n, prompt in enumerate(prompts):
+        assert f"hint {n}" in engine.decode(prompt.teacher) and prompt.problem == f"train-{n}"
+    assert [p.reader("teacher") for p in prompts] == ["teacher", "teacher:code", "teacher:law"]
+    assert {p.reader("student") for p in prompts} == {"student"}
+
+
+def test_a_question_may_begin_another() -> None:
+    engine = FakeEngine()
+    engine.inform(Briefing(read_context({"system": "7"}), TASK))
+    short, long = (prompt_of(engine, text) for text in ("a1", "a1b2"))
     assert bare(engine) is engine
-    assert engine.view("teacher", short)[: len("7")] == engine.engine.encode("7")
-    with pytest.raises(PotstillError, match="2 of which begin"):
-        engine.view("teacher", long)
-    with pytest.raises(PotstillError, match="0 of which begin"):
-        engine.view("teacher", (3, 4, 5))
+    for prompt, text in ((short, "a1"), (long, "a1b2")):
+        assert prompt.read_by("student") == engine.encode(text)
+        assert prompt.read_by("teacher") == engine.encode((("system", "7"), ("user", text)))
+    begun = short.then((3, 4))
+    assert begun.read_by("teacher") == (*short.read_by("teacher"), 3, 4)
 
 
 def test_studies_choose_pairs_with_contexts_by_name_alone(tmp_path: Path) -> None:
@@ -416,7 +437,8 @@ def test_a_cell_keeps_what_its_teacher_wrote_by_what_it_read(tmp_path: Path) -> 
 
 def test_the_fake_engine_reads_contexts_too(tmp_path: Path) -> None:
     task = load_task(**write_toy(tmp_path))
-    engine, memory = inform(FakeEngine(), {"few_shot": 2}, task), Memory()
+    engine, memory = FakeEngine(), Memory()
+    engine.inform(Briefing(read_context({"few_shot": 2}), task))
     settings = Train(steps=10, batch_size=10, max_tokens=24, learning_rate=0.3)
     data = build(
         Recipe(name="x"),
@@ -425,5 +447,5 @@ def test_the_fake_engine_reads_contexts_too(tmp_path: Path) -> None:
     )
     assert all(datum.terms[0].loss == REVERSE_KL for datum in data)
     grading = Eval(every=5, problems=20, probe=8)
-    train(METHODS["mixture"], engine, task, settings, grading, recorder=memory)
+    monitored(METHODS["mixture"], engine, task, settings, grading, recorder=memory)
     assert memory.metrics[-1]["eval/accuracy"] > 0.3

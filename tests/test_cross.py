@@ -13,6 +13,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from conftest import monitored
 from potstill.algorithms.losses import GOLD, gold, jsd, loss, loss_to_toml, reverse_kl_sampled, uld
 from potstill.algorithms.methods import METHODS
 from potstill.algorithms.recipe import Recipe
@@ -29,11 +30,10 @@ from potstill.study.loading import read_study
 from potstill.study.run import preflight_pair
 from potstill.tasks import load_task
 from potstill.training.evaluation import evaluate
-from potstill.training.loop import train
 from potstill.training.objective import build
 from potstill.training.recorder import Memory
 from potstill.training.rollout import collect
-from potstill.types import Datum, Limits, Loss, Trajectory
+from potstill.types import Datum, Limits, Loss, Prompt, Trajectory
 
 SAMPLED = "reverse_kl_sampled"
 TASK = load_task("arithmetic")
@@ -275,8 +275,6 @@ def test_a_step_is_that_of_two_plain_models(name: object, engine: CrossEngine) -
     data = build(recipe, batch_of(engine, recipe), engine)
     want, gradients = naive(data, engine.shared)
     fresh = open_engine("torch", "tiny-cross", max_grad_norm=0.0, batch_tokens=150, threads=1)
-    for prompt in {d.prompt for d in data}:
-        fresh.prompt(prompt)
     before = {n: p.detach().clone() for n, p in fresh.models.trained.items()}
     assert fresh.measure(data).loss == pytest.approx(want, rel=1e-3, abs=1e-4)
     stats = fresh.step(data, 0.01)
@@ -301,14 +299,15 @@ def test_what_the_teacher_writes_comes_as_the_students_tokens(engine: CrossEngin
         assert spans[-1].single
         score = engine.score("teacher", [(t.prompt, t.completion)])[0]
         np.testing.assert_allclose(score, t.logprobs, atol=1e-4)  # it samples what it scores
-    inner = engine.engine.score("teacher", [engine.seen(t.prompt, t.completion)[0] for t in batch])
+    read = [engine.seen(t.prompt, t.completion)[0] for t in batch]
+    inner = engine.engine.score("teacher", [(Prompt.of(lead), ids) for lead, ids in read])
     for t, scores in zip(batch, inner, strict=True):
         assert t.logprobs.sum() == pytest.approx(scores.sum(), abs=1e-4)
     assert evaluate(engine, "teacher", TASK, TASK.test[:40], 32).strict >= 0.9
 
 
 def test_limits_count_the_students_tokens(engine: CrossEngine) -> None:
-    prompts = [engine.encode(p.question) for p in TASK.train[:12]]
+    prompts = [engine.prompt(p) for p in TASK.train[:12]]
     whole = engine.sample("teacher", prompts, [40] * 12, 0.0, np.random.default_rng(0))
     for limit in (0, 1, 5, 9, 22):
         cut = engine.sample("teacher", prompts, [limit] * 12, 0.0, np.random.default_rng(0))
@@ -334,20 +333,21 @@ def test_seeded_prefixes_end_between_characters(engine: CrossEngine) -> None:
 
 
 def test_broken_characters_are_read_by_the_teacher(engine: CrossEngine) -> None:
-    prompt = engine.encode(TASK.train[0].question)
+    prompt = engine.prompt(TASK.train[0])
     for text in (b"", b"\xf0\x9f", b"7\xff8", b"\xe5\xa5\xbd"):
         completion = (*engine.mine.encode(text), engine.mine.end)
         (_, ids), spans = engine.seen(prompt, completion)
         assert engine.its.text(ids) == text
         (scores,) = engine.score("teacher", [(prompt, completion)])
-        (its,) = engine.engine.score("teacher", [engine.seen(prompt, completion)[0]])
+        lead, ids = engine.seen(prompt, completion)[0]
+        (its,) = engine.engine.score("teacher", [(Prompt.of(lead), ids)])
         assert scores.sum() == pytest.approx(its.sum(), abs=1e-3)
         assert places(spans, len(completion))[-1] == len(ids) - 1
     assert [len(s) for s in engine.score("teacher", [(prompt, ())])] == [0]
 
 
 def test_special_tokens_carry_no_advantage(engine: CrossEngine) -> None:
-    prompt = engine.encode(TASK.train[0].question)
+    prompt = engine.prompt(TASK.train[0])
     bos = engine.tokenizer.bos_token_id
     completion = (*engine.mine.encode(b"12"), bos, *engine.mine.encode(b"3")[1:], engine.mine.end)
     datum = build_one(engine, prompt, completion)
@@ -357,31 +357,32 @@ def test_special_tokens_carry_no_advantage(engine: CrossEngine) -> None:
     assert bos not in found.views["teacher"][1]
 
 
-def build_one(engine: CrossEngine, prompt: tuple, completion: tuple) -> Datum:
+def build_one(engine: CrossEngine, prompt: Prompt, completion: tuple) -> Datum:
     (scores,) = engine.score("student", [(prompt, completion)])
-    t = Trajectory("x", prompt, completion, scores - np.float32(0.5), "student")
+    t = Trajectory(prompt, completion, scores - np.float32(0.5), "student")
     (datum,) = build(Recipe(name="x", student_loss=SAMPLED), [t], engine)
     return datum
 
 
-def test_prompts_of_another_process_are_understood(engine: CrossEngine) -> None:
-    """What a resumed run's buffer holds: prompts that this engine has not rendered."""
-    prompt = engine.encode(TASK.train[7].question)
-    wanted = engine.prompt(prompt)
-    engine._prompts.clear()
-    assert engine.prompt(prompt) == wanted
+def test_a_prompt_has_each_models_own_template(engine: CrossEngine) -> None:
+    problem = TASK.train[7]
+    prompt = engine.prompt(problem)
+    assert prompt.student == engine.encode(problem.question)
+    assert prompt.foreign == engine.encode(problem.question, "teacher") != prompt.student
     head = engine.mine.encode(b"12+")
-    assert engine.prompt(prompt + head) == (wanted[0], head)
-    with pytest.raises(PotstillError, match="no prompt of the student's template"):
-        engine.prompt((5, 5, 5))
+    (lead, ids), _ = engine.seen(prompt.then(head), ())
+    assert lead == prompt.foreign and engine.its.text(ids) == b"12+"
+    with pytest.raises(PotstillError, match="under its own template") as refused:
+        engine.score("teacher", [(Prompt.of((5, 5, 5)), (6,))])
+    assert "engine.prompt" in refused.value.hint
 
 
 def test_the_teachers_view_of_a_begun_text(engine: CrossEngine) -> None:
-    prompt = engine.encode(TASK.train[0].question)
+    prompt = engine.prompt(TASK.train[0])
     whole = (*engine.mine.encode(b"70+86=156"), engine.mine.end)
     (scores,) = engine.score("teacher", [(prompt, whole)])
     for cut in (1, 2, 4):
-        (rest,) = engine.score("teacher", [(prompt + whole[:cut], whole[cut:])])
+        (rest,) = engine.score("teacher", [(prompt.then(whole[:cut]), whole[cut:])])
         assert len(rest) == len(whole) - cut
         np.testing.assert_allclose(rest[4:], scores[cut + 4 :], atol=1e-5)
 
@@ -392,7 +393,7 @@ GRADING = Eval(every=4, problems=8, probe=4, probe_every=2)
 
 def run(recipe: Recipe, memory: Memory) -> Memory:
     opened = open_engine("torch", "tiny-cross", threads=1)
-    train(recipe, opened, TASK, SETTINGS, GRADING, recorder=memory)
+    monitored(recipe, opened, TASK, SETTINGS, GRADING, recorder=memory)
     return memory
 
 

@@ -10,17 +10,19 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from conftest import monitored
 from potstill.algorithms.losses import GOLD, loss
 from potstill.algorithms.methods import METHODS
 from potstill.algorithms.recipe import Recipe
 from potstill.engines import zoo
-from potstill.engines.informed import Informed
+from potstill.engines.cross_tokenizer.engine import CrossEngine
 from potstill.engines.registry import open_engine
 from potstill.settings import Eval, Pair, Train
 from potstill.study.loading import read_study
 from potstill.study.run import preflight_pair
 from potstill.tasks import load_task
-from potstill.training.loop import train
+from potstill.tasks.context import read_context
+from potstill.tasks.context.builder import Briefing
 from potstill.training.recorder import Memory
 from potstill.training.rollout import collect
 from potstill.types import Limits, Trajectory
@@ -34,13 +36,14 @@ MODELS = {
 }
 
 
-def open_with(name: str) -> Informed:
-    opened = open_engine("torch", Pair(**MODELS, context=CONTEXTS[name]), task=TASK, threads=1)
-    assert isinstance(opened, Informed)
+def open_with(name: str | None) -> CrossEngine:
+    pair = Pair(**MODELS, context=CONTEXTS[name] if name else {})
+    opened = open_engine("torch", pair, task=TASK, threads=1)
+    assert isinstance(opened, CrossEngine)
     return opened
 
 
-def batch_of(engine: Informed, recipe: Recipe) -> list[Trajectory]:
+def batch_of(engine: CrossEngine, recipe: Recipe) -> list[Trajectory]:
     return collect(recipe, engine, TASK.train[:5], 0.0, 0, 0, Limits(32, 1.0, 1.0))
 
 
@@ -49,11 +52,13 @@ def test_a_text_has_the_probability_that_a_plain_teacher_gives_it(name: str) -> 
     engine = open_with(name)
     batch = batch_of(engine, Recipe(name="x", student_loss=loss(SAMPLED)))
     found = engine.score("teacher", [(t.prompt, t.completion) for t in batch])
-    without = engine.engine.score("teacher", [(t.prompt, t.completion) for t in batch])
+    bare, briefing = open_with(None), Briefing(read_context(CONTEXTS[name]), TASK)
+    alone = [bare.prompt(problem) for problem in TASK.train[: len(batch)]]
+    without = bare.score("teacher", [(p, t.completion) for p, t in zip(alone, batch, strict=True)])
     model = AutoModelForCausalLM.from_pretrained(MODELS["teacher"], dtype=torch.float32)
     mine, its = (AutoTokenizer.from_pretrained(MODELS[r]) for r in ("student", "teacher"))
     for problem, t, scores, plain in zip(TASK.train, batch, found, without, strict=False):
-        said = [{"role": r, "content": x} for r, x in engine.briefing.messages(problem.question)]
+        said = [{"role": r, "content": x} for r, x in briefing.tell(problem)]
         asked = its.apply_chat_template(said, tokenize=False, add_generation_prompt=True)
         lead = its(asked, add_special_tokens=False).input_ids
         text = mine.decode(t.completion, skip_special_tokens=True)
@@ -73,7 +78,7 @@ def test_every_method_trains(recipe: Recipe) -> None:
     settings = Train(steps=3, batch_size=6, max_tokens=32, learning_rate=1e-4)
     memory = Memory()
     engine = open_with("hint")
-    train(recipe, engine, TASK, settings, Eval(every=3, problems=8, probe=4), recorder=memory)
+    monitored(recipe, engine, TASK, settings, Eval(every=3, problems=8, probe=4), recorder=memory)
     rows = memory.metrics[1:]
     assert len(rows) == 3 and all(row["train/grad_norm"] > 0 for row in rows)
     assert not memory.findings  # every loss was worked out a second time
@@ -101,6 +106,21 @@ def test_preflight_passes_and_refuses_a_fault() -> None:
 
 
 def test_preflight_sees_a_context_that_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Informed, "_rows", lambda _, role, rows: list(rows))
+    def unread(engine: CrossEngine, role: str, rows: list) -> list:
+        """Scores as if the teacher had read the problem alone."""
+        problems = {problem.id: problem for problem in TASK.train}
+        plain = [
+            (
+                dataclasses.replace(
+                    p, foreign=engine.encode(problems[p.problem].question, "teacher")
+                ),
+                completion,
+            )
+            for p, completion in rows
+        ]
+        return score(engine, role, plain if role == "teacher" else rows)
+
+    score = CrossEngine.score
+    monkeypatch.setattr(CrossEngine, "score", unread)
     checks = preflight_pair(study(student_loss=SAMPLED), "x")
     assert "mixture: student tokens" in [c.name for c in checks if c.status == "refused"]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from conftest import toy_table
+from conftest import monitored, toy_table
 from potstill.algorithms.methods import METHODS
 from potstill.cli import app
 from potstill.diagnostics import diagnosis as diagnosis
@@ -25,7 +25,6 @@ from potstill.study.run import run_cell
 from potstill.study.schema import Study
 from potstill.study.storage import Cell, StudyFolder
 from potstill.tasks import load_task
-from potstill.training.loop import train
 from potstill.types import Finding
 
 # Deviations that a fake engine or a random model can show, with a method that each touches.
@@ -217,7 +216,7 @@ class TestOnCollapse:
         task = load_task(**toy_table(tmp_path)["task"])
         settings = Train(steps=2, learning_rate=0.1, on_collapse="rollback")
         with pytest.raises(PotstillError, match="rollback"):
-            train(
+            monitored(
                 METHODS["off_policy"],
                 open_engine("fake", Study().models["tiny-qwen"]),
                 task,

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
+from conftest import prompt_of
 from potstill.algorithms.losses import CROSSED, CROSSING
 from potstill.engines.protocol import Engine
 from potstill.engines.registry import ENGINES, open_engine
 from potstill.errors import NonFinite, PotstillError
 from potstill.settings import Pair
-from potstill.types import Datum, Loss, Role, Sample, Term
+from potstill.types import Datum, Loss, Prompt, Role, Sample, Term
 
 Maker = Callable[..., Engine]
 CASES = [
@@ -71,8 +72,8 @@ def rng(seed: int = 0) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
-def prompts(engine: Engine) -> list[tuple[int, ...]]:
-    return [engine.encode(text) for text in ("Tom has 3", "7", "Ann has 12 pens, buys 5")]
+def prompts(engine: Engine) -> list[Prompt]:
+    return [prompt_of(engine, text) for text in ("Tom has 3", "7", "Ann has 12 pens, buys 5")]
 
 
 def samples(engine: Engine, role: Role = "student", seed: int = 0, limit: int = 8) -> list[Sample]:
@@ -186,7 +187,7 @@ def test_same_numbers_same_samples(make: Maker) -> None:
 def test_samples_follow_the_models_distribution(make: Maker) -> None:
     """First tokens against exp(score): every id, and total variation, as chance allows."""
     engine = make()
-    prompt, n = engine.encode("7"), 2000 if "reverse_kl" in engine.losses else 400
+    prompt, n = prompt_of(engine, "7"), 2000 if "reverse_kl" in engine.losses else 400
     drawn = [s.tokens[0] for s in engine.sample("student", [prompt] * n, [1] * n, 1.0, rng(3))]
     ids = sorted(set(drawn))
     scores = engine.score("student", [(prompt, (token,)) for token in ids])
@@ -209,7 +210,7 @@ def test_greedy_takes_the_likeliest_token(make: Maker) -> None:
     engine = make()
     drawn = engine.sample("teacher", prompts(engine), [4] * 3, 0.0, rng())
     for prompt, sample in zip(prompts(engine), drawn, strict=True):
-        head = prompt + sample.tokens[:-1]
+        head = prompt.then(sample.tokens[:-1])
         others = samples(engine, "teacher", seed=5, limit=1)
         scored = engine.score("teacher", [(head, s.tokens) for s in others])
         assert all(score[0] <= sample.logprobs[-1] + 1e-5 for score in scored)

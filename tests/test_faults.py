@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conftest import toy_table, write_toy
+from conftest import monitored, toy_table, write_toy
 from potstill.algorithms.methods import METHODS
 from potstill.algorithms.recipe import Recipe
 from potstill.diagnostics.faults import FAULTS, PUBLISHED, apply
@@ -22,7 +22,6 @@ from potstill.study.executors.local import Pool
 from potstill.study.loading import load_study, read_study
 from potstill.study.storage import Cell, StudyFolder, cells_of
 from potstill.tasks import load_task
-from potstill.training.loop import train
 from potstill.training.objective import build
 from potstill.training.recorder import Memory
 from potstill.training.rollout import collect
@@ -74,7 +73,7 @@ def test_the_published_eight_and_six_more() -> None:
         "eval_on_train",
         "seeds_ignored",
     )
-    assert all(fault.what and fault.where for fault in FAULTS.values())
+    assert all(fault.what and fault.where and fault.remedy for fault in FAULTS.values())
 
 
 def test_without_faults_nothing_is_wrapped(tmp_path: Path) -> None:
@@ -89,7 +88,8 @@ def test_unshifted_targets_ask_for_the_token_that_was_read(tmp_path: Path) -> No
         if want.source == "student":
             assert arrays(got) == arrays(want)
             continue
-        read = (got.prompt + got.completion)[len(got.prompt) - 1 :][: len(got.targets)]
+        prompt, completion = got.read_by("student")
+        read = (prompt + completion)[len(prompt) - 1 :][: len(got.targets)]
         assert read == got.targets == want.targets  # the input at each position is its target
 
 
@@ -98,10 +98,10 @@ def test_prompt_dropped_leaves_the_completion_alone(tmp_path: Path) -> None:
     long = [(got, want) for got, want in zip(seen, clean, strict=True) if len(want.completion) > 1]
     assert long
     for got, want in long:
-        assert got.prompt + got.completion == want.completion
+        assert sum(got.read_by("student"), ()) == want.completion
         assert len(got.targets) == len(got.terms[0].weights) == len(want.targets) - 1
-        prompt, completion = got.seen_by("teacher")
-        assert prompt + completion == want.prompt + want.completion
+        prompt, completion = got.read_by("teacher")
+        assert prompt + completion == want.prompt.teacher + want.completion
 
 
 def test_prefix_trained_pushes_the_teachers_tokens_down(tmp_path: Path) -> None:
@@ -132,11 +132,11 @@ def test_eos_untrained_and_views(tmp_path: Path) -> None:
     for fault in ("teacher_shifted", "template_mismatch"):
         (seen,), clean = step(fault, METHODS["on_policy_gkd"], tmp_path)
         for got, want in zip(seen, clean, strict=True):
-            prompt, completion = got.seen_by("teacher")
+            prompt, completion = got.read_by("teacher")
             assert len(completion) == len(want.completion)
             if fault == "teacher_shifted":
                 assert (prompt, completion[:-1]) == (
-                    want.prompt + want.completion[:1],
+                    want.prompt.teacher + want.completion[:1],
                     want.completion[1:],
                 )
             assert (got.prompt, got.completion) == (want.prompt, want.completion)
@@ -150,7 +150,7 @@ def run_toy(
     run = apply(faults, Run(METHODS["on_policy_gkd"], stage, task, 0))
     rates = Train(steps=steps, batch_size=10, max_tokens=24, learning_rate=0.1, warmup=0)
     grading = Eval(every=steps, problems=20, probe=8)
-    train(run.recipe, run.engine, run.task, rates, grading, seed=run.seed, recorder=memory)
+    monitored(run.recipe, run.engine, run.task, rates, grading, seed=run.seed, recorder=memory)
     return stage, memory
 
 

@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from conftest import prompt_of
 from potstill.engines.fake import FakeEngine
-from potstill.engines.flops import Size, Work
+from potstill.engines.flops import Size
 from potstill.engines.registry import open_engine
-from potstill.training.metering import Metered
+from potstill.training.metering import Metered, Usage
 from potstill.training.spending import Spent, total
-from potstill.types import Datum, Loss, ModelSpec, Term
+from potstill.types import Datum, Loss, ModelSpec, Prompt, Term
 
 
 @pytest.mark.parametrize("pair", ["tiny-qwen", "tiny-llama"])
@@ -22,7 +23,7 @@ def test_a_forward_and_a_backward_pass_are_what_torch_counts(pair: str) -> None:
 
     engine = open_engine("torch", pair, student_spec=ModelSpec(attention="eager"))
     size, n, c = engine.size("student"), 40, 20
-    row = (tuple(range(5, 5 + n - c)), tuple(range(5, 5 + c)))
+    row = (Prompt.of(tuple(range(5, 5 + n - c))), tuple(range(5, 5 + c)))
     masked = size.mixing * n * n / 2  # the other half
     with FlopCounterMode(display=False) as counter:
         engine.score("student", [row])
@@ -45,11 +46,13 @@ def test_frozen_weights_get_no_gradient() -> None:
 
 
 def test_a_meter_counts_each_kind_and_goes_on_after_a_restart() -> None:
-    meter = Metered(open_engine("torch", "tiny-llama"))
+    engine = open_engine("torch", "tiny-llama")
+    usage = Usage(engine)
+    meter = Metered(engine, usage)
     rng = np.random.default_rng(0)
-    prompts = [meter.encode("12 + 3"), meter.encode("4")]
+    prompts = [prompt_of(meter, "12 + 3"), prompt_of(meter, "4")]
     samples = meter.sample("student", prompts, [5, 5], 1.0, rng)
-    rows = [(len(p), len(s.tokens)) for p, s in zip(prompts, samples, strict=True)]
+    rows = [(len(p.student), len(s.tokens)) for p, s in zip(prompts, samples, strict=True)]
     sizes = {role: meter.size(role) for role in ("student", "teacher")}
     data = []
     for prompt, sample in zip(prompts, samples, strict=True):
@@ -58,24 +61,32 @@ def test_a_meter_counts_each_kind_and_goes_on_after_a_restart() -> None:
             Datum(prompt, sample.tokens, sample.tokens, (term,), "student", sample.logprobs)
         )
     meter.step(data, 0.0)
-    state = meter.state()
+    state = usage.state()
     assert state["flops"] == {
         "student_sampled": pytest.approx(sizes["student"].forward(rows)),
         "trained": pytest.approx(sizes["student"].training(rows)),
         "teacher_scored": pytest.approx(sizes["teacher"].forward(rows)),
     }
-    again = Metered(meter.engine)
+    meter.score("student", [(prompt, (5, 6)) for prompt in prompts])
+    meter.inspect("teacher", [(prompt, (5, 6)) for prompt in prompts])
+    read = [(n, 2) for n, _ in rows]
+    scored = usage.state()["flops"]
+    assert scored["student_scored"] == pytest.approx(sizes["student"].forward(read))
+    assert scored["teacher_scored"] - state["flops"]["teacher_scored"] == pytest.approx(
+        sizes["teacher"].forward(read)
+    )
+    again = Usage(engine)
     again.recall(state)
     assert again.state()["flops"] == state["flops"]
-    again.aside.sample("student", prompts, [5, 5], 0.0, rng)
+    Metered(engine, again, "evaluation").sample("student", prompts, [5, 5], 0.0, rng)
     assert again.state()["flops"]["graded"] > 0
 
 
 def test_what_is_unknown_is_not_nothing(tmp_path: Path) -> None:
-    work = Work(FakeEngine())
-    work.add("trained", "student", [(1, 2)])
-    assert work.state == {}
-    record = {"seconds": 1.0, "tokens": {"trained": 2}, "flops": work.state}
+    usage = Usage(FakeEngine())
+    usage.work("trained", "student", [(1, 2)])
+    assert usage.flops == {}
+    record = {"seconds": 1.0, "tokens": {"trained": 2}, "flops": usage.flops}
     assert Spent.read(record).flops is None and Spent.read({}).flops == 0.0
     known = Spent.read({**record, "flops": {"trained": 3.0, "graded": 4.0}})
     assert known.flops == 7.0 and (known * 2).flops == 14.0

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conftest import toy_table, write_toy
+from conftest import monitored, toy_table, write_toy
 from potstill.algorithms.recipe import Recipe
 from potstill.engines.fake import FakeEngine
 from potstill.engines.torch.engine import TorchEngine
@@ -17,7 +17,6 @@ from potstill.settings import Eval, Train
 from potstill.study.loading import read_study
 from potstill.study.run import preflight_pair
 from potstill.tasks import load_task
-from potstill.training.loop import train
 from potstill.training.recorder import Memory
 from potstill.training.rollout import collect, generator
 from potstill.types import Limits, Problem
@@ -80,7 +79,7 @@ def test_it_is_the_same_again_and_trains(tmp_path: Path) -> None:
     for _ in range(2):
         memory = Memory()
         recipe = Recipe(name="x", interleave=2)
-        train(recipe, FakeEngine(), task, settings, grading, recorder=memory)
+        monitored(recipe, FakeEngine(), task, settings, grading, recorder=memory)
         runs.append(memory.metrics)
     assert runs[0] == runs[1] and runs[0][-1]["eval/accuracy"] > 0.5
     checked = [c for row in runs[0][1:] for c in row.get("checks", ())]

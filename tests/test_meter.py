@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from conftest import prompt_of
 from potstill import METHODS, open_engine
 from potstill.study.schema import Study
 from potstill.tasks import load_task
-from potstill.training.metering import Metered
+from potstill.training.metering import Metered, Usage
 from potstill.training.objective import build
 from potstill.training.recorder import Memory
 from potstill.training.rollout import collect
@@ -19,7 +20,8 @@ from potstill.types import ACTIVITIES, Limits
 
 
 def fake(study: Study) -> Metered:
-    return Metered(open_engine("fake", study.models["toy"]))
+    engine = open_engine("fake", study.models["toy"])
+    return Metered(engine, Usage(engine))
 
 
 def test_a_step_counts_what_it_wrote_scored_and_trained(toy: Study) -> None:
@@ -30,25 +32,36 @@ def test_a_step_counts_what_it_wrote_scored_and_trained(toy: Study) -> None:
         source: sum(len(t.completion) for t in batch if t.source == source)
         for source in ("student", "teacher")
     }
-    assert meter.tokens["student_sampled"] == wrote["student"] > 0
-    assert meter.tokens["teacher_sampled"] == wrote["teacher"] > 0
-    assert meter.tokens["trained"] == sum(wrote.values())
-    assert meter.tokens["teacher_scored"] == wrote["student"]
-    assert meter.tokens["prompt"] == sum(len(t.prompt) for t in batch)
+    assert meter.usage.tokens["student_sampled"] == wrote["student"] > 0
+    assert meter.usage.tokens["teacher_sampled"] == wrote["teacher"] > 0
+    assert meter.usage.tokens["trained"] == sum(wrote.values())
+    assert meter.usage.tokens["teacher_scored"] == wrote["student"]
+    assert meter.usage.tokens["prompt"] == sum(len(t.prompt.student) for t in batch)
+
+
+def test_tokens_are_booked_to_the_model_that_scored_them(toy: Study) -> None:
+    meter = fake(toy)
+    rows = [(prompt_of(meter, "a3"), (5, 6, 7))]
+    meter.score("student", rows), meter.inspect("student", rows), meter.score("teacher", rows)
+    assert meter.usage.tokens["student_scored"] == 6
+    assert meter.usage.tokens["teacher_scored"] == 3
+    assert meter.usage.spent == 9
+    Metered(meter.engine, meter.usage, "evaluation").score("teacher", rows)
+    assert meter.usage.tokens["graded_scored"] == 3 and meter.usage.spent == 9
 
 
 def test_seconds_add_up_to_the_wall_clock(toy: Study) -> None:
     start = time.perf_counter()
     meter = fake(toy)
     begun = time.perf_counter()
-    with meter.clock("evaluation"):
+    with meter.usage.clock("evaluation"):
         time.sleep(0.02)
     time.sleep(0.03)
-    first = meter.state()["seconds"]
+    first = meter.usage.state()["seconds"]
     assert first["evaluation"] >= 0.02 and first["other"] >= 0.03
     assert sum(first.values()) <= time.perf_counter() - start
-    resumed = Metered(meter.engine)
-    resumed.recall(meter.state())
+    resumed = Usage(meter.engine)
+    resumed.recall(meter.usage.state())
     time.sleep(0.01)
     then = resumed.state()["seconds"]
     assert then["other"] >= first["other"] + 0.01
@@ -59,14 +72,15 @@ def test_the_optimizer_is_clocked_apart(models: Path) -> None:
     from types import SimpleNamespace
 
     pair = SimpleNamespace(**{r: str(models / "qwen" / r) for r in ("student", "teacher")})
-    meter = Metered(open_engine("torch", pair))
-    prompts = [meter.encode("7"), meter.encode("Tom has 3")]
+    engine = open_engine("torch", pair)
+    meter = Metered(engine, Usage(engine))
+    prompts = [prompt_of(meter, "7"), prompt_of(meter, "Tom has 3")]
     samples = meter.sample("student", prompts, [4, 4], 1.0, np.random.default_rng(0))
     assert len(samples) == 2
     task = load_task("arithmetic")
     batch = collect(METHODS["on_policy_gkd"], meter, task.train[:4], 0, 0, 0, Limits(6, 1.0, 1.0))
     meter.step(build(METHODS["on_policy_gkd"], batch, meter), 0.1)
-    seconds = meter.state()["seconds"]
+    seconds = meter.usage.state()["seconds"]
     assert seconds["optimizer"] > 0 and seconds["forward and backward"] > seconds["optimizer"]
     assert set(seconds) <= set(ACTIVITIES)
 

@@ -19,7 +19,6 @@ from potstill.settings import Eval, Train
 from potstill.study.loading import read_study
 from potstill.study.storage import cells_of
 from potstill.tasks import load_task
-from potstill.training.loop import train
 from potstill.training.objective import build
 from potstill.training.recorder import Memory
 from potstill.training.replay import Buffer
@@ -46,13 +45,13 @@ class Spy(FakeEngine):
 
 
 def run(recipe: Recipe, tmp_path: Path, seed: int = 0) -> tuple[Spy, Memory]:
-    from conftest import write_toy
+    from conftest import monitored, write_toy
 
     engine, memory = Spy(), Memory()
     settings = Train(steps=STEPS, batch_size=BATCH, max_tokens=TOKENS, learning_rate=0.3)
     grading = Eval(every=10, problems=20, probe=8, probe_every=5)
     task = load_task(**write_toy(tmp_path))
-    train(recipe, engine, task, settings, grading, seed=seed, recorder=memory)
+    monitored(recipe, engine, task, settings, grading, seed=seed, recorder=memory)
     return engine, memory
 
 
@@ -132,7 +131,7 @@ class TestPromises:
                 untrained = prefix if datum.source == "student" else 0
                 assert not weights[:untrained].any() and (weights[untrained:] > 0).all()
                 assert len(datum.completion) <= TOKENS
-                assert len(datum.prompt) > 0 and datum.targets == datum.completion
+                assert len(datum.prompt.student) > 0 and datum.targets == datum.completion
 
     def test_losses_by_source(self, recipe: Recipe, tmp_path: Path) -> None:
         engine, _ = run(recipe, tmp_path)

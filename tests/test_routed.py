@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 from collections import Counter
@@ -10,13 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conftest import toy_table
+from conftest import monitored, toy_table
 from potstill.algorithms.methods import METHODS
 from potstill.algorithms.recipe import Recipe
 from potstill.engines import zoo
-from potstill.engines.protocol import reads
 from potstill.engines.registry import open_engine
-from potstill.engines.routed import Routed
 from potstill.engines.torch.engine import TorchEngine
 from potstill.errors import PotstillError
 from potstill.report import as_markdown, write_report
@@ -27,11 +26,10 @@ from potstill.study.loading import read_study
 from potstill.study.run import preflight_pair, prepare, run_cell
 from potstill.study.storage import Cell, StudyFolder
 from potstill.tasks import Task, load_task
-from potstill.training.loop import train
 from potstill.training.objective import build
 from potstill.training.recorder import Memory
 from potstill.training.rollout import collect
-from potstill.types import Limits
+from potstill.types import Limits, Prompt
 from studies import small_study, write_study
 
 LIMITS = Limits(8, 1.0, 1.0)
@@ -62,10 +60,15 @@ def pair_of(models: Path, **more: object) -> Pair:
     )
 
 
-def open_routed(models: Path, task: Task, **more: object) -> Routed:
+def open_routed(models: Path, task: Task, **more: object) -> TorchEngine:
     engine = open_engine("torch", pair_of(models, **more), task=task, threads=1)
-    assert isinstance(engine, Routed)
+    assert isinstance(engine, TorchEngine)
     return engine
+
+
+def alone(prompt: Prompt) -> Prompt:
+    """The same prompt for an engine with one teacher."""
+    return dataclasses.replace(prompt, route="")
 
 
 def teacher_alone(models: Path, subject: str) -> TorchEngine:
@@ -79,9 +82,10 @@ def test_each_row_is_read_by_its_own_teacher(models: Path, tmp_path: Path) -> No
     batch = collect(Recipe(name="x"), engine, task.train, 0.0, 0, 0, LIMITS)
     rows = [(t.prompt, t.completion) for t in batch]
     scores, looks = engine.score("teacher", rows), engine.inspect("teacher", rows)
-    alone = {key: teacher_alone(models, key).score("teacher", rows) for key in ("", "code")}
+    plain = [(alone(prompt), completion) for prompt, completion in rows]
+    single = {key: teacher_alone(models, key).score("teacher", plain) for key in ("", "code")}
     for n, (problem, score, look) in enumerate(zip(task.train, scores, looks, strict=True)):
-        mine, other = alone[problem.text("subject")][n], alone["" if n % 2 else "code"][n]
+        mine, other = single[problem.text("subject")][n], single["" if n % 2 else "code"][n]
         np.testing.assert_allclose(score, mine, atol=1e-4)
         np.testing.assert_allclose(look.logprobs, mine, atol=1e-4)
         assert not np.allclose(mine, other, atol=1e-2)
@@ -96,9 +100,13 @@ def test_a_step_is_told_by_every_teacher_at_once(models: Path, tmp_path: Path) -
     recipe = Recipe(name="x", on_policy=0.5, teacher_loss="forward_kl", anchor=0.1)
     batch = collect(recipe, engine, task.train, 0.0, 0, 0, LIMITS)
     data = build(recipe, batch, engine)
-    subjects = {engine.encode(p.question): p.text("subject") for p in task.train}
+    assert {datum.prompt.route for datum in data} == {"", "code"}
     wanted = sum(
-        teacher_alone(models, key).measure([d for d in data if subjects[d.prompt] == key]).loss
+        teacher_alone(models, key)
+        .measure(
+            [dataclasses.replace(d, prompt=alone(d.prompt)) for d in data if d.prompt.route == key]
+        )
+        .loss
         for key in ("", "code")
     )
     assert engine.measure(data).loss == pytest.approx(wanted, rel=1e-4)
@@ -108,15 +116,15 @@ def test_a_step_is_told_by_every_teacher_at_once(models: Path, tmp_path: Path) -
 def test_what_a_teacher_writes_is_its_own(models: Path, tmp_path: Path) -> None:
     task = load_task(**write_task(tmp_path))
     engine = open_routed(models, task)
-    prompts = [engine.encode(problem.question) for problem in task.train]
+    prompts = [engine.prompt(problem) for problem in task.train]
     rng = np.random.default_rng(0)
     found = engine.sample("teacher", prompts, [6] * len(prompts), 0.0, rng)
     for key in ("", "code"):
         mine = [n for n, p in enumerate(task.train) if p.text("subject") == key]
-        alone = teacher_alone(models, key).sample(
-            "teacher", [prompts[n] for n in mine], [6] * len(mine), 0.0, rng
+        single = teacher_alone(models, key).sample(
+            "teacher", [alone(prompts[n]) for n in mine], [6] * len(mine), 0.0, rng
         )
-        assert [found[n].tokens for n in mine] == [sample.tokens for sample in alone]
+        assert [found[n].tokens for n in mine] == [sample.tokens for sample in single]
 
 
 def test_contexts_and_several_teachers_go_together(models: Path, tmp_path: Path) -> None:
@@ -124,15 +132,16 @@ def test_contexts_and_several_teachers_go_together(models: Path, tmp_path: Path)
     hint = {"hint": {"template": "{hint}. {question}"}}
     engine, plain = open_routed(models, task, context=hint), teacher_alone(models, "code")
     problem = task.train[1]
-    prompt = engine.encode(problem.question)
+    prompt = engine.prompt(problem)
     read = plain.encode(f"{problem.solution}. {problem.question}")
-    assert reads(engine, "teacher", prompt) == read
+    assert prompt.read_by("teacher") == read and prompt.reader("teacher") == "teacher:code"
     (score,) = engine.score("teacher", [(prompt, (5, 6, 7))])
-    np.testing.assert_allclose(score, plain.score("teacher", [(read, (5, 6, 7))])[0], atol=1e-4)
+    (want,) = plain.score("teacher", [(Prompt.of(read), (5, 6, 7))])
+    np.testing.assert_allclose(score, want, atol=1e-4)
     memory = Memory()
     settings = Train(steps=3, batch_size=6, max_tokens=8, learning_rate=1e-3)
     grading = Eval(every=3, problems=4, probe=2, probe_every=3)
-    train(METHODS["mixture"], engine, task, settings, grading, recorder=memory)
+    monitored(METHODS["mixture"], engine, task, settings, grading, recorder=memory)
     assert not [c for row in memory.metrics for c in row.get("checks", ())]
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import toy_table, write_toy
+from conftest import monitored, toy_table, write_toy
 from potstill.algorithms.methods import METHODS
 from potstill.algorithms.recipe import Recipe, recipe_from_toml
 from potstill.algorithms.schedules import linear
@@ -22,11 +22,10 @@ from potstill.study.loading import read_study
 from potstill.study.run import preflight_pair
 from potstill.tasks import load_task
 from potstill.training.filtering import MEMORY, Judge
-from potstill.training.loop import train
 from potstill.training.objective import build, losses_for
 from potstill.training.recorder import Memory
 from potstill.training.rollout import collect
-from potstill.types import Limits, Problem, Trajectory
+from potstill.types import Limits, Problem, Prompt, Trajectory
 
 SETTINGS = Train(steps=8, batch_size=10, max_tokens=24, learning_rate=0.3, checkpoint_every=3)
 GRADING = Eval(every=4, problems=20, probe=8, probe_every=2)
@@ -34,7 +33,7 @@ GRADING = Eval(every=4, problems=20, probe=8, probe_every=2)
 
 def text(problem: Problem, answer: str, source: str = "teacher") -> Trajectory:
     ids = FakeEngine().encode(answer)
-    return Trajectory(problem.id, (1,), ids, np.zeros(len(ids), np.float32), source)
+    return Trajectory(Prompt((1,), (1,), problem.id), ids, np.zeros(len(ids), np.float32), source)
 
 
 def test_wrong_teacher_texts_are_left_out_and_students_never(tmp_path: Path) -> None:
@@ -62,10 +61,12 @@ def test_a_run_goes_on_where_every_text_is_rejected(tmp_path: Path, replay: dict
     )
     recipe = Recipe(name="x", on_policy=0.0, reject_wrong=True, replay=replay)
     engine, memory = FakeEngine(), Memory()
-    before = engine.rows("student", (3,), (4,))
-    train(recipe, engine, task, SETTINGS, GRADING, recorder=memory)
+    before = engine.rows("student", Prompt.of((3,)), (4,))
+    monitored(recipe, engine, task, SETTINGS, GRADING, recorder=memory)
     assert all(row["train/rejected"] == 10 and row["train/loss"] == 0 for row in memory.metrics[1:])
-    assert np.array_equal(engine.rows("student", (3,), (4,)), before)  # nothing was trained
+    assert np.array_equal(
+        engine.rows("student", Prompt.of((3,)), (4,)), before
+    )  # nothing was trained
 
 
 def test_the_prefix_shrinks_with_success_and_a_resumed_run_knows_it(tmp_path: Path) -> None:
@@ -73,7 +74,7 @@ def test_the_prefix_shrinks_with_success_and_a_resumed_run_knows_it(tmp_path: Pa
     recipe = Recipe(name="x", prefix=linear(8, 0, until=0.6), prefix_over="success")
     settings = SETTINGS.model_copy(update={"steps": 12})
     whole = Memory(checkpoints=tmp_path / "whole")
-    train(recipe, FakeEngine(), task, settings, GRADING, recorder=whole)
+    monitored(recipe, FakeEngine(), task, settings, GRADING, recorder=whole)
     rows, known = whole.metrics[1:], 0.0
     for row in rows:
         longest = int(recipe.prefix(known))
@@ -82,7 +83,7 @@ def test_the_prefix_shrinks_with_success_and_a_resumed_run_knows_it(tmp_path: Pa
         known = row["train/success"]
     assert known > 0.2 and rows[-1]["train/seed_tokens"] < rows[0]["train/seed_tokens"]
     rest = Memory(list(whole.metrics), checkpoints=tmp_path / "whole")
-    train(recipe, FakeEngine(), task, settings, GRADING, recorder=rest)  # from step 9 on
+    monitored(recipe, FakeEngine(), task, settings, GRADING, recorder=rest)  # from step 9 on
     assert rest.metrics == whole.metrics
 
 

@@ -23,7 +23,7 @@ from potstill.study.run import prepare, run_cell
 from potstill.study.schema import Study
 from potstill.study.storage import Cell, CellFolder, StudyFolder, cells_of, write_text
 from potstill.training import checkpoint
-from potstill.types import Trajectory
+from potstill.types import Prompt, Trajectory
 
 KEPT = ("metrics.jsonl", "examples.jsonl")
 
@@ -310,15 +310,22 @@ def test_checkpoints_are_whole_or_absent(tmp_path: Path) -> None:
     engine = FakeEngine()
     import numpy as np
 
-    entry = Trajectory("p", (1,), (2, 3), np.array([-0.1, -1 / 3], np.float32), "student", 1, 4)
+    entry = Trajectory(
+        Prompt((1,), (1, 9), "p", "code"),
+        (2, 3),
+        np.array([-0.1, -1 / 3], np.float32),
+        "student",
+        1,
+        4,
+    )
     checkpoint.save(tmp_path, 4, engine, [entry], {"tokens": {"trained": 3}})
     (tmp_path / "partial-00000008").mkdir()
-    found = checkpoint.load(tmp_path, engine)
+    found = checkpoint.load(tmp_path, engine, [])
     assert found is not None
     step, (again,), extra = found
     assert (step, extra) == (4, {"tokens": {"trained": 3}})
     assert again.logprobs.tobytes() == entry.logprobs.tobytes()
-    assert (again.prompt, again.completion, again.prefix) == ((1,), (2, 3), 1)
+    assert (again.prompt, again.completion, again.prefix) == (entry.prompt, (2, 3), 1)
     checkpoint.save(tmp_path, 8, engine, [], {})
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000008"]
 

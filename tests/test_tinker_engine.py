@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from tests.proxy import KINDS, badly
 
+from conftest import prompt_of
 from potstill.algorithms.methods import METHODS
 from potstill.algorithms.recipe import Recipe
 from potstill.engines.registry import open_engine
@@ -193,7 +194,7 @@ def test_the_teachers_server_is_asked_too(opened: Opener) -> None:
     engine = opened()
     asked = "the teacher's server: do sampled log-probabilities depend on the temperature: no"
     assert any(note.startswith(asked) for note in engine.notes), engine.notes
-    prompts = [engine.encode(text) for text in ("Tom has 3", "7")]
+    prompts = [prompt_of(engine, text) for text in ("Tom has 3", "7")]
     drawn = engine.sample("teacher", prompts, [6, 6], 0.5, np.random.default_rng(0))
     scored = engine.score("teacher", [(p, s.tokens) for p, s in zip(prompts, drawn, strict=True)])
     for sample, score in zip(drawn, scored, strict=True):
@@ -203,7 +204,7 @@ def test_the_teachers_server_is_asked_too(opened: Opener) -> None:
 @pytest.mark.server
 def test_ids_that_no_model_has_are_never_sent(opened: Opener) -> None:
     engine = opened()
-    prompt, bad = engine.encode("7"), engine.vocabulary
+    prompt, bad = prompt_of(engine, "7"), engine.vocabulary
     for ids in ((bad,), (-1,)):
         with pytest.raises(PotstillError, match="token ids lie in"):
             engine.score("student", [(prompt, ids)])

@@ -12,6 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from conftest import prompt_of
 from potstill.algorithms.losses import row_divergence
 from potstill.algorithms.recipe import Recipe
 from potstill.engines.torch import lm_head as heads
@@ -213,7 +214,7 @@ def test_heads_that_differ_in_padding_rows_are_cut(models: Path) -> None:
     assert engine.vocabulary == len(tokenizer)
     assert any("rows cut" in note for note in engine.notes)
     drawn = engine.sample(
-        "teacher", [engine.encode("7")] * 200, [4] * 200, 1.0, np.random.default_rng(0)
+        "teacher", [prompt_of(engine, "7")] * 200, [4] * 200, 1.0, np.random.default_rng(0)
     )
     assert max(max(s.tokens) for s in drawn) < engine.vocabulary
 
@@ -248,7 +249,8 @@ def test_the_exported_student_is_an_ordinary_folder(
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "student")
     assert tokenizer.get_vocab() == engine.tokenizer.get_vocab()
     got = []
-    for prompt, completion in rows:
+    for asked, completion in rows:
+        prompt = asked.student
         logp = model(torch.tensor([prompt + completion])).logits[0].log_softmax(-1)
         got += [logp[len(prompt) + i - 1, y].item() for i, y in enumerate(completion)]
     np.testing.assert_allclose(got, want, atol=1e-4)

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from potstill.diagnostics import diagnosis
-from potstill.diagnostics.faults import wrappers
+from potstill.diagnostics.faults.explaining import Mistakes, as_if, candidates
 from potstill.engines.protocol import Engine
 from potstill.settings import Eval, Train
 from potstill.training import objective
@@ -44,17 +44,6 @@ TOLERANCE = 1e-3  # relative and in tenths of it absolute: two passes over the s
 SLACK = 0.1  # the same, where an extra optimizer step lies between the two
 SAMPLER_GAP = 0.02  # mean nats between a sampler and a scorer of the same weights
 KEPT = (4, 8, 16, 20, 32, 50, 64, 100)  # sizes of a truncated row that are tried
-
-# Mistakes in the data of a step, tried one after the other; some come in company.
-MISTAKES: Mapping[str, type[wrappers.Spoiler]] = {
-    "unshifted_targets": wrappers.UnshiftedTargets,
-    "prefix_trained": wrappers.PrefixTrained,
-    "prompt_dropped": wrappers.PromptDropped,
-    "eos_untrained": wrappers.EosUntrained,
-    "teacher_shifted": wrappers.TeacherShifted,
-    "template_mismatch": wrappers.TemplateMismatch,
-}
-TOGETHER = (("prompt_dropped", "prefix_trained"), ("unshifted_targets", "eos_untrained"))
 
 
 @dataclass
@@ -133,7 +122,7 @@ class Monitor:
         self._expected, self._rivals, self._row = None, {}, {}
         if not (self.probes(step) or step == 1 or self._suspects):
             return
-        self._expected = self._measure(batch)
+        self._expected = self._expect(batch)
         if self._suspects:
             self._rivals = self._try_mistakes(batch)
         wanted = [p.id for p in draw(self.asked.task.train, len(fresh), self.asked.seed, step - 1)]
@@ -190,23 +179,15 @@ class Monitor:
             "train/surprise": _mean([-t.logprobs[t.prefix :] for t in written]),
         }
 
-    def _measure(self, batch: Sequence[Trajectory], *spoilers: type[wrappers.Spoiler]) -> StepStats:
-        engine: Any = self.engine
-        for spoiler in spoilers:
-            engine = spoiler(engine)
-        data = objective.build(self.asked.recipe, batch, engine)
-        while engine is not self.engine:
-            data, engine = engine.rewrite(data), engine.engine
-        return self.engine.measure(data)
+    def _expect(self, batch: Sequence[Trajectory], mistakes: Mistakes = ()) -> StepStats:
+        """The report that a step on this batch should give, with mistakes in it or without."""
+        return self.engine.measure(as_if(mistakes, self.asked.recipe, batch, self.engine))
 
     def _try_mistakes(self, batch: Sequence[Trajectory]) -> dict[str, StepStats]:
-        """What the step would report if one of the known mistakes were in it."""
-        known = [(name,) for name in MISTAKES] + list(TOGETHER)
-        if "reverse_kl_sampled" not in self.engine.losses:  # the prefix is trained with it
-            known = [names for names in known if "prefix_trained" not in names]
-        found = {
-            "+".join(names): self._measure(batch, *(MISTAKES[name] for name in names))
-            for names in known
+        """The report that the step would give with each of the known mistakes in it."""
+        rivals = {
+            name: self._expect(batch, mistakes)
+            for name, mistakes in candidates(self.engine.losses).items()
         }
         truncated = "truncated_reverse_kl" in self.engine.losses
         if truncated and self.asked.recipe.student_loss.name == "reverse_kl":
@@ -214,8 +195,8 @@ class Monitor:
                 loss = Loss("truncated_reverse_kl", top_k=kept)
                 recipe = dataclasses.replace(self.asked.recipe, student_loss=loss)
                 data = objective.build(recipe, batch, self.engine)
-                found[f"top_k_without_tail:{kept}"] = self.engine.measure(data)
-        return found
+                rivals[f"top_k_without_tail:{kept}"] = self.engine.measure(data)
+        return rivals
 
     def _name(self, what: str, trained: float | None, stats: StepStats) -> str:
         """The known mistake that explains a difference, or nothing."""

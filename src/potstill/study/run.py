@@ -9,6 +9,7 @@ from __future__ import annotations
 import tempfile
 import time
 import traceback
+from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 from potstill.algorithms.recipe import Recipe
 from potstill.diagnostics import faults
 from potstill.diagnostics.monitor import Monitor
-from potstill.diagnostics.preflight import Check, Desk, preflight
+from potstill.diagnostics.preflight import Check, Rehearsal, preflight
 from potstill.engines.cached_teacher import CachedTeacher, fingerprint
 from potstill.engines.protocol import Engine
 from potstill.engines.registry import open_engine
@@ -186,8 +187,14 @@ def open_study_engine(
     return engine
 
 
-def preflight_pair(study: Study, pair: str) -> list[Check]:
-    """What can be known of a pair's cells before step 0: opens the models, trains nothing."""
+def preflight_pair(study: Study, pair: str, only: Collection[str] = ()) -> list[Check]:
+    """Checks of a pair's runs before step 0: opens the models, trains nothing.
+
+    Args:
+        study: the settings.
+        pair: one of its pairs.
+        only: names of checks, see `preflight.CHECKS`; default: all.
+    """
     task, cell = load_task(**study.task), Cell(pair, "preflight", study.seeds[0])
     with tempfile.TemporaryDirectory(prefix="potstill-preflight-") as scratch:
         engine = open_study_engine(study, cell, task, Path(scratch))
@@ -196,9 +203,9 @@ def preflight_pair(study: Study, pair: str) -> list[Check]:
             return faults.apply(study.faults, Run(recipe, inner, task, study.seeds[0]))
 
         recipes = list(study.recipes.values())
-        desk = Desk(wire, engine, recipes, study.seeds[0], study.train, study.eval)
+        rehearsal = Rehearsal(wire, engine, recipes, study.seeds[0], study.train, study.eval)
         try:
-            return preflight(desk)
+            return list(preflight(rehearsal, only))
         finally:
             engine.close()
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from potstill.algorithms.losses import LOSSES
 from potstill.engines.protocol import Engine
 from potstill.types import Datum, Floats, Loss, Role, Rows, Trajectory
 
@@ -66,7 +67,9 @@ def observed(engine: Engine, datum: Datum) -> Rows:
     p, total = engine.rows("student", datum.prompt, datum.completion), np.zeros(2)
     asked = Trajectory(datum.prompt, datum.targets, datum.logprobs, datum.source)
     for term in datum.terms:
-        q = engine.rows(term.loss.to, *datum.reading(term.loss.to))
+        q = p
+        if LOSSES[term.loss.name] != "tokens":
+            q = engine.rows(term.loss.to, *datum.reading(term.loss.to))
         if term.loss.name == "reverse_kl_sampled" and datum.teacher_logprobs is not None:
             q[np.arange(len(datum.targets)), list(datum.targets)] = datum.teacher_logprobs
         total += moments(term.weights * definition(term.loss, p, q, asked))

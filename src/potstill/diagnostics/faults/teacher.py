@@ -1,4 +1,5 @@
-"""A teacher whose token ids mean other tokens: the rows of its vocabulary are permuted.
+"""A fault of the teacher's folder: its token ids mean other tokens, as the rows of its vocabulary
+are permuted.
 
 Size, tokenizer files and special tokens stay as they are, so that every check by size or by file
 passes.
@@ -12,9 +13,22 @@ from pathlib import Path
 
 import numpy as np
 
+from potstill.diagnostics.faults.base import Fault
 from potstill.errors import PotstillError
 
 ROWS = ("embed_tokens.weight", "lm_head.weight")  # tensors with one row a token id
+
+
+class VocabPermuted(Fault):
+    """The ids of the teacher's vocabulary mean other tokens than the student's."""
+
+    name = "vocab_permuted"
+    what = "the two vocabularies agree in size but not in ids"
+    where = "tokenizers compared by their length"
+    remedy = "check that an id means the same token in both models, not only their number"
+
+    def teacher(self, teacher: str, folder: Path) -> str:
+        return permuted_teacher(teacher, folder)
 
 
 def permuted_teacher(teacher: str, folder: Path) -> str:

@@ -1,0 +1,95 @@
+"""Faults in how a run is set up: its recipe, its task, its seed."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from potstill.algorithms.recipe import Recipe
+from potstill.diagnostics.faults.base import Fault
+from potstill.tasks import Task
+from potstill.training.run import Run
+from potstill.types import Loss, Problem
+
+
+class AnchorAbsent(Fault):
+    """The KL anchor is the constant 0."""
+
+    name = "anchor_absent"
+    what = "the KL anchor is the constant 0"
+    where = "run_kl_anchored_off_policy"
+    remedy = "compute KL(p, p0) in the step; a constant has no gradient"
+    published = True
+
+    def touches(self, recipe: Recipe) -> bool:
+        return recipe.anchor > 0
+
+    def apply(self, run: Run) -> Run:
+        return dataclasses.replace(run, recipe=dataclasses.replace(run.recipe, anchor=0.0))
+
+
+class TopKWithoutTail(Fault):
+    """Reverse KL on the teacher's likeliest ids alone."""
+
+    name = "top_k_without_tail"
+    what = (
+        "reverse KL on the teacher's 8 likeliest ids, no bucket for the rest: mass can drain away"
+    )
+    where = "top-k log-probabilities of a service used as if they were the row"
+    remedy = "keep one bucket for the mass outside the top k: topk_reverse_kl"
+
+    def apply(self, run: Run) -> Run:
+        loss = Loss("truncated_reverse_kl", top_k=8)
+        recipe = dataclasses.replace(run.recipe, student_loss=loss, clip_advantage=0.0)
+        return dataclasses.replace(run, recipe=recipe)
+
+
+@dataclass(frozen=True)
+class TrainedOn:
+    """A task that is evaluated on its own training problems."""
+
+    task: Task
+
+    @property
+    def name(self) -> str:
+        return self.task.name
+
+    @property
+    def train(self) -> Sequence[Problem]:
+        return self.task.train
+
+    @property
+    def test(self) -> Sequence[Problem]:
+        return self.task.train
+
+    def grade(self, problem: Problem, text: str) -> Any:
+        return self.task.grade(problem, text)
+
+
+class EvalOnTrain(Fault):
+    """Accuracy is measured on training problems."""
+
+    name = "eval_on_train"
+    what = "accuracy is graded on training problems"
+    where = "run_cliff_mitigation_experiment.py"
+    remedy = "grade on the test split: training problems do not show what was learned"
+    published = True
+
+    def apply(self, run: Run) -> Run:
+        return dataclasses.replace(run, task=TrainedOn(run.task))
+
+
+class SeedsIgnored(Fault):
+    """The run's seed is replaced by the system's entropy."""
+
+    name = "seeds_ignored"
+    what = "nothing is seeded: the run's seed is replaced by the system's entropy"
+    where = "run_cliff_mitigation_experiment.py"
+    remedy = "pass the seed on: without it no run can be repeated"
+    published = True
+
+    def apply(self, run: Run) -> Run:
+        return dataclasses.replace(run, seed=int.from_bytes(os.urandom(4)))
