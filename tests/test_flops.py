@@ -11,6 +11,7 @@ from conftest import prompt_of
 from potstill.engines.fake import FakeEngine
 from potstill.engines.flops import Size
 from potstill.engines.registry import open_engine
+from potstill.settings import TorchSettings
 from potstill.training.metering import Metered, Usage
 from potstill.training.spending import Spent, total
 from potstill.types import Datum, Loss, ModelSpec, Prompt, Term
@@ -21,7 +22,9 @@ def test_a_forward_and_a_backward_pass_are_what_torch_counts(pair: str) -> None:
     """Torch counts matrix products, and the whole square of scores where half is masked."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    engine = open_engine("torch", pair, student_spec=ModelSpec(attention="eager"))
+    engine = open_engine(
+        "torch", pair, settings=TorchSettings(student=ModelSpec(attention="eager"))
+    )
     size, n, c = engine.size("student"), 40, 20
     row = (Prompt.of(tuple(range(5, 5 + n - c))), tuple(range(5, 5 + c)))
     masked = size.mixing * n * n / 2  # the other half

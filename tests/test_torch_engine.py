@@ -20,6 +20,7 @@ from potstill.engines.torch import loss_terms as terms
 from potstill.engines.torch.batching import micro_batches
 from potstill.engines.torch.engine import TorchEngine
 from potstill.errors import PotstillError
+from potstill.settings import TorchSettings
 from potstill.training.objective import build
 from potstill.training.rollout import collect
 from potstill.types import Datum, Limits, Loss, ModelSpec, Problem
@@ -201,7 +202,9 @@ def test_gradient_checkpointing_recomputes_and_changes_no_number(models: Path, r
 def test_bfloat16_is_close_to_float32(models: Path, rank: int) -> None:
     spec = ModelSpec(dtype="bfloat16")
     full = open_pair(models, lora_rank=rank)
-    half = open_pair(models, lora_rank=rank, student_spec=spec, teacher_spec=spec)
+    half = open_pair(
+        models, lora_rank=rank, settings=TorchSettings(threads=0, student=spec, teacher=spec)
+    )
     data = batch_of(full)
     a, b = full.step(data, 0.001), half.step(data, 0.001)
     assert b.loss == pytest.approx(a.loss, rel=0.05)
@@ -277,7 +280,7 @@ def test_a_device_that_is_not_there_is_refused(models: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     with pytest.raises(PotstillError, match="no GPU"):
-        open_pair(models, student_spec=ModelSpec(device="cuda:0"))
+        open_pair(models, settings=TorchSettings(student=ModelSpec(device="cuda:0")))
 
 
 def test_micro_batches_hold_their_limit_and_lose_nothing() -> None:
@@ -336,7 +339,7 @@ def test_teacher_rows_are_only_for_losses_that_need_them(models: Path) -> None:
 
 def test_a_student_in_float16_is_refused(models: Path) -> None:
     with pytest.raises(PotstillError, match="does not train in float16"):
-        open_pair(models, student_spec=ModelSpec(dtype="float16"))
+        open_pair(models, settings=TorchSettings(student=ModelSpec(dtype="float16")))
 
 
 def test_both_models_ends_end_a_completion(models: Path, tmp_path: Path) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -14,6 +15,10 @@ class Part(BaseModel):
     """A table of the study file: closed to unknown keys, never changed once read."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    def changed(self, changes: Mapping[str, Any]) -> Self:
+        """A copy with other values of some fields, checked like the first."""
+        return type(self).model_validate({**self.model_dump(), **changes}) if changes else self
 
 
 class Pair(Part):

@@ -155,34 +155,22 @@ def open_study_engine(
     """The engine of one cell, with the study's settings; faulty teachers go to `scratch`, what
     the teacher writes to `cache`."""
     settings: dict[str, Any] = {}
-    if study.engine.name == "torch":
-        settings = {
-            "lora_rank": study.train.lora_rank,
-            "max_grad_norm": study.train.max_grad_norm,
-            "student_spec": study.engine.student,
-            "teacher_spec": study.engine.teacher,
-            "batch_tokens": study.engine.batch_tokens,
-            "sample_tokens": study.engine.sample_tokens,
-            "gradient_checkpointing": study.engine.gradient_checkpointing,
-            "threads": study.engine.threads,
-            "shard_teacher": study.engine.shard_teacher,
-            "gather_for_sampling": study.engine.gather_for_sampling,
-        }
-    elif study.engine.name == "tinker":
-        settings = study.engine.model_dump(exclude={"name"})
-        settings |= {
-            "lora_rank": study.train.lora_rank,
-            "max_grad_norm": study.train.max_grad_norm,
-        }
+    if study.engine.name != "fake":
+        train = study.train
+        settings = {"lora_rank": train.lora_rank, "max_grad_norm": train.max_grad_norm}
+        settings["settings"] = study.engine
     pair = study.models[cell.pair]
     teacher = faults.teacher_for(study.faults, pair.teacher, scratch)
     models = pair.model_copy(update={"teacher": teacher, "context": study.contexts.get(cell.pair)})
     engine = open_engine(study.engine.name, models, seed=cell.seed or 0, task=task, **settings)
     if cache:
         # the student has a say too: ids that both heads have, and what ends a text
-        where: tuple[Any, ...] = (pair.student, sorted(engine.eos), settings.get("teacher_spec"))
+        placed = getattr(study.engine, "teacher", None)
+        where: tuple[Any, ...] = (pair.student, sorted(engine.eos), placed)
         where += tuple((key, fingerprint(name)) for key, name in sorted(pair.teachers.items()))
-        key = fingerprint(teacher, study.engine.name, *where, settings.get("sample_tokens"))
+        key = fingerprint(
+            teacher, study.engine.name, *where, getattr(study.engine, "sample_tokens", None)
+        )
         engine = CachedTeacher(engine, key, cache)
     return engine
 

@@ -36,6 +36,10 @@ Scope = Literal["training", "evaluation"]
 Lengths = Iterable[tuple[int, int]]  # tokens of prompts and completions
 
 
+# Kinds that a record has even where they are 0; the student's own scoring is rare.
+ALWAYS = (*(kind for kind in KINDS if kind != "student_scored"), "prompt")
+
+
 class Usage:
     """Tokens, operations and seconds of one run.
 
@@ -46,7 +50,7 @@ class Usage:
     def __init__(self, engine: Engine) -> None:
         self._engine = bare(engine)
         self._sizes: dict[Role, Size | None] = {}
-        self.tokens: Counter[str] = Counter(dict.fromkeys((*KINDS, "prompt"), 0))
+        self.tokens: Counter[str] = Counter(dict.fromkeys(ALWAYS, 0))
         self.seconds: dict[str, float] = defaultdict(float)
         self.operations: Counter[str] = Counter()
         self.sized = True  # whether every model's size is known so far

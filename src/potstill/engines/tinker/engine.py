@@ -25,6 +25,7 @@ from potstill.engines.tinker.client import Row, Sampler, Service, Trainer
 from potstill.engines.tinker.conformance import facts_of, sampler_facts_of
 from potstill.engines.torch.loading import Pair
 from potstill.errors import NonFinite, PotstillError
+from potstill.settings import TinkerSettings
 from potstill.tasks.rendering import Messages, render
 from potstill.types import (
     Datum,
@@ -80,9 +81,8 @@ class TinkerEngine(Prompting):
         seed: for the LoRA adapters' initial weights.
         lora_rank: rank of the adapters.
         max_grad_norm: clip gradients to this norm where the SDK can ask for it.
-        base_url: the student's server; empty: the hosted service.
-        teacher_url: the teacher's server; empty: the student's.
-        in_flight: requests that wait for an answer at the same time.
+        settings: servers and the number of requests in flight; default: the hosted service.
+        changes: single fields of the settings, such as `base_url="http://127.0.0.1:8000"`.
     """
 
     losses = ENGINES["tinker"].losses
@@ -96,10 +96,10 @@ class TinkerEngine(Prompting):
         seed: int = 0,
         lora_rank: int = 32,
         max_grad_norm: float = 0.0,
-        base_url: str = "",
-        teacher_url: str = "",
-        in_flight: int = 64,
+        settings: TinkerSettings | None = None,
+        **changes: Any,
     ) -> None:
+        settings = (settings or TinkerSettings(name="tinker")).changed(changes)
         if lora_rank < 1:
             raise PotstillError(
                 "a training service trains LoRA adapters, got lora_rank 0",
@@ -108,13 +108,11 @@ class TinkerEngine(Prompting):
         pair = Pair.open(student, teacher, None, None)
         self.tokenizer, self.eos, self.vocabulary = pair.tokenizer, pair.eos, pair.vocabulary
         self.seed, self.rank, self.max_grad_norm = seed, lora_rank, max_grad_norm
-        here = Service(base_url, student, self.vocabulary, in_flight)
-        its_url = teacher_url or base_url
-        there = (
-            here
-            if (its_url, teacher) == (base_url, student)
-            else Service(its_url, teacher, self.vocabulary, in_flight)
-        )
+        student_url, in_flight = settings.base_url, settings.in_flight
+        teacher_url = settings.teacher_url or student_url
+        here = there = Service(student_url, student, self.vocabulary, in_flight)
+        if (teacher_url, teacher) != (student_url, student):
+            there = Service(teacher_url, teacher, self.vocabulary, in_flight)
         self._services: dict[Role, Service] = {"student": here, "init": here, "teacher": there}
         self.facts = facts_of(here)
         raw, told = self.facts.raw, [f"{f.question}: {f.answer}" for f in self.facts.table]

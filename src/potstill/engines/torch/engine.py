@@ -8,11 +8,7 @@ up to the same sum. The sampler is `sampling.py`; the weights are `models.py`'s 
 
 from __future__ import annotations
 
-import math
-import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,22 +18,21 @@ import transformers
 
 from potstill.algorithms.losses import CROSSING, LOSSES, cross_entropy
 from potstill.engines.flops import Machine, Size
-from potstill.engines.prompts import Prompting, addressed, by_reader
+from potstill.engines.prompts import Prompting, by_reader
 from potstill.engines.torch.distributed import ALONE, Team
-from potstill.engines.torch.fsdp import gathered
-from potstill.engines.torch.lm_head import States, beside, read
+from potstill.engines.torch.lm_head import States
 from potstill.engines.torch.loading import Pair
-from potstill.engines.torch.loss_terms import Columns, Tally, flat, idle, needs_rows, outlook, take
+from potstill.engines.torch.loss_terms import flat, outlook
 from potstill.engines.torch.models import Models, one_device_each
 from potstill.engines.torch.roofline import least_decoding, measure, size_of
 from potstill.engines.torch.sampling import generate
-from potstill.errors import NonFinite
+from potstill.engines.torch.stepping import Stepper, read_states
+from potstill.settings import TorchSettings
 from potstill.tasks.rendering import Messages, render
 from potstill.types import (
     Datum,
     Floats,
     Ids,
-    Loss,
     ModelSpec,
     Outlook,
     Prompt,
@@ -64,18 +59,11 @@ class TorchEngine(Prompting):
         teachers: further ones by name, each with the role "teacher:NAME".
         seed: for the LoRA adapters' initial weights.
         lora_rank: rank of the adapters on all linear layers; 0 trains all weights.
-        student_spec: where and in which dtype the student lives.
-        teacher_spec: the same for the teacher.
-        batch_tokens: most padded tokens of one micro-batch of training and scoring, the knob for
-            memory.
-        sample_tokens: the same for sampling, which keeps a cache but no activations.
         max_grad_norm: clip gradients to this norm; 0 turns clipping off.
-        gradient_checkpointing: recompute activations in the backward pass to save memory.
-        threads: CPU threads; 0 leaves torch's own choice.
-        shard_teacher: over several processes; otherwise each holds all of it.
-        gather_for_sampling: put sharded weights together for a call; otherwise layer by layer for
-            every token, for models that no device can hold.
+        settings: devices, dtypes and memory; default: those of a study, with torch's own choice of
+            CPU threads.
         team: the processes that are this engine.
+        changes: single fields of the settings, such as `threads=1`.
     """
 
     losses = frozenset(LOSSES) - CROSSING
@@ -89,36 +77,22 @@ class TorchEngine(Prompting):
         teachers: Mapping[str, str] | None = None,
         seed: int = 0,
         lora_rank: int = 0,
-        student_spec: ModelSpec | None = None,
-        teacher_spec: ModelSpec | None = None,
-        batch_tokens: int = 16_384,
-        sample_tokens: int = 16_384,
         max_grad_norm: float = 1.0,
-        gradient_checkpointing: bool = False,
-        threads: int = 0,
-        shard_teacher: bool = True,
-        gather_for_sampling: bool = True,
+        settings: TorchSettings | None = None,
         team: Team = ALONE,
+        **changes: Any,
     ) -> None:
-        if threads:
-            torch.set_num_threads(threads)
+        self.settings = settings = (settings or TorchSettings(threads=0)).changed(changes)
+        if settings.threads:
+            torch.set_num_threads(settings.threads)
         if not team.alone:
-            one_device_each(student_spec, teacher_spec)
-        pair = Pair.open(student, teacher, student_spec, teacher_spec, self.cross)
+            one_device_each(settings.student, settings.teacher)
+        pair = Pair.open(student, teacher, settings.student, settings.teacher, self.cross)
         self.pair = pair.join(teachers or {})
         self.tokenizer, self.eos, self.notes = self.pair.tokenizer, self.pair.eos, self.pair.notes
-        self.vocabulary = self.pair.vocabulary
-        self.batch_tokens, self.sample_tokens = batch_tokens, sample_tokens
-        self.max_grad_norm, self.team = max_grad_norm, team
-        self.models = Models(
-            self.pair,
-            team,
-            lora_rank=lora_rank,
-            seed=seed,
-            gradient_checkpointing=gradient_checkpointing,
-            shard_teacher=shard_teacher,
-            gather=gather_for_sampling,
-        )
+        self.vocabulary, self.team = self.pair.vocabulary, team
+        self.models = Models(self.pair, team, settings, lora_rank=lora_rank, seed=seed)
+        self._stepper = Stepper(self.pair, self.models, team, settings.batch_tokens, max_grad_norm)
 
     def encode(self, asked: str | Messages, role: Role = "student") -> Ids:
         return render(self.tokenizer, asked)
@@ -153,7 +127,7 @@ class TorchEngine(Prompting):
         out = dict.fromkeys(range(len(prompts)) if self.team.first else (), NOTHING)
         asked = [i for i, most in enumerate(max_tokens) if most > 0]
         sizes = [len(prompts[i]) + longest for i in asked]  # the cache is that wide
-        most = self.sample_tokens  # one more group means all of its steps once more
+        most = self.settings.sample_tokens  # one more group means all of its steps once more
         with self.models.still(), self.models.writing(role) as (model, together):
             for chunk in self.team.chunks(sizes, most, overhead=most, together=together):
                 rows = [asked[i] for i in chunk]
@@ -232,101 +206,17 @@ class TorchEngine(Prompting):
         sizes = [len(prompt) + len(completion) for prompt, completion in rows]
         together = self.models.together(role)
         with self.models.still(), self.models.use(role) as model:
-            for chunk in self.team.chunks(sizes, self.batch_tokens, together=together):
+            for chunk in self.team.chunks(sizes, self.settings.batch_tokens, together=together):
                 prompts, completions = zip(*([rows[i] for i in chunk] or [IDLE]), strict=True)
-                states = self._read(role, model, prompts, completions)
+                states = read_states(self.pair, self.models, role, model, prompts, completions)
                 out.update(zip(chunk, work(states, prompts, completions), strict=False))
         return self.team.merge(out)
 
     def step(self, data: Sequence[Datum], learning_rate: float) -> StepStats:
-        return self._update(learning_rate, self._pass(data, backward=True))
+        return self._stepper.step(data, learning_rate)
 
-    @torch.no_grad()
     def measure(self, data: Sequence[Datum]) -> StepStats:
-        tally = self._pass(data, backward=False)
-        return StepStats(tally.loss, 0.0, tally.means())
-
-    def _pass(self, data: Sequence[Datum], *, backward: bool) -> Tally:
-        """Losses of all processes' rows; with `backward` the gradients are left at the weights."""
-        tally = Tally()
-        data = [addressed(datum) for datum in data]
-        asked = {term.loss for datum in data for term in datum.terms}
-        roles: set[Role] = {"student", *(loss.to for loss in asked if needs_rows(loss))}
-        with ExitStack() as held:
-            for role in sorted(roles):
-                self.models.ensure(role)
-                held.enter_context(self.models.ends(role))
-            for losses, chunk in self._chunks(data):
-                self._forward(losses, chunk, tally, backward=backward)
-        with self.models.use("student") as model:
-            model.eval()
-        return tally.total(self.team.all(tally))
-
-    def _chunks(self, data: Sequence[Datum]) -> Iterator[tuple[tuple[Loss, ...], list[Datum]]]:
-        """This process's micro-batches, whose rows share their losses."""
-        groups: dict[tuple[Loss, ...], list[Datum]] = defaultdict(list)
-        for datum in data:
-            if datum.completion:
-                groups[tuple(term.loss for term in datum.terms)].append(datum)
-        for losses, members in groups.items():
-            sizes = [sum(map(len, d.read_by("student"))) for d in members]
-            for chunk in self.team.chunks(sizes, self.batch_tokens, together=True):
-                yield losses, [members[i] for i in chunk] or [idle(members)]
-
-    def _forward(
-        self, losses: tuple[Loss, ...], data: list[Datum], tally: Tally, *, backward: bool
-    ) -> None:
-        """One micro-batch: its weighted loss goes into the tally, its gradient to the weights.
-
-        The loss and its gradient are worked out slice by slice of positions down to the hidden
-        states; from there the gradient goes through the model in one piece.
-        """
-        with self.models.use("student") as model:
-            model.train(self.models.checkpointed)
-            student = self._read("student", model, *_readings(data, "student"))
-        targets: dict[Role, States] = {}
-        for role in sorted({loss.to for loss in losses if needs_rows(loss)}):
-            with torch.no_grad(), self.models.use(role) as model:
-                states = self._read(role, model, *_readings(data, role))
-                targets[role] = beside(states, data, role)
-        columns = Columns(data, losses, student.hidden.device)
-        grad = torch.zeros_like(student.hidden) if backward else None
-        for at in student.slices():
-            logits = student.logits(at)
-            others = {role: states.logits(at).to(logits.device) for role, states in targets.items()}
-            take(losses, columns, at, logits, others, tally, backward=backward)
-            if grad is not None:
-                student.backward(at, logits, into=grad)
-        if grad is not None:
-            student.through(grad)
-
-    def _update(self, learning_rate: float, tally: Tally) -> StepStats:
-        start, params = self._now(), list(self.models.trained.values())
-        for param in params:
-            if param.grad is None:
-                param.grad = torch.zeros_like(param)
-        limit = self.max_grad_norm or math.inf
-        norm = gathered(torch.nn.utils.clip_grad_norm_(params, limit)).item()
-        if not (math.isfinite(tally.loss) and math.isfinite(norm)):
-            self.models.optimizer.zero_grad()
-            raise NonFinite(f"loss {tally.loss}, gradient norm {norm}")
-        for group in self.models.optimizer.param_groups:
-            group["lr"] = learning_rate
-        self.models.optimizer.step()
-        self.models.optimizer.zero_grad()
-        return StepStats(tally.loss, norm, tally.means(), self._now() - start)
-
-    def _now(self) -> float:
-        """The clock, once the student's GPU has done what it was given."""
-        device = next(iter(self.models.trained.values())).device
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return time.perf_counter()
-
-    def _read(
-        self, role: Role, model: Any, prompts: Sequence[Ids], completions: Sequence[Ids]
-    ) -> States:
-        return read(model, prompts, completions, self.pair.width(role), self.models.spec(role))
+        return self._stepper.measure(data)
 
     def machines(self) -> dict[Role, Machine]:
         """What each model's device does at best in its dtype."""
@@ -384,9 +274,3 @@ class TorchEngine(Prompting):
 
     def close(self) -> None:
         self.models.close()
-
-
-def _readings(data: Sequence[Datum], role: Role) -> tuple[list[Ids], list[Ids]]:
-    """Prompts and completions that a model reads of a micro-batch."""
-    readings = [datum.read_by(role) for datum in data]
-    return [prompt for prompt, _ in readings], [completion for _, completion in readings]

@@ -31,6 +31,7 @@ from potstill.engines.torch.loading import (
 )
 from potstill.engines.torch.roofline import gpu_memory
 from potstill.errors import PotstillError
+from potstill.settings import TorchSettings
 from potstill.types import ModelSpec, Role, is_teacher
 
 ADAM: dict[str, Any] = {"betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.0}
@@ -44,25 +45,15 @@ class Models:
         team: the processes that hold them.
         lora_rank: rank of the adapters on all linear layers; 0 trains all weights.
         seed: for the adapters' initial weights.
-        gradient_checkpointing: recompute activations in the backward pass to save memory.
-        shard_teacher: over several processes; otherwise each holds all of it.
-        gather: put sharded weights together for sampling; otherwise layer by layer for every token.
+        settings: memory and placement.
     """
 
     def __init__(
-        self,
-        pair: Pair,
-        team: Team,
-        *,
-        lora_rank: int,
-        seed: int,
-        gradient_checkpointing: bool,
-        shard_teacher: bool,
-        gather: bool,
+        self, pair: Pair, team: Team, settings: TorchSettings, *, lora_rank: int, seed: int
     ) -> None:
         self.pair, self.team, self.lora_rank, self.seed = pair, team, lora_rank, seed
-        self.checkpointed = gradient_checkpointing
-        self._shard_teacher, self._gather = shard_teacher, gather
+        self.checkpointed = settings.gradient_checkpointing
+        self._shard_teacher, self._gather = settings.shard_teacher, settings.gather_for_sampling
         self.held: dict[Role, Any] = {}
         self._shards: dict[Role, Sharded] = {}
         student = self._load("student")

@@ -1,0 +1,151 @@
+"""Optimizer steps of the torch engine: losses and gradients of a batch, micro-batch by micro-batch.
+
+Batches are dealt to processes and cut into micro-batches of rows of similar length (`batching`);
+gradients add up to the same sum. The losses themselves are `loss_terms`'s business.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+
+from potstill.engines.prompts import addressed
+from potstill.engines.torch.distributed import Team
+from potstill.engines.torch.fsdp import gathered
+from potstill.engines.torch.lm_head import States, beside, read
+from potstill.engines.torch.loading import Pair
+from potstill.engines.torch.loss_terms import Columns, Tally, idle, needs_rows, take
+from potstill.engines.torch.models import Models
+from potstill.errors import NonFinite
+from potstill.types import Datum, Ids, Loss, Role, StepStats
+
+
+class Stepper:
+    """Trains the student of a pair.
+
+    Args:
+        pair: the models' vocabularies.
+        models: the weights.
+        team: the processes that share the work.
+        batch_tokens: most padded tokens of one micro-batch.
+        max_grad_norm: clip gradients to this norm; 0 turns clipping off.
+    """
+
+    def __init__(
+        self, pair: Pair, models: Models, team: Team, batch_tokens: int, max_grad_norm: float
+    ) -> None:
+        self.pair, self.models, self.team = pair, models, team
+        self.batch_tokens, self.max_grad_norm = batch_tokens, max_grad_norm
+
+    def step(self, data: Sequence[Datum], learning_rate: float) -> StepStats:
+        return self._update(learning_rate, self._pass(data, backward=True))
+
+    @torch.no_grad()
+    def measure(self, data: Sequence[Datum]) -> StepStats:
+        tally = self._pass(data, backward=False)
+        return StepStats(tally.loss, 0.0, tally.means())
+
+    def _pass(self, data: Sequence[Datum], *, backward: bool) -> Tally:
+        """Losses of all processes' rows; with `backward` the gradients are left at the weights."""
+        tally = Tally()
+        data = [addressed(datum) for datum in data]
+        asked = {term.loss for datum in data for term in datum.terms}
+        roles: set[Role] = {"student", *(loss.to for loss in asked if needs_rows(loss))}
+        with ExitStack() as held:
+            for role in sorted(roles):
+                self.models.ensure(role)
+                held.enter_context(self.models.ends(role))
+            for losses, chunk in self._chunks(data):
+                self._forward(losses, chunk, tally, backward=backward)
+        with self.models.use("student") as model:
+            model.eval()
+        return tally.total(self.team.all(tally))
+
+    def _chunks(self, data: Sequence[Datum]) -> Iterator[tuple[tuple[Loss, ...], list[Datum]]]:
+        """This process's micro-batches, whose rows share their losses."""
+        groups: dict[tuple[Loss, ...], list[Datum]] = defaultdict(list)
+        for datum in data:
+            if datum.completion:
+                groups[tuple(term.loss for term in datum.terms)].append(datum)
+        for losses, members in groups.items():
+            sizes = [sum(map(len, d.read_by("student"))) for d in members]
+            for chunk in self.team.chunks(sizes, self.batch_tokens, together=True):
+                yield losses, [members[i] for i in chunk] or [idle(members)]
+
+    def _forward(
+        self, losses: tuple[Loss, ...], data: list[Datum], tally: Tally, *, backward: bool
+    ) -> None:
+        """One micro-batch: its weighted loss goes into the tally, its gradient to the weights.
+
+        The loss and its gradient are worked out slice by slice of positions down to the hidden
+        states; from there the gradient goes through the model in one piece.
+        """
+        with self.models.use("student") as model:
+            model.train(self.models.checkpointed)
+            student = self._read("student", model, data)
+        targets: dict[Role, States] = {}
+        for role in sorted({loss.to for loss in losses if needs_rows(loss)}):
+            with torch.no_grad(), self.models.use(role) as model:
+                states = self._read(role, model, data)
+                targets[role] = beside(states, data, role)
+        columns = Columns(data, losses, student.hidden.device)
+        grad = torch.zeros_like(student.hidden) if backward else None
+        for at in student.slices():
+            logits = student.logits(at)
+            others = {role: states.logits(at).to(logits.device) for role, states in targets.items()}
+            take(losses, columns, at, logits, others, tally, backward=backward)
+            if grad is not None:
+                student.backward(at, logits, into=grad)
+        if grad is not None:
+            student.through(grad)
+
+    def _update(self, learning_rate: float, tally: Tally) -> StepStats:
+        start, params = self._now(), list(self.models.trained.values())
+        for param in params:
+            if param.grad is None:
+                param.grad = torch.zeros_like(param)
+        limit = self.max_grad_norm or math.inf
+        norm = gathered(torch.nn.utils.clip_grad_norm_(params, limit)).item()
+        if not (math.isfinite(tally.loss) and math.isfinite(norm)):
+            self.models.optimizer.zero_grad()
+            raise NonFinite(f"loss {tally.loss}, gradient norm {norm}")
+        for group in self.models.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.models.optimizer.step()
+        self.models.optimizer.zero_grad()
+        return StepStats(tally.loss, norm, tally.means(), self._now() - start)
+
+    def _now(self) -> float:
+        """The clock, once the student's GPU has done what it was given."""
+        device = next(iter(self.models.trained.values())).device
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter()
+
+    def _read(self, role: Role, model: Any, data: Sequence[Datum]) -> States:
+        prompts, completions = _readings(data, role)
+        return read_states(self.pair, self.models, role, model, prompts, completions)
+
+
+def read_states(
+    pair: Pair,
+    models: Models,
+    role: Role,
+    model: Any,
+    prompts: Sequence[Ids],
+    completions: Sequence[Ids],
+) -> States:
+    """The model's states at the completion positions of some rows."""
+    return read(model, prompts, completions, pair.width(role), models.spec(role))
+
+
+def _readings(data: Sequence[Datum], role: Role) -> tuple[list[Ids], list[Ids]]:
+    """Prompts and completions that a model reads of a micro-batch."""
+    readings = [datum.read_by(role) for datum in data]
+    return [prompt for prompt, _ in readings], [completion for _, completion in readings]
