@@ -229,14 +229,15 @@ def naive(data: list[Datum], shared: np.ndarray) -> tuple[float, dict[str, torch
     total, gold_total, gold_count = torch.zeros(()), torch.zeros(()), 0
     for datum in data:
         text = tok.decode(datum.completion, skip_special_tokens=True)
-        chat = [{"role": "user", "content": questions[datum.prompt]}]
+        chat = [{"role": "user", "content": questions[datum.prompt.student]}]
         asked = its_tok.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
         lead = its_tok(asked, add_special_tokens=False).input_ids
         ended = datum.completion[-1] == tok.eos_token_id
         its = its_tok(text, add_special_tokens=False).input_ids
         its += [its_tok.eos_token_id] * ended
         rows = []
-        for model, prompt, ids in ((student, datum.prompt, datum.completion), (teacher, lead, its)):
+        own = datum.prompt.student
+        for model, prompt, ids in ((student, own, datum.completion), (teacher, lead, its)):
             logits = model(torch.tensor([[*prompt, *ids]])).logits[0]
             rows.append(logits[len(prompt) - 1 : -1].log_softmax(-1))
         p, q = rows[0], rows[1].detach()
@@ -275,7 +276,7 @@ def test_a_step_is_that_of_two_plain_models(name: object, engine: CrossEngine) -
     data = build(recipe, batch_of(engine, recipe), engine)
     want, gradients = naive(data, engine.shared)
     fresh = open_engine("torch", "tiny-cross", max_grad_norm=0.0, batch_tokens=150, threads=1)
-    before = {n: p.detach().clone() for n, p in fresh.models.trained.items()}
+    before = {n: p.detach().clone() for n, p in fresh.engine.models.trained.items()}
     assert fresh.measure(data).loss == pytest.approx(want, rel=1e-3, abs=1e-4)
     stats = fresh.step(data, 0.01)
     assert stats.loss == pytest.approx(want, rel=1e-3, abs=1e-4)
@@ -283,7 +284,7 @@ def test_a_step_is_that_of_two_plain_models(name: object, engine: CrossEngine) -
     assert stats.grad_norm == pytest.approx(norm, rel=1e-3)
     for key, old in before.items():  # Adam's first step moves by the gradient's sign
         large = gradients[key].abs() > 1e-3
-        moved = (fresh.models.trained[key] - old)[large]
+        moved = (fresh.engine.models.trained[key] - old)[large]
         assert torch.allclose(moved, -0.01 * gradients[key][large].sign(), rtol=1e-2)
 
 
@@ -348,7 +349,7 @@ def test_broken_characters_are_read_by_the_teacher(engine: CrossEngine) -> None:
 
 def test_special_tokens_carry_no_advantage(engine: CrossEngine) -> None:
     prompt = engine.prompt(TASK.train[0])
-    bos = engine.tokenizer.bos_token_id
+    bos = engine.engine.tokenizer.bos_token_id
     completion = (*engine.mine.encode(b"12"), bos, *engine.mine.encode(b"3")[1:], engine.mine.end)
     datum = build_one(engine, prompt, completion)
     (found,) = engine.translate([datum])
@@ -545,7 +546,7 @@ def test_faults_are_refused_here_too() -> None:
 
 def test_an_opened_pair_is_asked_for_losses_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """As with hub names, whose files are not looked at when a study is read."""
-    monkeypatch.setattr("potstill.study.schema.differ", lambda *_: None)
+    monkeypatch.setattr("potstill.study.loading.differ", lambda *_: None)
     checks = preflight_pair(read_study(table()), "tiny-cross")
     (found,) = checks
     assert found.status == "refused" and "reverse_kl_sampled" in found.hint

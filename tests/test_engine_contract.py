@@ -142,7 +142,7 @@ def test_what_a_model_expects_is_read_off_its_rows(make: Maker) -> None:
         for look, (prompt, completion) in zip(looks, rows, strict=True):
             logp = engine.rows(role, prompt, completion)
             p, place = np.exp(logp), np.arange(len(completion))
-            read = [prompt[-1], *completion[:-1]]
+            read = [prompt.read_by(role)[-1], *completion[:-1]]
             ends = p[:, sorted(engine.eos)].sum(1)
             np.testing.assert_allclose(look.logprobs, logp[place, list(completion)], atol=1e-4)
             if not (crossed(engine) or "reverse_kl" in engine.losses):

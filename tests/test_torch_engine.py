@@ -47,7 +47,8 @@ def naive_step(models: Path, family: str, data: list[Datum]) -> tuple[float, flo
     )
     total = torch.zeros(())
     for datum in data:
-        ids = torch.tensor([datum.prompt + datum.completion])
+        prompt = datum.prompt.student
+        ids = torch.tensor([prompt + datum.completion])
         vocabulary = student.config.vocab_size
         rows = {
             role: model(ids).logits[0, :, :vocabulary].log_softmax(-1)
@@ -55,7 +56,7 @@ def naive_step(models: Path, family: str, data: list[Datum]) -> tuple[float, flo
         }
         for term in datum.terms:
             for i, target in enumerate(datum.completion):
-                at = len(datum.prompt) + i - 1  # the position before token i predicts it
+                at = len(prompt) + i - 1  # the position before token i predicts it
                 p = rows["student"][at]
                 if term.loss.name == "cross_entropy":
                     value = -p[target]
