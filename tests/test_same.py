@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from benchmarks.same import differences, main
 
 
@@ -41,9 +40,9 @@ def test_other_outcomes_metrics_and_missing_files_are_named(folders: tuple[Path,
     assert len(list(differences(old, new, ["tokens", "outcomes"]))) == 0
     (metrics,) = new.rglob("metrics.jsonl")
     metrics.write_text(metrics.read_text().replace("0.5", "0.50000001"))
-    assert "step 1 differs in train/loss" in list(differences(old, new))[0]
+    assert "step 1 differs in train/loss" in next(iter(differences(old, new)))
     metrics.unlink()
-    assert list(differences(old, new))[0].endswith("metrics.jsonl: missing")
+    assert next(iter(differences(old, new))).endswith("metrics.jsonl: missing")
 
 
 def test_nothing_to_compare_is_a_failure(
