@@ -46,7 +46,7 @@ def begin(job: dict[str, Any]) -> Work:
     pair = {"student": job["student"], "teacher": job["teacher"]}
     options = {"threads": job["threads"], "batch_tokens": job["batch_tokens"]}
     engine = open_engine("torch", SimpleNamespace(**pair), **options)
-    engine.score("teacher", [((1,), (1,))])  # loads the second model
+    engine.score("teacher", [(Prompt.of((1,)), (1,))])  # loads the second model
     done, loaded = 0, peak_memory()
 
     def work(request: dict[str, Any]) -> dict[str, Any]:

@@ -90,9 +90,9 @@ def test_what_was_done_twice_is_paid_twice(tmp_path: Path, looks_at_once: None) 
 
 @pytest.fixture
 def looks_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    from potstill.training import spending as cost
+    from potstill.study import budget
 
-    monkeypatch.setattr(cost, "EVERY", 0.0)
+    monkeypatch.setattr(budget, "EVERY", 0.0)
 
 
 def toy(tmp_path: Path, **changes: object) -> Study:

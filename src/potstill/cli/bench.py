@@ -128,7 +128,7 @@ def _measure(
         texts = [(t.prompt, t.completion) for t in batch]
         scoring, _ = _timed(partial(engine.score, "teacher", texts))
         training, stats = _timed(partial(engine.step, build(recipe, batch, engine), 0.0))
-        rows = [(len(p), len(c)) for p, c in texts]
+        rows = [(len(p.student), len(c)) for p, c in texts]
         parts = {"student sampling": sampling, "scoring": scoring}
         parts["forward and backward"] = training - stats.optimizer
         parts["optimizer"] = stats.optimizer
