@@ -1,5 +1,6 @@
 # `make study`: set up and run the embedded quick study, ending in a report.
 # `make test`: set up and run the checks that CI runs.
+# `make docs`: build the documentation in site/.
 # `make test-cluster`: several processes as one engine, and a Ray cluster, on this machine.
 # `make test-server`: the Tinker engine on a real training service, installed and started here.
 # `make test-browser`: the reports in a headless Chromium, which is installed where it is missing.
@@ -11,7 +12,7 @@ QUESTIONS ?=
 # The tinker SDK leaves sockets to the collector.
 QUIET := -W ignore::ResourceWarning -W ignore::pytest.PytestUnraisableExceptionWarning
 
-.PHONY: study test test-cluster test-server test-browser test-all bench clean
+.PHONY: study test docs test-cluster test-server test-browser test-all bench clean
 
 study: .venv/ready
 	$(BIN)/potstill study $(ARGS)
@@ -21,6 +22,9 @@ test: .venv/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest -q -n 2 -m "not slow and not server and not browser and not cluster"
+
+docs: .venv/ready
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 # One process: these tests start as many as there are cores.
 test-cluster: .venv/ready
@@ -35,7 +39,7 @@ test-browser: .venv/ready
 	$(BIN)/pytest -q -m browser tests/test_browser.py
 
 test-all: .venv/ready
-	@echo "make test, and beside it:"
+	@echo "make test, and in addition:"
 	@$(BIN)/pytest -q --collect-only -m "slow or cluster or server or browser" | grep :: | sed 's/^/  /'
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -58,4 +62,4 @@ bench: .venv/ready
 	touch $@
 
 clean:
-	rm -rf .venv runs
+	rm -rf .venv runs site
