@@ -37,7 +37,7 @@ class Reference:
 
 
 @dataclass
-class Examiner:
+class Evaluator:
     """Grades a student in training when that is due."""
 
     engine: Engine
@@ -66,7 +66,7 @@ class Examiner:
     def _tokens(self) -> int:
         return self.grading.max_tokens or self.max_tokens
 
-    def look(self, step: int, *, last: bool) -> dict[str, float]:
+    def evaluate_if_due(self, step: int, *, last: bool) -> dict[str, float]:
         """Metrics of whatever is due after `step` optimizer steps."""
         self.fresh = None
         found: dict[str, float] = {}

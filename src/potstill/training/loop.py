@@ -19,7 +19,7 @@ from potstill.errors import PotstillError
 from potstill.settings import Eval, Train
 from potstill.tasks import Task
 from potstill.training import checkpoint, objective
-from potstill.training.evaluation import Examiner, Reference
+from potstill.training.evaluation import Evaluator, Reference
 from potstill.training.filtering import Judge
 from potstill.training.metering import Metered, Usage
 from potstill.training.recorder import Memory, Recorder
@@ -65,10 +65,10 @@ def train(
     usage = Usage(engine)
     meter, aside = Metered(engine, usage), Metered(bare(engine), usage, "evaluation")
     with usage.clock("evaluation"):
-        examiner = Examiner(aside, task, grading, settings.max_tokens, reference)
+        evaluator = Evaluator(aside, task, grading, settings.max_tokens, reference)
     with usage.clock("diagnosis"):
-        watch = monitor(aside, examiner.texts) if monitor else Unmonitored()
-    start, buffer = _resume(recipe, meter, settings, recorder, watch, examiner)
+        watch = monitor(aside, evaluator.texts) if monitor else Unmonitored()
+    start, buffer = _resume(recipe, meter, settings, recorder, watch, evaluator)
     judge = Judge(recipe, engine, task, recorder.metrics)
     for step, done in pairwise(range(start, total + 1)):
         problems = draw(task.train, settings.batch_size, seed, step)
@@ -83,26 +83,26 @@ def train(
         with usage.clock("diagnosis"):
             row |= watch.after(row, stats, fresh, last=done == total)
         with usage.clock("evaluation"):
-            row |= examiner.look(done, last=done == total)
-        recorder.record(row, examiner.fresh)
+            row |= evaluator.evaluate_if_due(done, last=done == total)
+        recorder.record(row, evaluator.fresh)
         recorder.note(watch.findings)
         if ended := _give_up(done, total, watch, engine, settings, recorder):
-            return _end(done, examiner, meter, recorder, ended)
+            return _end(done, evaluator, meter, recorder, ended)
         if done < total:
             _keep(done, meter, buffer, settings, recorder, watch)
-    return _end(total, examiner, meter, recorder)
+    return _end(total, evaluator, meter, recorder)
 
 
 def _end(
     done: int,
-    examiner: Examiner,
+    evaluator: Evaluator,
     meter: Metered,
     recorder: Recorder,
     ended: dict[str, int] | None = None,
 ) -> Trained:
     """Grade the student that the run ends with."""
     with meter.usage.clock("evaluation"):
-        graded = examiner.grade(again=ended is not None)
+        graded = evaluator.grade(again=ended is not None)
     return Trained(done, graded, meter.usage.state(), recorder, ended)
 
 
@@ -112,7 +112,7 @@ def _resume(
     settings: Train,
     recorder: Recorder,
     monitor: Monitor,
-    examiner: Examiner,
+    evaluator: Evaluator,
 ) -> tuple[int, Buffer]:
     """Where to start: the last checkpoint, or step 0, whose signals are recorded first."""
     capacity = recipe.replay.capacity * settings.batch_size if recipe.replay else 0
@@ -126,7 +126,7 @@ def _resume(
             'on_collapse = "rollback" needs a folder for checkpoints', 'write "stop", or a recorder'
         )
     found = (
-        checkpoint.load(recorder.checkpoints, meter, examiner.task.train)
+        checkpoint.load(recorder.checkpoints, meter, evaluator.task.train)
         if recorder.checkpoints
         else None
     )
@@ -138,7 +138,7 @@ def _resume(
         checkpoint.save(recorder.checkpoints, 0, meter, [], meter.usage.state())
     if not recorder.metrics:
         with meter.usage.clock("diagnosis"):
-            first = monitor.start(examiner.task, len(examiner.tested))
+            first = monitor.start(evaluator.task, len(evaluator.tested))
         if first is not None:
             recorder.record(first, None)
     return max(step, 0), Buffer(capacity, entries)
