@@ -21,7 +21,7 @@ from potstill.settings import Eval, Train
 from potstill.study.loading import read_study
 from potstill.study.run import preflight_pair
 from potstill.tasks import load_task
-from potstill.training.filtering import MEMORY, Judge
+from potstill.training.filtering import MEMORY, RolloutFilter
 from potstill.training.objective import build, losses_for
 from potstill.training.recorder import Memory
 from potstill.training.rollout import collect
@@ -44,11 +44,13 @@ def test_wrong_teacher_texts_are_left_out_and_students_never(tmp_path: Path) -> 
         text(second, "wrong"),
         text(second, "wrong", "student"),
     ]
-    judge = Judge(Recipe(name="x", on_policy=0.5, reject_wrong=True), FakeEngine(), task, [])
-    assert judge.keep(texts) == [texts[0], texts[2]]
-    assert judge.row == {"train/rejected": 1.0}
-    plain = Judge(Recipe(name="x", on_policy=0.5), FakeEngine(), task, [])
-    assert plain.keep(texts) == texts and not plain.row and plain.success is None
+    rollout_filter = RolloutFilter(
+        Recipe(name="x", on_policy=0.5, reject_wrong=True), FakeEngine(), task, []
+    )
+    assert rollout_filter.keep(texts) == [texts[0], texts[2]]
+    assert rollout_filter.metrics == {"train/rejected": 1.0}
+    plain = RolloutFilter(Recipe(name="x", on_policy=0.5), FakeEngine(), task, [])
+    assert plain.keep(texts) == texts and not plain.metrics and plain.success is None
 
 
 @pytest.mark.parametrize("replay", [None, {"capacity": 2}])

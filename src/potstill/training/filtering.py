@@ -24,7 +24,7 @@ from potstill.types import Trajectory
 MEMORY = 0.9  # of the running success
 
 
-class Judge:
+class RolloutFilter:
     """Grades the texts of a step where the recipe asks for it.
 
     Args:
@@ -40,7 +40,7 @@ class Judge:
         self.recipe, self.engine, self.task = recipe, engine, task
         self._problems = {problem.id: problem for problem in task.train}
         self._success = float(rows[-1].get("train/success", 0.0)) if rows else 0.0
-        self.row: dict[str, float] = {}  # of the step just judged
+        self.metrics: dict[str, float] = {}  # of the step just judged
 
     @property
     def success(self) -> float | None:
@@ -49,16 +49,16 @@ class Judge:
 
     def keep(self, fresh: Sequence[Trajectory]) -> list[Trajectory]:
         """The texts that are trained on."""
-        kept, self.row = list(fresh), {}
+        kept, self.metrics = list(fresh), {}
         mine = [t for t in fresh if t.source == "student"]
         if self.success is not None:
             if mine:
                 now = float(np.mean([self._right(t) for t in mine]))
                 self._success = MEMORY * self._success + (1 - MEMORY) * now
-            self.row["train/success"] = self._success
+            self.metrics["train/success"] = self._success
         if self.recipe.reject_wrong:
             kept = [t for t in fresh if t.source == "student" or self._right(t)]
-            self.row["train/rejected"] = float(len(fresh) - len(kept))
+            self.metrics["train/rejected"] = float(len(fresh) - len(kept))
         return kept
 
     def _right(self, t: Trajectory) -> bool:

@@ -20,7 +20,7 @@ from potstill.settings import Eval, Train
 from potstill.tasks import Task
 from potstill.training import checkpoint, objective
 from potstill.training.evaluation import Evaluator, Reference
-from potstill.training.filtering import Judge
+from potstill.training.filtering import RolloutFilter
 from potstill.training.metering import Metered, Usage
 from potstill.training.recorder import Memory, Recorder
 from potstill.training.replay import Buffer
@@ -69,16 +69,16 @@ def train(
     with usage.clock("diagnosis"):
         watch = monitor(aside, evaluator.texts) if monitor else Unmonitored()
     start, buffer = _resume(recipe, meter, settings, recorder, watch, evaluator)
-    judge = Judge(recipe, engine, task, recorder.metrics)
+    rollouts = RolloutFilter(recipe, engine, task, recorder.metrics)
     for step, done in pairwise(range(start, total + 1)):
         problems = draw(task.train, settings.batch_size, seed, step)
-        fresh = collect(recipe, meter, problems, step / total, step, seed, limits, judge.success)
-        batch = buffer.exchange(judge.keep(fresh), step, seed)
+        fresh = collect(recipe, meter, problems, step / total, step, seed, limits, rollouts.success)
+        batch = buffer.exchange(rollouts.keep(fresh), step, seed)
         rate = settings.rate(step, sum(t.source == "student" for t in batch) / max(1, len(batch)))
         with usage.clock("diagnosis"):
             watch.before(done, fresh, batch)
         stats = meter.step(objective.build(recipe, batch, meter), rate)
-        row = _metrics(fresh, batch, stats) | {"train/buffer_size": len(buffer)} | judge.row
+        row = _metrics(fresh, batch, stats) | {"train/buffer_size": len(buffer)} | rollouts.metrics
         row |= {"step": done, "train/learning_rate": rate, "tokens": usage.spent}
         with usage.clock("diagnosis"):
             row |= watch.after(row, stats, fresh, last=done == total)
