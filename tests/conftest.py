@@ -24,7 +24,7 @@ from potstill.study.loading import read_study
 from potstill.study.schema import Study
 from potstill.tasks import Task
 from potstill.training.loop import Trained, train
-from potstill.training.run import Run
+from potstill.training.run import RunSpec
 from potstill.types import Problem, Prompt
 
 ROOT = Path(__file__).parents[1]
@@ -93,7 +93,7 @@ def monitored(
     **more: Any,
 ) -> Trained:
     """Train as a study does: under a monitor."""
-    monitor = partial(Monitor, Run(recipe, engine, task, seed), settings, grading)
+    monitor = partial(Monitor, RunSpec(recipe, engine, task, seed), settings, grading)
     return train(recipe, engine, task, settings, grading, seed=seed, monitor=monitor, **more)
 
 

@@ -25,7 +25,7 @@ from potstill.tasks import load_task
 from potstill.training.objective import build
 from potstill.training.recorder import Memory
 from potstill.training.rollout import collect
-from potstill.training.run import Run
+from potstill.training.run import RunSpec
 from potstill.types import Datum, Limits, Problem, StepStats
 
 STUDIES = Path(__file__).parents[1] / "studies"
@@ -48,7 +48,9 @@ class Stage(FakeEngine):
 def step(fault: str, recipe: Recipe, tmp_path: Path) -> tuple[list[list[Datum]], list[Datum]]:
     """What reaches the engine with the fault on, and what would without it."""
     stage = Stage()
-    run = apply([fault] if fault else [], Run(recipe, stage, load_task(**write_toy(tmp_path)), 0))
+    run = apply(
+        [fault] if fault else [], RunSpec(recipe, stage, load_task(**write_toy(tmp_path)), 0)
+    )
     problems = [Problem(str(i), f"ab{i}", "") for i in range(10)]
     batch = collect(recipe, stage, problems, 0.0, 0, 0, Limits(24, 1.0, 1.0))
     clean = build(recipe, batch, stage)
@@ -77,7 +79,7 @@ def test_the_published_eight_and_six_more() -> None:
 
 
 def test_without_faults_nothing_is_wrapped(tmp_path: Path) -> None:
-    run = Run(METHODS["mixture"], FakeEngine(), load_task(**write_toy(tmp_path)), 3)
+    run = RunSpec(METHODS["mixture"], FakeEngine(), load_task(**write_toy(tmp_path)), 3)
     assert apply([], run) == run and not isinstance(run.engine, Wrapper)
     assert read_study(toy_table(tmp_path)).faults == ()
 
@@ -147,7 +149,7 @@ def run_toy(
 ) -> tuple[Stage, Memory]:
     stage, memory = Stage(), Memory()
     task = load_task(**write_toy(tmp_path))
-    run = apply(faults, Run(METHODS["on_policy_gkd"], stage, task, 0))
+    run = apply(faults, RunSpec(METHODS["on_policy_gkd"], stage, task, 0))
     rates = Train(steps=steps, batch_size=10, max_tokens=24, learning_rate=0.1, warmup=0)
     grading = Eval(every=steps, problems=20, probe=8)
     monitored(run.recipe, run.engine, run.task, rates, grading, seed=run.seed, recorder=memory)
@@ -174,13 +176,15 @@ def test_learning_rate_spike_and_ignored_seeds(tmp_path: Path) -> None:
 
 
 def test_grading_uses_the_bare_engine(tmp_path: Path) -> None:
-    run = apply(["stale_sampler", "eos_untrained"], Run(METHODS["mixture"], FakeEngine(), None, 0))  # type: ignore[arg-type]
+    run = apply(
+        ["stale_sampler", "eos_untrained"], RunSpec(METHODS["mixture"], FakeEngine(), None, 0)
+    )  # type: ignore[arg-type]
     assert isinstance(run.engine, Wrapper) and type(bare(run.engine)) is FakeEngine
 
 
 def test_eval_on_train_grades_training_problems(tmp_path: Path) -> None:
     task = load_task(**write_toy(tmp_path))
-    run = apply(["eval_on_train"], Run(METHODS["mixture"], FakeEngine(), task, 0))
+    run = apply(["eval_on_train"], RunSpec(METHODS["mixture"], FakeEngine(), task, 0))
     assert run.task.test[0] == task.train[0] and run.task.train is task.train
 
 
@@ -269,7 +273,7 @@ def test_the_published_studies_have_all_faults_on(family: str) -> None:
 def test_a_split_step_counts_once(tmp_path: Path) -> None:
     task = load_task(**write_toy(tmp_path))
     names = ["mixture_unblended", "stale_sampler"]
-    run = apply(names, Run(METHODS["mixture"], Stage(), task, 0))
+    run = apply(names, RunSpec(METHODS["mixture"], Stage(), task, 0))
     recipe, limits = METHODS["mixture"], Limits(24, 1.0, 1.0)
     batch = collect(recipe, run.engine, task.train[:10], 0.0, 0, 0, limits)
     run.engine.step(build(recipe, batch, run.engine), 0.1)

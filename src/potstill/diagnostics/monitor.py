@@ -27,7 +27,7 @@ from potstill.settings import Eval, Train
 from potstill.training import objective
 from potstill.training.evaluation import Reference
 from potstill.training.rollout import draw, generator
-from potstill.training.run import Run
+from potstill.training.run import RunSpec
 from potstill.types import (
     Finding,
     Floats,
@@ -60,7 +60,7 @@ class Monitor:
         reference: the teacher's greedy texts of the probed problems.
     """
 
-    asked: Run
+    asked: RunSpec
     settings: Train
     grading: Eval
     engine: Engine

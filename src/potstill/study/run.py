@@ -32,7 +32,7 @@ from potstill.tasks.context.builder import Briefing
 from potstill.training.evaluation import Reference, evaluate
 from potstill.training.loop import train
 from potstill.training.metering import Metered, Usage
-from potstill.training.run import Run
+from potstill.training.run import RunSpec
 from potstill.training.spending import BudgetReached
 from potstill.types import Evaluation, ModelSpec, Role
 
@@ -112,7 +112,7 @@ def _run(
         raise PotstillError(f"the teacher row of {cell.pair} failed", "see its result.json")
     engine = open_study_engine(study, cell, task, place.path, folder.cache)
     recipe = study.recipes.get(cell.method) or Recipe(name=cell.method)
-    asked = Run(recipe, engine, task, cell.seed or 0)
+    asked = RunSpec(recipe, engine, task, cell.seed or 0)
     run = faults.apply(study.faults, asked)
     try:
         if cell.method in REFERENCES:
@@ -187,8 +187,8 @@ def preflight_pair(study: Study, pair: str, only: Collection[str] = ()) -> list[
     with tempfile.TemporaryDirectory(prefix="potstill-preflight-") as scratch:
         engine = open_study_engine(study, cell, task, Path(scratch))
 
-        def wire(inner: Engine, recipe: Recipe) -> Run:
-            return faults.apply(study.faults, Run(recipe, inner, task, study.seeds[0]))
+        def wire(inner: Engine, recipe: Recipe) -> RunSpec:
+            return faults.apply(study.faults, RunSpec(recipe, inner, task, study.seeds[0]))
 
         recipes = list(study.recipes.values())
         rehearsal = Rehearsal(wire, engine, recipes, study.seeds[0], study.train, study.eval)

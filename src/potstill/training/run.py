@@ -10,7 +10,7 @@ from potstill.tasks import Task
 
 
 @dataclass(frozen=True)
-class Run:
+class RunSpec:
     """What one cell is about to be trained with: what faults may change."""
 
     recipe: Recipe

@@ -29,7 +29,7 @@ from potstill.diagnostics.faults.setup import (
 from potstill.diagnostics.faults.stepping import LearningRateSpike, MixtureUnblended, StaleSampler
 from potstill.diagnostics.faults.teacher import VocabPermuted
 from potstill.errors import PotstillError, did_you_mean
-from potstill.training.run import Run
+from potstill.training.run import RunSpec
 
 _FAULTS: tuple[Fault, ...] = (
     UnshiftedTargets(),
@@ -72,7 +72,7 @@ def teacher_for(names: Sequence[str], teacher: str, folder: Path) -> str:
     return teacher
 
 
-def apply(names: Sequence[str], run: Run) -> Run:
+def apply(names: Sequence[str], run: RunSpec) -> RunSpec:
     """The run with the named faults switched on, whatever the order of the names."""
     check_faults(names)
     for fault in sorted(_FAULTS, key=lambda fault: fault.outermost):

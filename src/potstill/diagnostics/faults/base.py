@@ -15,7 +15,7 @@ from typing import ClassVar
 
 from potstill.algorithms.recipe import Recipe
 from potstill.engines.protocol import Engine, Wrapper
-from potstill.training.run import Run
+from potstill.training.run import RunSpec
 from potstill.types import Datum, Floats, Reading, Role, Source, StepStats
 
 
@@ -33,7 +33,7 @@ class Fault:
         """Does the fault change a run of this recipe at all?"""
         return True
 
-    def apply(self, run: Run) -> Run:
+    def apply(self, run: RunSpec) -> RunSpec:
         """The run with the fault switched on."""
         return run
 
@@ -50,7 +50,7 @@ class DataFault(Fault):
     together: ClassVar[tuple[str, ...]] = ()  # faults that come in its company
     sources: tuple[Source, ...] = ("student", "teacher")  # whose tokens it spoils
 
-    def apply(self, run: Run) -> Run:
+    def apply(self, run: RunSpec) -> RunSpec:
         return dataclasses.replace(run, engine=Spoiled(run.engine, self))
 
     def rewrite(self, data: Sequence[Datum], engine: Engine) -> list[Datum]:

@@ -11,7 +11,7 @@ from typing import Any
 from potstill.algorithms.recipe import Recipe
 from potstill.diagnostics.faults.base import Fault
 from potstill.tasks import Task
-from potstill.training.run import Run
+from potstill.training.run import RunSpec
 from potstill.types import Loss, Problem
 
 
@@ -27,7 +27,7 @@ class AnchorAbsent(Fault):
     def touches(self, recipe: Recipe) -> bool:
         return recipe.anchor > 0
 
-    def apply(self, run: Run) -> Run:
+    def apply(self, run: RunSpec) -> RunSpec:
         return dataclasses.replace(run, recipe=dataclasses.replace(run.recipe, anchor=0.0))
 
 
@@ -41,7 +41,7 @@ class TopKWithoutTail(Fault):
     where = "top-k log-probabilities of a service used as if they were the row"
     remedy = "keep one bucket for the mass outside the top k: topk_reverse_kl"
 
-    def apply(self, run: Run) -> Run:
+    def apply(self, run: RunSpec) -> RunSpec:
         loss = Loss("truncated_reverse_kl", top_k=8)
         recipe = dataclasses.replace(run.recipe, student_loss=loss, clip_advantage=0.0)
         return dataclasses.replace(run, recipe=recipe)
@@ -78,7 +78,7 @@ class EvalOnTrain(Fault):
     remedy = "grade on the test split: training problems do not show what was learned"
     published = True
 
-    def apply(self, run: Run) -> Run:
+    def apply(self, run: RunSpec) -> RunSpec:
         return dataclasses.replace(run, task=TrainedOn(run.task))
 
 
@@ -91,5 +91,5 @@ class SeedsIgnored(Fault):
     remedy = "pass the seed on: without it no run can be repeated"
     published = True
 
-    def apply(self, run: Run) -> Run:
+    def apply(self, run: RunSpec) -> RunSpec:
         return dataclasses.replace(run, seed=int.from_bytes(os.urandom(4)))

@@ -18,7 +18,7 @@ import numpy as np
 from potstill.algorithms.recipe import Recipe
 from potstill.diagnostics.faults.base import Fault
 from potstill.engines.protocol import Engine, Wrapper
-from potstill.training.run import Run
+from potstill.training.run import RunSpec
 from potstill.types import Datum, Prompt, Role, Sample, StepStats, Term
 
 
@@ -35,7 +35,7 @@ class MixtureUnblended(Fault):
         """Some step has both sources in it."""
         return recipe.on_policy.kind != "switch" and recipe.uses_student and recipe.uses_teacher
 
-    def apply(self, run: Run) -> Run:
+    def apply(self, run: RunSpec) -> RunSpec:
         return dataclasses.replace(run, engine=StepPerSource(run.engine))
 
 
@@ -96,7 +96,7 @@ class LearningRateSpike(Fault):
     )
     outermost = True
 
-    def apply(self, run: Run) -> Run:
+    def apply(self, run: RunSpec) -> RunSpec:
         return dataclasses.replace(run, engine=Spiking(run.engine, range(40, 43), 100.0))
 
 
@@ -131,7 +131,7 @@ class StaleSampler(Fault):
     def touches(self, recipe: Recipe) -> bool:
         return recipe.uses_student
 
-    def apply(self, run: Run) -> Run:
+    def apply(self, run: RunSpec) -> RunSpec:
         return dataclasses.replace(run, engine=Stale(run.engine, 20))
 
 

@@ -25,7 +25,7 @@ from potstill.training import objective
 from potstill.training.evaluation import Reference, evaluate
 from potstill.training.metering import Metered, Usage
 from potstill.training.rollout import collect, draw
-from potstill.training.run import Run
+from potstill.training.run import RunSpec
 from potstill.training.spending import Spent, total
 from potstill.types import Limits, Loss, Role, Source
 
@@ -205,7 +205,7 @@ def _looks(engine: Engine, recipe: Recipe, task: Task, settings: Train, grading:
     limits = Limits(settings.max_tokens, settings.temperature, settings.teacher_temperature)
     usage = Usage(engine)
     counted = Metered(engine, usage, "evaluation")
-    monitor = Monitor(Run(recipe, engine, task, 0), settings, grading, counted, texts)
+    monitor = Monitor(RunSpec(recipe, engine, task, 0), settings, grading, counted, texts)
     batch = collect(recipe, engine, draw(task.train, settings.batch_size, 0, 0), 0.0, 0, 0, limits)
     counted.usage = usage = Usage(engine)
     start = time.perf_counter()

@@ -14,7 +14,7 @@ from potstill.engines.protocol import Engine
 from potstill.training import objective
 from potstill.training.evaluation import evaluate
 from potstill.training.rollout import collect, draw, generator
-from potstill.training.run import Run
+from potstill.training.run import RunSpec
 from potstill.types import Datum, Loss, Role, Term
 
 BATCH = 12  # prompts of a rehearsed step
@@ -74,7 +74,7 @@ def seeded(rehearsal: Rehearsal) -> list[Check]:
     return [Check("seed", "passed", f"seed {got} decides prompts and samples")]
 
 
-def _probe(engine: Engine, run: Run, role: Role, count: int = 8) -> tuple[list, list]:
+def _probe(engine: Engine, run: RunSpec, role: Role, count: int = 8) -> tuple[list, list]:
     """Rows (prompt, completion) sampled through the run's engine, and the sampler's scores."""
     prompts = [engine.prompt(problem) for problem in run.task.train[:count]]
     limits = [16] * len(prompts)
@@ -83,7 +83,7 @@ def _probe(engine: Engine, run: Run, role: Role, count: int = 8) -> tuple[list, 
     return rows, [s.logprobs for s in samples]
 
 
-def _gap(engine: Engine, run: Run, role: Role) -> float:
+def _gap(engine: Engine, run: RunSpec, role: Role) -> float:
     """Mean difference between the sampler's log-probabilities and their score, in nats."""
     rows, sampled = _probe(engine, run, role)
     scores = np.concatenate(engine.score(role, rows))

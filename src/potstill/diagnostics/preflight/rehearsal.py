@@ -14,7 +14,7 @@ from potstill.diagnostics.faults import FAULTS
 from potstill.engines.protocol import CrossTokenizer, Engine, Wrapper
 from potstill.errors import writing
 from potstill.settings import Eval, Train
-from potstill.training.run import Run
+from potstill.training.run import RunSpec
 from potstill.types import Datum, Limits, StepStats
 
 Status = Literal["passed", "warning", "refused"]
@@ -54,7 +54,7 @@ class DryRun(Wrapper):
 class Rehearsal:
     """A run set up as it will be trained, of which single steps are tried that change nothing."""
 
-    wire: Callable[[Engine, Recipe], Run]  # sets a run up around an engine, as training will
+    wire: Callable[[Engine, Recipe], RunSpec]  # sets a run up around an engine, as training will
     engine: Engine  # bare
     recipes: Sequence[Recipe]  # as they were asked for
     seed: int  # as it was asked for
@@ -66,7 +66,7 @@ class Rehearsal:
         s = self.settings
         return Limits(min(s.max_tokens, LONGEST), s.temperature, s.teacher_temperature)
 
-    def any_run(self) -> Run:
+    def any_run(self) -> RunSpec:
         return self.wire(self.engine, self.recipes[0])
 
     @property
