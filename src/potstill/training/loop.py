@@ -22,11 +22,11 @@ from potstill.training import checkpoint, objective
 from potstill.training.evaluation import Evaluator, Reference
 from potstill.training.filtering import RolloutFilter
 from potstill.training.metering import Metered, Usage
+from potstill.training.monitoring import Monitor, MonitorFactory, Unmonitored
 from potstill.training.recorder import Memory, Recorder
 from potstill.training.replay import Buffer
 from potstill.training.rollout import collect, draw
 from potstill.training.spending import BudgetReached
-from potstill.training.watching import Monitor, MonitorFactory, Unmonitored
 from potstill.types import Evaluation, Limits, StepStats, Trajectory
 
 
