@@ -1,10 +1,10 @@
 """How often is a broken run noticed, how soon, and is the right cause named?
 
 Trains every fault on both embedded pairs over several seeds, and clean runs of all nine methods,
-with pre-flight off; then asks `potstill.diagnostics.diagnosis` about each run's rows, and pre-flight about each
-fault. The truth is the held-out accuracy, graded every five steps: a run has collapsed at the first
-of two gradings in a row below a quarter of the untrained accuracy. The thresholds of `diagnose`
-were set on tiny-llama; nothing was tuned on the other pair's runs.
+with pre-flight off; then applies `potstill.diagnostics.diagnosis` to each run's rows, and
+pre-flight to each fault. The truth is the held-out accuracy, evaluated every five steps: a run has
+collapsed at the first of two evaluations in a row below a quarter of the untrained accuracy. The
+thresholds of `diagnose` were set on tiny-llama; nothing was tuned on the other pair's runs.
 
     python -m benchmarks.diagnosis --out runs/diagnosis
 """
