@@ -25,7 +25,7 @@ from potstill.diagnostics.faults.explaining import Mistakes, as_if, candidates
 from potstill.engines.protocol import Engine
 from potstill.settings import Eval, Train
 from potstill.training import objective
-from potstill.training.evaluation import Reference
+from potstill.training.evaluation import TeacherCompletions
 from potstill.training.rollout import draw, generator
 from potstill.training.run import RunSpec
 from potstill.types import (
@@ -64,7 +64,7 @@ class Monitor:
     settings: Train
     grading: Eval
     engine: Engine
-    reference: Reference
+    reference: TeacherCompletions
     rows: list[dict[str, Any]] = field(default_factory=list)  # of the run so far
     findings: list[Finding] = field(default_factory=list)  # what is wrong with it
     named: dict[str, str] = field(default_factory=dict)  # what differs -> the mistake it fits

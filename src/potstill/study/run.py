@@ -29,7 +29,7 @@ from potstill.study.storage import REFERENCES, Cell, CellFolder, StudyFolder, ex
 from potstill.study.validation import check_routes, check_window
 from potstill.tasks import Task, check_disjoint, load_task
 from potstill.tasks.context.builder import Briefing
-from potstill.training.evaluation import Reference, evaluate
+from potstill.training.evaluation import TeacherCompletions, evaluate
 from potstill.training.loop import train
 from potstill.training.metering import Metered, Usage
 from potstill.training.run import RunSpec
@@ -81,7 +81,7 @@ def run_cell(
         StorageError: the disk refuses.
     """
     reference = None if cell.method in REFERENCES else read_reference(folder, cell.pair)
-    texts = reference.texts if reference else None
+    texts = reference.by_problem if reference else None
     place = folder.cell(cell, teacher=texts, examples=study.eval.examples, ledger=ledger)
     record: dict[str, Any] = {"pair": cell.pair, "method": cell.method, "seed": cell.seed}
     place.mark_running(True)
@@ -106,7 +106,7 @@ def _run(
     place: CellFolder,
     cell: Cell,
     task: Task,
-    reference: Reference | None,
+    reference: TeacherCompletions | None,
 ) -> dict[str, Any]:
     if reference is None and cell.method not in REFERENCES:
         raise PotstillError(f"the teacher row of {cell.pair} failed", "see its result.json")
@@ -124,7 +124,7 @@ def _run(
             study.train,
             study.eval,
             seed=run.seed,
-            reference=reference,
+            teacher_completions=reference,
             recorder=place,
             monitor=partial(Monitor, asked, study.train, study.eval),
         )
@@ -227,12 +227,12 @@ def _reference(
     }
 
 
-def read_reference(folder: StudyFolder, pair: str) -> Reference | None:
+def read_reference(folder: StudyFolder, pair: str) -> TeacherCompletions | None:
     """The teacher's texts of a pair, or None where its row failed."""
     place = folder.cell(Cell(pair, "teacher"))
     if (place.result or {}).get("status") != "done":
         return None
-    return Reference({row["problem"]: row["text"] for row in place.texts})
+    return TeacherCompletions({row["problem"]: row["text"] for row in place.texts})
 
 
 def _accuracy(graded: Evaluation) -> dict[str, Any]:

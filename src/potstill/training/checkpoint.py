@@ -1,8 +1,8 @@
-"""Resume points: step, replay buffer, token counts and the engine's state, whole or not at all.
+"""Checkpoints: step, replay buffer, token counts and the engine's state, written atomically.
 
-A checkpoint is written into a folder with another name and renamed when complete; the newest
-complete one wins; older ones go, but for the last that is surely good. Random numbers need no
-saving: they come from (seed, step).
+A checkpoint is written under a temporary name and renamed when it is complete. The newest complete
+one is loaded. Older ones are deleted, except the last one before any symptom of a collapse. Random
+state is not saved: every random number comes from (seed, step).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from potstill.engines.protocol import Engine
 from potstill.errors import writing
 from potstill.types import Problem, Prompt, Trajectory
 
-_NAME = "step-"
+_PREFIX = "step-"
 
 
 def save(
@@ -31,81 +31,84 @@ def save(
     extra: dict[str, Any],
     good: int | None = None,
 ) -> None:
-    """Write the resume point after `step` optimizer steps and drop older ones.
+    """Write the checkpoint after `step` optimizer steps and delete older ones.
 
     Args:
-        folder: where resume points are.
-        step: optimizer steps made.
-        engine: what is saved.
-        buffer: the replay buffer.
-        extra: token counts.
-        good: the newest point up to this step is kept as well, to go back to.
+        folder: the run's checkpoints.
+        step: optimizer steps made so far.
+        engine: the engine to save.
+        buffer: entries of the replay buffer.
+        extra: token counts and seconds.
+        good: the newest checkpoint up to this step is kept too, so that a run can roll back to it.
     """
-    partial, final = folder / f"partial-{step:08d}", folder / f"{_NAME}{step:08d}"
-    state = {"step": step, "extra": extra, "buffer": [_plain(entry) for entry in buffer]}
+    partial, final = folder / f"partial-{step:08d}", folder / f"{_PREFIX}{step:08d}"
+    state = {"step": step, "extra": extra, "buffer": [_to_json(entry) for entry in buffer]}
     with writing(folder):
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         engine.save(partial)
         (partial / "state.json").write_text(json.dumps(state))
         for path in partial.iterdir():
-            _sync(path)
+            _fsync(path)
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
-        _sync(folder)
-    kept = {final, *_until(folder, step if good is None else good)[-1:]}
-    for old in folder.iterdir():
-        if old not in kept:
-            shutil.rmtree(old, ignore_errors=True)
+        _fsync(folder)
+    keep = {final, *_until(folder, step if good is None else good)[-1:]}
+    for path in folder.iterdir():
+        if path not in keep:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def load(
     folder: Path, engine: Engine, problems: Sequence[Problem]
 ) -> tuple[int, list[Trajectory], dict[str, Any]] | None:
-    """Restore the newest complete checkpoint into the engine, or return None if there is none.
+    """Restore the newest complete checkpoint, or return None if there is none.
 
     Args:
-        folder: where checkpoints are.
-        engine: what is restored.
-        problems: those that the run trains on.
+        folder: the run's checkpoints.
+        engine: the engine to restore.
+        problems: the training problems of the run.
+
+    Returns:
+        The optimizer steps made, the entries of the replay buffer, and `extra` as it was saved.
     """
-    found = points(folder)
-    if not found:
+    complete = points(folder)
+    if not complete:
         return None
-    state = json.loads((found[-1] / "state.json").read_text())
-    engine.load(found[-1])
+    state = json.loads((complete[-1] / "state.json").read_text())
+    engine.load(complete[-1])
     by_id = {problem.id: problem for problem in problems}
 
-    def prompt_of(name: str) -> Prompt:
-        return engine.prompt(by_id[name])
+    def prompt_of(problem: str) -> Prompt:
+        return engine.prompt(by_id[problem])
 
-    buffer = [_trajectory(entry, prompt_of) for entry in state["buffer"]]
+    buffer = [_from_json(entry, prompt_of) for entry in state["buffer"]]
     return state["step"], buffer, state["extra"]
 
 
-def back(folder: Path, engine: Engine, step: int) -> int:
-    """Load the newest resume point up to `step` into the engine and return its step."""
-    point = _until(folder, step)[-1]
-    engine.load(point)
-    return step_of(point)
+def roll_back(folder: Path, engine: Engine, step: int) -> int:
+    """Load the newest checkpoint up to `step` into the engine and return its step."""
+    path = _until(folder, step)[-1]
+    engine.load(path)
+    return step_of(path)
 
 
 def points(folder: Path) -> list[Path]:
-    """Complete resume points, oldest first."""
-    return sorted(folder.glob(f"{_NAME}*"))
+    """Paths of the complete checkpoints, oldest first."""
+    return sorted(folder.glob(f"{_PREFIX}*"))
 
 
-def step_of(point: Path) -> int:
-    """Optimizer steps made before a resume point."""
-    return int(point.name.removeprefix(_NAME))
+def step_of(path: Path) -> int:
+    """Optimizer steps made before a checkpoint."""
+    return int(path.name.removeprefix(_PREFIX))
 
 
 def _until(folder: Path, step: int) -> list[Path]:
-    """Resume points up to a step, oldest first."""
-    return [point for point in points(folder) if step_of(point) <= step]
+    """Paths of the complete checkpoints up to a step, oldest first."""
+    return [path for path in points(folder) if step_of(path) <= step]
 
 
-def _plain(entry: Trajectory) -> dict[str, Any]:
+def _to_json(entry: Trajectory) -> dict[str, Any]:
     return {
         **entry.__dict__,
         "prompt": entry.prompt.__dict__,
@@ -113,13 +116,13 @@ def _plain(entry: Trajectory) -> dict[str, Any]:
     }
 
 
-def _trajectory(entry: dict[str, Any], prompt_of: Callable[[str], Prompt]) -> Trajectory:
+def _from_json(entry: dict[str, Any], prompt_of: Callable[[str], Prompt]) -> Trajectory:
     fields = {
         **entry,
         "completion": tuple(entry["completion"]),
         "logprobs": np.array(entry["logprobs"], np.float32),
     }
-    if "problem" in fields:  # written by a version that kept the student's ids alone
+    if "problem" in fields:  # the format of versions that saved the student's ids only
         fields["prompt"] = prompt_of(fields.pop("problem"))
     else:
         ids: dict[str, Any] = {
@@ -130,7 +133,7 @@ def _trajectory(entry: dict[str, Any], prompt_of: Callable[[str], Prompt]) -> Tr
     return Trajectory(**fields)
 
 
-def _sync(path: Path) -> None:
+def _fsync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,6 +1,6 @@
-"""What the loop needs of a monitor, so that a run can be trained with one or without.
+"""The monitor's protocol, so that a run can be trained with a monitor or without one.
 
-`diagnostics.monitor.Monitor` is the one that comes with potstill.
+The implementation is `diagnostics.monitor.Monitor`, which training does not import.
 """
 
 from __future__ import annotations
@@ -10,72 +10,83 @@ from typing import Any, Protocol
 
 from potstill.engines.protocol import Engine
 from potstill.tasks import Task
-from potstill.training.evaluation import Reference
+from potstill.training.evaluation import TeacherCompletions
 from potstill.types import Finding, StepStats, Trajectory
 
 
 class Monitor(Protocol):
-    """Watches one run: it changes nothing of it."""
+    """Observes one run and changes nothing in it."""
 
     @property
     def findings(self) -> Sequence[Finding]:
-        """What is wrong with the run so far."""
+        """Collapse and deviations found so far."""
 
     @property
     def collapsed(self) -> bool:
-        """Whether the student has lost its skill."""
+        """True once the student has lost its skill."""
 
     @property
     def healthy_until(self) -> int:
-        """The last step that is surely good."""
+        """The last step at which a probe showed no symptom."""
 
     def recall(self, rows: Sequence[dict[str, Any]]) -> None:
         """Continue from the recorded rows of an interrupted run."""
 
-    def start(self, task: Task, graded: int) -> dict[str, Any] | None:
-        """The row of step 0; None where nothing is measured.
+    def start(self, task: Task, evaluated: int) -> dict[str, Any] | None:
+        """The row of step 0; None if nothing is measured.
 
         Args:
-            task: as it is evaluated.
-            graded: how many of its test problems are evaluated.
+            task: the task as the run evaluates it.
+            evaluated: number of its test problems that are evaluated.
         """
 
     def before(self, step: int, fresh: Sequence[Trajectory], batch: Sequence[Trajectory]) -> None:
-        """Called with the trajectories of a step before its optimizer step."""
+        """Called before an optimizer step, with its fresh trajectories and its batch."""
 
     def after(
-        self, seen: Mapping[str, Any], stats: StepStats, fresh: Sequence[Trajectory], *, last: bool
+        self,
+        metrics: Mapping[str, Any],
+        stats: StepStats,
+        fresh: Sequence[Trajectory],
+        *,
+        last: bool,
     ) -> dict[str, Any]:
-        """Further metrics of a step, once it is made.
+        """Further metrics, after an optimizer step.
 
         Args:
-            seen: the step's metrics.
-            stats: what the engine reported.
+            metrics: the step's metrics so far.
+            stats: the engine's report of the step.
             fresh: the trajectories sampled for it.
-            last: whether it is the run's last step.
+            last: true at the run's last step.
         """
 
 
-MonitorFactory = Callable[[Engine, Reference], Monitor]  # the engine without wrappers
+# Creates the monitor from the bare engine and the teacher's completions.
+MonitorFactory = Callable[[Engine, TeacherCompletions], Monitor]
 
 
 class Unmonitored:
-    """No monitor."""
+    """A monitor that measures nothing."""
 
     findings: tuple[Finding, ...] = ()
     collapsed = False
     healthy_until = 0
 
     def recall(self, rows: Sequence[dict[str, Any]]) -> None:
-        """Nothing to recall."""
+        """Nothing to continue."""
 
-    def start(self, task: Task, graded: int) -> None:
+    def start(self, task: Task, evaluated: int) -> None:
         """No row of step 0."""
 
     def before(self, step: int, fresh: Sequence[Trajectory], batch: Sequence[Trajectory]) -> None:
-        """Nothing is measured."""
+        """Nothing to measure."""
 
     def after(
-        self, seen: Mapping[str, Any], stats: StepStats, fresh: Sequence[Trajectory], *, last: bool
+        self,
+        metrics: Mapping[str, Any],
+        stats: StepStats,
+        fresh: Sequence[Trajectory],
+        *,
+        last: bool,
     ) -> dict[str, Any]:
         return {}

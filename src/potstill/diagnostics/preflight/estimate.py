@@ -22,7 +22,7 @@ from potstill.engines.protocol import Engine
 from potstill.settings import Eval, Train
 from potstill.tasks import Task
 from potstill.training import objective
-from potstill.training.evaluation import Reference, evaluate
+from potstill.training.evaluation import TeacherCompletions, evaluate
 from potstill.training.metering import Metered, Usage
 from potstill.training.rollout import collect, draw
 from potstill.training.run import RunSpec
@@ -201,7 +201,9 @@ def _grading(engine: Engine, role: Role, task: Task, settings: Train, grading: E
 def _looks(engine: Engine, recipe: Recipe, task: Task, settings: Train, grading: Eval) -> Spent:
     """What it takes to look once at the student: its loss worked out, the probe answered."""
     probed = task.train[: grading.probe]
-    texts = Reference.write(engine, task, probed, grading.max_tokens or settings.max_tokens)
+    texts = TeacherCompletions.generate(
+        engine, task, probed, grading.max_tokens or settings.max_tokens
+    )
     limits = Limits(settings.max_tokens, settings.temperature, settings.teacher_temperature)
     usage = Usage(engine)
     counted = Metered(engine, usage, "evaluation")

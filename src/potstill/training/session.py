@@ -1,0 +1,163 @@
+"""A training session: metering, evaluation, monitoring, checkpoints and budget around the steps.
+
+A run that is interrupted anywhere continues from its last checkpoint and reaches the same numbers.
+The steps themselves are left to `loop`; the checks of a run are the monitor's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from potstill.algorithms.recipe import Recipe
+from potstill.engines.protocol import Engine, bare
+from potstill.errors import PotstillError
+from potstill.settings import Eval, Train
+from potstill.tasks import Task
+from potstill.training import checkpoint
+from potstill.training.evaluation import Evaluator, TeacherCompletions
+from potstill.training.metering import Metered, Usage
+from potstill.training.monitoring import Monitor, MonitorFactory, Unmonitored
+from potstill.training.recorder import Recorder
+from potstill.training.replay import Buffer
+from potstill.training.spending import BudgetReached
+from potstill.types import Evaluation, StepStats, Trajectory
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The result of a run."""
+
+    steps: int
+    evaluation: Evaluation
+    spent: dict[str, dict[str, float]]  # tokens and operations by kind, seconds by activity
+    recorder: Recorder
+    ended: dict[str, int] | None = None  # after a collapse: see `Session.end_if_collapsed`
+
+    @property
+    def accuracy(self) -> float:
+        """Share of held-out problems solved, strict extractor."""
+        return self.evaluation.strict
+
+
+@dataclass(frozen=True)
+class Session:
+    """The parts around the optimizer step: metering, evaluation, monitoring, recording."""
+
+    settings: Train
+    meter: Metered
+    evaluator: Evaluator
+    monitor: Monitor
+    recorder: Recorder
+
+    def resume(self, recipe: Recipe) -> tuple[int, Buffer]:
+        """Restore the last checkpoint, or record step 0; returns the first step to make."""
+        folder, usage = self.recorder.checkpoints, self.meter.usage
+        restored = (
+            checkpoint.load(folder, self.meter, self.evaluator.task.train) if folder else None
+        )
+        step, entries, counts = restored or (-1, [], None)
+        usage.recall(counts)
+        self.recorder.rewind(step)
+        self.monitor.recall(self.recorder.metrics)
+        if folder and not restored and self.settings.on_collapse == "rollback":
+            checkpoint.save(folder, 0, self.meter, [], usage.state())
+        if not self.recorder.metrics:
+            with usage.clock("diagnosis"):
+                row = self.monitor.start(self.evaluator.task, len(self.evaluator.problems))
+            if row is not None:
+                self.recorder.record(row, None)
+        capacity = recipe.replay.capacity * self.settings.batch_size if recipe.replay else 0
+        return max(step, 0), Buffer(capacity, entries)
+
+    def record(
+        self,
+        metrics: dict[str, Any],
+        stats: StepStats,
+        fresh: Sequence[Trajectory],
+        *,
+        last: bool,
+    ) -> None:
+        """Record a step with the metrics of the monitor and of an evaluation if one is due."""
+        with self.meter.usage.clock("diagnosis"):
+            metrics |= self.monitor.after(metrics, stats, fresh, last=last)
+        with self.meter.usage.clock("evaluation"):
+            metrics |= self.evaluator.evaluate_if_due(metrics["step"], last=last)
+        self.recorder.record(metrics, self.evaluator.latest)
+        self.recorder.note(self.monitor.findings)
+
+    def end_if_collapsed(self, done: int, total: int) -> dict[str, int] | None:
+        """End a collapsed run where the settings require it: as it is, or after a rollback.
+
+        Returns:
+            The steps made, the steps planned, and the step of the restored student, if any.
+        """
+        if self.settings.on_collapse == "warn" or not self.monitor.collapsed:
+            return None
+        if self.settings.on_collapse == "stop":
+            return {"step": done, "of": total}
+        assert self.recorder.checkpoints
+        step = checkpoint.roll_back(
+            self.recorder.checkpoints, self.meter, self.monitor.healthy_until
+        )
+        return {"step": done, "of": total, "back_to": step}
+
+    def save_if_due(self, done: int, buffer: Buffer) -> None:
+        """Save a checkpoint if one is due; end the run if the budget is spent."""
+        state = self.meter.usage.state
+        spent = self.recorder.spend(state())
+        if self.recorder.checkpoints and (spent or done % self.settings.checkpoint_every == 0):
+            checkpoint.save(
+                self.recorder.checkpoints,
+                done,
+                self.meter,
+                buffer.entries,
+                state(),
+                self.monitor.healthy_until,
+            )
+        if spent:
+            raise BudgetReached(f"the budget is spent: {spent}", "raise it and run again to go on")
+
+    def finish(self, done: int, ended: dict[str, int] | None = None) -> Trained:
+        """Evaluate the final student, unless the last step did."""
+        with self.meter.usage.clock("evaluation"):
+            latest = None if ended else self.evaluator.latest
+            evaluation = latest or self.evaluator.evaluate()
+        return Trained(done, evaluation, self.meter.usage.state(), self.recorder, ended)
+
+
+def open_session(
+    engine: Engine,
+    task: Task,
+    settings: Train,
+    evaluation: Eval,
+    teacher: TeacherCompletions | None,
+    recorder: Recorder,
+    monitor: MonitorFactory | None,
+) -> Session:
+    """Put a meter around the engine and create the evaluator and the monitor."""
+    _check_collapse_action(settings, recorder, monitor)
+    usage = Usage(engine)
+    evaluating = Metered(bare(engine), usage, "evaluation")
+    with usage.clock("evaluation"):
+        evaluator = Evaluator(evaluating, task, evaluation, settings.max_tokens, teacher)
+    with usage.clock("diagnosis"):
+        watcher = monitor(evaluating, evaluator.teacher_completions) if monitor else Unmonitored()
+    return Session(settings, Metered(engine, usage), evaluator, watcher, recorder)
+
+
+def _check_collapse_action(
+    settings: Train, recorder: Recorder, monitor: MonitorFactory | None
+) -> None:
+    """Reject an action on a collapse that the run cannot take."""
+    if settings.on_collapse != "warn" and monitor is None:
+        raise PotstillError(
+            f'on_collapse = "{settings.on_collapse}" needs a monitor to detect the collapse',
+            'write "warn", or pass a monitor to train',
+        )
+    if settings.on_collapse == "rollback" and not recorder.checkpoints:
+        raise PotstillError(
+            'on_collapse = "rollback" needs a folder for checkpoints',
+            'write "stop", or pass a recorder that has one',
+        )
