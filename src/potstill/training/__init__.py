@@ -1,1 +1,1 @@
-"""Training: who writes, what is trained on, one optimizer step, evaluation, metering."""
+"""Training of one run: rollouts, objective, optimizer steps, checkpoints, evaluation, metering."""

@@ -1,12 +1,12 @@
-"""What a recipe makes of the texts of a step before they are trained on: teacher texts that are
-wrong are rejected, and the student's success moves the prefix.
+"""Rejection filtering of a step's rollouts, and the running success that moves the prefix.
 
-Grading costs no model; nothing is graded where no field of the recipe asks for it. Decided here:
+Grading calls no model. Nothing is graded unless the recipe needs it. Two decisions:
 
-- A rejected text was written and paid for, and is trained on by nobody: the shares of student and
-  teacher are those of what is left. A text that the limit cut is wrong like any other.
-- Success is a running mean (0.9 of the old, 0.1 of the new) of the student's texts that are right,
-  seeded ones too, from 0 at the start. A resumed run takes it up from the recorded rows.
+- A rejected completion still counts in the cost; it is only not trained on. The shares of student
+  and teacher are those of the remaining completions. A truncated completion is graded as any other.
+- Success is a running mean (0.9 of the old value, 0.1 of the new one) of the share of the student's
+  correct completions, seeded ones included, starting at 0. A resumed run reads it from the recorded
+  metrics.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from potstill.engines.protocol import Engine
 from potstill.tasks import Task
 from potstill.types import Trajectory
 
-MEMORY = 0.9  # of the running success
+MEMORY = 0.9  # weight of the old value in the running success
 
 
 class RolloutFilter:
-    """Grades the texts of a step where the recipe asks for it.
+    """Drops wrong teacher completions and tracks the student's success, if the recipe needs it.
 
     Args:
-        recipe: says whether wrong teacher texts are rejected, and what moves the prefix.
-        engine: reads texts.
+        recipe: its `reject_wrong` and `prefix_over` determine what is graded.
+        engine: decodes completions.
         task: grades them by its strict extractor.
-        rows: what is recorded of the run so far.
+        rows: metrics recorded in the run so far.
     """
 
     def __init__(
@@ -40,27 +40,26 @@ class RolloutFilter:
         self.recipe, self.engine, self.task = recipe, engine, task
         self._problems = {problem.id: problem for problem in task.train}
         self._success = float(rows[-1].get("train/success", 0.0)) if rows else 0.0
-        self.metrics: dict[str, float] = {}  # of the step just judged
+        self.metrics: dict[str, float] = {}  # of the last call of `keep`
 
     @property
     def success(self) -> float | None:
-        """How far the prefix has come, where success tells it."""
+        """The argument of the prefix schedule, if the recipe runs it over success."""
         return self._success if self.recipe.prefix_over == "success" else None
 
     def keep(self, fresh: Sequence[Trajectory]) -> list[Trajectory]:
-        """The texts that are trained on."""
+        """The trajectories to train on."""
         kept, self.metrics = list(fresh), {}
-        mine = [t for t in fresh if t.source == "student"]
         if self.success is not None:
-            if mine:
-                now = float(np.mean([self._right(t) for t in mine]))
-                self._success = MEMORY * self._success + (1 - MEMORY) * now
+            graded = [self._correct(t) for t in fresh if t.source == "student"]
+            if graded:
+                self._success = MEMORY * self._success + (1 - MEMORY) * float(np.mean(graded))
             self.metrics["train/success"] = self._success
         if self.recipe.reject_wrong:
-            kept = [t for t in fresh if t.source == "student" or self._right(t)]
+            kept = [t for t in fresh if t.source == "student" or self._correct(t)]
             self.metrics["train/rejected"] = float(len(fresh) - len(kept))
         return kept
 
-    def _right(self, t: Trajectory) -> bool:
+    def _correct(self, t: Trajectory) -> bool:
         problem = self._problems[t.problem]
         return self.task.grade(problem, self.engine.decode(t.completion)).strict

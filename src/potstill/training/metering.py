@@ -1,9 +1,10 @@
-"""Counts the work that an engine does: tokens and operations by kind, seconds by activity.
+"""Metering of an engine's work: tokens and operations by kind, seconds by activity.
 
-A wrapper around any engine, so that neither the loop nor an engine counts. One `Usage` is shared by
-two of them: what trains is the budget that methods are compared at; evaluations and probes are
-booked apart. Tokens are completion tokens; prompt tokens are counted apart. Operations count what
-each model reads, a context included.
+`Metered` wraps any engine, so that neither the loop nor an engine counts. A run has two of them,
+with one `Usage`: the tokens of training are the budget at which methods are compared; those of
+evaluations and probes are counted under kinds of their own. Completion and prompt tokens are
+separate kinds. Operations include every token that a model reads, such as a privileged context.
+Prices are left out, see `spending`.
 """
 
 from __future__ import annotations
@@ -33,18 +34,17 @@ from potstill.types import (
 )
 
 Scope = Literal["training", "evaluation"]
-Lengths = Iterable[tuple[int, int]]  # tokens of prompts and completions
+Lengths = Iterable[tuple[int, int]]  # numbers of prompt and completion tokens
 
-
-# Kinds that a record has even where they are 0; the student's own scoring is rare.
+# Kinds that a record lists even if they are 0. The student's own scoring is rare.
 ALWAYS = (*(kind for kind in KINDS if kind != "student_scored"), "prompt")
 
 
 class Usage:
     """Tokens, operations and seconds of one run.
 
-    `tokens` holds completion tokens by kind, prompt tokens as "prompt", and those of evaluations
-    under kinds that begin with "graded_"; `seconds` wall time by activity.
+    `tokens` has completion tokens by kind, prompt tokens as "prompt", and tokens of evaluations
+    under kinds that begin with "graded_"; `seconds` has wall time by activity.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -53,32 +53,32 @@ class Usage:
         self.tokens: Counter[str] = Counter(dict.fromkeys(ALWAYS, 0))
         self.seconds: dict[str, float] = defaultdict(float)
         self.operations: Counter[str] = Counter()
-        self.sized = True  # whether every model's size is known so far
+        self.sized = True  # false once a model of unknown size has worked
         self._settled = time.perf_counter(), 0.0
 
     @property
     def spent(self) -> int:
-        """Completion tokens of all kinds: the budget that methods are compared at."""
+        """Completion tokens of all kinds: the budget at which methods are compared."""
         return sum(self.tokens[kind] for kind in KINDS)
 
     @property
     def flops(self) -> dict[str, float]:
-        """Operations by kind; empty where a model's size is unknown, as of a service."""
+        """Operations by kind; empty if a model's size is unknown, as for a service."""
         return dict(self.operations) if self.sized else {}
 
     def state(self) -> dict[str, dict[str, float]]:
-        """Everything that a checkpoint keeps."""
+        """Tokens, seconds and operations so far, as a checkpoint saves them."""
         self._settle()
         tokens, seconds = dict[str, float](self.tokens), dict(self.seconds)
         return {"tokens": tokens, "seconds": seconds, "flops": self.flops}
 
     def recall(self, state: dict[str, dict[str, float]] | None) -> None:
-        """Continue from a checkpoint: its tokens, and its seconds added to those since."""
+        """Continue from a checkpoint: replace the tokens and operations, add the seconds."""
         if not state:
             return
         self.tokens.clear()
         self.tokens.update({kind: int(n) for kind, n in state["tokens"].items()})
-        flops = state.get("flops")  # None: of a version that did not count them
+        flops = state.get("flops")  # None: saved by a version that did not count them
         self.sized = flops is not None
         self.operations.clear()
         self.operations.update({kind: int(n) for kind, n in (flops or {}).items()})
@@ -88,14 +88,15 @@ class Usage:
         self._settled = time.perf_counter(), sum(self.seconds.values())
 
     def _settle(self) -> None:
-        """Book as "other" the time that no clock has counted since the last call."""
-        (then, counted), now = self._settled, time.perf_counter()
-        self.seconds["other"] += max(0.0, now - then - (sum(self.seconds.values()) - counted))
+        """Count as "other" the time since the last call that no clock measured."""
+        (then, total), now = self._settled, time.perf_counter()
+        measured = sum(self.seconds.values()) - total
+        self.seconds["other"] += max(0.0, now - then - measured)
         self._settled = now, sum(self.seconds.values())
 
     @contextmanager
     def clock(self, activity: str) -> Iterator[None]:
-        """Add the time inside to `activity`."""
+        """Add the wall time of the block to `activity`."""
         start = time.perf_counter()
         try:
             yield
@@ -103,7 +104,7 @@ class Usage:
             self.seconds[activity] += time.perf_counter() - start
 
     def work(self, kind: str, role: Role, rows: Lengths, *, trained: bool = False) -> None:
-        """Count the operations of rows that a model read or wrote."""
+        """Count the operations of a model on rows of (prompt, completion) tokens."""
         if role not in self._sizes:
             self._sizes[role] = self._engine.size(role)
         size = self._sizes[role]
@@ -114,12 +115,12 @@ class Usage:
 
 
 class Metered(Wrapper):
-    """An engine that counts.
+    """An engine whose work is counted.
 
     Args:
-        engine: computes.
-        usage: where it is booked.
-        scope: "training" counts towards the budget that methods are compared at.
+        engine: the engine that does the work.
+        usage: the counts.
+        scope: "training" counts towards the budget at which methods are compared.
     """
 
     def __init__(self, engine: Engine, usage: Usage, scope: Scope = "training") -> None:
@@ -128,7 +129,7 @@ class Metered(Wrapper):
 
     @contextmanager
     def _clock(self, activity: str) -> Iterator[None]:
-        """In an evaluation a clock around all of it runs already."""
+        """Measure an activity; the caller already measures evaluations as a whole."""
         if self.scope == "evaluation":
             yield
         else:
@@ -145,14 +146,12 @@ class Metered(Wrapper):
     ) -> list[Sample]:
         with self._clock(f"{role} sampling"):
             samples = self.engine.sample(role, prompts, max_tokens, temperature, rng)
-        lengths = [len(prompt.read_by(role)) for prompt in prompts]
-        training = self.scope == "training"
-        book = self.usage.tokens
-        book[f"{role}_sampled" if training else f"graded_{role}_sampled"] += sum(
-            len(sample.tokens) for sample in samples
-        )
-        book["prompt" if training else "graded_prompt"] += sum(lengths)
-        rows = [(n, len(sample.tokens)) for n, sample in zip(lengths, samples, strict=True)]
+        prompt_lengths = [len(prompt.read_by(role)) for prompt in prompts]
+        lengths = [len(sample.tokens) for sample in samples]
+        training, tokens = self.scope == "training", self.usage.tokens
+        tokens[f"{role}_sampled" if training else f"graded_{role}_sampled"] += sum(lengths)
+        tokens["prompt" if training else "graded_prompt"] += sum(prompt_lengths)
+        rows = zip(prompt_lengths, lengths, strict=True)
         self.usage.work(f"{role}_sampled" if training else "graded", role, rows)
         return samples
 
@@ -184,17 +183,17 @@ class Metered(Wrapper):
         return stats
 
     def step(self, data: Sequence[Datum], learning_rate: float) -> StepStats:
-        start, book = time.perf_counter(), self.usage
+        start, usage = time.perf_counter(), self.usage
         stats = self.engine.step(data, learning_rate)
-        book.seconds["optimizer"] += stats.optimizer
-        book.seconds["forward and backward"] += time.perf_counter() - start - stats.optimizer
-        book.work("trained", "student", _read(data, "student"), trained=True)
+        usage.seconds["optimizer"] += stats.optimizer
+        usage.seconds["forward and backward"] += time.perf_counter() - start - stats.optimizer
+        usage.work("trained", "student", _read(data, "student"), trained=True)
         for role, rows in targets(data).items():
-            book.work("teacher_scored" if is_teacher(role) else "trained", role, rows)
+            usage.work("teacher_scored" if is_teacher(role) else "trained", role, rows)
         for datum in data:
-            book.tokens["trained"] += int(np.count_nonzero(datum.terms[0].weights))
+            usage.tokens["trained"] += int(np.count_nonzero(datum.terms[0].weights))
             if any(t.loss.to == "teacher" and LOSSES[t.loss.name] == "row" for t in datum.terms):
-                book.tokens["teacher_scored"] += len(datum.completion)
+                usage.tokens["teacher_scored"] += len(datum.completion)
         return stats
 
 
@@ -204,9 +203,9 @@ def _read(data: Sequence[Datum], role: Role) -> list[tuple[int, int]]:
 
 
 def targets(data: Sequence[Datum]) -> dict[Role, list[tuple[int, int]]]:
-    """Tokens (prompt, completion) that each model reads for losses over its full vocabulary."""
-    found: dict[Role, list[tuple[int, int]]] = defaultdict(list)
+    """Tokens (prompt, completion) that each model reads for losses on its full vocabulary."""
+    lengths: dict[Role, list[tuple[int, int]]] = defaultdict(list)
     for datum in data:
         for role in {t.loss.to for t in datum.terms if LOSSES[t.loss.name] == "row"}:
-            found[role] += _read([datum], role)
-    return dict(found)
+            lengths[role] += _read([datum], role)
+    return dict(lengths)

@@ -1,8 +1,9 @@
-"""From trajectories to weighted training data: the one place that reads a recipe's losses.
+"""The objective: trajectories become weighted training data. Only this module reads a recipe's
+losses; their mathematics is in `algorithms.losses`.
 
 Loss = sum over sources of (the source's share of the batch) x (the mean loss over the source's
-trained tokens). The weights carry that sum whole, so an engine only multiplies and adds. Prefix
-tokens have weight 0; EOS is a token like any other.
+trained tokens). The weights contain both factors, so an engine only multiplies and adds. Prefix
+tokens have weight 0. EOS is trained like any other token.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def losses_for(recipe: Recipe, source: Source) -> list[tuple[Loss, float]]:
 
 
 def build(recipe: Recipe, batch: Sequence[Trajectory], engine: Engine) -> list[Datum]:
-    """Weigh every token of a batch; ask for teacher scores only where a loss needs them."""
+    """Weigh every token of a batch; score it by the teacher only if a loss needs the scores."""
     trained = {
         source: sum(t.trained for t in batch if t.source == source)
         for source in ("student", "teacher")
@@ -65,13 +66,13 @@ def _teacher_scores(
 ) -> list[Floats | None]:
     if LOSSES[recipe.student_loss.name] != "token_scores":
         return [None] * len(batch)
-    mine = [t for t in batch if t.source == "student"]
-    scores = engine.score("teacher", [(t.prompt, t.completion) for t in mine])
-    found = iter(_clipped(recipe, t, q) for t, q in zip(mine, scores, strict=True))
-    return [next(found) if t.source == "student" else None for t in batch]
+    student = [t for t in batch if t.source == "student"]
+    scores = engine.score("teacher", [(t.prompt, t.completion) for t in student])
+    clipped = iter(_clipped(recipe, t, q) for t, q in zip(student, scores, strict=True))
+    return [next(clipped) if t.source == "student" else None for t in batch]
 
 
 def _clipped(recipe: Recipe, t: Trajectory, scores: Floats) -> Floats:
-    """Teacher scores (T,) whose distance from the sampler's is an advantage within the limit."""
+    """Teacher log-probabilities (T,), clipped so that the advantages are within the limit."""
     limit = recipe.clip_advantage
     return t.logprobs + (scores - t.logprobs).clip(-limit, limit) if limit else scores

@@ -1,4 +1,4 @@
-"""Where a run writes its metrics, evaluations and findings."""
+"""Recorders: the destination of a run's metrics, evaluations, findings and cost."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ from potstill.types import Evaluation, Finding
 
 
 class Recorder(Protocol):
-    """Where a run writes; `store.CellFolder` on disk, `Memory` without one."""
+    """Stores one run: the study's run folder on disk, or `Memory`."""
 
-    checkpoints: Path | None
+    checkpoints: Path | None  # folder of the run's checkpoints
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
         """The rows recorded so far."""
 
     def rewind(self, step: int) -> None:
-        """Forget everything recorded after `step`."""
+        """Delete everything recorded after `step`."""
 
     def note(self, findings: Sequence[Finding]) -> None:
-        """Keep what is found to be wrong with the run so far."""
+        """Store the findings of the run so far."""
 
     def record(self, metrics: dict[str, Any], evaluation: Evaluation | None) -> None:
-        """Keep the metrics of one step, and texts of its grading if there was one."""
+        """Store the metrics of one step, and examples of its evaluation, if any."""
 
     def spend(self, state: dict[str, dict[str, float]]) -> str:
-        """Note what the run has spent; says in words which limit is reached, if one is."""
+        """Store the cost of the run so far; returns the limit that is reached, or ""."""
 
 
 @dataclass
 class Memory:
-    """Keeps a run's metrics in a list."""
+    """Stores a run in memory."""
 
     metrics: list[dict[str, Any]] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""The replay buffer between sampling and training."""
+"""The replay buffer between rollouts and training."""
 
 from __future__ import annotations
 
@@ -11,7 +11,12 @@ from potstill.types import Trajectory
 
 
 class Buffer:
-    """The replay buffer: the newest `capacity` trajectories, drawn with weight 1 + added / step."""
+    """Keeps the newest trajectories and draws from them with weight 1 + step_added / step.
+
+    Args:
+        capacity: trajectories kept; 0: every batch is the step's fresh trajectories.
+        entries: trajectories restored from a checkpoint.
+    """
 
     def __init__(self, capacity: int, entries: Sequence[Trajectory] = ()) -> None:
         self.capacity = capacity
@@ -28,5 +33,5 @@ class Buffer:
         weights = np.array([1 + entry.version / max(step, 1) for entry in self.entries])
         rng = generator(seed, step, "replay")
         size = min(len(fresh), len(self.entries))
-        picks = rng.choice(len(weights), size, replace=False, p=weights / weights.sum())
-        return [self.entries[i] for i in picks]
+        drawn = rng.choice(len(weights), size, replace=False, p=weights / weights.sum())
+        return [self.entries[i] for i in drawn]

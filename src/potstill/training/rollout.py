@@ -1,9 +1,7 @@
-"""Who writes each token of a step: the split between student and teacher, the seeded prefix,
-replay.
+"""Rollouts: the split of prompts between student and teacher, and the teacher's prefix.
 
 Every random choice comes from (seed, step, purpose), never from a running generator, so that a
-resumed run makes the same choices without having stored any. It decides no loss: that is the
-objective's.
+resumed run repeats the same choices without stored random state. Losses are left to `objective`.
 """
 
 from __future__ import annotations
@@ -26,12 +24,12 @@ def generator(seed: int, step: int, purpose: str) -> np.random.Generator:
 
 
 def draw(problems: Sequence[Problem], count: int, seed: int, step: int) -> list[Problem]:
-    """The step's `count` training problems: shuffled epochs, one after the other."""
-    picked = []
-    for place in range(step * count, (step + 1) * count):
-        epoch, offset = divmod(place, len(problems))
-        picked.append(problems[_order(len(problems), seed, epoch)[offset]])
-    return picked
+    """The step's `count` training problems, from consecutive shuffled epochs."""
+    drawn = []
+    for position in range(step * count, (step + 1) * count):
+        epoch, offset = divmod(position, len(problems))
+        drawn.append(problems[_order(len(problems), seed, epoch)[offset]])
+    return drawn
 
 
 _orders: dict[tuple[int, int, int], list[int]] = {}
@@ -55,46 +53,55 @@ def collect(
     limits: Limits,
     success: float | None = None,
 ) -> list[Trajectory]:
-    """Have one completion written for each problem.
+    """Generate one completion of each problem.
 
-    The first round(on_policy(t) * B) problems go to the student, who continues from int(prefix(t))
-    teacher tokens, the rest to the teacher. Where `success` is given, the prefix runs over it.
+    The student completes the first round(on_policy(t) * B) problems, each after int(prefix(t))
+    tokens of the teacher. The teacher completes the others.
+
+    Args:
+        recipe: the method.
+        engine: generates the completions.
+        problems: the step's problems.
+        t: progress of the run, in [0, 1).
+        step: index of the step, from 0.
+        seed: seed of the run.
+        limits: lengths and temperatures.
+        success: argument of the prefix schedule instead of `t`, if the recipe runs it over success.
     """
-    share = round(recipe.on_policy(t) * len(problems))
+    count = round(recipe.on_policy(t) * len(problems))
     prefix = int(recipe.prefix(t if success is None else success))
-    seeded = _write(engine, "teacher", problems[:share], [], prefix, step, seed, limits)
-    mine = _write(
-        engine, "student", problems[:share], seeded, limits.max_tokens, step, seed, limits
-    )
-    if recipe.interleave and mine:
-        chance = partial(generator, seed, step)
-        mine = interleave(engine, mine, recipe.interleave, limits, chance)
-    its = _write(engine, "teacher", problems[share:], [], limits.max_tokens, step, seed, limits)
-    return mine + its
+    longest = limits.max_tokens
+    seeded = _complete(engine, "teacher", problems[:count], [], prefix, step, seed, limits)
+    student = _complete(engine, "student", problems[:count], seeded, longest, step, seed, limits)
+    if recipe.interleave and student:
+        random = partial(generator, seed, step)
+        student = interleave(engine, student, recipe.interleave, limits, random)
+    teacher = _complete(engine, "teacher", problems[count:], [], longest, step, seed, limits)
+    return student + teacher
 
 
-def _write(
+def _complete(
     engine: Engine,
     role: Role,
     problems: Sequence[Problem],
-    begun: list[Trajectory],
+    seeded: list[Trajectory],
     limit: int,
     step: int,
     seed: int,
     limits: Limits,
 ) -> list[Trajectory]:
-    """Let `role` complete the problems from what is `begun`, up to `limit` tokens in all."""
+    """Complete the problems by `role`, up to `limit` tokens including the `seeded` ones."""
     if not problems or not limit:
         return []
-    heads = [b.completion for b in begun] or [()] * len(problems)
-    logprobs = [b.logprobs for b in begun] or [np.zeros(0, np.float32)] * len(problems)
-    prompts = [b.prompt for b in begun] or [engine.prompt(problem) for problem in problems]
+    heads = [t.completion for t in seeded] or [()] * len(problems)
+    logprobs = [t.logprobs for t in seeded] or [np.zeros(0, np.float32)] * len(problems)
+    prompts = [t.prompt for t in seeded] or [engine.prompt(problem) for problem in problems]
     samples = engine.sample(
         role,
         [prompt.then(head) for prompt, head in zip(prompts, heads, strict=True)],
         [0 if head and head[-1] in engine.eos else limit - len(head) for head in heads],
         limits.temperature if role == "student" else limits.teacher_temperature,
-        generator(seed, step, f"{role}:{len(begun)}:{limit}"),
+        generator(seed, step, f"{role}:{len(seeded)}:{limit}"),
     )
     return [
         Trajectory(

@@ -1,4 +1,4 @@
-"""What one run is about to be trained with."""
+"""The specification of one run. Faults replace parts of it before training."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from potstill.tasks import Task
 
 @dataclass(frozen=True)
 class RunSpec:
-    """What one cell is about to be trained with: what faults may change."""
+    """Recipe, engine, task and seed of one run."""
 
     recipe: Recipe
     engine: Engine

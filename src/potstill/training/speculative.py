@@ -1,12 +1,12 @@
-"""Student and teacher write one text together: the teacher puts a token of its own wherever the
-student's is not among the teacher's likeliest.
+"""Speculative knowledge distillation: the teacher replaces each token of the student that is not
+among the teacher's likeliest ones.
 
-Source: speculative knowledge distillation, arXiv 2410.11325. Theirs goes token by token; here the
-student writes on and the teacher looks at all of it at once, which gives the same distribution of
-texts: what follows the first replaced token is thrown away and written anew.
+Source: arXiv 2410.11325, which proceeds token by token. Here the student generates the whole
+completion and the teacher ranks all of its tokens at once. The distribution of completions is the
+same, because everything after the first replaced token is discarded and generated again.
 
-The texts are the student's: every token is told the student's loss, whoever wrote it, as in the
-source, and has the student's own log-probability. It needs an engine that ranks ids.
+As in the source, the completions count as the student's: every token gets the student's loss,
+whoever generated it, and has the student's log-probability. The engine has to rank ids (`inspect`).
 """
 
 from __future__ import annotations
@@ -22,58 +22,63 @@ from potstill.types import Floats, Ids, Limits, Role, Trajectory
 
 def interleave(
     engine: Engine,
-    begun: Sequence[Trajectory],
+    drafts: Sequence[Trajectory],
     top: int,
     limits: Limits,
-    chance: Callable[[str], np.random.Generator],
+    random: Callable[[str], np.random.Generator],
 ) -> list[Trajectory]:
-    """Put teacher tokens where the student's are not among the teacher's `top` likeliest.
+    """Replace tokens of the student that are not among the teacher's `top` likeliest.
 
     Args:
-        engine: has both models, and whole rows of the teacher.
-        begun: what the student has written, prefix included.
-        top: ids that the teacher lets pass.
+        engine: an engine with full-vocabulary log-probs of the teacher.
+        drafts: completions of the student, prefix included.
+        top: number of ids that the teacher accepts at each position.
         limits: lengths and temperatures.
-        chance: random numbers by purpose.
+        random: creates a random generator for a purpose.
     """
-    done, open_ = list(begun), list(range(len(begun)))
-    sound = [t.prefix for t in begun]  # tokens of each that have been looked at
+    result, pending = list(drafts), list(range(len(drafts)))
+    accepted = [t.prefix for t in drafts]  # leading tokens of each that need no further check
     replaced: set[int] = set()
     for turn in range(limits.max_tokens):
-        looks = engine.inspect("teacher", [(done[i].prompt, done[i].completion) for i in open_])
-        found = {i: _first(look.rank, sound[i], top) for i, look in zip(open_, looks, strict=True)}
-        open_ = [i for i in open_ if found[i] is not None]
-        if not open_:
+        readings = [(result[i].prompt, result[i].completion) for i in pending]
+        ranks = [expected.rank for expected in engine.inspect("teacher", readings)]
+        rejected = {
+            i: _first_rejected(rank, accepted[i], top)
+            for i, rank in zip(pending, ranks, strict=True)
+        }
+        pending = [i for i in pending if rejected[i] is not None]
+        if not pending:
             break
-        for i in open_:
-            done[i] = _cut(done[i], found[i] or 0)
-        _write(engine, "teacher", done, open_, 1, limits, chance(f"put:{turn}"))
-        sound = [len(done[i].completion) if i in open_ else at for i, at in enumerate(sound)]
-        _write(engine, "student", done, open_, None, limits, chance(f"on:{turn}"))
-        replaced |= set(open_)
-    return _own_scores(engine, done, sorted(replaced))
+        for i in pending:
+            result[i] = _truncated(result[i], rejected[i] or 0)
+        _continue(engine, "teacher", result, pending, 1, limits, random(f"put:{turn}"))
+        for i in pending:
+            accepted[i] = len(result[i].completion)
+        _continue(engine, "student", result, pending, None, limits, random(f"on:{turn}"))
+        replaced |= set(pending)
+    return _rescored(engine, result, sorted(replaced))
 
 
-def _first(rank: Floats, start: int, top: int) -> int | None:
-    """The first token from `start` on that has `top` or more likelier ones before it."""
-    outside = np.flatnonzero(rank[start:] >= top)
-    return start + int(outside[0]) if len(outside) else None
+def _first_rejected(rank: Floats, start: int, top: int) -> int | None:
+    """Position of the first token from `start` on whose rank is `top` or more."""
+    rejected = np.flatnonzero(rank[start:] >= top)
+    return start + int(rejected[0]) if len(rejected) else None
 
 
-def _cut(t: Trajectory, at: int) -> Trajectory:
-    return replace(t, completion=t.completion[:at], logprobs=t.logprobs[:at])
+def _truncated(t: Trajectory, length: int) -> Trajectory:
+    return replace(t, completion=t.completion[:length], logprobs=t.logprobs[:length])
 
 
-def _write(
+def _continue(
     engine: Engine,
     role: Role,
-    texts: list[Trajectory],
-    which: Sequence[int],
+    rollouts: list[Trajectory],
+    indices: Sequence[int],
     most: int | None,
     limits: Limits,
     rng: np.random.Generator,
 ) -> None:
-    """Let a model go on with some of the texts, where they have room and have not ended."""
+    """Continue the indexed rollouts in place, up to the limit, EOS or `most` tokens."""
 
     def room(head: Ids) -> int:
         left = 0 if head and head[-1] in engine.eos else limits.max_tokens - len(head)
@@ -81,23 +86,28 @@ def _write(
 
     samples = engine.sample(
         role,
-        [texts[i].prompt.then(texts[i].completion) for i in which],
-        [room(texts[i].completion) for i in which],
+        [rollouts[i].prompt.then(rollouts[i].completion) for i in indices],
+        [room(rollouts[i].completion) for i in indices],
         limits.temperature if role == "student" else limits.teacher_temperature,
         rng,
     )
-    for i, sample in zip(which, samples, strict=True):
-        texts[i] = replace(
-            texts[i],
-            completion=texts[i].completion + sample.tokens,
-            logprobs=np.concatenate([texts[i].logprobs, sample.logprobs]),
+    for i, sample in zip(indices, samples, strict=True):
+        rollouts[i] = replace(
+            rollouts[i],
+            completion=rollouts[i].completion + sample.tokens,
+            logprobs=np.concatenate([rollouts[i].logprobs, sample.logprobs]),
         )
 
 
-def _own_scores(engine: Engine, texts: list[Trajectory], which: Sequence[int]) -> list[Trajectory]:
-    """Give tokens that the teacher put in the student's log-probabilities; its prefix keeps its."""
-    scores = engine.score("student", [(texts[i].prompt, texts[i].completion) for i in which])
-    for i, score in zip(which, scores, strict=True):
-        known = np.concatenate([texts[i].logprobs[: texts[i].prefix], score[texts[i].prefix :]])
-        texts[i] = replace(texts[i], logprobs=known)
-    return texts
+def _rescored(
+    engine: Engine, rollouts: list[Trajectory], indices: Sequence[int]
+) -> list[Trajectory]:
+    """Replace the log-probabilities after the prefix by the student's."""
+    scores = engine.score(
+        "student", [(rollouts[i].prompt, rollouts[i].completion) for i in indices]
+    )
+    for i, score in zip(indices, scores, strict=True):
+        t = rollouts[i]
+        logprobs = np.concatenate([t.logprobs[: t.prefix], score[t.prefix :]])
+        rollouts[i] = replace(t, logprobs=logprobs)
+    return rollouts

@@ -1,8 +1,8 @@
-"""What a study spends: tokens, hours and money, and whether its budget allows more.
+"""Cost of runs in tokens, seconds, operations and money, and the limits of a budget.
 
-Cells write down what they have spent as they go, so that the sum over a folder is what all
-processes have spent so far, with what a killed or failed attempt spent and had to do again.
-Prices are the user's: potstill knows no service's.
+A run records its cost as it goes, so the sum over a study's folder is the cost so far of all
+processes, including attempts that failed and were repeated. Prices come from the user: potstill
+has no price list. Reading and writing the records is left to `study.budget`.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from potstill.errors import PotstillError
 from potstill.settings import Budget, Price
 from potstill.types import KINDS
 
-# Tokens that are paid for, by what the price is called; graded ones are no part of a method's
-# budget and are paid for all the same.
+# Kinds of tokens by the name of their price. The "graded_" ones come from evaluations: they are not
+# part of a method's budget but cost the same.
 PAID = {
     "prompt": ("prompt", "graded_prompt"),
     "student_sampled": ("student_sampled", "graded_student_sampled"),
@@ -27,20 +27,20 @@ PAID = {
 
 
 class BudgetReached(PotstillError):
-    """The study has spent what it may; what is unfinished goes on from here."""
+    """The budget of the study is spent. Unfinished runs can continue from their checkpoints."""
 
 
 @dataclass(frozen=True)
 class Spent:
-    """What was spent, or will be."""
+    """Actual or predicted cost."""
 
     seconds: float = 0.0
     tokens: Mapping[str, float] = field(default_factory=dict)  # by kind
-    flops: float | None = 0.0  # operations, see `flops`; None: unknown, as of a service
+    flops: float | None = 0.0  # operations, see `engines.flops`; None: unknown, as for a service
 
     @classmethod
     def read(cls, record: Mapping[str, Any]) -> Spent:
-        """From a cell's record; unknown is nothing, except for operations."""
+        """Read a run's record; missing seconds and tokens count as 0, missing operations do not."""
         seconds, tokens = float(record.get("seconds") or 0.0), dict(record.get("tokens") or {})
         work = record.get("flops") if tokens else 0.0
         flops = sum(work.values()) or None if isinstance(work, Mapping) else work
@@ -59,7 +59,7 @@ class Spent:
         return Spent(self.seconds * factor, tokens, flops)
 
     def count(self) -> float:
-        """Completion tokens: what methods are compared at, gradings apart."""
+        """Completion tokens without evaluations: the budget at which methods are compared."""
         return sum(self.tokens.get(kind, 0.0) for kind in KINDS)
 
     def usd(self, price: Price) -> float:
@@ -72,15 +72,12 @@ class Spent:
 
 
 def total(parts: Iterable[Spent]) -> Spent:
-    """The sum."""
-    found = Spent()
-    for part in parts:
-        found = found + part
-    return found
+    """Sum of the parts."""
+    return sum(parts, start=Spent())
 
 
 def excess(budget: Budget, price: Price, spent: Spent) -> str:
-    """The first limit that is reached, in words; empty where none is."""
+    """A description of the first limit that is reached; "" if none is."""
     for name, limit, value, form in (
         ("usd", budget.usd, spent.usd(price), "{:.4g} USD"),
         ("hours", budget.hours, spent.seconds / 3600, "{:.3g} hours"),
