@@ -16,7 +16,7 @@ from potstill.cli import app
 from potstill.diagnostics import diagnosis as diagnosis
 from potstill.diagnostics.diagnosis import OTHERS, diagnose, healthy_until, sentence
 from potstill.diagnostics.faults import FAULTS, PUBLISHED
-from potstill.diagnostics.monitor import repetition
+from potstill.diagnostics.probe import repetition
 from potstill.engines.registry import open_engine
 from potstill.errors import PotstillError
 from potstill.settings import Eval, Train
@@ -133,7 +133,7 @@ class TestCollapse:
         (finding,) = diagnose(rows)
         assert (finding.kind, finding.cause) == ("collapse", "unexplained")
         assert (finding.step, finding.found, healthy_until(rows)) == (10, 15, 5)
-        assert "0% of the probe right, 60% at best" in finding.evidence
+        assert "0% of the probe correct, 60% at best" in finding.evidence
         assert "3.00 nats" in finding.evidence
 
     @pytest.mark.parametrize(

@@ -1,1 +1,1 @@
-"""Diagnosis: named faults, the checks before a run, the monitor during it, and what went wrong."""
+"""Diagnostics: named faults, pre-flight checks, the monitor of a run, and the diagnosis of runs."""
