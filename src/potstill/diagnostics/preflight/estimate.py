@@ -212,7 +212,7 @@ def _looks(engine: Engine, recipe: Recipe, task: Task, settings: Train, grading:
     counted.usage = usage = Usage(engine)
     start = time.perf_counter()
     monitor.before(1, batch, batch)
-    monitor.behaviour()
+    monitor.probe.measure()
     return _spent(start, usage)
 
 

@@ -10,6 +10,7 @@ from potstill.algorithms.losses import CROSSING, FAULTY, GOLD_HINT, REVERSE_KL, 
 from potstill.algorithms.recipe import Recipe
 from potstill.diagnostics.preflight import crossed
 from potstill.diagnostics.preflight.rehearsal import Check, Rehearsal, refusal, undone
+from potstill.diagnostics.sampler import SAMPLER_GAP, sampler_gap
 from potstill.engines.protocol import Engine
 from potstill.training import objective
 from potstill.training.evaluation import evaluate
@@ -21,8 +22,6 @@ BATCH = 12  # prompts of a rehearsed step
 PROBLEMS = 64  # held-out problems behind the capability gap
 TEXTS = 200  # training texts that tokenizers are compared on
 MANY = 12  # problems that only the student solves, before the teacher is held to be another's
-SAMPLER_GAP = 0.02  # mean nats between a sampler and a scorer of the same weights; half precision
-# reaches single tokens of 0.05 and more, another model's weights a mean of 0.1
 
 
 def computable(rehearsal: Rehearsal) -> Iterator[Check]:
@@ -86,8 +85,7 @@ def _probe(engine: Engine, run: RunSpec, role: Role, count: int = 8) -> tuple[li
 def _gap(engine: Engine, run: RunSpec, role: Role) -> float:
     """Mean difference between the sampler's log-probabilities and their score, in nats."""
     rows, sampled = _probe(engine, run, role)
-    scores = np.concatenate(engine.score(role, rows))
-    return float(np.abs(scores - np.concatenate(sampled)).mean())
+    return sampler_gap(engine, role, rows, sampled)
 
 
 def sampler_scores(rehearsal: Rehearsal) -> list[Check]:
