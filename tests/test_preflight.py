@@ -85,7 +85,7 @@ def test_the_published_code_is_refused_with_evidence() -> None:
     checks = preflight_pair(embedded("tiny-qwen", faults=list(PUBLISHED)), "tiny-qwen")
     assert causes(checks) == set(PUBLISHED)
     evidence = {c.cause: c.evidence for c in checks if c.status == "refused"}
-    assert "asking position i for token i gives" in evidence["unshifted_targets"]
+    assert "predicting token i at position i gives" in evidence["unshifted_targets"]
     assert "500 of 500" in evidence["eval_on_train"]
 
 

@@ -1,8 +1,8 @@
-"""A fault: a named, deliberate deviation from the semantics, applied from outside loop and engine.
+"""Base classes of faults: deliberate deviations that are applied outside the loop and the engines.
 
-A fault changes the value that a run is about to be trained with: the recipe, the task, the seed,
-the teacher's folder, or the engine, wrapped in something that spoils the data that pass through.
-Loop and engines contain none of this.
+A fault replaces a part of a run's specification before training: the recipe, the task, the seed,
+the teacher's folder, or the engine, which it wraps to corrupt the data of every step. The loop and
+the engines contain no fault.
 """
 
 from __future__ import annotations
@@ -23,57 +23,60 @@ class Fault:
     """One deviation. A subclass overrides what it changes: `apply` or `teacher`."""
 
     name: ClassVar[str]
-    what: ClassVar[str]  # the deviation, in a sentence
-    where: ClassVar[str]  # its place in the published code, or how the field comes by it
-    remedy: ClassVar[str]
-    published: ClassVar[bool] = False  # one of the published study's code
-    outermost: ClassVar[bool] = False  # counts the loop's steps, which other faults may split
+    what: ClassVar[str]  # the deviation in one sentence
+    where: ClassVar[str]  # its place in the published code, or its usual origin
+    remedy: ClassVar[str]  # an instruction
+    published: ClassVar[bool] = False  # true for the faults of the published study's code
+    outermost: ClassVar[bool] = False  # applied last: counts the steps that other faults may split
 
     def touches(self, recipe: Recipe) -> bool:
-        """Does the fault change a run of this recipe at all?"""
+        """True if the fault changes runs of this recipe."""
         return True
 
     def apply(self, run: RunSpec) -> RunSpec:
-        """The run with the fault switched on."""
+        """The run with the fault applied."""
         return run
 
     def teacher(self, teacher: str, folder: Path) -> str:
-        """The teacher's folder with the fault switched on; a changed copy goes to `folder`."""
+        """The teacher's folder with the fault applied; a changed copy is written to `folder`."""
         return teacher
 
 
 class DataFault(Fault):
-    """A wrong pipeline: it rewrites the data of a step, because a datum holds all that is read,
-    predicted and weighed. Pre-flight and the monitor try it to explain a step."""
+    """A fault in the data pipeline: it rewrites the data of a step.
 
-    would_be: ClassVar[str]  # the mistake as evidence: "... gives 10.63"
-    together: ClassVar[tuple[str, ...]] = ()  # faults that come in its company
-    sources: tuple[Source, ...] = ("student", "teacher")  # whose tokens it spoils
+    A datum contains everything that is read, predicted and weighed, so rewriting it is enough.
+    Pre-flight and the monitor try these faults to explain the loss of a step.
+    """
+
+    explanation: ClassVar[str]  # subject of the evidence: "... gives 10.63"
+    together: ClassVar[tuple[str, ...]] = ()  # faults that often occur with it
+    sources: tuple[Source, ...] = ("student", "teacher")  # sources whose tokens it affects
 
     def apply(self, run: RunSpec) -> RunSpec:
-        return dataclasses.replace(run, engine=Spoiled(run.engine, self))
+        return dataclasses.replace(run, engine=FaultyPipeline(run.engine, self))
 
     def rewrite(self, data: Sequence[Datum], engine: Engine) -> list[Datum]:
-        """The data of a step as the faulty pipeline would have made them."""
-        return [self.spoil(d, engine) if d.source in self.sources else d for d in data]
+        """The data of a step as the faulty pipeline creates them."""
+        return [self.corrupt(d, engine) if d.source in self.sources else d for d in data]
 
     def everywhere(self) -> DataFault:
-        """The same mistake on tokens of either source, to explain a pipeline that is not ours."""
+        """The same fault on both sources, as an unknown pipeline may have it."""
         fault = copy.copy(self)
         fault.sources = ("student", "teacher")
         return fault
 
-    def spoil(self, datum: Datum, engine: Engine) -> Datum:
-        """One datum as the faulty pipeline would have made it."""
+    def corrupt(self, datum: Datum, engine: Engine) -> Datum:
+        """One datum as the faulty pipeline creates it."""
         return datum
 
     def scores(self, engine: Engine, role: Role, rows: Sequence[Reading]) -> list[Floats]:
-        """Log-probabilities (T,) as the faulty pipeline would have them."""
+        """Log-probabilities (T,) of each row as the faulty pipeline computes them."""
         return engine.score(role, rows)
 
 
-class Spoiled(Wrapper):
-    """An engine behind a faulty pipeline; it does not know which engine is inside."""
+class FaultyPipeline(Wrapper):
+    """An engine whose data pass through a faulty pipeline first."""
 
     def __init__(self, engine: Engine, fault: DataFault) -> None:
         super().__init__(engine)
@@ -83,7 +86,7 @@ class Spoiled(Wrapper):
         return self.fault.scores(self.engine, role, rows)
 
     def rewrite(self, data: Sequence[Datum]) -> list[Datum]:
-        """The data of a step, spoiled."""
+        """The data of a step as they reach the engine."""
         return self.fault.rewrite(data, self.engine)
 
     def step(self, data: Sequence[Datum], learning_rate: float) -> StepStats:

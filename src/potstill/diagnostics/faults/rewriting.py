@@ -1,4 +1,4 @@
-"""Faults that rewrite the data of a step: shift, prompt, masks, the teacher's view."""
+"""Faults in the data of a step: targets, prompt, masks, and the teacher's input."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from potstill.types import Datum, Floats, Ids, Prompt, Reading, Role, Term
 
 
 class UnshiftedTargets(DataFault):
-    """On teacher tokens, the position that reads token i is asked for token i."""
+    """On teacher tokens, the position that reads token i has to predict token i."""
 
     name = "unshifted_targets"
-    what = "supervised steps ask position i for token i: the student learns to copy"
+    what = "on teacher tokens, position i predicts token i: the student learns to copy"
     where = "tinker_trainer.py, train_supervised_step"
-    remedy = "shift: position i predicts token i + 1, so targets are the ids from 1 on"
-    would_be = "asking position i for token i"
+    remedy = "shift the targets: position i predicts token i + 1, so targets are the ids from 1 on"
+    explanation = "predicting token i at position i"
     together = ("eos_untrained",)
     sources = ("teacher",)
     published = True
@@ -29,24 +29,24 @@ class UnshiftedTargets(DataFault):
     def touches(self, recipe: Recipe) -> bool:
         return recipe.uses_teacher
 
-    def spoil(self, datum: Datum, engine: Engine) -> Datum:
+    def corrupt(self, datum: Datum, engine: Engine) -> Datum:
         prompt, completion = _advanced(datum.prompt, datum.completion)
         return dataclasses.replace(datum, prompt=prompt, completion=completion)
 
 
 def _advanced(prompt: Prompt, completion: Ids) -> Reading:
-    """Input moved on by one token against its targets; the last input is never read."""
+    """The input moved one token ahead of its targets; the last input token is never read."""
     return prompt.then(completion[:1]), completion[1:] + completion[-1:]
 
 
 class PromptDropped(DataFault):
-    """On student tokens, the forward pass sees the completion alone; the teacher saw the prompt."""
+    """On student tokens, the student reads the completion alone, the teacher also the prompt."""
 
     name = "prompt_dropped"
     what = "the step on student tokens runs on the completion alone"
     where = "train_gkd_step"
-    remedy = "run the step on prompt and completion, and give the prompt weight 0"
-    would_be = "a forward pass without the prompt"
+    remedy = "run the step on prompt and completion, with weight 0 on the prompt"
+    explanation = "a forward pass without the prompt"
     together = ("prefix_trained",)
     sources = ("student",)
     published = True
@@ -54,7 +54,7 @@ class PromptDropped(DataFault):
     def touches(self, recipe: Recipe) -> bool:
         return recipe.uses_student
 
-    def spoil(self, datum: Datum, engine: Engine) -> Datum:
+    def corrupt(self, datum: Datum, engine: Engine) -> Datum:
         if len(datum.completion) < 2:
             return datum
         first, rest = datum.completion[:1], datum.completion[1:]
@@ -72,13 +72,15 @@ class PromptDropped(DataFault):
 
 
 class PrefixTrained(DataFault):
-    """Tokens of the teacher's prefix are trained with a sampler log-probability of 0."""
+    """The teacher's prefix is trained, with sampler log-probabilities of 0."""
 
     name = "prefix_trained"
-    what = "seeded tokens get sampler log-probability 0: the teacher's own tokens are pushed down"
+    what = (
+        "prefix tokens are trained with sampler log-probability 0, which lowers their probability"
+    )
     where = "_generate_student_response_seeded"
-    remedy = "give seeded tokens weight 0: they are context"
-    would_be = "training the prefix"
+    remedy = "set the weight of prefix tokens to 0: they are context"
+    explanation = "training the prefix"
     published = True
 
     def touches(self, recipe: Recipe) -> bool:
@@ -87,58 +89,58 @@ class PrefixTrained(DataFault):
     def rewrite(self, data: Sequence[Datum], engine: Engine) -> list[Datum]:
         rows = [(datum.prompt, datum.completion) for datum in data]
         scores = engine.score("teacher", rows)
-        return [self._pushed(datum, score) for datum, score in zip(data, scores, strict=True)]
+        return [self._trained(datum, score) for datum, score in zip(data, scores, strict=True)]
 
-    def _pushed(self, datum: Datum, scores: Floats) -> Datum:
+    def _trained(self, datum: Datum, scores: Floats) -> Datum:
         main = datum.terms[0].weights
-        seeded = np.arange(len(main)) < np.argmax(main > 0)
-        if datum.source != "student" or not seeded.any():
+        prefix = np.arange(len(main)) < np.argmax(main > 0)
+        if datum.source != "student" or not prefix.any():
             return datum
-        weights = np.where(seeded, main.max(), 0).astype(np.float32)
-        known = datum.teacher_logprobs
+        weights = np.where(prefix, main.max(), 0).astype(np.float32)
+        teacher = datum.teacher_logprobs
         return dataclasses.replace(
             datum,
             terms=(*datum.terms, Term(REVERSE_KL_SAMPLED, weights)),
-            logprobs=np.where(seeded, 0, datum.logprobs).astype(np.float32),
-            teacher_logprobs=scores if known is None else known,
+            logprobs=np.where(prefix, 0, datum.logprobs).astype(np.float32),
+            teacher_logprobs=scores if teacher is None else teacher,
         )
 
 
 class EosUntrained(DataFault):
-    """EOS carries no loss."""
+    """EOS has no loss."""
 
     name = "eos_untrained"
-    what = "EOS carries no loss: the student never learns to stop"
-    where = "pad token is EOS, and padding is masked"
-    remedy = "EOS is a token of the completion: do not mask it with the padding"
-    would_be = "leaving EOS out"
+    what = "EOS has no loss: the student never learns to stop"
+    where = "the padding token is EOS, and padding is masked"
+    remedy = "train EOS as a token of the completion: do not mask it with the padding"
+    explanation = "masking EOS"
 
-    def spoil(self, datum: Datum, engine: Engine) -> Datum:
-        kept = np.array([token not in engine.eos for token in datum.targets], np.float32)
-        terms = tuple(Term(term.loss, term.weights * kept) for term in datum.terms)
+    def corrupt(self, datum: Datum, engine: Engine) -> Datum:
+        mask = np.array([token not in engine.eos for token in datum.targets], np.float32)
+        terms = tuple(Term(term.loss, term.weights * mask) for term in datum.terms)
         return dataclasses.replace(datum, terms=terms)
 
 
 class TeacherView(DataFault):
-    """The teacher reads another row than the one that it is asked about."""
+    """The teacher reads another prompt or completion than the datum's."""
 
     def view(self, engine: Engine, prompt: Prompt, completion: Ids) -> Reading:
-        """The row that it reads."""
+        """The prompt and completion that the teacher reads."""
         raise NotImplementedError
 
-    def spoil(self, datum: Datum, engine: Engine) -> Datum:
+    def corrupt(self, datum: Datum, engine: Engine) -> Datum:
         view = self.view(engine, *datum.reading("teacher"))
         return dataclasses.replace(datum, views={**datum.views, "teacher": view})
 
 
 class TemplateMismatch(TeacherView):
-    """The teacher scores a prompt to which the chat template was applied twice."""
+    """The teacher reads a prompt with the chat template applied twice."""
 
     name = "template_mismatch"
-    what = "the teacher scores under another rendering of the prompt"
-    where = "chat template applied twice"
+    what = "the teacher reads another rendering of the prompt than the student"
+    where = "the chat template is applied twice"
     remedy = "render the prompt once and give both models the same ids"
-    would_be = "the teacher under a doubled template"
+    explanation = "applying the template twice for the teacher"
 
     def view(self, engine: Engine, prompt: Prompt, completion: Ids) -> Reading:
         text = engine.decode(prompt.teacher)
@@ -152,13 +154,13 @@ class TemplateMismatch(TeacherView):
 
 
 class TeacherShifted(TeacherView):
-    """The teacher's distribution for token i + 1 is taken for that of token i."""
+    """The teacher's distribution for token i + 1 is used for token i."""
 
     name = "teacher_shifted"
-    what = "the teacher's rows are off by one position"
-    where = "logits sliced [P:] where [P-1:-1] is meant"
-    remedy = "the teacher's row for token i is its output after i tokens: [P - 1 : -1]"
-    would_be = "the teacher one position on"
+    what = "the teacher's log-probs are off by one position"
+    where = "logits are sliced [P:] instead of [P-1:-1]"
+    remedy = "slice the teacher's logits [P - 1 : -1]: token i is predicted after i tokens"
+    explanation = "shifting the teacher by one position"
 
     def view(self, engine: Engine, prompt: Prompt, completion: Ids) -> Reading:
         return _advanced(prompt, completion)

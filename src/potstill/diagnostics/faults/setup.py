@@ -1,4 +1,4 @@
-"""Faults in how a run is set up: its recipe, its task, its seed."""
+"""Faults in the set-up of a run: recipe, task and seed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class AnchorAbsent(Fault):
     name = "anchor_absent"
     what = "the KL anchor is the constant 0"
     where = "run_kl_anchored_off_policy"
-    remedy = "compute KL(p, p0) in the step; a constant has no gradient"
+    remedy = "compute KL(p, p0) in the step: a constant has no gradient"
     published = True
 
     def touches(self, recipe: Recipe) -> bool:
@@ -32,14 +32,12 @@ class AnchorAbsent(Fault):
 
 
 class TopKWithoutTail(Fault):
-    """Reverse KL on the teacher's likeliest ids alone."""
+    """Reverse KL on the teacher's likeliest ids only."""
 
     name = "top_k_without_tail"
-    what = (
-        "reverse KL on the teacher's 8 likeliest ids, no bucket for the rest: mass can drain away"
-    )
-    where = "top-k log-probabilities of a service used as if they were the row"
-    remedy = "keep one bucket for the mass outside the top k: topk_reverse_kl"
+    what = "reverse KL covers the teacher's 8 likeliest ids and no tail: moving mass away lowers it"
+    where = "a service's top-k log-probs are used as full-vocabulary log-probs"
+    remedy = "add one bucket for the mass outside the top k: use topk_reverse_kl"
 
     def apply(self, run: RunSpec) -> RunSpec:
         loss = Loss("truncated_reverse_kl", top_k=8)
@@ -73,9 +71,9 @@ class EvalOnTrain(Fault):
     """Accuracy is measured on training problems."""
 
     name = "eval_on_train"
-    what = "accuracy is graded on training problems"
+    what = "accuracy is measured on training problems"
     where = "run_cliff_mitigation_experiment.py"
-    remedy = "grade on the test split: training problems do not show what was learned"
+    remedy = "evaluate on the test split: accuracy on training problems shows memorization"
     published = True
 
     def apply(self, run: RunSpec) -> RunSpec:
@@ -83,12 +81,12 @@ class EvalOnTrain(Fault):
 
 
 class SeedsIgnored(Fault):
-    """The run's seed is replaced by the system's entropy."""
+    """The run's seed is replaced by a random one."""
 
     name = "seeds_ignored"
-    what = "nothing is seeded: the run's seed is replaced by the system's entropy"
+    what = "nothing is seeded: a random number replaces the run's seed"
     where = "run_cliff_mitigation_experiment.py"
-    remedy = "pass the seed on: without it no run can be repeated"
+    remedy = "pass the seed on: a run without it cannot be repeated"
     published = True
 
     def apply(self, run: RunSpec) -> RunSpec:

@@ -1,6 +1,6 @@
-"""Faults in how steps are made: several a step, a wrong learning rate, an old sampler.
+"""Faults in the optimizer steps: several per step, a wrong learning rate, a stale sampler.
 
-Wrappers with a memory save it with the engine's state, so that faulty runs resume like sound ones.
+The wrappers save their counters with the engine's state, so that faulty runs can be resumed.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from potstill.types import Datum, Prompt, Role, Sample, StepStats, Term
 
 
 class MixtureUnblended(Fault):
-    """One optimizer step a source, each at full weight."""
+    """One optimizer step per source, each at full weight."""
 
     name = "mixture_unblended"
-    what = "student and teacher tokens get an optimizer step each, both at full weight"
+    what = "student and teacher tokens have one optimizer step each, both at full weight"
     where = "run_mixture_distillation"
-    remedy = "weigh the sources by their shares and add them up before the one step"
+    remedy = "weigh the sources by their shares and add them up in one step"
     published = True
 
     def touches(self, recipe: Recipe) -> bool:
-        """Some step has both sources in it."""
+        """True if a step of the recipe has both sources."""
         return recipe.on_policy.kind != "switch" and recipe.uses_student and recipe.uses_teacher
 
     def apply(self, run: RunSpec) -> RunSpec:
@@ -40,21 +40,21 @@ class MixtureUnblended(Fault):
 
 
 class StepPerSource(Wrapper):
-    """One optimizer step a source, each at full weight."""
+    """One optimizer step per source, each at full weight."""
 
     def step(self, data: Sequence[Datum], learning_rate: float) -> StepStats:
         sources = dict.fromkeys(datum.source for datum in data)
-        stats = [
-            self.engine.step(_full([d for d in data if d.source == source]), learning_rate)
+        steps = [
+            self.engine.step(_normalised([d for d in data if d.source == source]), learning_rate)
             for source in sources
         ]
-        losses = {name: value for one in stats for name, value in one.losses.items()}
-        total = sum(one.loss for one in stats)
-        return StepStats(total, max((one.grad_norm for one in stats), default=0.0), losses)
+        losses = {name: value for stats in steps for name, value in stats.losses.items()}
+        total = sum(stats.loss for stats in steps)
+        return StepStats(total, max((stats.grad_norm for stats in steps), default=0.0), losses)
 
 
-def _full(data: Sequence[Datum]) -> list[Datum]:
-    """The data with weights that sum to one."""
+def _normalised(data: Sequence[Datum]) -> list[Datum]:
+    """The data, with weights that sum to one."""
     share = sum(float(datum.terms[0].weights.sum()) for datum in data)
     return [
         dataclasses.replace(
@@ -65,7 +65,7 @@ def _full(data: Sequence[Datum]) -> list[Datum]:
 
 
 class Counting(Wrapper):
-    """Counts steps, and remembers the count across a resume."""
+    """Counts steps; the count is saved with the engine's state."""
 
     def __init__(self, engine: Engine) -> None:
         super().__init__(engine)
@@ -86,14 +86,12 @@ class Counting(Wrapper):
 
 
 class LearningRateSpike(Fault):
-    """The learning rate is far too high for a few steps."""
+    """The learning rate is much too high for a few steps."""
 
     name = "learning_rate_spike"
     what = "the learning rate is 100 times too high for 3 steps from step 40 on"
-    where = "a schedule restarted, a unit mistyped"
-    remedy = (
-        "look at the learning rate's schedule; clip gradients; go on from an earlier checkpoint"
-    )
+    where = "a restarted schedule, a wrong unit"
+    remedy = "check the learning rate schedule; clip gradients; resume from an earlier checkpoint"
     outermost = True
 
     def apply(self, run: RunSpec) -> RunSpec:
@@ -104,9 +102,9 @@ class Spiking(Counting):
     """Multiplies the learning rate of some steps.
 
     Args:
-        engine: trains.
-        spike: the steps.
-        factor: of the learning rate.
+        engine: the engine that trains.
+        spike: indices of the steps.
+        factor: factor on the learning rate.
     """
 
     def __init__(self, engine: Engine, spike: range, factor: float) -> None:
@@ -119,10 +117,10 @@ class Spiking(Counting):
 
 
 class StaleSampler(Fault):
-    """The student samples with weights that are refreshed every 20 steps only."""
+    """The student samples with weights that are refreshed only every 20 steps."""
 
     name = "stale_sampler"
-    what = "the student samples with weights refreshed every 20 steps"
+    what = "the student samples with weights that are refreshed only every 20 steps"
     where = "refresh_student_every"
     remedy = "refresh the sampler after every optimizer step"
     published = True
@@ -136,7 +134,7 @@ class StaleSampler(Fault):
 
 
 class Stale(Counting):
-    """The student samples with weights that are refreshed every `every` steps only."""
+    """The student samples with weights that are refreshed only every `every` steps."""
 
     def __init__(self, engine: Engine, every: int) -> None:
         super().__init__(engine)

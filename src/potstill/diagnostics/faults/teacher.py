@@ -1,8 +1,7 @@
-"""A fault of the teacher's folder: its token ids mean other tokens, as the rows of its vocabulary
-are permuted.
+"""A fault in the teacher's folder: its token ids are permuted.
 
-Size, tokenizer files and special tokens stay as they are, so that every check by size or by file
-passes.
+Vocabulary size, tokenizer files and special tokens are unchanged, so that comparing sizes or files
+does not reveal it.
 """
 
 from __future__ import annotations
@@ -20,12 +19,12 @@ ROWS = ("embed_tokens.weight", "lm_head.weight")  # tensors with one row a token
 
 
 class VocabPermuted(Fault):
-    """The ids of the teacher's vocabulary mean other tokens than the student's."""
+    """An id is another token for the teacher than for the student."""
 
     name = "vocab_permuted"
-    what = "the two vocabularies agree in size but not in ids"
-    where = "tokenizers compared by their length"
-    remedy = "check that an id means the same token in both models, not only their number"
+    what = "the two vocabularies have the same size but different ids"
+    where = "tokenizers are compared by their length only"
+    remedy = "compare the tokens of each id in both tokenizers, not only their number"
 
     def teacher(self, teacher: str, folder: Path) -> str:
         return permuted_teacher(teacher, folder)
@@ -35,15 +34,15 @@ def permuted_teacher(teacher: str, folder: Path) -> str:
     """Write a permuted copy of a local model folder and return its path.
 
     Raises:
-        PotstillError: the teacher is no local folder with unsharded safetensors.
+        PotstillError: the teacher is not a local folder with unsharded safetensors.
     """
     from safetensors.torch import load_file, save_file
 
     source = Path(teacher)
     if not (source / "model.safetensors").is_file():
         raise PotstillError(
-            f'the fault vocab_permuted needs the teacher as a local folder, got "{teacher}"',
-            "use an embedded pair, or a folder with one model.safetensors",
+            f'the fault vocab_permuted needs a local folder as teacher, got "{teacher}"',
+            "use an embedded pair, or a folder with a single model.safetensors",
         )
     if (folder / "model.safetensors").exists():
         return str(folder)
@@ -65,6 +64,8 @@ def _order(source: Path, rows: int) -> list[int]:
     special = {token["id"] for token in tokens}
     free = [i for i in range(rows) if i not in special]
     order = list(range(rows))
-    for place, i in zip(free, np.random.default_rng(0).permutation(free).tolist(), strict=True):
-        order[place] = i
+    for id, source_id in zip(
+        free, np.random.default_rng(0).permutation(free).tolist(), strict=True
+    ):
+        order[id] = source_id
     return order

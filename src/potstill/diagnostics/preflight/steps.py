@@ -109,7 +109,7 @@ def _compare_source(
         data = as_if(everywhere, recipe, written, rehearsal.engine)
         value = sum((observed(rehearsal.engine, datum) for datum in data), start=np.zeros(2))
         if _close(trained, value):
-            words = ", ".join(fault.would_be for fault in mistakes)
+            words = ", ".join(fault.explanation for fault in mistakes)
             for fault in mistakes:
                 yield refusal(name, f"{evidence}; {words} gives {value[0]:.4f}", fault.name)
             return
