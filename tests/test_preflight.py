@@ -153,7 +153,7 @@ def test_the_reference_agrees_with_the_losses(name: str) -> None:
 
 
 def test_preflight_leaves_the_weights_as_they_were(models: Path) -> None:
-    from potstill.diagnostics.preflight.rehearsal import undone
+    from potstill.diagnostics.preflight.rehearsal import restored
     from potstill.settings import Pair
     from potstill.types import Term
 
@@ -164,7 +164,7 @@ def test_preflight_leaves_the_weights_as_they_were(models: Path) -> None:
     before = engine.score("student", rows)[0]
     weights = np.full(3, 1 / 3, np.float32)
     datum = Datum(*rows[0], rows[0][1], (Term(Loss("cross_entropy"), weights),), "teacher", weights)
-    with undone(engine):
+    with restored(engine):
         engine.step([datum], 0.1)
         assert not np.array_equal(before, engine.score("student", rows)[0])
     np.testing.assert_array_equal(before, engine.score("student", rows)[0])
@@ -186,8 +186,10 @@ def test_says_what_the_runs_will_take(tmp_path: Path) -> None:
     toy = read_study(toy_table(tmp_path, methods=["on_policy_gkd", "extended_on_policy"]))
     (found,) = (c for c in preflight_pair(toy, "toy") if c.name == "time and memory")
     assert found.status == "passed"
-    assert all(word in found.evidence for word in ("student text", "a run about", "peak", "GB"))
-    assert "teacher text" not in found.evidence  # neither method has any
+    assert all(
+        word in found.evidence for word in ("student completions", "a run about", "peak", "GB")
+    )
+    assert "teacher completions" not in found.evidence  # neither method has any
     assert re.search(r"these checks took [\d.e-]+ s$", found.evidence)
 
 
@@ -205,19 +207,19 @@ def test_a_longer_method_is_estimated_longer() -> None:
     before = engine.score("student", rows)[0]
     found = estimate(engine, recipes, task, Train(learning_rate=1.0), eval_)
     student, teacher = (
-        next(step.spent for kind, step in found.steps.items() if kind.words == f"{who} text")
+        next(step.spent for kind, step in found.steps.items() if kind.data == f"{who} completions")
         for who in ("student", "teacher")
     )
-    grading, looks = found.gradings["student"], found.looks
+    grading, probe = found.evaluations["student"], found.probe
     one, two, off = (found.runs[name] for name in names)
     assert one.seconds == pytest.approx(
-        100 * student.seconds + 2 * grading.seconds + 21 * looks.seconds
+        100 * student.seconds + 2 * grading.seconds + 21 * probe.seconds
     )
     assert two.seconds == pytest.approx(
-        200 * student.seconds + 4 * grading.seconds + 41 * looks.seconds
+        200 * student.seconds + 4 * grading.seconds + 41 * probe.seconds
     )
     assert off.seconds == pytest.approx(
-        100 * teacher.seconds + 2 * grading.seconds + 21 * looks.seconds
+        100 * teacher.seconds + 2 * grading.seconds + 21 * probe.seconds
     )
     assert one.tokens["student_sampled"] == pytest.approx(100 * student.tokens["student_sampled"])
     assert 0 < two.tokens["trained"] == pytest.approx(200 * student.tokens["trained"])
@@ -228,7 +230,8 @@ def test_a_longer_method_is_estimated_longer() -> None:
 
 def test_stretches_of_a_run_are_timed_apart_and_the_teachers_texts_once() -> None:
     from potstill.algorithms.methods import METHODS
-    from potstill.diagnostics.preflight.estimate import estimate, kind_at, moments
+    from potstill.diagnostics.preflight.estimate import estimate
+    from potstill.diagnostics.preflight.step_kinds import kind_at, moments
     from potstill.settings import Eval, Train
     from potstill.tasks import load_task
 
@@ -244,15 +247,15 @@ def test_stretches_of_a_run_are_timed_apart_and_the_teachers_texts_once() -> Non
     alone = estimate(engine, recipes[1:], load_task("arithmetic"), train, eval_)
     step = found.steps[kinds_of(recipes[0])]
     whole = 5 * sum(one.spent.seconds for one in found.steps.values())
-    rest = found.gradings["student"].seconds + 3 * found.looks.seconds
-    assert found.runs["hybrid"].seconds == pytest.approx(whole - 5 * step.kept + rest)
-    assert step.kept > 0
+    rest = found.evaluations["student"].seconds + 3 * found.probe.seconds
+    assert found.runs["hybrid"].seconds == pytest.approx(whole - 5 * step.cached + rest)
+    assert step.cached > 0
     for kind, tokens in found.runs["hybrid"].tokens.items():  # what is not written is counted
         assert tokens == pytest.approx(alone.runs["hybrid"].tokens[kind])
 
 
 def kinds_of(recipe: Recipe) -> Any:
-    from potstill.diagnostics.preflight.estimate import kind_at, moments
+    from potstill.diagnostics.preflight.step_kinds import kind_at, moments
 
     return kind_at(recipe, moments(recipe)[0][1], 32)
 

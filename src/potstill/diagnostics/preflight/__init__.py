@@ -1,9 +1,9 @@
-"""Checks before step 0: does this run train what its recipe says?
+"""Pre-flight: checks before step 0 that a run will train what its recipe specifies.
 
-A run is set up exactly as it will be trained and rehearses single steps that change nothing. The
-data that reach the engine are compared with a reference computed from logits (`reference`); where
-they differ, with the known mistakes, so that the finding has a name and a remedy. It leaves out
-what only training shows: that is the monitor's.
+A run is set up exactly as it will be trained, and single steps of it are rehearsed without changing
+the student. The data that reach the engine are compared with a reference computed from logits
+(`reference`). If they differ, known mistakes are tried, so that the result has a name and a remedy.
+Problems that only appear during training are left to the monitor.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from potstill.diagnostics.preflight.steps import trained_as_written
 
 __all__ = ["CHECKS", "Check", "Rehearsal", "preflight"]
 
-# Every check but time and memory, by the name that `preflight(..., only=...)` takes.
+# Every check except time and memory, by its name in `preflight(..., only=...)`.
 CHECKS: dict[str, Callable[[Rehearsal], Iterable[Check]]] = {
     "pair": lambda rehearsal: [Check("pair", "passed", note) for note in rehearsal.engine.notes],
     "tokenizers": pair.tokenizers,
@@ -36,7 +36,7 @@ COST = "time and memory"
 
 
 def preflight(rehearsal: Rehearsal, only: Collection[str] = ()) -> Sequence[Check]:
-    """Run the checks; the engine's weights are as before afterwards.
+    """Run the checks and leave the engine's weights unchanged.
 
     Args:
         rehearsal: the run as it will be trained.
@@ -46,7 +46,7 @@ def preflight(rehearsal: Rehearsal, only: Collection[str] = ()) -> Sequence[Chec
     if impossible := list(pair.computable(rehearsal)):
         return impossible
     chosen = only or (*CHECKS, COST)
-    findings = [
-        finding for name, check in CHECKS.items() if name in chosen for finding in check(rehearsal)
+    results = [
+        result for name, check in CHECKS.items() if name in chosen for result in check(rehearsal)
     ]
-    return [*findings, *(affordable(rehearsal, start) if COST in chosen else ())]
+    return [*results, *(affordable(rehearsal, start) if COST in chosen else ())]

@@ -1,8 +1,8 @@
-"""Pre-flight of a pair whose tokenizers differ: the alignment in numbers, and the losses once more.
+"""Pre-flight of cross-tokenizer pairs: statistics of the alignment, and a reference of the losses.
 
-The losses are worked out from each model's own rows, unpadded and in double precision, and summed
-over spans here; which tokens belong together is `align`'s word, which has tests of its own. The
-engine is the translator of `engines.cross`; what it hands to the models is what is compared.
+The losses are computed a second time from each model's own log-probs, unpadded and in double
+precision, and summed over spans. The data are compared as the engine passes them to the models.
+The alignment of tokens itself is taken from `align`, which has tests of its own.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from potstill.engines.cross_tokenizer.token_bytes import Spelling
 from potstill.engines.protocol import CrossTokenizer
 from potstill.types import Datum, Loss, Prompt, Rows, Trajectory
 
-FEW = 0.95  # share of bytes below which much of a text teaches nothing
+FEW = 0.95  # share of aligned bytes below which much of the text has no loss
 
 
 def trained(engine: CrossTokenizer, data: Sequence[Datum]) -> Rows:
-    """The weighted loss of a source's data as it reaches the models, as two `moments`."""
+    """The weighted loss of a source's data as they reach the models, as two `moments`."""
     total = np.zeros(2)
     for datum in engine.translate(data):
         p = engine.rows("student", datum.prompt, datum.completion)
-        asked = Trajectory(datum.prompt, datum.targets, datum.logprobs, datum.source)
+        targets = Trajectory(datum.prompt, datum.targets, datum.logprobs, datum.source)
         for term in datum.terms:
             if term.loss.name == "gold":
                 assert datum.beside is not None
@@ -42,25 +42,25 @@ def trained(engine: CrossTokenizer, data: Sequence[Datum]) -> Rows:
                     q = engine.rows("init", *datum.reading("init"))
                 elif datum.teacher_logprobs is not None:
                     q[np.arange(len(p)), list(datum.targets)] = datum.teacher_logprobs
-                values = definition(term.loss, p, q, asked)
+                values = definition(term.loss, p, q, targets)
             total += moments(term.weights * values)
     return total
 
 
-def reference(engine: CrossTokenizer, written: Sequence[Trajectory], terms: Terms) -> Rows:
-    """Mean loss per trained token of trajectories of one source, as `reference.reference`."""
+def reference(engine: CrossTokenizer, trajectories: Sequence[Trajectory], terms: Terms) -> Rows:
+    """Mean loss per trained token of one source's trajectories, as in `reference.reference`."""
     total = np.zeros(2)
-    count = sum(t.trained for t in written)
+    trained = sum(t.trained for t in trajectories)
     for loss, factor in terms:
-        found = [_values(engine, loss, t) for t in written]
-        asked = sum(float(mask.sum()) for _, mask in found)
-        part = sum((moments(mask * values) for values, mask in found), start=np.zeros(2))
-        total += factor * part / ((asked or 1.0) if loss.name == "gold" else count)
+        values = [_values(engine, loss, t) for t in trajectories]
+        counted = sum(float(mask.sum()) for _, mask in values)
+        part = sum((moments(mask * value) for value, mask in values), start=np.zeros(2))
+        total += factor * part / ((counted or 1.0) if loss.name == "gold" else trained)
     return total
 
 
 def _values(engine: CrossTokenizer, loss: Loss, t: Trajectory) -> tuple[Rows, Any]:
-    """Per-token values (T,) of a loss, and which of them count."""
+    """Per-token values (T,) of a loss, and a mask (T,) of the tokens that count."""
     p, mask = engine.rows("student", t.prompt, t.completion), trained_mask(t)
     if loss.name == "cross_entropy" or loss.to == "init":
         q = p if loss.to == "teacher" else engine.rows("init", t.prompt, t.completion)
@@ -69,29 +69,30 @@ def _values(engine: CrossTokenizer, loss: Loss, t: Trajectory) -> tuple[Rows, An
     q = engine.teacher_rows(prompt, ids)
     if loss.name == "gold":
         return _gold_values(engine, loss, p, q, spans, mask)
-    values, mine = np.zeros(len(p)), p[np.arange(len(p)), list(t.completion)]
-    its, sampler = q[np.arange(len(q)), list(ids)], t.logprobs.astype(float)
+    values, sampler = np.zeros(len(p)), t.logprobs.astype(float)
+    student = p[np.arange(len(p)), list(t.completion)]
+    teacher = q[np.arange(len(q)), list(ids)]
     for span in spans:
         if span.aligned:
-            advantage = its[span.its].sum() - sampler[span.mine].sum()
-            values[span.mine] = -np.exp(mine[span.mine] - sampler[span.mine]) * advantage
+            advantage = teacher[span.its].sum() - sampler[span.mine].sum()
+            values[span.mine] = -np.exp(student[span.mine] - sampler[span.mine]) * advantage
     return values, mask
 
 
 def _gold_values(
     engine: CrossTokenizer, loss: Loss, p: Rows, q: Rows, spans: Sequence[Span], mask: Any
 ) -> tuple[Rows, Any]:
-    values, asked = np.zeros(len(p)), np.zeros(len(p))
+    values, counted = np.zeros(len(p)), np.zeros(len(p))
     for span in spans:
         first = span.mine.start == 0 and (engine.mine.leads or engine.its.leads)
         if span.single and not first:
             values[span.mine] = _gold(loss, p[span.mine], q[span.its], engine.shared)
-            asked[span.mine] = 1.0
-    return values, mask * asked
+            counted[span.mine] = 1.0
+    return values, mask * counted
 
 
 def _gold(loss: Loss, p: Rows, q: Rows, shared: Places) -> Rows:
-    """The hybrid (n,) from log-probability rows (n, V) and (n, W), written out."""
+    """The hybrid loss (n,) of log-probabilities (n, V) and (n, W), written out."""
     out = np.zeros(len(p))
     for i, rows in enumerate(zip(np.exp(p), np.exp(q), strict=True)):
         kept = [row[ids] for row, ids in zip(rows, shared.T, strict=True)]
@@ -108,44 +109,48 @@ def _gold(loss: Loss, p: Rows, q: Rows, shared: Places) -> Rows:
     return out
 
 
-def table(engine: CrossTokenizer, texts: Sequence[str]) -> list[tuple[str, str, bool]]:
-    """What a pair's tokenizers have in common: what, in numbers, and whether that is enough.
+def compare_tokenizers(engine: CrossTokenizer, texts: Sequence[str]) -> list[tuple[str, str, bool]]:
+    """Statistics of a pair's tokenizers, as (name, evidence, sufficient).
 
     Args:
-        engine: a `CrossEngine`.
-        texts: of the task, as both tokenizers read them.
+        engine: an engine of a cross-tokenizer pair.
+        texts: texts of the task.
     """
-    mine, its = engine.mine, engine.its
-    spans, aligned, total, ours, theirs = [], 0, 0, 0, 0
-    for text in texts:
-        left, right = (side.encode(text.encode()) for side in (mine, its))
-        spelt, found = mine.spell(left), align(mine.spell(left), its.spell(right))
-        aligned += sum(_bytes(spelt[s.mine]) for s in found if s.aligned)
-        total, ours, theirs = total + _bytes(spelt), ours + len(left), theirs + len(right)
-        spans += found
-    good = [span for span in spans if span.aligned]
-    single = sum(span.single for span in good)
-    share = aligned / total if total else 0.0
-    many = max(1, len(good))
-    wide = len(mine.table), len(its.table)
-    both = len(engine.shared)
+    student, teacher = engine.mine, engine.its
+    sizes, shared = (len(student.table), len(teacher.table)), len(engine.shared)
+    share, evidence = _alignment(student, teacher, texts)
     return [
-        (
-            "alignment",
-            f"{share:.1%} of {total} bytes of {len(texts)} texts are in spans that align; a span "
-            f"is {ours / many:.2f} tokens of the student's, {theirs / many:.2f} of the teacher's; "
-            f"{single / many:.0%} of spans are one token on either side; "
-            f"{len(spans) - len(good)} spans cannot align",
-            share >= FEW,
-        ),
+        ("alignment", evidence, share >= FEW),
         (
             "shared vocabulary",
-            f"{both} tokens spell the same: {both / wide[0]:.0%} of the student's {wide[0]}, "
-            f"{both / wide[1]:.0%} of the teacher's {wide[1]}",
+            f"{shared} tokens spell the same bytes: {shared / sizes[0]:.0%} of the student's "
+            f"{sizes[0]}, {shared / sizes[1]:.0%} of the teacher's {sizes[1]}",
             True,
         ),
-        ("special tokens", f"student: {_special(mine)}; teacher: {_special(its)}", True),
+        ("special tokens", f"student: {_special(student)}; teacher: {_special(teacher)}", True),
     ]
+
+
+def _alignment(student: Spelling, teacher: Spelling, texts: Sequence[str]) -> tuple[float, str]:
+    """Share of bytes in aligned spans, and the alignment's statistics as evidence."""
+    spans, aligned, total, counts = [], 0, 0, np.zeros(2, int)
+    for text in texts:
+        ids = [side.encode(text.encode()) for side in (student, teacher)]
+        spelled = student.spell(ids[0])
+        parts = align(spelled, teacher.spell(ids[1]))
+        aligned += sum(_bytes(spelled[span.mine]) for span in parts if span.aligned)
+        total += _bytes(spelled)
+        counts += [len(ids[0]), len(ids[1])]
+        spans += parts
+    good = [span for span in spans if span.aligned]
+    single = sum(span.single for span in good)
+    share, number = aligned / total if total else 0.0, max(1, len(good))
+    return share, (
+        f"{share:.1%} of {total} bytes in {len(texts)} texts are in aligned spans; a span has on "
+        f"average {counts[0] / number:.2f} tokens of the student's tokenizer and "
+        f"{counts[1] / number:.2f} of the teacher's; {single / number:.0%} of spans are one token "
+        f"on both sides; {len(spans) - len(good)} spans cannot be aligned"
+    )
 
 
 def _bytes(tokens: Sequence[bytes | None]) -> int:
@@ -153,14 +158,14 @@ def _bytes(tokens: Sequence[bytes | None]) -> int:
 
 
 def _special(side: Spelling) -> str:
-    """How one side's special tokens are treated."""
+    """The treatment of one tokenizer's special tokens."""
     names = {id: side.label(id) for id, token in enumerate(side.table) if token is None}
-    more = [names.get(id, side.label(id)) for id in sorted(side.ends - {side.end})]
-    silent = [name for id, name in names.items() if id not in side.ends]
-    words = f"{side.label(side.end)} aligns with the other's EOS"
-    if more:
-        words += f", {' '.join(more)} end a text and are taken for it"
-    if silent:
-        shown = " ".join(silent[:4]) + (" ..." if len(silent) > 4 else "")
-        words += f", {shown} have no text: no loss, not handed on"
-    return words
+    ends = [names.get(id, side.label(id)) for id in sorted(side.ends - {side.end})]
+    others = [name for id, name in names.items() if id not in side.ends]
+    treatment = f"{side.label(side.end)} aligns with the other's EOS"
+    if ends:
+        treatment += f", {' '.join(ends)} end a completion too and map to it"
+    if others:
+        listed = " ".join(others[:4]) + (" ..." if len(others) > 4 else "")
+        treatment += f", {listed} have no text and no loss, and are not passed on"
+    return treatment

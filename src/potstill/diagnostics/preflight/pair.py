@@ -1,4 +1,4 @@
-"""Checks of a pair and its task: tokenizers, overlap, seed, sampler, capability."""
+"""Checks of a pair and its task: losses, tokenizers, overlap, seed, sampler and capability gap."""
 
 from __future__ import annotations
 
@@ -9,105 +9,103 @@ import numpy as np
 from potstill.algorithms.losses import CROSSING, FAULTY, GOLD_HINT, REVERSE_KL, REVERSE_KL_SAMPLED
 from potstill.algorithms.recipe import Recipe
 from potstill.diagnostics.preflight import crossed
-from potstill.diagnostics.preflight.rehearsal import Check, Rehearsal, refusal, undone
+from potstill.diagnostics.preflight.rehearsal import BATCH, Check, Rehearsal, refusal, restored
 from potstill.diagnostics.sampler import SAMPLER_GAP, sampler_gap
 from potstill.engines.protocol import Engine
 from potstill.training import objective
 from potstill.training.evaluation import evaluate
 from potstill.training.rollout import collect, draw, generator
 from potstill.training.run import RunSpec
-from potstill.types import Datum, Loss, Role, Term
+from potstill.types import Datum, Floats, Loss, Reading, Role, Term
 
-BATCH = 12  # prompts of a rehearsed step
-PROBLEMS = 64  # held-out problems behind the capability gap
-TEXTS = 200  # training texts that tokenizers are compared on
-MANY = 12  # problems that only the student solves, before the teacher is held to be another's
+PROBLEMS = 64  # held-out problems of the capability gap
+TEXTS = 200  # training problems on which tokenizers are compared
+MANY = 12  # problems solved by the student alone, from which on the teacher's ids are suspected
 
 
 def computable(rehearsal: Rehearsal) -> Iterator[Check]:
-    """No recipe asks for a loss that the pair, once it is open, cannot have."""
+    """Losses that the opened pair cannot compute."""
     for recipe in rehearsal.recipes:
         for loss in recipe.losses:
             if loss.to == "teacher" and loss.name not in rehearsal.engine.losses | FAULTY:
-                evidence = f"{recipe.name} needs {loss}, which this pair's tokenizers do not allow"
+                evidence = f"{recipe.name} needs {loss}, which this pair's tokenizers rule out"
                 hint = "write { jsd = 0.5 }" if loss.name in CROSSING else GOLD_HINT
                 yield Check("losses", "refused", evidence, hint)
 
 
 def tokenizers(rehearsal: Rehearsal) -> list[Check]:
-    """What two tokenizers have in common, where the pair has two."""
+    """Compare the two tokenizers of a cross-tokenizer pair."""
     engine = rehearsal.crossing
     if engine is None:
         return []
     texts = [p.solution or p.question for p in rehearsal.any_run().task.train[:TEXTS]]
-    hint = "much of a text carries no loss: look at how the tokenizers normalise it"
+    hint = "much of the text has no loss: check how the tokenizers normalise it"
     return [
         Check(name, "passed" if good else "warning", evidence, "" if good else hint)
-        for name, evidence, good in crossed.table(engine, texts)
+        for name, evidence, good in crossed.compare_tokenizers(engine, texts)
     ]
 
 
 def disjoint(rehearsal: Rehearsal) -> list[Check]:
-    """No graded problem is trained on."""
+    """Check that no evaluated problem is a training problem."""
     task, name = rehearsal.any_run().task, "train and test"
-    graded = task.test[: rehearsal.grading.problems]
+    evaluated = task.test[: rehearsal.evaluation.problems]
     known = {" ".join(p.question.split()) for p in task.train}
-    shared = [p.id for p in graded if " ".join(p.question.split()) in known]
+    shared = [p.id for p in evaluated if " ".join(p.question.split()) in known]
     if shared:
-        evidence = (
-            f"{len(shared)} of {len(graded)} graded problems are trained on ({shared[0]}, ...)"
-        )
+        share = f"{len(shared)} of {len(evaluated)}"
+        evidence = f"{share} evaluated problems are training problems ({shared[0]}, ...)"
         return [refusal(name, evidence, "eval_on_train")]
-    return [Check(name, "passed", f"{len(graded)} graded problems, none of them trained on")]
+    evidence = f"none of {len(evaluated)} evaluated problems is a training problem"
+    return [Check(name, "passed", evidence)]
 
 
 def seeded(rehearsal: Rehearsal) -> list[Check]:
-    """The seed that was asked for decides the run."""
-    got = rehearsal.any_run().seed
-    if got != rehearsal.seed:
-        return [
-            refusal(
-                "seed", f"seed {rehearsal.seed} was asked for, the run has {got}", "seeds_ignored"
-            )
-        ]
-    return [Check("seed", "passed", f"seed {got} decides prompts and samples")]
+    """Check that the run uses the study's seed."""
+    seed = rehearsal.any_run().seed
+    if seed != rehearsal.seed:
+        evidence = f"the study's seed is {rehearsal.seed}, the run uses {seed}"
+        return [refusal("seed", evidence, "seeds_ignored")]
+    return [Check("seed", "passed", f"seed {seed} determines prompts and samples")]
 
 
-def _probe(engine: Engine, run: RunSpec, role: Role, count: int = 8) -> tuple[list, list]:
-    """Rows (prompt, completion) sampled through the run's engine, and the sampler's scores."""
+def _sampled(
+    engine: Engine, run: RunSpec, role: Role, count: int = 8
+) -> tuple[list[Reading], list[Floats]]:
+    """Prompts and completions sampled by the run's engine, with the sampler's log-probabilities."""
     prompts = [engine.prompt(problem) for problem in run.task.train[:count]]
     limits = [16] * len(prompts)
     samples = run.engine.sample(role, prompts, limits, 1.0, generator(0, 0, f"preflight:{role}"))
-    rows = [(prompt, s.tokens) for prompt, s in zip(prompts, samples, strict=True)]
-    return rows, [s.logprobs for s in samples]
+    readings = [(prompt, s.tokens) for prompt, s in zip(prompts, samples, strict=True)]
+    return readings, [s.logprobs for s in samples]
 
 
 def _gap(engine: Engine, run: RunSpec, role: Role) -> float:
-    """Mean difference between the sampler's log-probabilities and their score, in nats."""
-    rows, sampled = _probe(engine, run, role)
-    return sampler_gap(engine, role, rows, sampled)
+    """Mean distance in nats between the log-probabilities of the run's sampler and the scores."""
+    readings, sampled = _sampled(engine, run, role)
+    return sampler_gap(engine, role, readings, sampled)
 
 
 def sampler_scores(rehearsal: Rehearsal) -> list[Check]:
-    """The score of what was sampled equals the sampler's log-probabilities."""
+    """Check that scores of sampled tokens equal the sampler's log-probabilities."""
     run = rehearsal.any_run()
     gap = max(_gap(rehearsal.engine, run, role) for role in ("student", "teacher"))
-    evidence = f"scores of sampled tokens are {gap:.1e} nats off the sampler's on average"
+    evidence = f"scores and log-probs of sampled tokens differ by {gap:.1e} nats on average"
     if gap <= SAMPLER_GAP:
         return [Check("sampler", "passed", evidence)]
-    hint = "use one dtype and one attention implementation for sampling and training"
+    hint = "use the same dtype and attention implementation for sampling and training"
     return [Check("sampler", "warning" if gap < 0.2 else "refused", evidence, hint)]
 
 
 def self_divergence(rehearsal: Rehearsal) -> list[Check]:
-    """The student is at distance 0 from itself, through the engine's own losses."""
+    """Check that the student's divergence from itself is 0 by the engine's own losses."""
     if "reverse_kl" not in rehearsal.engine.losses:
         return []
-    rows, sampled = _probe(rehearsal.engine, rehearsal.any_run(), "student", 4)
+    readings, sampled = _sampled(rehearsal.engine, rehearsal.any_run(), "student", 4)
     loss, total = Loss("reverse_kl", to="init"), sum(map(len, sampled))
     data = [
         Datum(p, c, c, (Term(loss, np.full(len(c), 1 / total, np.float32)),), "student", s)
-        for (p, c), s in zip(rows, sampled, strict=True)
+        for (p, c), s in zip(readings, sampled, strict=True)
     ]
     value = abs(rehearsal.engine.measure(data).loss)
     evidence = f"the student's divergence from itself is {value:.1e} nats per token"
@@ -117,38 +115,42 @@ def self_divergence(rehearsal: Rehearsal) -> list[Check]:
 
 
 def fresh_sampler(rehearsal: Rehearsal) -> list[Check]:
-    """After optimizer steps, the student samples with the new weights."""
+    """Check that the student samples with the new weights after optimizer steps."""
     run = rehearsal.any_run()
     loss = REVERSE_KL_SAMPLED if rehearsal.crossing else REVERSE_KL
     recipe = Recipe(name="rehearsal", student_loss=loss)
     problems = draw(run.task.train, BATCH, rehearsal.seed, 0)
     before = _gap(rehearsal.engine, run, "student")
-    with undone(rehearsal.engine):
+    with restored(rehearsal.engine):
         batch = collect(recipe, run.engine, problems, 0.0, 0, rehearsal.seed, rehearsal.limits)
         data = objective.build(recipe, batch, rehearsal.engine)
         for _ in range(3):
             run.engine.step(data, min(max(rehearsal.settings.rate(10**6, 0.0), 1e-3), 1e-2))
         gap = _gap(rehearsal.engine, run, "student")
     if gap <= max(SAMPLER_GAP, 3 * before):
-        return [Check("fresh sampler", "passed", "samples after a step come from the new weights")]
-    evidence = f"after 3 steps the sampler's log-probabilities are {gap:.2g} nats off the weights"
+        evidence = "samples after a step come from the new weights"
+        return [Check("fresh sampler", "passed", evidence)]
+    evidence = f"after 3 steps, scores and log-probs of sampled tokens differ by {gap:.2g} nats"
     return [refusal("fresh sampler", evidence, "stale_sampler")]
 
 
 def capability_gap(rehearsal: Rehearsal) -> list[Check]:
-    """The teacher beats the student on held-out problems."""
-    task, longest = (
-        rehearsal.any_run().task,
-        rehearsal.grading.max_tokens or rehearsal.settings.max_tokens,
+    """Check that the teacher is better than the student on held-out problems."""
+    task = rehearsal.any_run().task
+    limit = rehearsal.evaluation.max_tokens or rehearsal.settings.max_tokens
+    problems = task.test[:PROBLEMS]
+    teacher, student = (
+        evaluate(rehearsal.engine, role, task, problems, limit) for role in ("teacher", "student")
     )
-    tested = task.test[:PROBLEMS]
-    graded = [evaluate(rehearsal.engine, r, task, tested, longest) for r in ("teacher", "student")]
-    teacher, student = (one.strict for one in graded)
-    lost = sum(q < p for q, p in zip(*(one.outcomes["strict"] for one in graded), strict=True))
-    evidence = f"teacher {teacher:.0%}, student {student:.0%} of {len(tested)} held-out problems"
-    if teacher > student:
+    outcomes = zip(teacher.outcomes["strict"], student.outcomes["strict"], strict=True)
+    lost = sum(q < p for q, p in outcomes)
+    evidence = (
+        f"the teacher solves {teacher.strict:.0%} of {len(problems)} held-out problems, "
+        f"the student {student.strict:.0%}"
+    )
+    if teacher.strict > student.strict:
         return [Check("capability gap", "passed", evidence)]
-    if teacher < student / 2 and lost >= MANY:
+    if teacher.strict < student.strict / 2 and lost >= MANY:
         return [refusal("capability gap", evidence, "vocab_permuted")]
-    hint = "a teacher that is no better has little to teach: check task and prompt"
+    hint = "the teacher is not better and has little to teach: check the task and the prompt"
     return [Check("capability gap", "warning", evidence, hint)]

@@ -1,7 +1,7 @@
-"""The losses a second time, from logits, one unpadded row at a time, in plain numpy.
+"""Reference of the losses: computed a second time from logits, unpadded, in plain numpy.
 
-It shares no code with the losses, the objective or the batching of an engine, so that an agreement
-means something. Slow and exact; pre-flight uses it on a dozen trajectories.
+It shares no code with the losses, the objective or the batching of an engine, so that agreement is
+evidence. Exact and slow; pre-flight applies it to a dozen trajectories.
 """
 
 from __future__ import annotations
@@ -15,64 +15,64 @@ from potstill.engines.protocol import Engine
 from potstill.types import Datum, Floats, Loss, Role, Rows, Trajectory
 
 Terms = Sequence[tuple[Loss, float]]  # losses with their factors
-View = Callable[[Trajectory, Role], Rows]  # the rows (T, V) that a role has for a trajectory
+View = Callable[[Trajectory, Role], Rows]  # log-probabilities (T, V) of a role on a trajectory
 Mask = Callable[[Trajectory], Floats]  # which tokens count (T,)
 
 
 def trained_mask(t: Trajectory) -> Floats:
-    """1 on the tokens that the semantics train (T,)."""
+    """1 for each token (T,) after the teacher's prefix."""
     return (np.arange(len(t.completion)) >= t.prefix).astype(np.float32)
 
 
 def reference(
     engine: Engine,
-    written: Sequence[Trajectory],
+    trajectories: Sequence[Trajectory],
     terms: Terms,
     view: View | None = None,
     mask: Mask = trained_mask,
 ) -> Rows:
-    """Mean loss per trained token of trajectories of one source, as two `moments`.
+    """Mean loss per trained token of one source's trajectories, as two `moments`.
 
     Args:
-        engine: gives rows.
-        written: the trajectories.
+        engine: computes full-vocabulary log-probs.
+        trajectories: trajectories of one source.
         terms: losses with their factors.
-        view: what rows a role has; default: position i predicts token i + 1 of prompt + completion.
-        mask: which tokens count. The mean is over the tokens that should count.
+        view: log-probs of a role; default: position i predicts token i + 1 of prompt + completion.
+        mask: the tokens that count; the mean is always over the tokens after the prefix.
     """
 
-    def straight(t: Trajectory, role: Role) -> Rows:
+    def correct(t: Trajectory, role: Role) -> Rows:
         return engine.rows(role, t.prompt, t.completion)
 
-    view, total = view or straight, np.zeros(2)
-    for t in written:
+    view, total = view or correct, np.zeros(2)
+    for t in trajectories:
         p = view(t, "student")
         for loss, factor in terms:
             q = p if loss.name == "cross_entropy" else view(t, loss.to)
             total += factor * moments(mask(t) * definition(loss, p, q, t))
-    return total / sum(t.trained for t in written)
+    return total / sum(t.trained for t in trajectories)
 
 
 def moments(values: Rows) -> Rows:
     """Sum of per-token values (T,), and their sum weighted towards the end.
 
-    Mistakes that move values between tokens leave the first as it is and change the second.
+    A mistake that moves values between tokens changes only the second.
     """
-    nearness = 1 / (1 + np.arange(len(values))[::-1])
-    return np.array([values.sum(), (values * nearness).sum()])
+    weights = 1 / (1 + np.arange(len(values))[::-1])
+    return np.array([values.sum(), (values * weights).sum()])
 
 
 def observed(engine: Engine, datum: Datum) -> Rows:
     """The weighted loss of one datum as it reached an engine, as two `moments`."""
     p, total = engine.rows("student", datum.prompt, datum.completion), np.zeros(2)
-    asked = Trajectory(datum.prompt, datum.targets, datum.logprobs, datum.source)
+    targets = Trajectory(datum.prompt, datum.targets, datum.logprobs, datum.source)
     for term in datum.terms:
         q = p
         if LOSSES[term.loss.name] != "tokens":
             q = engine.rows(term.loss.to, *datum.reading(term.loss.to))
         if term.loss.name == "reverse_kl_sampled" and datum.teacher_logprobs is not None:
             q[np.arange(len(datum.targets)), list(datum.targets)] = datum.teacher_logprobs
-        total += moments(term.weights * definition(term.loss, p, q, asked))
+        total += moments(term.weights * definition(term.loss, p, q, targets))
     return total
 
 

@@ -1,4 +1,4 @@
-"""The findings of pre-flight, and the run that it looks at."""
+"""A run as pre-flight rehearses it, and the result of a check."""
 
 from __future__ import annotations
 
@@ -18,28 +18,29 @@ from potstill.training.run import RunSpec
 from potstill.types import Datum, Limits, StepStats
 
 Status = Literal["passed", "warning", "refused"]
+BATCH = 12  # prompts of a rehearsed step
 LONGEST = 64  # tokens of a rehearsed completion
 
 
 @dataclass(frozen=True)
 class Check:
-    """One finding before the start; `cause` is the fault that the evidence points to, if any."""
+    """Result of one check; `cause` is the fault that the evidence points to, if any."""
 
     name: str
     status: Status
     evidence: str
     hint: str = ""
     cause: str = ""
-    numbers: Mapping[str, Any] = field(default_factory=dict)  # for programs
+    numbers: Mapping[str, Any] = field(default_factory=dict)  # the evidence for programs
 
 
 def refusal(name: str, evidence: str, cause: str) -> Check:
-    """A check that stops the run, with the remedy of its cause."""
+    """A failed check, with the remedy of its cause."""
     return Check(name, "refused", evidence, FAULTS[cause].remedy, cause)
 
 
 class DryRun(Wrapper):
-    """The innermost engine during pre-flight: steps are remembered and train nothing."""
+    """The innermost engine of a rehearsed run: it records the data of steps and trains nothing."""
 
     def __init__(self, engine: Engine) -> None:
         super().__init__(engine)
@@ -52,32 +53,43 @@ class DryRun(Wrapper):
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """A run set up as it will be trained, of which single steps are tried that change nothing."""
+    """A run set up as it will be trained, for steps that do not change the student.
 
-    wire: Callable[[Engine, Recipe], RunSpec]  # sets a run up around an engine, as training will
-    engine: Engine  # bare
-    recipes: Sequence[Recipe]  # as they were asked for
-    seed: int  # as it was asked for
+    Args:
+        wire: sets up a run around an engine as training does, faults included.
+        engine: the engine without faults.
+        recipes: the study's recipes, without faults.
+        seed: the study's seed, without faults.
+        settings: batch and limits.
+        evaluation: number of problems and interval of evaluations.
+    """
+
+    wire: Callable[[Engine, Recipe], RunSpec]
+    engine: Engine
+    recipes: Sequence[Recipe]
+    seed: int
     settings: Train
-    grading: Eval
+    evaluation: Eval
 
     @property
     def limits(self) -> Limits:
+        """Limits of a rehearsed completion."""
         s = self.settings
         return Limits(min(s.max_tokens, LONGEST), s.temperature, s.teacher_temperature)
 
     def any_run(self) -> RunSpec:
+        """A run of the first recipe, for checks that do not depend on the recipe."""
         return self.wire(self.engine, self.recipes[0])
 
     @property
     def crossing(self) -> CrossTokenizer | None:
-        """The engine, if its teacher has a tokenizer of its own."""
+        """The engine if its teacher has a tokenizer of its own, else None."""
         return self.engine if isinstance(self.engine, CrossTokenizer) else None
 
 
 @contextmanager
-def undone(engine: Engine) -> Iterator[None]:
-    """Put the engine's state back as it was."""
+def restored(engine: Engine) -> Iterator[None]:
+    """Restore the engine's state after the block."""
     with tempfile.TemporaryDirectory(prefix="potstill-preflight-") as folder:
         with writing(Path(folder)):
             engine.save(Path(folder))

@@ -1,7 +1,7 @@
-"""Checks of a step: the loss that a recipe trains, against the same loss computed from logits.
+"""Checks of a step: the loss that it trains is compared with the recipe's loss from logits.
 
-Where they differ, the known mistakes are tried (`faults.explaining`), so that the finding has a
-name and a remedy.
+If they differ, the known mistakes are tried (`faults.explaining`), so that the result has a name
+and a remedy.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -16,33 +17,33 @@ from potstill.algorithms.losses import FAULTY
 from potstill.algorithms.recipe import Recipe
 from potstill.diagnostics.faults.explaining import as_if, candidates
 from potstill.diagnostics.preflight import crossed
-from potstill.diagnostics.preflight.reference import observed, reference
-from potstill.diagnostics.preflight.rehearsal import Check, DryRun, Rehearsal, refusal
+from potstill.diagnostics.preflight.reference import Terms, observed, reference
+from potstill.diagnostics.preflight.rehearsal import BATCH, Check, DryRun, Rehearsal, refusal
 from potstill.training import objective
 from potstill.training.rollout import collect, draw
 from potstill.types import Datum, Prompt, Rows, Source, Trajectory
 
-BATCH = 12  # prompts of a rehearsed step
-TOLERANCE = 2e-3  # of a loss: between a batched float32 sum and its reference
+# Between a batched float32 sum and its reference: relative, and absolute for losses below 1 nat.
+REFERENCE_TOLERANCE = 2e-3
 
 
 def trained_as_written(rehearsal: Rehearsal, recipe: Recipe) -> list[Check]:
-    """What a step trains equals the reference, at the start and wherever the recipe changes."""
-    stage = DryRun(rehearsal.engine)
-    run = rehearsal.wire(stage, recipe)
+    """Check that steps train the recipe's loss, at the start and wherever a schedule ends."""
+    dry = DryRun(rehearsal.engine)
+    run = rehearsal.wire(dry, recipe)
     problems = draw(run.task.train, BATCH, rehearsal.seed, 0)
-    found: dict[tuple[str, str], Check] = {}
-    for t in _moments(recipe):
+    checks: dict[tuple[str, str], Check] = {}
+    for t in _change_points(recipe):
         batch = collect(recipe, run.engine, problems, t, 0, rehearsal.seed, rehearsal.limits)
-        stage.steps.clear()
+        dry.steps.clear()
         run.engine.step(objective.build(run.recipe, batch, run.engine), 0.0)
-        for check in _compare(rehearsal, recipe, batch, stage.steps):
-            found.setdefault((check.name, check.cause), check)
-    return list(found.values())
+        for check in _compare(rehearsal, recipe, batch, dry.steps):
+            checks.setdefault((check.name, check.cause), check)
+    return list(checks.values())
 
 
-def _moments(recipe: Recipe) -> list[float]:
-    """Progress values at which the recipe does something else."""
+def _change_points(recipe: Recipe) -> list[float]:
+    """Progress values from which on the recipe differs."""
     schedules = (recipe.on_policy, recipe.prefix)
     return sorted({0.0, *(s.until for s in schedules if s.kind != "constant" and s.until < 1)})
 
@@ -53,103 +54,127 @@ def _compare(
     batch: Sequence[Trajectory],
     steps: Sequence[Sequence[Datum]],
 ) -> Iterator[Check]:
-    """Compare what reached the engine with the semantics, source by source."""
+    """Compare the data that reached the engine with the recipe, source by source."""
     data = [datum for step in steps for datum in step]
     if len(steps) > 1:
         evidence = f"one training step makes {len(steps)} optimizer steps"
         yield refusal(f"{recipe.name}: one step", evidence, "mixture_unblended")
     sources: tuple[Source, ...] = ("student", "teacher")
     for source in sources:
-        written = [t for t in batch if t.source == source and t.trained]
-        if not written:
+        trajectories = [t for t in batch if t.source == source and t.trained]
+        if not trajectories:
             continue
         share = sum(t.source == source for t in batch) / len(batch) if len(steps) < 2 else 1.0
-        got = [datum for datum in data if datum.source == source]
-        yield from _compare_source(rehearsal, recipe, written, got, share, source)
+        reached = [datum for datum in data if datum.source == source]
+        yield from _compare_part(_Part(rehearsal, recipe, source, share, trajectories, reached))
 
 
-def _compare_source(
-    rehearsal: Rehearsal,
-    recipe: Recipe,
-    written: Sequence[Trajectory],
-    got: Sequence[Datum],
-    share: float,
-    source: Source,
-) -> Iterator[Check]:
-    terms = objective.losses_for(recipe, source)
-    asked, used = {loss for loss, _ in terms}, {term.loss for d in got for term in d.terms}
-    name = f"{recipe.name}: {source} tokens"
-    if any(loss.to == "init" for loss in asked - used):
-        yield refusal(name, "no KL to the student of step 0 is in the step", "anchor_absent")
+@dataclass(frozen=True)
+class _Part:
+    """The tokens of one source in a rehearsed step."""
+
+    rehearsal: Rehearsal
+    recipe: Recipe
+    source: Source
+    share: float  # of the batch
+    trajectories: Sequence[Trajectory]
+    data: Sequence[Datum]  # as they reached the engine
+
+    @property
+    def name(self) -> str:
+        return f"{self.recipe.name}: {self.source} tokens"
+
+
+def _compare_part(part: _Part) -> Iterator[Check]:
+    terms = objective.losses_for(part.recipe, part.source)
+    required = {loss for loss, _ in terms}
+    used = {term.loss for datum in part.data for term in datum.terms}
+    if any(loss.to == "init" for loss in required - used):
+        yield refusal(part.name, "the step has no KL to the student of step 0", "anchor_absent")
         terms = [(loss, factor) for loss, factor in terms if loss.to != "init"]
-    if cut := [loss for loss in used if loss.name in FAULTY]:
-        yield refusal(name, f"the step trains {cut[0]}, which has no tail", "top_k_without_tail")
+    if faulty := [loss for loss in used if loss.name in FAULTY]:
+        evidence = f"the step trains {faulty[0]}, which has no tail"
+        yield refusal(part.name, evidence, "top_k_without_tail")
         return
-    if misplaced := list(_weights(rehearsal, name, written, got)):
+    if misplaced := list(_misplaced_weights(part)):
         yield from misplaced
         return
-    if engine := rehearsal.crossing:
-        trained = crossed.trained(engine, got) / share
-        wanted = crossed.reference(engine, written, terms)
-    else:
-        trained = sum((observed(rehearsal.engine, d) for d in got), start=np.zeros(2)) / share
-        wanted = reference(rehearsal.engine, written, terms)
-    if _close(trained, wanted):
-        yield Check(name, "passed", f"{wanted[0]:.4f} nats per token, as computed from logits")
-        yield from _first_loss(rehearsal, recipe, wanted[0], source)
+    trained, correct = _losses(part, terms)
+    if _close(trained, correct):
+        evidence = f"{correct[0]:.4f} nats per token, as computed from logits"
+        yield Check(part.name, "passed", evidence)
+        yield from _first_loss(part, correct[0])
         return
-    evidence = f"the step trains {trained[0]:.4f} nats per token, the recipe says {wanted[0]:.4f}"
-    if _close(trained[:1], wanted[:1]):
+    yield from _explain(part, terms, trained, correct)
+
+
+def _losses(part: _Part, terms: Terms) -> tuple[Rows, Rows]:
+    """The loss that the step trains and the recipe's, as `reference.moments`."""
+    if engine := part.rehearsal.crossing:
+        trained = crossed.trained(engine, part.data) / part.share
+        return trained, crossed.reference(engine, part.trajectories, terms)
+    trained = _observed(part, part.data) / part.share
+    return trained, reference(part.rehearsal.engine, part.trajectories, terms)
+
+
+def _observed(part: _Part, data: Sequence[Datum]) -> Rows:
+    return sum((observed(part.rehearsal.engine, datum) for datum in data), start=np.zeros(2))
+
+
+def _explain(part: _Part, terms: Terms, trained: Rows, correct: Rows) -> Iterator[Check]:
+    """A failed check, with the known mistakes that give the trained loss, if any do."""
+    evidence = f"the step trains {trained[0]:.4f} nats per token, the recipe gives {correct[0]:.4f}"
+    if _close(trained[:1], correct[:1]):
         evidence += ", but on other tokens"
+    engine, recipe = part.rehearsal.engine, part.recipe
     if all(loss.to != "init" for loss, _ in terms):
         recipe = dataclasses.replace(recipe, anchor=0.0)
-    blind = rehearsal.crossing and terms[0][0].name != "cross_entropy"  # has no such log-probs
-    for mistakes in () if blind else candidates(rehearsal.engine.losses).values():
+    # full-vocabulary log-probs of a cross-tokenizer teacher are not in the student's vocabulary
+    unavailable = part.rehearsal.crossing and terms[0][0].name != "cross_entropy"
+    for mistakes in () if unavailable else candidates(engine.losses).values():
         everywhere = tuple(fault.everywhere() for fault in mistakes)
-        data = as_if(everywhere, recipe, written, rehearsal.engine)
-        value = sum((observed(rehearsal.engine, datum) for datum in data), start=np.zeros(2))
+        value = _observed(part, as_if(everywhere, recipe, part.trajectories, engine))
         if _close(trained, value):
-            words = ", ".join(fault.explanation for fault in mistakes)
+            explanation = ", ".join(fault.explanation for fault in mistakes)
             for fault in mistakes:
-                yield refusal(name, f"{evidence}; {words} gives {value[0]:.4f}", fault.name)
+                explained = f"{evidence}; {explanation} gives {value[0]:.4f}"
+                yield refusal(part.name, explained, fault.name)
             return
-    hint = "look at shift, prompt, masks and weights of what the step is given"
-    yield Check(name, "refused", evidence, hint)
+    hint = "check shift, prompt, masks and weights of the data of the step"
+    yield Check(part.name, "refused", evidence, hint)
 
 
-def _weights(
-    rehearsal: Rehearsal, name: str, written: Sequence[Trajectory], got: Sequence[Datum]
-) -> Iterator[Check]:
-    """Weights on the wrong tokens, which a confident teacher can hide from the loss."""
-    weighed = [y for d in got for y, *w in _asked(d) if any(w)]
-    ends = sum(t.completion[-1] in rehearsal.engine.eos for t in written)
-    if ends and not any(y in rehearsal.engine.eos for y in weighed):
-        yield refusal(name, f"{ends} texts end with EOS, none of it is trained", "eos_untrained")
-    extra = len(weighed) - sum(t.trained for t in written)
-    if extra > 0 and any(t.prefix for t in written):
-        evidence = f"{extra} tokens more than the student wrote carry loss: the teacher's prefix"
-        yield refusal(name, evidence, "prefix_trained")
-
-
-def _asked(datum: Datum) -> Iterator[tuple[float, ...]]:
-    """Each target with its weights in every term."""
-    return zip(datum.targets, *(term.weights for term in datum.terms), strict=True)
+def _misplaced_weights(part: _Part) -> Iterator[Check]:
+    """Weights on the wrong tokens, which the loss does not reveal if the teacher is confident."""
+    eos = part.rehearsal.engine.eos
+    trained = [
+        target
+        for datum in part.data
+        for target, *weights in zip(datum.targets, *(t.weights for t in datum.terms), strict=True)
+        if any(weights)
+    ]
+    ends = sum(t.completion[-1] in eos for t in part.trajectories)
+    if ends and not any(target in eos for target in trained):
+        evidence = f"{ends} completions end with EOS, which has no loss in any of them"
+        yield refusal(part.name, evidence, "eos_untrained")
+    extra = len(trained) - sum(t.trained for t in part.trajectories)
+    if extra > 0 and any(t.prefix for t in part.trajectories):
+        evidence = f"{extra} tokens of the teacher's prefix have a loss"
+        yield refusal(part.name, evidence, "prefix_trained")
 
 
 def _close(a: Rows, b: Rows) -> bool:
-    return bool(np.all(np.abs(a - b) <= TOLERANCE * np.maximum(1.0, np.abs(b))))
+    return bool(np.all(np.abs(a - b) <= REFERENCE_TOLERANCE * np.maximum(1.0, np.abs(b))))
 
 
-def _first_loss(
-    rehearsal: Rehearsal, recipe: Recipe, loss: float, source: Source
-) -> Iterator[Check]:
-    """A first supervised loss above ln(vocabulary) is worse than knowing nothing."""
-    if source == "student" or recipe.teacher_loss.name != "cross_entropy":
+def _first_loss(part: _Part, loss: float) -> Iterator[Check]:
+    """A warning if the first supervised loss is not below that of uniform guessing."""
+    if part.source == "student" or part.recipe.teacher_loss.name != "cross_entropy":
         return
-    uniform = math.log(
-        rehearsal.engine.rows("student", Prompt.of(rehearsal.engine.encode("1")), (0,)).shape[1]
-    )
-    evidence = f"{loss:.2f} nats per token; guessing uniformly gives {uniform:.2f}"
+    engine = part.rehearsal.engine
+    vocabulary = engine.rows("student", Prompt.of(engine.encode("1")), (0,)).shape[1]
+    uniform = math.log(vocabulary)
     if loss >= uniform:
-        hint = "worse than knowing nothing: check the format, and that both models share their ids"
-        yield Check(f"{recipe.name}: first loss", "warning", evidence, hint)
+        evidence = f"{loss:.2f} nats per token; uniform guessing gives {uniform:.2f}"
+        hint = "check the prompt format, and that both models share their ids"
+        yield Check(f"{part.recipe.name}: first loss", "warning", evidence, hint)
