@@ -1,8 +1,8 @@
-"""potstill: distil language models, compare methods honestly, and be told what went wrong.
+"""Train a small language model on a larger one's feedback, and check whether it worked.
 
     from potstill import JSD, Eval, Recipe, Train, linear, load_task, open_engine, train
 
-Names are loaded when first used, so that `import potstill` and the command line start fast.
+Names are imported on first use, so that `import potstill` and the command line start fast.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The nouns that every part of potstill shares: problems, trajectories, training data.
+"""Types that every package shares: problems, prompts, trajectories, training data, evaluations.
 
-Plain frozen values over numpy arrays, so that they pickle, save and compare without torch.
-Shapes stand beside each field: P prompt tokens, T completion tokens. Log-probabilities are in
-nats.
+Frozen values with numpy arrays, so that they can be pickled, saved and compared without torch. The
+comment of a field gives its shape: P prompt tokens, T completion tokens, V ids of the vocabulary.
+Log-probabilities are in nats. Behaviour is left to the packages above.
 """
 
 from __future__ import annotations
@@ -22,46 +22,46 @@ Rows = npt.NDArray[np.float64]  # (T, V) log-probabilities
 
 
 def teacher_role(name: str) -> Role:
-    """The role of one teacher among several; the pair's own has no name."""
+    """The role of a named teacher; the pair's own teacher has no name."""
     return f"teacher:{name}" if name else "teacher"
 
 
 def is_teacher(role: Role) -> bool:
-    """Whether a role is a teacher's, whichever."""
+    """True for the role of any teacher."""
     return role.split(":")[0] == "teacher"
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One question with its reference answer."""
+    """A question with its reference answer."""
 
     id: str  # unique within the task, e.g. "test-17"
     question: str  # what the models read, before any chat template
-    answer: str  # the final answer alone, e.g. "42"
-    solution: str = ""  # a worked solution, where the task has one
-    extra: Mapping[str, str] = field(default_factory=dict, compare=False)  # the data's other keys
+    answer: str  # the final answer only, e.g. "42"
+    solution: str = ""  # a worked solution, if the task has one
+    extra: Mapping[str, str] = field(default_factory=dict, compare=False)  # other keys of the data
 
     def text(self, key: str) -> str:
-        """What the problem has under "solution", "answer" or a key of its data; else nothing."""
-        own = {"solution": self.solution, "answer": self.answer}
-        return own[key] if key in own else self.extra.get(key, "")
+        """The text under "solution", "answer" or a key of the data; "" if there is none."""
+        fields = {"solution": self.solution, "answer": self.answer}
+        return fields[key] if key in fields else self.extra.get(key, "")
 
 
 @dataclass(frozen=True)
 class Grade:
-    """How a completion was graded: `strict` wants the answer's format, `flexible` its value."""
+    """Grade of a completion: `strict` requires the answer's format, `flexible` its value only."""
 
     strict: bool
     flexible: bool
-    # whether there is an answer in the task's format, right or wrong; None where it has none
+    # True if an answer has the task's format, correct or not; None if the task has no format
     format: bool | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
 class Sample:
-    """What an engine's sampler returns for one prompt."""
+    """Completion of one prompt by an engine's sampler."""
 
-    tokens: Ids  # (T,), EOS included where it was sampled
+    tokens: Ids  # (T,), EOS included if it was sampled
     logprobs: Floats  # (T,) log-probability of each token under the weights that sampled it
 
 
@@ -82,15 +82,15 @@ class Outlook:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A problem as each model reads it, up to the token that is written or scored next.
+    """A problem as each model reads it, up to the next token to sample or score.
 
     Args:
-        student: (P,) ids that the student and the student of step 0 read.
-        teacher: (Q,) ids that the teacher reads in their place: with a context, more than those.
-        problem: id of the problem; empty where the ids are of no problem of the task.
-        route: name of the teacher that reads it, of several; empty: the pair's own.
-        begun: completion tokens that are written already; every model reads them after its prompt.
-        foreign: (R,) the teacher's prompt in its own vocabulary, where that is another one.
+        student: (P,) ids for the student and the student of step 0.
+        teacher: (Q,) ids for the teacher; with a privileged context, more than the student's.
+        problem: id of the problem; "" if the prompt belongs to no problem of the task.
+        route: name of the teacher of this problem; "": the pair's own.
+        begun: completion tokens so far; every model reads them after its prompt.
+        foreign: (R,) the teacher's prompt in the teacher's vocabulary, if that is different.
     """
 
     student: Ids
@@ -102,7 +102,7 @@ class Prompt:
 
     @classmethod
     def of(cls, ids: Ids) -> Prompt:
-        """The same ids for every model.
+        """A prompt with the same ids for every model.
 
         >>> Prompt.of((5, 6)).then((7,)).read_by("teacher")
         (5, 6, 7)
@@ -110,15 +110,15 @@ class Prompt:
         return cls(ids, ids)
 
     def then(self, tokens: Ids) -> Prompt:
-        """The prompt with further completion tokens after it."""
+        """The prompt followed by further completion tokens."""
         return replace(self, begun=self.begun + tokens) if tokens else self
 
     def read_by(self, role: Role) -> Ids:
-        """Ids that a model reads, in the student's vocabulary."""
+        """Ids for a model, in the student's vocabulary."""
         return (self.teacher if is_teacher(role) else self.student) + self.begun
 
     def reader(self, role: Role) -> Role:
-        """The model that a role means for this problem: of several teachers, its own."""
+        """The model that has a role for this problem; with several teachers, the problem's own."""
         return teacher_role(self.route) if role == "teacher" else role
 
 
@@ -127,14 +127,14 @@ Reading = tuple[Prompt, Ids]  # a prompt and the completion (T,) after it
 
 @dataclass(frozen=True, eq=False)
 class Trajectory:
-    """A completion, who wrote it and with which weights."""
+    """A completion with its prompt, its source and the version of the weights."""
 
     prompt: Prompt
-    completion: Ids  # (T,), the teacher's prefix included
-    logprobs: Floats  # (T,) the sampler's; they stay with the trajectory through replay
-    source: Source  # who wrote the tokens after the prefix
-    prefix: int = 0  # leading completion tokens that the teacher wrote: context, never trained
-    version: int = 0  # optimizer steps the writing weights had seen
+    completion: Ids  # (T,) the teacher's prefix included
+    logprobs: Floats  # (T,) the sampler's; replay keeps them unchanged
+    source: Source  # the model that sampled the tokens after the prefix
+    prefix: int = 0  # leading tokens sampled by the teacher: context, never trained
+    version: int = 0  # optimizer steps of the weights that sampled it
 
     @property
     def problem(self) -> str:
@@ -143,19 +143,19 @@ class Trajectory:
 
     @property
     def trained(self) -> int:
-        """Completion tokens that carry loss."""
+        """Number of completion tokens with a loss."""
         return len(self.completion) - self.prefix
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """Where one model of a pair lives and how it computes."""
+    """Placement and precision of one model of a pair."""
 
-    device: str = "auto"  # "cpu", "cuda:1", ...; auto takes the first GPU, else the CPU
+    device: str = "auto"  # "cpu", "cuda:1", ...; auto: the first GPU, else the CPU
     device_map: str | None = None  # accelerate's placement over several devices, e.g. "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto: bfloat16 on a GPU
     attention: str = "sdpa"  # transformers' attn_implementation
-    trust_remote_code: bool = False  # run code that comes with the model
+    trust_remote_code: bool = False  # run code from the model's repository
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - read by the study file's parser
 
@@ -186,7 +186,7 @@ class Loss:
 
 @dataclass(frozen=True, eq=False)
 class Term:
-    """One weighted component of the loss: sum over t of weights[t] * loss[t]."""
+    """A weighted component of the loss: sum over t of weights[t] * loss[t]."""
 
     loss: Loss
     weights: Floats  # (T,), already normalised over the whole batch
@@ -202,49 +202,52 @@ class Beside:
 
 @dataclass(frozen=True, eq=False)
 class Datum:
-    """One row of an optimizer step. The model reads prompt + completion; the position *before*
-    completion token t is asked for targets[t]: the shift is written here once, for every engine."""
+    """One sequence of an optimizer step.
 
-    prompt: Prompt  # never empty: it is always in the forward pass
+    The model reads prompt + completion. The position *before* completion token t predicts
+    targets[t]: this defines the shift for every engine.
+    """
+
+    prompt: Prompt  # never empty: the forward pass always includes it
     completion: Ids  # (T,)
-    targets: Ids  # (T,), the completion itself unless a fault says otherwise
+    targets: Ids  # (T,) the completion, unless a fault changes it
     terms: tuple[Term, ...]
     source: Source
     logprobs: Floats  # (T,) the sampler's: denominator of the importance ratio
-    teacher_logprobs: Floats | None = None  # (T,) where a loss needs the teacher's token scores
+    teacher_logprobs: Floats | None = None  # (T,) if a loss needs the teacher's token scores
     views: Mapping[Role, Reading] = field(default_factory=dict)  # see `reading`
     beside: Beside | None = None  # where the teacher's view is in tokens of its own
 
     def reading(self, role: Role) -> Reading:
-        """Prompt and completion that a model reads: a view of its own, or the datum's."""
+        """Prompt and completion for a model: its view if it has one, else the datum's."""
         key = "teacher" if is_teacher(role) else role
         return self.views.get(key, (self.prompt, self.completion))
 
     def read_by(self, role: Role) -> tuple[Ids, Ids]:
-        """The same as ids."""
+        """Ids of the prompt and the completion for a model."""
         prompt, completion = self.reading(role)
         return prompt.read_by(role), completion
 
 
 @dataclass(frozen=True)
 class StepStats:
-    """What one optimizer step reports.
+    """Report of one optimizer step.
 
-    `losses` maps "student", "teacher" and "anchor" to the mean per-token loss of that part (nats);
-    `loss` is what was minimised: the weighted sum over all parts.
+    `losses` maps "student", "teacher" and "anchor" to the mean per-token loss of that part (nats).
+    `loss` is the quantity that was minimised: the weighted sum of all parts.
     """
 
     loss: float
     grad_norm: float  # before clipping
     losses: dict[str, float] = field(default_factory=dict)
-    # seconds of the step after the gradients: a clock, so equal steps may differ in it
+    # seconds of the step after the gradients; equal steps may differ in it
     optimizer: float = field(default=0.0, compare=False)
 
 
-# Completion tokens of a run by kind: what methods are compared at.
+# Kinds of completion tokens in training: their sum is the budget at which methods are compared.
 KINDS = ("student_sampled", "teacher_sampled", "student_scored", "teacher_scored", "trained")
 
-# Where a run's seconds go; "other" is what is left of the wall clock: Python, disk, waiting.
+# Activities of a run by wall time; "other" is the rest: Python, disk, waiting.
 ACTIVITIES = (
     "student sampling",
     "teacher sampling",
@@ -259,13 +262,13 @@ ACTIVITIES = (
 
 @dataclass(frozen=True)
 class Graded:
-    """One completion with its grade."""
+    """A completion with its grade."""
 
     problem: Problem
     text: str
     grade: Grade
     tokens: int  # completion tokens, EOS included
-    ended: bool  # finished by EOS, not by the limit
+    ended: bool  # by EOS; False if the limit truncated it
 
 
 @dataclass(frozen=True)
@@ -276,17 +279,19 @@ class Evaluation:
 
     @property
     def strict(self) -> float:
+        """Accuracy of the strict extractor."""
         return float(np.mean([row.grade.strict for row in self.rows]))
 
     @property
     def flexible(self) -> float:
+        """Accuracy of the flexible extractor."""
         return float(np.mean([row.grade.flexible for row in self.rows]))
 
     @property
     def format(self) -> float | None:
-        """Share of completions with an answer in the task's format; None where it has none."""
-        known = [row.grade.format for row in self.rows if row.grade.format is not None]
-        return float(np.mean(known)) if known else None
+        """Share of completions with an answer in the task's format; None if there is no format."""
+        formats = [row.grade.format for row in self.rows if row.grade.format is not None]
+        return float(np.mean(formats)) if formats else None
 
     @property
     def outcomes(self) -> dict[str, str]:
@@ -299,7 +304,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Limits:
-    """How completions are sampled."""
+    """Limits and temperatures of sampling."""
 
     max_tokens: int  # per completion, prefix included
     temperature: float  # the student's
@@ -308,17 +313,17 @@ class Limits:
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that went wrong, with its evidence in numbers."""
+    """A problem of a run, with its cause, evidence and remedy."""
 
     kind: Literal["collapse", "deviation"]
-    cause: str
-    step: int  # the first step that shows it
-    found: int  # the step after which it could be said
+    cause: str  # a fault, or one of `diagnostics.diagnosis.OTHERS`
+    step: int  # the first step with it
+    found: int  # the step after which it was established
     evidence: str
     advice: str
 
 
 def pad_left(rows: Sequence[Ids], fill: int) -> npt.NDArray[np.int64]:
-    """Stack id rows to (B, longest), padded on the left."""
+    """Stack sequences of ids to (B, longest), padded on the left."""
     width = max(map(len, rows), default=0)
     return np.array([(fill,) * (width - len(row)) + row for row in rows], dtype=np.int64)
