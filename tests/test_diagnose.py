@@ -1,8 +1,9 @@
-"""Diagnosis: a broken run is found, named and ended; a sound one is left alone."""
+"""Diagnosis: a broken run is found, named and ended; a sound run has no finding."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typer.testing import CliRunner
 from conftest import monitored, toy_table
 from potstill.algorithms.methods import METHODS
 from potstill.cli import app
-from potstill.diagnostics import diagnosis as diagnosis
+from potstill.diagnostics import diagnosis
 from potstill.diagnostics.diagnosis import OTHERS, diagnose, healthy_until, sentence
 from potstill.diagnostics.faults import FAULTS, PUBLISHED
 from potstill.diagnostics.probe import repetition
@@ -27,7 +28,7 @@ from potstill.study.storage import Cell, StudyFolder
 from potstill.tasks import load_task
 from potstill.types import Finding
 
-# Deviations that a fake engine or a random model can show, with a method that each touches.
+# Faults that the first steps of a run reveal, each with a method that it touches.
 NAMED = {
     "unshifted_targets": "mixture",
     "prompt_dropped": "on_policy_gkd",
@@ -45,24 +46,65 @@ NAMED = {
 }
 
 
-def tiny(tmp_path: Path, method: str, faults: Sequence[str] = (), **train: Any) -> dict[str, Any]:
-    """Run one cell of the embedded pair and return its folder's rows and result."""
-    study = read_study(
-        {
-            "pairs": ["tiny-llama"],
-            "methods": [method],
-            "faults": list(faults),
-            "train": {"steps": 6, "save": False, **train},
-            "eval": {"problems": 20},
-        }
-    )
-    folder = StudyFolder(tmp_path)
-    folder.open(study)
-    cell = Cell("tiny-llama", method, 0)
-    run_cell(study, folder, Cell("tiny-llama", "teacher"))
-    result = run_cell(study, folder, cell)
-    assert result["status"] == "done", result
-    return {"rows": folder.cell(cell).metrics, "result": result, "path": folder.cell(cell).path}
+# Faults that change the teacher or the problems of its evaluation.
+CHANGE_BASELINE = {"vocab_permuted", "eval_on_train"}
+# First words of instructions.
+VERBS = (
+    "add check compare compute evaluate lower pass refresh render run set shift slice train weigh"
+)
+
+
+class Tiny:
+    """Short runs of the embedded pair tiny-llama; equal runs and their baseline are made once."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.runs: dict[str, dict[str, Any]] = {}
+
+    def __call__(self, method: str, faults: Sequence[str] = (), **train: Any) -> dict[str, Any]:
+        """Train one run; returns its rows, its result, its folder and its study's folder."""
+        key = json.dumps([method, list(faults), train], sort_keys=True)
+        if key not in self.runs:
+            self.runs[key] = self._train(method, faults, train)
+        return self.runs[key]
+
+    def _train(self, method: str, faults: Sequence[str], train: dict[str, Any]) -> dict[str, Any]:
+        study = read_study(
+            {
+                "pairs": ["tiny-llama"],
+                "methods": [method],
+                "faults": list(faults),
+                "train": {"steps": 6, "save": False, **train},
+                "eval": {"problems": 20},
+            }
+        )
+        folder = self._folder(f"run-{len(self.runs)}")
+        folder.open(study)
+        self._copy_baseline(study, folder)
+        cell = Cell("tiny-llama", method, 0)
+        result = run_cell(study, folder, cell)
+        assert result["status"] == "done", result
+        run = folder.cell(cell)
+        return {"rows": run.metrics, "result": result, "path": run.path, "study": folder.path}
+
+    def _copy_baseline(self, study: Study, folder: StudyFolder) -> None:
+        """Put the evaluated teacher into a study's folder."""
+        changes = sorted(CHANGE_BASELINE & set(study.faults))
+        baseline, cell = (
+            self._folder("-".join(["baseline", *changes])),
+            Cell("tiny-llama", "teacher"),
+        )
+        if baseline.cell(cell).result is None:
+            run_cell(study, baseline, cell)
+        shutil.copytree(baseline.cell(cell).path, folder.cell(cell).path)
+
+    def _folder(self, name: str) -> StudyFolder:
+        return StudyFolder(self.root / name, self.root / "cache")
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    return Tiny(tmp_path_factory.mktemp("tiny"))
 
 
 def causes(rows: Sequence[Any]) -> list[str]:
@@ -70,27 +112,31 @@ def causes(rows: Sequence[Any]) -> list[str]:
 
 
 def probe(step: int, accuracy: float, **signals: float) -> dict[str, Any]:
-    """A row with a look at the student; sound unless told otherwise."""
+    """A row with the signals of a probe; sound by default."""
     sound = {"teacher_loss": 0.4, "reading_loss": 0.1, "copy": 0.05, "end": 0.99, "entropy": 0.1}
     values = {**sound, "truncated": 0.0, "repetition": 0.05, **signals}
     row = {"step": step, "train/accuracy": accuracy, "train/grad_norm": 1.0, "train/loss": 0.5}
     return {**row, **{f"signal/{name}": value for name, value in values.items()}}
 
 
-def test_every_cause_has_words_and_a_remedy() -> None:
-    for cause in (*FAULTS, *OTHERS):
-        assert len(diagnosis.meaning(cause)) > 10 and len(diagnosis.advice(cause)) > 10
+def test_causes_are_the_faults_and_three_others_each_with_a_meaning_and_an_instruction() -> None:
+    assert set(FAULTS) == {*NAMED, "learning_rate_spike"} and len(OTHERS) == 3
+    causes = [*FAULTS, *OTHERS]
+    assert len(set(causes)) == len(causes)
+    meanings = {diagnosis.meaning(cause) for cause in causes}
+    instructions = {diagnosis.advice(cause) for cause in causes}
+    assert len(meanings) == len(instructions) == len(causes) and "" not in meanings
+    assert not {text for text in instructions if text.split()[0] not in VERBS.split()}
 
 
 @pytest.mark.parametrize("fault", NAMED)
-def test_a_fault_is_named_within_the_first_steps(fault: str, tmp_path: Path) -> None:
-    found = causes(tiny(tmp_path, NAMED[fault], [fault])["rows"])
-    assert found == [fault]
+def test_a_fault_is_named_within_the_first_steps(fault: str, tiny: Tiny) -> None:
+    assert causes(tiny(NAMED[fault], [fault])["rows"]) == [fault]
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_sound_run_has_no_finding(method: str, tmp_path: Path) -> None:
-    run = tiny(tmp_path, method)
+def test_a_sound_run_has_no_finding(method: str, tiny: Tiny) -> None:
+    run = tiny(method)
     assert diagnose(run["rows"]) == [] == run["result"]["findings"]
     assert run["result"]["ended"] is None
 
@@ -175,7 +221,7 @@ class TestCollapse:
         named = causes([probe(0, 0.5), *calm, jump])
         assert named == ["prompt_dropped"] + ["learning_rate_spike"] * spikes
 
-    def test_nothing_to_lose_is_judged_by_the_teacher(self) -> None:
+    def test_a_student_without_skill_is_diagnosed_by_the_teachers_loss(self) -> None:
         weak = [probe(0, 0.0), *(probe(step, 0.0, teacher_loss=0.9) for step in (5, 10))]
         assert diagnose(weak) == []
         absurd = [probe(0, 0.0), *(probe(step, 0.0, teacher_loss=5.0) for step in (5, 10))]
@@ -183,30 +229,30 @@ class TestCollapse:
 
 
 class TestOnCollapse:
-    def test_stop_ends_early_and_says_why(self, tmp_path: Path) -> None:
-        run = tiny(tmp_path, "off_policy", ["unshifted_targets"], steps=60, on_collapse="stop")
+    BROKEN = ("off_policy", ("unshifted_targets",))
+    LONG = {"steps": 60, "checkpoint_every": 5}  # noqa: RUF012
+
+    def test_stop_ends_early_and_records_the_cause(self, tiny: Tiny) -> None:
+        run = tiny(*self.BROKEN, on_collapse="stop", **self.LONG)
         ended, first = run["result"]["ended"], run["result"]["findings"][0]
         assert ended["of"] == 60 and ended["step"] == run["rows"][-1]["step"] <= 30
         assert (first["kind"], first["cause"]) == ("collapse", "unshifted_targets")
         assert run["result"]["steps"] == ended["step"]
 
-    def test_rollback_ends_on_the_last_good_student(self, tmp_path: Path) -> None:
-        told = {"steps": 60, "checkpoint_every": 5}
-        stop = tiny(tmp_path / "a", "off_policy", ["unshifted_targets"], on_collapse="stop", **told)
-        back = tiny(
-            tmp_path / "b", "off_policy", ["unshifted_targets"], on_collapse="rollback", **told
-        )
+    def test_rollback_ends_on_the_last_good_student(self, tiny: Tiny) -> None:
+        stop = tiny(*self.BROKEN, on_collapse="stop", **self.LONG)
+        back = tiny(*self.BROKEN, on_collapse="rollback", **self.LONG)
         assert back["rows"] == stop["rows"]
         assert back["result"]["ended"]["back_to"] <= healthy_until(back["rows"])
         assert back["result"]["accuracy"] > stop["result"]["accuracy"]
 
-    def test_rollback_before_any_checkpoint_is_the_untrained_student(self, tmp_path: Path) -> None:
-        run = tiny(tmp_path, "off_policy", ["unshifted_targets"], steps=60, on_collapse="rollback")
+    def test_rollback_before_any_checkpoint_is_the_untrained_student(self, tiny: Tiny) -> None:
+        run = tiny(*self.BROKEN, steps=60, on_collapse="rollback")
         assert run["result"]["ended"]["back_to"] == 0
         assert run["result"]["accuracy"] > 0.25
 
-    def test_warn_goes_on(self, tmp_path: Path) -> None:
-        run = tiny(tmp_path, "off_policy", ["unshifted_targets"], steps=25)
+    def test_warn_goes_on(self, tiny: Tiny) -> None:
+        run = tiny(*self.BROKEN, steps=25)
         assert run["result"]["ended"] is None and run["result"]["steps"] == 25
         assert run["result"]["findings"][0]["kind"] == "collapse"
         kept = json.loads((run["path"] / "findings.json").read_text())
@@ -226,20 +272,20 @@ class TestOnCollapse:
 
 
 class TestCommand:
-    def test_says_cause_and_advice_of_a_cell_and_of_a_study(self, tmp_path: Path) -> None:
-        run = tiny(tmp_path, "off_policy", ["unshifted_targets"], steps=25)
-        for path in (run["path"], tmp_path):
-            said = CliRunner().invoke(app, ["diagnose", str(path)]).output
-            assert "tiny-llama/off_policy/0 collapsed from step" in said
-            assert FAULTS["unshifted_targets"].remedy in said
-            assert "0 of 1 runs without a finding" in said
+    def test_prints_cause_and_advice_of_a_run_and_of_a_study(self, tiny: Tiny) -> None:
+        run = tiny("off_policy", ("unshifted_targets",), steps=25)
+        for path in (run["path"], run["study"]):
+            output = CliRunner().invoke(app, ["diagnose", str(path)]).output
+            assert "tiny-llama/off_policy/0 collapsed from step" in output
+            assert FAULTS["unshifted_targets"].remedy in output
+            assert "0 of 1 runs without a finding" in output
 
-    def test_gives_json_and_signals(self, tmp_path: Path) -> None:
-        run = tiny(tmp_path, "off_policy")
-        said = CliRunner().invoke(app, ["diagnose", str(run["path"]), "--json"]).output
-        (record,) = json.loads(said)
+    def test_gives_json_and_signals(self, tiny: Tiny) -> None:
+        path = str(tiny("off_policy")["path"])
+        output = CliRunner().invoke(app, ["diagnose", path, "--json"]).output
+        (record,) = json.loads(output)
         assert record["findings"] == [] and record["signals"][0]["step"] == 0
-        shown = CliRunner().invoke(app, ["diagnose", str(run["path"]), "--signals"]).output
+        shown = CliRunner().invoke(app, ["diagnose", path, "--signals"]).output
         assert "teacher_loss" in shown and "1 of 1 runs without a finding" in shown
 
     def test_refuses_a_folder_without_runs(self, tmp_path: Path) -> None:
@@ -249,7 +295,7 @@ class TestCommand:
 
 def test_a_finding_reads_as_a_sentence() -> None:
     finding = Finding("collapse", "eos_untrained", 5, 10, "", "")
-    assert sentence(finding).startswith("collapsed from step 5 on: eos_untrained (EOS carries")
+    assert sentence(finding).startswith("collapsed from step 5 on: eos_untrained (EOS has")
 
 
 def test_repetition_counts_neighbours() -> None:
@@ -257,14 +303,14 @@ def test_repetition_counts_neighbours() -> None:
     assert repetition(()) == repetition((1,)) == 0.0
 
 
-def test_the_published_mistakes_are_all_named_when_all_are_on(tmp_path: Path) -> None:
-    found: set[str] = set()
+def test_the_published_faults_are_all_named_when_all_are_on(tiny: Tiny) -> None:
+    named: set[str] = set()
     for method in ("teacher_seeded", "mixture", "kl_anchored"):
-        found |= set(causes(tiny(tmp_path / method, method, PUBLISHED, steps=11)["rows"]))
-    assert found == set(PUBLISHED)
+        named |= set(causes(tiny(method, PUBLISHED, steps=11)["rows"]))
+    assert named == set(PUBLISHED)
 
 
-def test_an_engine_without_whole_rows_is_judged_by_what_it_has() -> None:
+def test_an_engine_without_full_log_probs_is_diagnosed_by_its_other_signals() -> None:
     def poor(step: int, accuracy: float, loss: float) -> dict[str, Any]:
         row = probe(step, accuracy, teacher_loss=loss)
         return {**row, "signal/entropy": None, "signal/copy": None, "signal/end": None}
