@@ -6,17 +6,15 @@ evidence. Exact and slow; pre-flight applies it to a dozen trajectories.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from potstill.algorithms.losses import LOSSES
 from potstill.engines.protocol import Engine
-from potstill.types import Datum, Floats, Loss, Role, Rows, Trajectory
+from potstill.types import Datum, Floats, Loss, Rows, Trajectory
 
 Terms = Sequence[tuple[Loss, float]]  # losses with their factors
-View = Callable[[Trajectory, Role], Rows]  # log-probabilities (T, V) of a role on a trajectory
-Mask = Callable[[Trajectory], Floats]  # which tokens count (T,)
 
 
 def trained_mask(t: Trajectory) -> Floats:
@@ -24,32 +22,22 @@ def trained_mask(t: Trajectory) -> Floats:
     return (np.arange(len(t.completion)) >= t.prefix).astype(np.float32)
 
 
-def reference(
-    engine: Engine,
-    trajectories: Sequence[Trajectory],
-    terms: Terms,
-    view: View | None = None,
-    mask: Mask = trained_mask,
-) -> Rows:
+def reference(engine: Engine, trajectories: Sequence[Trajectory], terms: Terms) -> Rows:
     """Mean loss per trained token of one source's trajectories, as two `moments`.
+
+    Position i predicts token i + 1 of prompt + completion; tokens of the prefix do not count.
 
     Args:
         engine: computes full-vocabulary log-probs.
         trajectories: trajectories of one source.
         terms: losses with their factors.
-        view: log-probs of a role; default: position i predicts token i + 1 of prompt + completion.
-        mask: the tokens that count; the mean is always over the tokens after the prefix.
     """
-
-    def correct(t: Trajectory, role: Role) -> Rows:
-        return engine.rows(role, t.prompt, t.completion)
-
-    view, total = view or correct, np.zeros(2)
+    total = np.zeros(2)
     for t in trajectories:
-        p = view(t, "student")
+        p = engine.rows("student", t.prompt, t.completion)
         for loss, factor in terms:
-            q = p if loss.name == "cross_entropy" else view(t, loss.to)
-            total += factor * moments(mask(t) * definition(loss, p, q, t))
+            q = p if loss.name == "cross_entropy" else engine.rows(loss.to, t.prompt, t.completion)
+            total += factor * moments(trained_mask(t) * definition(loss, p, q, t))
     return total / sum(t.trained for t in trajectories)
 
 
