@@ -24,7 +24,8 @@ from rich.console import Console
 from rich.progress import track
 
 from potstill.cli.launch import checked, fill, predict
-from potstill.cli.parts import print_table, study_of
+from potstill.cli.options import study_of
+from potstill.cli.tables import print_table
 from potstill.study.run import preflight_pair, run_cell
 from potstill.study.schema import Study
 from potstill.study.storage import StudyFolder, cells_of

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from potstill.cli.launch import fill
-from potstill.cli.parts import print_table
+from potstill.cli.tables import print_table
 from potstill.engines.zoo.save import save_pair
 from potstill.report import write_report
 from potstill.report.stats import Row

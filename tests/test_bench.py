@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from conftest import toy_table
 from potstill.cli import app
-from potstill.cli.bench import bench
+from potstill.cli.speed import bench
 from potstill.engines.torch.loading import add_lora
 from potstill.engines.torch.roofline import Machine, Size, least_decoding, measure, size_of
 from potstill.errors import PotstillError

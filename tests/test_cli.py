@@ -1,4 +1,4 @@
-"""The command line: wrong requests cost two lines and code 2, right ones write what they say."""
+"""The command line: a wrong request costs two lines and code 2, a right one writes its files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from conftest import toy_table
 from potstill import cli
 from potstill.algorithms.methods import METHODS
 from potstill.cli import launch
-from potstill.cli.listing import LISTS, plan
+from potstill.cli.check import plan
+from potstill.cli.ls import LISTS
 from potstill.errors import PotstillError
 from potstill.study.loading import read_study
 from potstill.study.run import prepare
@@ -49,17 +50,17 @@ def everything(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def refused(captured: pytest.CaptureFixture[str], code: int, says: str) -> None:
+def refused(captured: pytest.CaptureFixture[str], code: int, message: str) -> None:
     """Exactly an error and a hint on stderr, nothing on stdout."""
     out, err = captured.readouterr()
     assert code == 2, err
     assert out == ""
     error, hint = err.rstrip("\n").split("\n")
-    assert error.startswith("error: ") and says in error, err
+    assert error.startswith("error: ") and message in error, err
     assert hint.startswith("hint: ") and len(hint) > len("hint: "), err
 
 
-# What is wrong with a study file: changes of the toy study, and what the message must say.
+# Wrong study files: changes of the toy study, and a part of the message.
 BAD_FILES: dict[str, tuple[dict[str, Any], str]] = {
     "unknown key": ({"trian": {"steps": 3}}, 'unknown key "trian"'),
     "unknown key in a table": ({"train": {"step": 3}}, 'unknown key "train.step"'),
@@ -109,16 +110,16 @@ BAD_FILES: dict[str, tuple[dict[str, Any], str]] = {
 def test_a_wrong_study_file_is_refused_before_anything_is_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], case: str
 ) -> None:
-    changes, says = BAD_FILES[case]
+    changes, message = BAD_FILES[case]
     table = toy_table(tmp_path, **changes)
     file = write(tmp_path / "toy.toml", {k: v for k, v in table.items() if v is not None})
     before = everything(tmp_path)
-    refused(capsys, call("study", file, "--out", tmp_path / "out"), says)
+    refused(capsys, call("study", file, "--out", tmp_path / "out"), message)
     assert everything(tmp_path) == before and not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("words", "message"),
     [
         (["check", "nowhere.toml"], 'no study file "nowhere.toml"'),
         (["check", "/"], 'cannot read "/"'),
@@ -130,6 +131,15 @@ def test_a_wrong_study_file_is_refused_before_anything_is_written(
         (["check", "train.stepps=3"], 'unknown key "train.stepps"'),
         (["check", "seeds=one,two"], "seeds"),
         (["check", "task.dificulty=3"], 'no option "dificulty"'),
+        (["check", "--preflite"], "no such option: --preflite"),
+        (["chek"], "no such command 'chek'"),
+        (["check", "--json=3"], "option '--json' does not take a value"),
+        (["study", "--workers"], "option '--workers' requires an argument"),
+        (["study", "--workers", "many"], "invalid value for '--workers'"),
+        (["study", "--workers", "-1"], "invalid value for '--workers'"),
+        (["report"], "missing argument 'FOLDER|URL'"),
+        (["report", "a", "b"], "unexpected extra argument"),
+        (["zoo", "biuld"], "no such command 'biuld'"),
         (["run", "--method", "hybird"], 'unknown method "hybird"'),
         (["run", "--pair", "tiny-qwem"], 'unknown pair "tiny-qwem"'),
         (["run", "--seed", "-1"], "seeds"),
@@ -139,6 +149,7 @@ def test_a_wrong_study_file_is_refused_before_anything_is_written(
         (["eval", "tiny-llama/student", "--task", "arithmetics"], 'unknown task "arithmetics"'),
         (["eval", "tiny-llama/student", "difficulty"], "a task option is key=value"),
         (["eval", "tiny-llama/student", "--problems", "2000"], "asked for 2000"),
+        (["eval", "tiny-llama/student", "--texts", "no/x.jsonl"], 'folder "no" does not exist'),
         (["zoo", "build", "tiny-qwem"], 'unknown pair "tiny-qwem"'),
         (["zoo", "build", "--role", "techer"], 'unknown role "techer"'),
         (["zoo", "save", "tiny-qwem"], 'unknown pair "tiny-qwem"'),
@@ -150,10 +161,10 @@ def test_wrong_words_are_refused(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     words: list[str],
-    says: str,
+    message: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    refused(capsys, call(*words), says)
+    refused(capsys, call(*words), message)
     assert not list(tmp_path.iterdir())
 
 
@@ -171,7 +182,7 @@ def test_the_nearest_name_is_offered(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "message"),
     [
         ("", "is empty"),
         ('{"question": "1", "answer": "d"}\n{"question": "2", \n', "train.jsonl, line 2: not JSON"),
@@ -182,17 +193,17 @@ def test_the_nearest_name_is_offered(tmp_path: Path, capsys: pytest.CaptureFixtu
     ],
 )
 def test_a_wrong_problem_file_is_named_by_its_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, says: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, message: str
 ) -> None:
     table = toy_table(tmp_path, eval={"probe": 1})
     (tmp_path / "train.jsonl").write_text(text)
     file = write(tmp_path / "toy.toml", table)
-    refused(capsys, call("study", file, "--out", tmp_path / "out"), says)
+    refused(capsys, call("study", file, "--out", tmp_path / "out"), message)
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
-    ("files", "says"),
+    ("files", "message"),
     [
         ([], "has no config.json"),
         (["config.json"], "has no weights"),
@@ -201,7 +212,7 @@ def test_a_wrong_problem_file_is_named_by_its_line(
     ],
 )
 def test_a_folder_that_is_no_model_is_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], files: list[str], says: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], files: list[str], message: str
 ) -> None:
     folder = tmp_path / "model"
     folder.mkdir()
@@ -209,8 +220,8 @@ def test_a_folder_that_is_no_model_is_refused(
         (folder / name).write_text("{}")
     pair = {"toy": {"student": str(folder), "teacher": str(folder)}}
     file = write(tmp_path / "toy.toml", toy_table(tmp_path, engine="torch", pair=pair))
-    refused(capsys, call("study", file, "--out", tmp_path / "out"), says)
-    refused(capsys, call("eval", folder), says)
+    refused(capsys, call("study", file, "--out", tmp_path / "out"), message)
+    refused(capsys, call("eval", folder), message)
     assert not (tmp_path / "out").exists()
 
 
@@ -276,14 +287,14 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, An
     return tmp, json.loads(done.stdout), done.stderr
 
 
-def test_study_writes_a_report_and_tells_where(
+def test_study_writes_a_report_and_prints_where(
     filled: tuple[Path, dict[str, Any], str],
 ) -> None:
-    tmp, told, err = filled
-    assert (told["cells"], told["done"], told["failed"], told["missing"]) == (4, 4, 0, 0)
-    assert [row["method"] for row in told["table"]][2:] == ["on_policy_gkd", "hybrid"]
+    tmp, record, err = filled
+    assert (record["cells"], record["done"], record["failed"], record["missing"]) == (4, 4, 0, 0)
+    assert [row["method"] for row in record["table"]][2:] == ["on_policy_gkd", "hybrid"]
     for key in ("html", "results", "csv"):
-        assert Path(told[key]).is_file()
+        assert Path(record[key]).is_file()
     assert json.loads((tmp / "out" / "results.json").read_text())
     assert "4/4" in err and "Traceback" not in err
 
@@ -301,14 +312,14 @@ def test_a_folder_of_other_settings_is_left_alone(
 def test_report_rebuilds_what_is_there(
     filled: tuple[Path, dict[str, Any], str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tmp, told, _ = filled
+    tmp, record, _ = filled
     page = (tmp / "out" / "report.html").read_bytes()
     (tmp / "out" / "report.html").unlink()
     assert call("report", tmp / "out") == 0
     assert "on_policy_gkd" in capsys.readouterr().out
     assert (tmp / "out" / "report.html").read_bytes() == page
     assert call("report", tmp / "out", "--json") == 0
-    assert json.loads(capsys.readouterr().out)["table"] == told["table"]
+    assert json.loads(capsys.readouterr().out)["table"] == record["table"]
 
 
 def test_check_shows_the_grid_and_writes_nothing(
@@ -317,36 +328,42 @@ def test_check_shows_the_grid_and_writes_nothing(
     file = write(tmp_path / "toy.toml", toy_table(tmp_path))
     before = everything(tmp_path)
     monkeypatch.chdir(tmp_path)
-    assert call("check", file, "seeds=0,1,2", "--json") == 0
+    assert call("check", file, "seeds=0,1,2", "--json", "--no-preflight") == 0
     facts = json.loads(capsys.readouterr().out)
+    assert facts["checks"] == facts["prediction"] == []
     assert facts["cells"] == 2 + 9 * 3
     assert facts["optimizer steps"] == 12 * 10 * 3  # extended_on_policy runs for twice the steps
     assert facts["sampled tokens, at most"] == 360 * 10 * 24
-    assert call("check", file) == 0
-    assert "extended_on_policy (24 steps)" in " ".join(capsys.readouterr().out.split())
-    quick = "pairs=tiny-llama", "methods=on_policy_gkd"  # of the quick study
-    assert call("check", "task.difficulty=3", "engine.threads=1", *quick) == 0
+    assert call("check", file, "methods=extended_on_policy,hybrid") == 0
+    shown = capsys.readouterr().out
+    assert "extended_on_policy (24 steps)" in shown and "runs, with baselines\t6\n" in shown
+    assert "toy\thybrid: student tokens\tpassed\t" in shown and "CPU-hours" in shown
+    assert "\tcause" not in shown and "\tUSD" not in shown  # no fault, and no price is set
+    assert call("check", "task.difficulty=3", "engine.threads=1", "--no-preflight") == 0
+    assert "setting\tvalue\nstudy\tquick\n" in capsys.readouterr().out
     assert everything(tmp_path) == before
 
 
-def test_run_runs_one_cell_of_one_pair(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_run_runs_one_method_on_one_pair(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     table = toy_table(tmp_path, train={"steps": 2})
     table["pair"]["second"] = table["pair"]["toy"]
     file = write(tmp_path / "toy.toml", table)
     words = ("run", file, "--method", "hybrid", "--seed", 3, "--out", tmp_path / "out", "--json")
     assert call(*words) == 0
     record = json.loads(capsys.readouterr().out)
-    told = {key: record[key] for key in ("pair", "method", "seed", "status")}
-    assert told == {"pair": "toy", "method": "hybrid", "seed": 3, "status": "done"}
+    kept = {key: record[key] for key in ("pair", "method", "seed", "status")}
+    assert kept == {"pair": "toy", "method": "hybrid", "seed": 3, "status": "done"}
     ended = sorted((tmp_path / "out").glob("cells/*/*/*/result.json"))
-    cells = ["toy/hybrid/3", "toy/teacher/all", "toy/untrained/all"]
-    assert [str(path.parent.relative_to(tmp_path / "out" / "cells")) for path in ended] == cells
+    runs = ["toy/hybrid/3", "toy/teacher/all", "toy/untrained/all"]
+    assert [str(path.parent.relative_to(tmp_path / "out" / "cells")) for path in ended] == runs
 
 
 def test_two_runs_of_one_study_do_not_meet(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Without --out each cell has a folder of its own."""
+    """Without --out each has a folder of its own."""
     file = write(tmp_path / "toy.toml", toy_table(tmp_path, train={"steps": 1}))
     monkeypatch.chdir(tmp_path)
     filled: list[tuple[Any, Path]] = []
@@ -361,18 +378,20 @@ def test_two_runs_of_one_study_do_not_meet(
     assert len({path for _, path in filled}) == 3
 
 
-def test_a_failing_cell_is_reported_and_can_be_retried(tmp_path: Path) -> None:
+def test_a_failing_run_is_reported_and_can_be_retried(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     table = toy_table(tmp_path, methods=["hybrid"], seeds=[0])
     table["train"]["learning_rate"] = 1e308
     file, out = write(tmp_path / "toy.toml", table), tmp_path / "out"
-    words = ("study", file, "--out", out, "--workers", 1, "--no-figures")
-    first = potstill(*words)
-    assert first.returncode == 1 and "failed" in first.stderr, first.stderr
-    assert "Traceback" not in first.stderr
-    assert "1 failed" in first.stdout and (out / "report.html").is_file()
+    words = ("study", file, "--out", out, "--workers", 1, "--no-figures", "--no-preflight")
+    assert call(*words) == 1
+    shown = capfd.readouterr()  # of the worker's process too
+    assert "failed" in shown.err and "Traceback" not in shown.err
+    assert "1 failed" in shown.out and (out / "report.html").is_file()
     ended = out / "cells" / "toy" / "hybrid" / "0" / "result.json"
     stamp = ended.stat().st_mtime_ns
-    assert potstill(*words, "--retry-failed").returncode == 1
+    assert call(*words, "--retry-failed") == 1
     assert ended.stat().st_mtime_ns > stamp
     assert json.loads(ended.read_text())["status"] == "failed"
 
@@ -402,25 +421,15 @@ def test_the_real_command_leaves_with_two_lines_and_code_2(tmp_path: Path) -> No
     assert not (tmp_path / "out").exists()
 
 
-def test_every_command_has_a_help_page_with_an_example(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_eval_evaluates_an_embedded_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "100")
-    for info in cli.app.registered_commands:
-        assert info.callback is not None
-        name = info.name or info.callback.__name__
-        assert call(name, "--help") == 0
-        assert f"Example: potstill {name}" in capsys.readouterr().out
-    assert call("--help") == 0
-
-
-def test_eval_grades_an_embedded_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     texts = tmp_path / "texts.jsonl"
     words = ("eval", "tiny-llama/student", "--problems", 20, "--max-tokens", 32, "--json")
     assert call(*words, "--texts", texts, "difficulty=1") == 0
-    graded = json.loads(capsys.readouterr().out)
+    result = json.loads(capsys.readouterr().out)
     rows = [json.loads(line) for line in texts.read_text().splitlines()]
-    assert graded["problems"] == len(rows) == 20
-    assert graded["strict"] == sum(row["strict"] for row in rows) / 20
-    low, high = graded["interval"]
-    assert 0 <= low <= graded["strict"] <= high <= 1
+    assert result["problems"] == len(rows) == 20
+    assert result["strict"] == sum(row["strict"] for row in rows) / 20
+    low, high = result["interval"]
+    assert 0 <= low <= result["strict"] <= high <= 1

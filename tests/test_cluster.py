@@ -205,7 +205,7 @@ def test_a_spent_budget_stops_cells_between_steps_and_they_go_on(
         (["--on", "127.0.0.1:99999"], "nothing answers at 127.0.0.1:99999"),
         (["--on", "ray", "--out", "memory://x"], "no place that processes can write to together"),
         (["--on", "ray", "--out", "sthree://x"], "Protocol not known"),
-        (["--out", "file:///tmp/x"], "cells on this machine work in a folder"),
+        (["--out", "file:///tmp/x"], "runs on this machine need a folder"),
         (["ray.gpus=1.5"], "more than one GPU is a whole number"),
         (["ray.gpu=1"], 'unknown key "ray.gpu"'),
     ],

@@ -156,7 +156,10 @@ def test_the_command(tmp_path: Path) -> None:
     words = ["compare", str(study(tmp_path / "a")), str(study(tmp_path / "b", seeds=[5]))]
     out = tmp_path / "new" / "c.html"
     run = CliRunner().invoke(app, [*words, "--out", str(out)])
-    assert run.exit_code == 0 and out.exists() and "| `hybrid` |" in run.stdout
+    assert run.exit_code == 0 and out.exists() and "\nhybrid\t" in run.stdout
+    heads = ["method", "A", "A 95 %", "B", "B 95 %", "B − A", "B − A 95 %"]
+    assert "\t".join(heads) in run.stdout and f"comparison: {out}" in run.stdout
+    assert "paired by problem; the seeds differ" in run.stdout
     told = json.loads(CliRunner().invoke(app, [*words, "--json"]).stdout)
     assert [s["letter"] for s in told["studies"]] == ["A", "B"] and len(told["entries"]) == 4
     markdown = CliRunner().invoke(app, [*words, "--markdown"]).stdout

@@ -17,7 +17,7 @@ from conftest import monitored, prompt_of, toy_table, write_toy
 from potstill.algorithms.losses import REVERSE_KL
 from potstill.algorithms.methods import METHODS
 from potstill.algorithms.recipe import Recipe, Replay
-from potstill.cli.listing import listing
+from potstill.cli.ls import listing
 from potstill.engines import zoo
 from potstill.engines.fake import FakeEngine
 from potstill.engines.protocol import bare

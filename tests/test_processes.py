@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
-from potstill.cli.bench import bench
 from potstill.cli.launch import one_engine
+from potstill.cli.speed import bench
 from potstill.engines.torch.batching import deal
 from potstill.engines.torch.distributed import ALONE, Team
 from potstill.errors import PotstillError

@@ -232,7 +232,7 @@ def test_the_key_is_written_nowhere(
 def test_the_probe_tells_what_this_server_does(
     models: Path, request: pytest.FixtureRequest
 ) -> None:
-    from potstill.cli.listing import conformance
+    from potstill.cli.probe import conformance
 
     url = request.getfixturevalue("servers").url(models / "qwen" / "student")
     rows, refused = conformance(url)

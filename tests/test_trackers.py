@@ -166,7 +166,7 @@ def test_a_tracker_out_of_reach_fails_no_cell_and_is_told_later(
         assert not file.is_file() or b"hunter2" not in file.read_bytes(), file
     again = CliRunner().invoke(app, ["track", str(out)])
     assert again.exit_code == 0, again.output
-    assert again.stdout.splitlines() == ["mlflow: has it all", "tensorboard: has it all"]
+    assert again.stdout.splitlines() == ["mlflow: complete", "tensorboard: complete"]
     check_all(out, study)
 
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from potstill.cli.listing import build_zoo, grade_model
+from potstill.cli.eval import evaluate_model
+from potstill.cli.zoo import build_zoo
 from potstill.engines import zoo
 from potstill.engines.zoo.save import save_pair
 from potstill.errors import PotstillError
@@ -70,7 +71,7 @@ def test_tokenizers_agree_within_a_pair_and_differ_between() -> None:
 def test_the_teacher_is_good_and_the_student_has_room(pair: str) -> None:
     strict = {}
     for role in ROLES:
-        graded = grade_model(f"{pair}/{role}", "arithmetic", (), 500, 32, None)
+        graded = evaluate_model(f"{pair}/{role}", "arithmetic", (), 500, 32, None)
         assert graded["problems"] == 500
         strict[role] = graded["strict"]
     assert strict["teacher"] >= 0.90
@@ -116,7 +117,7 @@ def test_a_build_depends_on_its_seed_and_nothing_else(
         for folder in (tmp_path / "once", zoo.folder(pair, "student"))
     )
     assert mine.get_vocab() == its.get_vocab()
-    graded = grade_model(str(tmp_path / "once"), "arithmetic", (), 10, 8, None)
+    graded = evaluate_model(str(tmp_path / "once"), "arithmetic", (), 10, 8, None)
     assert graded["strict"] == 0.0
 
 

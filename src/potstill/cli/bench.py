@@ -1,180 +1,65 @@
-"""How fast a pair runs here with a study's settings, as a share of what the machine allows.
-
-It samples, scores and trains on the task's own prompts at learning rate 0 and holds the seconds
-against the least that the machine's memory and matrix units could take (`engines/limits.py`). It
-leaves out engines that compute elsewhere: their machines cannot be measured from here.
-"""
+"""`potstill bench`: how fast a pair runs on this machine."""
 
 from __future__ import annotations
 
-import statistics
-import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import partial
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated
 
-from rich.console import Console
-from rich.progress import track
+import typer
 
-from potstill.algorithms.losses import LOSSES
-from potstill.algorithms.recipe import Recipe
-from potstill.algorithms.schedules import constant
-from potstill.engines.host import one_of_several
-from potstill.errors import PotstillError
-from potstill.settings import Train
-from potstill.study.run import open_study_engine
-from potstill.study.schema import Study
-from potstill.study.storage import Cell
-from potstill.tasks import load_task
-from potstill.training.objective import build, losses_for
-from potstill.training.rollout import collect, draw
-from potstill.types import Limits, Problem
+from potstill.cli.app import TEST, command
+from potstill.cli.options import AsJson, PairName, Words, study_of
+from potstill.cli.tables import print_json, print_table
+from potstill.errors import PotstillError, did_you_mean
+
+if TYPE_CHECKING:
+    from potstill.cli.speed import Bench
 
 
-@dataclass(frozen=True)
-class Speed:
-    """One activity of a training step."""
+@command(
+    "bench",
+    TEST,
+    "potstill bench",
+    "potstill bench mine.toml --pair qwen train.batch_size=8",
+)
+def bench(
+    words: Words = None,
+    pair: PairName = None,
+    repeats: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Steps to time, after one to warm up.")
+    ] = 5,
+    as_json: AsJson = False,
+) -> None:
+    """Time sampling, scoring and training, as a share of what this machine allows.
 
-    activity: str
-    seconds: float  # median
-    low: float
-    high: float
-    tokens: int  # that it is about: written, scored or trained
-    rate: float  # tokens a second
-    bound: float | None  # the least seconds; None where there is no measure
-    share: float | None  # bound / seconds
-    of_step: float | None  # share of a step's time; None where the step has no such part
-
-
-@dataclass(frozen=True)
-class Bench:
-    """A pair's speeds."""
-
-    pair: str
-    method: str
-    batch: int
-    prompt: float  # mean tokens
-    completion: float
-    bandwidth: float  # bytes a second
-    matmul: float  # operations a second
-    peak: int  # bytes
-    speeds: tuple[Speed, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-def bench(study: Study, pair: str, repeats: int) -> Bench:
-    """Time a training step's parts on a pair.
-
-    Args:
-        study: settings; its first method that has the student write says what is trained.
-        pair: one of the study's.
-        repeats: how often each part runs, after one run that is not counted.
+    The bounds are measured first: memory bandwidth and matrix products, with the study's threads
+    and dtype. The learning rate is 0, so nothing is trained.
     """
-    if study.engine.name != "torch":
-        raise PotstillError(
-            f'bench measures this machine, and engine "{study.engine.name}" computes elsewhere',
-            'use engine = "torch"',
-        )
-    if one_of_several():
-        raise PotstillError(
-            "bench measures what one process has for itself", "run it without torchrun"
-        )
-    recipes = list(study.recipes.values())
-    chosen = next((r for r in recipes if r.uses_student), recipes[0])
-    plain: dict[str, Any] = {"replay": None, "reject_wrong": False, "prefix_over": "time"}
-    recipe = replace(chosen, on_policy=constant(1.0), prefix=constant(0), **plain)
-    task, cell = load_task(**study.task), Cell(pair, recipe.name, study.seeds[0])
-    with tempfile.TemporaryDirectory(prefix="potstill-bench-") as scratch:
-        engine: Any = open_study_engine(study, cell, task, Path(scratch))
-    try:
-        problems = draw(task.train, study.train.batch_size, 0, 0)
-        times, rows = _measure(engine, recipe, problems, study.train, repeats)
-        peak = engine.memory()[0]
-        machines, losses = engine.machines(), [loss for loss, _ in losses_for(recipe, "student")]
-        targets = {loss.to for loss in losses if LOSSES[loss.name] == "row"}
-        bounds = engine.bounds(machines, rows, targets)
-    finally:
-        engine.close()
-    aside = {"scoring"} if all(LOSSES[loss.name] != "token_scores" for loss in losses) else set()
-    prompt, completion = (sum(row[i] for row in rows) / len(rows) for i in (0, 1))
-    return Bench(
-        pair=pair,
-        method=recipe.name,
-        batch=len(rows),
-        prompt=prompt,
-        completion=completion,
-        bandwidth=machines["student"].bandwidth,
-        matmul=machines["student"].matmul,
-        peak=peak,
-        speeds=tuple(_speeds(times, bounds, sum(c for _, c in rows), aside)),
-    )
+    from potstill.cli.speed import bench as measured
+
+    study = study_of(words)
+    pair = pair or next(iter(study.models))
+    if pair not in study.models:
+        raise PotstillError(f'no pair "{pair}" here', did_you_mean(pair, study.models, "pairs"))
+    result = measured(study, pair, repeats)
+    if as_json:
+        print_json(result.to_json())
+    else:
+        print(heading(result))
+        print_table(rows(result), spare=("tokens/s", "of a step"))
 
 
-def _measure(
-    engine: Any, recipe: Recipe, problems: Sequence[Problem], train: Train, repeats: int
-) -> tuple[dict[str, list[float]], list[tuple[int, int]]]:
-    """Seconds of each part in every repetition, and the tokens of each row."""
-    limits = Limits(train.max_tokens, train.temperature, train.teacher_temperature)
-    times: dict[str, list[float]] = {}
-    rows: list[tuple[int, int]] = []
-    screen = Console(stderr=True)
-    for turn in track(range(repeats + 1), "timing", console=screen, transient=True):
-        sampling, batch = _timed(partial(collect, recipe, engine, problems, 0.0, 0, 0, limits))
-        texts = [(t.prompt, t.completion) for t in batch]
-        scoring, _ = _timed(partial(engine.score, "teacher", texts))
-        training, stats = _timed(partial(engine.step, build(recipe, batch, engine), 0.0))
-        rows = [(len(p.student), len(c)) for p, c in texts]
-        parts = {"student sampling": sampling, "scoring": scoring}
-        parts["forward and backward"] = training - stats.optimizer
-        parts["optimizer"] = stats.optimizer
-        for name, seconds in parts.items() if turn else ():
-            times.setdefault(name, []).append(seconds)
-    return times, rows
-
-
-def _speeds(
-    times: dict[str, list[float]], bounds: dict[str, float], tokens: int, aside: set[str]
-) -> Iterator[Speed]:
-    """What was measured, held against its bound; `aside` is no part of a step."""
-    middle = {name: statistics.median(seconds) for name, seconds in times.items()}
-    step = sum(seconds for name, seconds in middle.items() if name not in aside)
-    for name, seconds in middle.items():
-        yield Speed(
-            activity=name,
-            seconds=seconds,
-            low=min(times[name]),
-            high=max(times[name]),
-            tokens=tokens,
-            rate=tokens / seconds,
-            bound=bounds.get(name),
-            share=bounds[name] / seconds if name in bounds else None,
-            of_step=None if name in aside else seconds / step,
-        )
-
-
-def _timed(work: Callable[[], Any]) -> tuple[float, Any]:
-    start = time.perf_counter()
-    out = work()
-    return time.perf_counter() - start, out
-
-
-def heading(found: Bench) -> str:
-    """What was run, and on what."""
+def heading(result: Bench) -> str:
+    """The pair, its batch and the machine."""
     return (
-        f"{found.pair}, {found.method}: {found.batch} rows of {found.prompt:.0f} + "
-        f"{found.completion:.0f} tokens, peak {found.peak / 1e9:.2f} GB\n"
-        f"this machine: {found.bandwidth / 1e9:.1f} GB/s from memory, "
-        f"{found.matmul / 1e9:.0f} GFLOP/s in matrix products\n"
+        f"{result.pair}, {result.method}: {result.batch} rows of {result.prompt:.0f} + "
+        f"{result.completion:.0f} tokens, peak {result.peak / 1e9:.2f} GB\n"
+        f"this machine: {result.bandwidth / 1e9:.1f} GB/s from memory, "
+        f"{result.matmul / 1e9:.0f} GFLOP/s in matrix products\n"
     )
 
 
-def as_rows(found: Bench) -> list[dict[str, str]]:
-    """The speeds for a terminal."""
+def rows(result: Bench) -> list[dict[str, str]]:
+    """The speeds as text."""
     return [
         {
             "activity": s.activity,
@@ -184,5 +69,5 @@ def as_rows(found: Bench) -> list[dict[str, str]]:
             "at least": "" if s.bound is None else f"{s.bound:.3f} s",
             "share of the bound": "" if s.share is None else f"{s.share:.0%}",
         }
-        for s in found.speeds
+        for s in result.speeds
     ]

@@ -1,11 +1,11 @@
-"""From a study to a filled folder: what is refused first, pre-flight, then workers under the live
-view.
-"""
+"""From a study to a filled folder: validation, pre-flight, then workers under the live view."""
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -25,67 +25,78 @@ from potstill.study.storage import StudyFolder, cells_of
 from potstill.study.tracking.exporter import following
 from potstill.training.spending import Spent, excess, total
 
-LOCAL = "local"  # the place that is this machine, without Ray
+LOCAL = "local"  # the executor on this machine, without Ray
+
+log = logging.getLogger(__name__)
 
 
-def checked(study: Study, place: Place | None = None) -> dict[str, list[Check]]:
-    """Pre-flight of every pair where its cells run, here unless told, under a line that says so."""
+def checked(study: Study, executor: Place | None = None) -> dict[str, list[Check]]:
+    """Run pre-flight of every pair on an executor, by default on this machine."""
+    begin = time.monotonic()
     with Console(stderr=True).status("pre-flight"):
-        return (place or Processes()).preflight(study)
+        checks = (executor or Processes()).preflight(study)
+    log.info("pre-flight of %s took %.1f s", ", ".join(checks), time.monotonic() - begin)
+    return checks
 
 
-def records(found: Mapping[str, Sequence[Check]]) -> list[dict[str, str]]:
-    """The checks for a terminal: each with its pair."""
+def records(checks: Mapping[str, Sequence[Check]]) -> list[dict[str, str]]:
+    """The checks of all pairs as rows of a table."""
     keys = ("name", "status", "evidence", "hint", "cause")
     return [
         {"pair": pair, **{key: getattr(check, key) for key in keys}}
-        for pair, checks in found.items()
-        for check in checks
+        for pair, results in checks.items()
+        for check in results
     ]
 
 
-def predict(found: Mapping[str, Sequence[Check]]) -> dict[str, dict[str, Spent]]:
-    """What pre-flight timed: pair -> method -> one run; and under "teacher" and "untrained" one
-    grading each. Empty where it could not time."""
+def predict(checks: Mapping[str, Sequence[Check]]) -> dict[str, dict[str, Spent]]:
+    """The cost of one run by pair and method, as pre-flight timed it.
+
+    "teacher" and "untrained" are the baselines, one evaluation each. A pair that pre-flight could
+    not time is left out.
+    """
     predicted = {}
-    for pair, checks in found.items():
-        numbers = next((check.numbers for check in checks if check.numbers), None)
+    for pair, results in checks.items():
+        numbers = next((check.numbers for check in results if check.numbers), None)
         if numbers:
             runs = {name: Spent.read(run) for name, run in numbers["runs"].items()}
-            rows = {"untrained": "student", "teacher": "teacher"}
-            graded = {row: Spent.read(numbers["gradings"][role]) for row, role in rows.items()}
-            predicted[pair] = {**runs, **graded}
+            roles = {"untrained": "student", "teacher": "teacher"}
+            baselines = {
+                name: Spent.read(numbers["gradings"][role]) for name, role in roles.items()
+            }
+            predicted[pair] = {**runs, **baselines}
     return predicted
 
 
 def afford(study: Study, folder: StudyFolder, predicted: Mapping[str, Mapping[str, Spent]]) -> None:
-    """Refuse a study whose missing cells would exceed its budget, before any of them begins.
+    """Refuse a study whose missing runs would exceed its budget, before the first one begins.
 
     Raises:
-        PotstillError: with what was predicted, and what it may be.
+        PotstillError: with the predicted total and the limit.
     """
-    cells = cells_of(study)
-    left = [cell for cell in cells if cell not in folder.results(cells)]
-    if not all(cell.method in predicted.get(cell.pair, {}) for cell in left):
+    runs = cells_of(study)
+    ended = folder.results(runs)
+    missing = [run for run in runs if run not in ended]
+    if not all(run.method in predicted.get(run.pair, {}) for run in missing):
         return
-    before = folder.ledger(study).spent()
-    more = total(predicted[cell.pair][cell.method] for cell in left)
-    if over := excess(study.budget, study.price, before + more):
+    spent = folder.ledger(study).spent()
+    cost = total(predicted[run.pair][run.method] for run in missing)
+    if limit := excess(study.budget, study.price, spent + cost):
         raise PotstillError(
-            f"the {len(left)} cells that are left would take the study to {over}",
+            f"the {len(missing)} missing runs would take the study to {limit}",
             "raise the budget, or run fewer seeds, methods or steps; --no-preflight starts it all "
             "the same and stops at the limit",
         )
 
 
-def refuse(checks: list[dict[str, str]]) -> None:
-    """Raise where pre-flight refuses, with every reason."""
-    bad = [check for check in checks if check["status"] == "refused"]
-    if bad:
-        causes = ", ".join(dict.fromkeys(check["cause"] for check in bad if check["cause"]))
+def refuse(checks: Sequence[Mapping[str, str]]) -> None:
+    """Raise one error with the evidence of every check that failed."""
+    failed = [check for check in checks if check["status"] == "refused"]
+    if failed:
+        causes = ", ".join(dict.fromkeys(check["cause"] for check in failed if check["cause"]))
         named = f" ({causes})" if causes else ""
-        reasons = dict.fromkeys(f"{c['pair']}, {c['name']}: {c['evidence']}" for c in bad)
-        hints = dict.fromkeys(check["hint"] for check in bad)
+        reasons = dict.fromkeys(f"{c['pair']}, {c['name']}: {c['evidence']}" for c in failed)
+        hints = dict.fromkeys(check["hint"] for check in failed)
         raise PotstillError(
             f"pre-flight refuses this run{named}\n  " + "\n  ".join(reasons),
             "; ".join(hints) + "; --no-preflight runs it all the same",
@@ -93,10 +104,10 @@ def refuse(checks: list[dict[str, str]]) -> None:
 
 
 def one_engine(study: Study, workers: int) -> int:
-    """How many workers: one where several processes of torchrun are one engine.
+    """The number of workers: one where the processes of torchrun are one engine.
 
     Raises:
-        PotstillError: more are asked for, or an engine that several processes cannot be.
+        PotstillError: several workers under torchrun, or an engine that cannot be sharded.
     """
     if not one_of_several():
         return workers
@@ -123,63 +134,76 @@ def fill(
     on: str = LOCAL,
     mirror: Mirror | None = None,
 ) -> Results:
-    """Run what is missing of a study under the live view.
+    """Execute the missing runs of a study under the live view.
 
     Args:
         study: its settings.
-        path: its folder here.
-        workers: processes, or most cells of a cluster at a time; 0: what fits.
-        preflight: whether models are checked before.
-        retry_failed: whether failed cells are run again.
-        cache: teachers' texts, if not in the folder.
-        on: where cells run: local, ray, or a cluster's address.
-        mirror: where the study's folder is behind a URL; `path` is then its copy.
+        path: its folder on this machine.
+        workers: processes, or most runs of a cluster at a time; 0: as many as fit.
+        preflight: run pre-flight first, where a run is missing.
+        retry_failed: run failed runs again.
+        cache: folder of teacher completions; None: the study's own.
+        on: executor: local, ray, or a cluster's address.
+        mirror: the study's folder behind a URL; `path` is then its copy.
     """
     check_out(on, mirror)
     prepare(study)
     workers = one_engine(study, workers)
-    folder, cells = StudyFolder(path, cache), cells_of(study)
+    folder, runs = StudyFolder(path, cache), cells_of(study)
     if mirror:
         mirror.remote.check()
         mirror.pull()
     folder.check(study)
-    with place_of(on, study, workers, mirror) as place:
-        if preflight and len(folder.results(cells)) < len(cells):
-            found = checked(study, place)
-            refuse(records(found))
-            for check in records(found):
-                if check["status"] == "warning":
-                    print(f"warning: {check['name']}: {check['evidence']}", file=sys.stderr)
-            afford(study, folder, predict(found))
-            folder.open(study)
-            folder.predicted = predict(found)
+    ended = folder.results(runs)
+    log.info("%s: %d runs, %d of them ended, in %s", study.name, len(runs), len(ended), path)
+    with place_of(on, study, workers, mirror) as executor:
+        if preflight and len(ended) < len(runs):
+            _preflight(study, folder, executor)
         folder.open(study)
-        for cell, result in folder.results(cells).items():
+        for run, result in folder.results(runs).items():
             if retry_failed and result["status"] == "failed":
-                folder.cell(cell).reset()
-        with View(study, folder, cells) as view:
+                folder.cell(run).reset()
+        with View(study, folder, runs) as view:
             view.tick()
             with following(folder, study.track):
-                results = place.run(study, folder, cells, view.tick)
+                results = executor.run(study, folder, runs, view.tick)
             view.tick()
             return results
 
 
+def _preflight(study: Study, folder: StudyFolder, executor: Place) -> None:
+    """Refuse a study that fails pre-flight or its budget; keep what the runs are predicted to cost.
+
+    Warnings go to stderr.
+    """
+    checks = checked(study, executor)
+    rows, predicted = records(checks), predict(checks)
+    refuse(rows)
+    for check in rows:
+        if check["status"] == "warning":
+            print(f"warning: {check['name']}: {check['evidence']}", file=sys.stderr)
+    afford(study, folder, predicted)
+    folder.open(study)
+    folder.predicted = predicted
+
+
 def check_out(on: str, mirror: Mirror | None) -> None:
-    """Refuse a place that is none, and a URL for cells that are not spread."""
+    """Refuse an unknown executor, and a URL for runs on this machine."""
     check_place(on)
     if mirror and on == LOCAL:
         raise PotstillError(
-            f'cells on this machine work in a folder, --out is "{mirror.remote.url}"',
+            f'runs on this machine need a folder, --out is "{mirror.remote.url}"',
             "give a folder, or add --on ray",
         )
 
 
 @contextlib.contextmanager
 def place_of(on: str, study: Study, workers: int, mirror: Mirror | None) -> Iterator[Place]:
-    """Where cells run, for as long as they do."""
+    """Open the executor that --on names."""
     if on == LOCAL:
+        log.info("executor: processes of this machine, --workers %d", workers)
         yield Processes(workers)
         return
     with opened(on, study, workers, mirror) as cluster:
+        log.info("executor: Ray at %s", on)
         yield cluster

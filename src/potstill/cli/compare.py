@@ -1,0 +1,105 @@
+"""`potstill compare`: studies next to each other."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from potstill.cli.app import READ, command
+from potstill.cli.options import AsJson, AsMarkdown
+from potstill.cli.tables import print_json, print_table
+
+if TYPE_CHECKING:
+    from potstill.report.compare import Comparison
+    from potstill.report.stats import Difference, Interval
+
+
+@command(
+    "compare",
+    READ,
+    "potstill compare runs/before runs/after",
+    "potstill compare runs/a runs/b runs/c --out compare.html",
+)
+def compare(
+    folders: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="FOLDER FOLDER...", help="Folders of 2 to 8 studies; the first is the baseline."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The HTML page to write.")] = Path(
+        "compare.html"
+    ),
+    markdown: AsMarkdown = False,
+    as_json: AsJson = False,
+) -> None:
+    """Compare studies with the first one (paired where possible).
+
+    Differences are paired by problem where both studies evaluated the same problems. Settings that
+    differ are listed. With --markdown or --json no page is written.
+    """
+    from potstill.report.compare import compare as compared
+    from potstill.report.compare_page import write_comparison
+    from potstill.report.compare_table import to_markdown, to_record
+    from potstill.study.storage import to_json
+
+    comparison = compared(folders)
+    if as_json:
+        print_json(json.loads(to_json(to_record(comparison))))
+    elif markdown:
+        print(to_markdown(comparison), end="")
+    else:
+        page = write_comparison(comparison, out)
+        print_comparison(comparison)
+        print(f"\ncomparison: {page}")
+
+
+def print_comparison(comparison: Comparison) -> None:
+    """Print a table for each pair, how it is paired, and the settings that differ."""
+    letters = [side.letter for side in comparison.sides]
+    print_table([{"study": side.letter, "folder": side.label} for side in comparison.sides])
+    for pair in comparison.pairs:
+        print(f"\n{pair}, accuracy in %, differences in points")
+        rows = _rows(comparison, pair)
+        print_table(rows, spare=[f"{letter} 95 %" for letter in letters])
+        for note in comparison.pairing[pair]:
+            print(note)
+    for note in comparison.left:
+        print(note)
+    if comparison.settings:
+        print("\nsettings that differ")
+        heads = ["setting", *letters]
+        print_table([dict(zip(heads, row, strict=True)) for row in comparison.settings])
+
+
+def _rows(comparison: Comparison, pair: str) -> list[dict[str, str]]:
+    """A row for each method: the accuracies of all studies, then the differences to the first."""
+    from potstill.report.numbers import per_cent, signed
+
+    letters = [side.letter for side in comparison.sides]
+    rows = []
+    for entry in comparison.entries:
+        if entry.pair == pair:
+            row = {"method": entry.method}
+            for letter, one in zip(letters, entry.rows, strict=True):
+                row |= _ranged(letter, one.accuracy if one else None, per_cent)
+            for letter, one_difference in zip(letters[1:], entry.differences[1:], strict=True):
+                row |= _ranged(f"{letter} − {letters[0]}", one_difference, signed)
+            rows.append(row)
+    return rows
+
+
+def _ranged(
+    name: str, value: Interval | Difference | None, form: Callable[[float], str]
+) -> dict[str, str]:
+    """A column with a mean and one with its interval, empty where nothing is known."""
+    if value is None:
+        return {name: "", f"{name} 95 %": ""}
+    known = not math.isnan(value.low)
+    interval = f"{form(value.low)} to {form(value.high)}" if known else ""
+    return {name: form(value.mean), f"{name} 95 %": interval}

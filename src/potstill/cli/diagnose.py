@@ -1,0 +1,139 @@
+"""`potstill diagnose`: what went wrong in recorded runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from potstill.cli.app import READ, command
+from potstill.cli.options import AsJson
+from potstill.cli.tables import print_json, print_table
+from potstill.errors import PotstillError
+
+if TYPE_CHECKING:
+    from potstill.study.storage import CellFolder
+
+# Signals in the order in which a narrow terminal goes without them.
+SPARE = (
+    "length",
+    "kl_early",
+    "kl_late",
+    "teacher_entropy",
+    "reading_loss",
+    "repetition",
+    "copy",
+    "end",
+    "truncated",
+)
+
+
+@command(
+    "diagnose",
+    READ,
+    "potstill diagnose runs/quick",
+    "potstill diagnose runs/quick/cells/tiny-qwen/hybrid/0 --signals",
+)
+def diagnose(
+    place: Annotated[
+        str,
+        typer.Argument(
+            metavar="FOLDER|URL",
+            help="A study's folder or the folder of one of its runs, or a URL of either (copied to "
+            "runs/mirrors/ first).",
+        ),
+    ],
+    signals: Annotated[
+        bool, typer.Option("--signals", help="Also print the signals of every probe.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Explain what went wrong in a run: since which step, why, and what to do.
+
+    It reads recorded metrics, of finished and of running runs, and opens no model.
+    """
+    from potstill.study.remote import source
+
+    runs = diagnosis(source(place)[1])
+    if as_json:
+        print_json(runs)
+        return
+    for run in runs:
+        _print_run(run)
+        if signals:
+            print(f"\n{run['run']}")
+            print_table(_signal_rows(run["signals"]), spare=SPARE)
+    sound = sum(not run["findings"] for run in runs)
+    print(f"{sound} of {len(runs)} runs without a finding")
+
+
+def _print_run(run: Mapping[str, Any]) -> None:
+    from potstill.diagnostics.diagnosis import ended
+
+    for finding in run["findings"]:
+        verb = "collapsed" if finding["kind"] == "collapse" else "deviates"
+        step, detected = finding["step"], finding["found"]
+        print(f"{run['run']} {verb} from step {step} on (detected at step {detected})")
+        print(f"  cause:    {finding['cause']}: {finding['meaning']}")
+        print(f"  evidence: {finding['evidence']}")
+        print(f"  advice:   {finding['advice']}")
+    if run["ended"]:
+        print(f"  {ended(run['ended'])}")
+
+
+def _signal_rows(signals: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Signals under short names, three digits."""
+    return [
+        {
+            name.split("/")[-1]: "-" if value is None else f"{value:.3g}"
+            for name, value in row.items()
+        }
+        for row in signals
+    ]
+
+
+def diagnosis(path: Path) -> list[dict[str, Any]]:
+    """The diagnosis of a run's folder, or of every run in a study's folder.
+
+    Raises:
+        PotstillError: there is no run in the folder, or none with signals.
+    """
+    from potstill.study.storage import CellFolder
+
+    if (path / "metrics.jsonl").exists():
+        places = [path]
+    else:
+        places = sorted(file.parent for file in path.glob("cells/*/*/*/metrics.jsonl"))
+    runs = [run for run in map(CellFolder, places) if run.metrics]
+    if not runs:
+        raise PotstillError(
+            f'"{path}" holds no run with metrics', "give the folder of a study or of a run"
+        )
+    if old := [run for run in runs if "signal/teacher_loss" not in run.metrics[0]]:
+        raise PotstillError(
+            f'"{old[0].path}" was recorded without signals', "run it again with this version"
+        )
+    return [{"run": "/".join(run.path.parts[-3:]), **_diagnosed(run)} for run in runs]
+
+
+def _diagnosed(run: CellFolder) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from potstill.diagnostics.diagnosis import SIGNALS, diagnose, failure, meaning
+
+    rows, result = run.metrics, run.result or {}
+    findings = diagnose(rows)
+    if broken := failure(str(result.get("cause", "")), int(result.get("steps", 0))):
+        findings = [broken, *findings]
+    return {
+        "steps": rows[-1]["step"],
+        "ended": result.get("ended"),
+        "findings": [{**asdict(f), "meaning": meaning(f.cause)} for f in findings],
+        "signals": [
+            {"step": row["step"], **{name: row.get(name) for name in SIGNALS}}
+            for row in rows
+            if row.get("signal/teacher_loss") is not None
+        ],
+    }

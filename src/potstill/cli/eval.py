@@ -1,0 +1,148 @@
+"""`potstill eval`: the accuracy of any model on a task's held-out problems."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from potstill.cli import completion
+from potstill.cli.app import READ, command
+from potstill.cli.options import AsJson
+from potstill.cli.tables import print_json
+from potstill.errors import PotstillError
+
+
+@command(
+    "eval",
+    READ,
+    "potstill eval tiny-qwen/student",
+    "potstill eval runs/quick/cells/tiny-qwen/hybrid/0/student difficulty=3",
+    "potstill eval Qwen/Qwen3-0.6B --task gsm8k --max-tokens 512",
+)
+def evaluate(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="Model folder, Hub model ID, or an embedded model such as tiny-qwen/student.",
+            autocompletion=completion.models,
+        ),
+    ],
+    options: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[OPTION=VALUE]...",
+            show_default=False,
+            help="Options of the task, such as difficulty=3.",
+        ),
+    ] = None,
+    task: Annotated[
+        str,
+        typer.Option(
+            metavar="TASK", help="Task, see `potstill ls tasks`.", autocompletion=completion.tasks
+        ),
+    ] = "arithmetic",
+    problems: Annotated[
+        int, typer.Option(metavar="N", min=2, help="Held-out problems to evaluate on.")
+    ] = 500,
+    max_tokens: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Longest completion, in tokens.")
+    ] = 256,
+    texts: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Also write the completions to this file, as JSONL."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Evaluate a model on a task's held-out problems."""
+    result = evaluate_model(model, task, options or [], problems, max_tokens, texts)
+    if as_json:
+        print_json(result)
+        return
+    low, high = result["interval"]
+    print(
+        f"strict {result['strict']:.1%} (95 % interval {low:.1%} to {high:.1%}), "
+        f"flexible {result['flexible']:.1%}, {result['problems']} problems"
+    )
+
+
+def evaluate_model(
+    model: str,
+    task_name: str,
+    options: Sequence[str],
+    problems: int,
+    max_tokens: int,
+    texts: Path | None,
+) -> dict[str, Any]:
+    """Evaluate a model on held-out problems.
+
+    Args:
+        model: its folder or Hub ID, or `PAIR/ROLE` of an embedded one.
+        task_name: a task of `potstill ls tasks`.
+        options: the task's, `key=value`.
+        problems: how many.
+        max_tokens: of a completion.
+        texts: where completions are written, if anywhere.
+
+    Returns:
+        strict and flexible accuracy, and the 95 % Wilson interval of the strict one.
+    """
+    from scipy.stats import binomtest
+
+    from potstill.engines import zoo
+    from potstill.engines.registry import open_engine
+    from potstill.settings import Pair
+    from potstill.study.storage import example, to_json, write_text
+    from potstill.study.validation import check_model
+    from potstill.tasks import load_task
+    from potstill.training.evaluation import evaluate as evaluated
+
+    if texts and not texts.parent.is_dir():
+        raise PotstillError(
+            f'the folder "{texts.parent}" does not exist', "make it, then run again"
+        )
+    path = zoo.place(model)
+    embedded = path != model
+    if not embedded:
+        check_model(name=model, where="model")
+    task = load_task(task_name, **task_options(options))
+    held_out = task.test[:problems]
+    if len(held_out) < problems:
+        raise PotstillError(
+            f"the task has {len(held_out)} problems, asked for {problems}", "lower --problems"
+        )
+    threads = 1 if embedded else 0  # an embedded model is too small for more
+    engine = open_engine("torch", Pair(student=path, teacher=path), threads=threads)
+    evaluation = evaluated(engine, "student", task, held_out, max_tokens)
+    if texts:
+        write_text(texts, "".join(to_json(example(0, row)) + "\n" for row in evaluation.rows))
+    right = sum(row.grade.strict for row in evaluation.rows)
+    interval = binomtest(right, problems).proportion_ci(method="wilson")
+    return {
+        "model": model,
+        "task": task_name,
+        "problems": problems,
+        "strict": evaluation.strict,
+        "flexible": evaluation.flexible,
+        "interval": [interval.low, interval.high],
+    }
+
+
+def task_options(words: Sequence[str]) -> dict[str, Any]:
+    """Options of a task from `key=value` words; `task.` in front of a key is left out.
+
+    >>> task_options(["difficulty=3", "task.match=exact"])
+    {'difficulty': 3, 'match': 'exact'}
+    """
+    from potstill.study.loading import parse_value
+
+    options = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals:
+            raise PotstillError(f'a task option is key=value, got "{word}"', "e.g. difficulty=3")
+        options[key.removeprefix("task.")] = parse_value(value)
+    return options

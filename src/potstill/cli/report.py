@@ -1,0 +1,38 @@
+"""`potstill report`: the report of a study."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from potstill.cli.app import READ, command
+from potstill.cli.options import AsJson, AsMarkdown, StudyPlace
+from potstill.cli.tables import show_report
+
+
+@command(
+    "report",
+    READ,
+    "potstill report runs/quick --figures",
+    "potstill report runs/quick --markdown",
+)
+def report(
+    place: StudyPlace,
+    figures: Annotated[
+        bool, typer.Option("--figures", help="Also write SVG, PDF and PNG figures.")
+    ] = False,
+    markdown: AsMarkdown = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write report.html, results.json and table.csv of a study, finished or not."""
+    from potstill.report import as_markdown, write_report
+    from potstill.study.remote import source
+
+    mirror, path = source(place)
+    written = write_report(path, figures=figures)
+    mirror.publish()
+    if markdown:
+        print(as_markdown(written))
+    else:
+        show_report(written, as_json)
