@@ -1,15 +1,11 @@
-"""The live view: what it prints without a terminal, a snapshot, and when it ends."""
+"""The live view: its lines without a terminal, its screen at any size, and when it ends."""
 
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
-import tomli_w
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -44,7 +40,7 @@ def test_a_finished_study_is_shown_and_left(done: tuple[Study, StudyFolder]) -> 
     assert f"{study.name}: {len(cells_of(study))} done" in shown.stdout
 
 
-def test_a_snapshot_tells_what_runs(done: tuple[Study, StudyFolder], tmp_path: Path) -> None:
+def test_once_shows_what_is_running(done: tuple[Study, StudyFolder], tmp_path: Path) -> None:
     study, folder = done
     cell = Cell("toy", "hybrid", 1)
     half = StudyFolder(tmp_path / "half")
@@ -60,28 +56,35 @@ def test_a_snapshot_tells_what_runs(done: tuple[Study, StudyFolder], tmp_path: P
     ]
     assert row["accuracy"].endswith(f"{accuracy[-1]:.0%}") and row["accuracy"][0] in "▁▂▃▄▅▆▇█"
     shown = CliRunner().invoke(app, ["watch", str(half.path), "--once"])
-    assert "toy/hybrid/1" in shown.stdout and "5 of 12" in shown.stdout
+    assert "running\tstep\taccuracy\tscore\ntoy/hybrid/1\t5 of 12\t" in shown.stdout
     with View(study, half, cells_of(study)) as view:
         view.tick()
         assert not view.whole
 
 
-def test_another_process_is_watched_to_its_end(tmp_path: Path) -> None:
-    table = toy_table(tmp_path, methods=["on_policy_gkd"], seeds=[0, 1], train={"steps": 200})
-    (tmp_path / "study.toml").write_text(tomli_w.dumps(table))
-    words = [sys.executable, "-m", "potstill", "study", str(tmp_path / "study.toml")]
-    words += ["--out", str(tmp_path / "out"), "--no-preflight", "--no-figures"]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        while not (tmp_path / "out" / "study.toml").exists():
-            assert process.poll() is None
-            time.sleep(0.02)
-        shown = CliRunner().invoke(app, ["watch", str(tmp_path / "out"), "--every", "0.1"])
-        process.communicate()
+def test_other_processes_are_watched_to_their_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between two updates a worker process does half of the study."""
+    study = read_study(toy_table(tmp_path, methods=["on_policy_gkd"]))
+    folder, runs = StudyFolder(tmp_path / "out"), cells_of(study)
+    folder.open(study)
+    halves = [runs[:2], runs[2:]]
+
+    def sleep(seconds: float) -> None:
+        assert seconds == 0.1
+        Pool(study, folder, 1, halves.pop(0)).run(lambda: None, every=0.02)
+
+    monkeypatch.setattr("potstill.cli.watch.sleep", sleep)
+    shown = CliRunner().invoke(app, ["watch", str(folder.path), "--every", "0.1"])
     assert shown.exit_code == 0, shown.output
-    assert "4/4" in shown.stderr and "toy: 4 done" in shown.stdout
+    assert halves == []
+    lines = [line.split(":")[0] for line in shown.stderr.splitlines()]
+    assert lines == [f"{number}/4 {run}" for number, run in enumerate(runs, 1)]
+    assert "toy: 4 done" in shown.stdout
 
 
-def test_what_is_no_study_is_refused(tmp_path: Path) -> None:
+def test_a_folder_without_a_study_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PotstillError, match="holds no study"):
         CliRunner().invoke(app, ["watch", str(tmp_path)], catch_exceptions=False)
 
@@ -97,7 +100,7 @@ def draw(study: Study, folder: StudyFolder, width: int, height: int) -> list[str
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, StudyFolder]:
-    """164 cells: those of two seeds have ended, those of a third run, the rest waits."""
+    """164 runs: those of two seeds have ended, those of a third are running, the rest waits."""
     from potstill.algorithms.methods import METHODS
 
     methods = [name for name in METHODS if name != "off_policy"]
@@ -128,26 +131,24 @@ def test_a_large_study_fits_the_terminal(
 ) -> None:
     lines = draw(*large, width, height)
     assert len(lines) < height and all(len(line) <= width for line in lines)
-    assert "36 of 164 cells" in lines[0] and "of about" in lines[1]
+    assert "36 of 164 runs" in lines[0] and "of about" in lines[1]
     runs = [line for line in lines if line.startswith("tiny-")]
     more = [int(line.split()[1]) for line in lines if line.startswith("and ")]
     assert len(runs) + sum(more) == 16 or not runs + more
-    assert any("ended so far" in line for line in lines) == (height == 50)
+    assert any("done so far" in line for line in lines) == (height == 50)
 
 
-def test_a_large_study_says_what_is_spent_and_expected(large: tuple[Study, StudyFolder]) -> None:
+def test_a_large_study_shows_what_is_spent_and_expected(large: tuple[Study, StudyFolder]) -> None:
     study, folder = large
-    seen = Watcher(study, folder, cells_of(study)).look()
-    ended = sum(result["seconds"] for result in seen.results.values())
-    part = sum(50 * run.share for run in seen.running)
-    assert seen.spent.seconds == pytest.approx(ended + part)
-    assert seen.expected is not None
-    assert seen.expected.seconds == pytest.approx(ended + 50 * (164 - 36))
-    assert f"{seen.expected.usd(study.price):.2f} USD" in draw(study, folder, 100, 24)[1]
-    assert (
-        len(seen.running) == 16
-        and seen.steps == sum(map(Watcher(study, folder, []).steps_of, seen.results)) + 16 * 12
-    )
+    snapshot = Watcher(study, folder, cells_of(study)).look()
+    ended = sum(result["seconds"] for result in snapshot.results.values())
+    part = sum(50 * run.share for run in snapshot.running)
+    assert snapshot.spent.seconds == pytest.approx(ended + part)
+    assert snapshot.expected is not None
+    assert snapshot.expected.seconds == pytest.approx(ended + 50 * (164 - 36))
+    assert f"{snapshot.expected.usd(study.price):.2f} USD" in draw(study, folder, 100, 24)[1]
+    steps = sum(map(Watcher(study, folder, []).steps_of, snapshot.results))
+    assert len(snapshot.running) == 16 and snapshot.steps == steps + 16 * 12
 
 
 def test_what_waits_is_not_drawn_and_trends_are(large: tuple[Study, StudyFolder]) -> None:
