@@ -183,7 +183,14 @@ def test_functions_and_files_stay_small(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [["--help"], ["ls", "methods"], ["ls", "engines"], ["check"], ["report", "--help"]]
+    "words",
+    [
+        ["--help"],
+        ["ls", "methods"],
+        ["ls", "engines"],
+        ["check", "--no-preflight"],
+        ["report", "--help"],
+    ],
 )
 def test_the_command_line_starts_without_torch(words: list[str]) -> None:
     code = (
