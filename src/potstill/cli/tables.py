@@ -25,7 +25,7 @@ Row = Mapping[str, Any]
 Look = Literal["", "bold", "dim"]
 Texts = Sequence[Mapping[str, str]]  # rows of one shape
 
-LOOKS: dict[Look, dict[str, bool]] = {"": {}, "bold": {"bold": True}, "dim": {"dim": True}}
+LOOKS: dict[str, dict[str, bool]] = {"bold": {"bold": True}, "dim": {"dim": True}}
 GAP = 2  # spaces between columns
 LONG = 24  # characters from which a text may wrap, to no less than this
 NOTHING = ("", "-")
@@ -47,7 +47,7 @@ def print_table(rows: Sequence[Row], *, spare: Sequence[str] = ()) -> None:
             print(line)
         return
     for line, look in fitted(texts, shutil.get_terminal_size().columns, spare):
-        typer.echo(typer.style(line, **LOOKS[look]))
+        typer.echo(typer.style(line, **LOOKS[look]) if look else line)
 
 
 def cleaned(rows: Sequence[Row]) -> list[dict[str, str]]:
