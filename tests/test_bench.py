@@ -1,4 +1,4 @@
-"""`potstill bench`: what is counted, and what it prints."""
+"""`potstill bench`: sizes and bounds are counted right, and every part of a step is printed."""
 
 from __future__ import annotations
 
@@ -70,8 +70,8 @@ def test_decoding_is_bound_by_reading_or_by_products() -> None:
 
 
 def test_a_machine_has_both_rates() -> None:
-    found = measure("cpu", torch.float32)
-    assert found.bandwidth > 1e8 and found.matmul > 1e8
+    machine = measure("cpu", torch.float32)
+    assert machine.bandwidth > 1e8 and machine.matmul > 1e8
 
 
 def test_bench_prints_each_part_of_a_step() -> None:
@@ -79,11 +79,11 @@ def test_bench_prints_each_part_of_a_step() -> None:
     words.append("methods=on_policy_gkd")
     done = CliRunner().invoke(app, [*words, "--repeats", "1", "--json"])
     assert done.exit_code == 0, done.output
-    found = json.loads(done.stdout)
-    by_name = {speed["activity"]: speed for speed in found["speeds"]}
+    result = json.loads(done.stdout)
+    by_name = {speed["activity"]: speed for speed in result["speeds"]}
     assert list(by_name) == ["student sampling", "scoring", "forward and backward", "optimizer"]
-    assert by_name["scoring"]["of_step"] is None  # the exact reverse KL has the rows already
-    shares = [s["of_step"] for s in found["speeds"] if s["of_step"] is not None]
+    assert by_name["scoring"]["of_step"] is None  # the exact reverse KL has the log-probs already
+    shares = [s["of_step"] for s in result["speeds"] if s["of_step"] is not None]
     assert sum(shares) == pytest.approx(1.0)
     assert by_name["optimizer"]["bound"] is None
     for name in ("student sampling", "scoring", "forward and backward"):
@@ -94,7 +94,7 @@ def test_bench_prints_each_part_of_a_step() -> None:
     assert "GFLOP/s" in plain.stdout and "share of the bound" in plain.stdout
 
 
-def test_bench_asks_for_the_torch_engine_and_a_pair_of_the_study(tmp_path: Path) -> None:
+def test_bench_needs_the_torch_engine_and_a_pair_of_the_study(tmp_path: Path) -> None:
     with pytest.raises(PotstillError, match="computes elsewhere"):
         bench(read_study(toy_table(tmp_path)), "toy", 1)
     with pytest.raises(PotstillError, match='no pair "tiny-lama"') as caught:

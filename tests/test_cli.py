@@ -211,7 +211,7 @@ def test_a_wrong_problem_file_is_named_by_its_line(
         (["config.json", "model.pt"], "only pickled weights (model.pt)"),
     ],
 )
-def test_a_folder_that_is_no_model_is_refused(
+def test_a_folder_without_a_model_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], files: list[str], message: str
 ) -> None:
     folder = tmp_path / "model"
@@ -225,7 +225,9 @@ def test_a_folder_that_is_no_model_is_refused(
     assert not (tmp_path / "out").exists()
 
 
-def test_what_is_no_toml_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_that_is_not_toml_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     refused(capsys, call("check", write(tmp_path / "a.toml", "name = ")), "is not TOML")
     (tmp_path / "b.toml").write_bytes(b"\xff\xfe")
     refused(capsys, call("check", tmp_path / "b.toml"), "cannot read")
@@ -254,7 +256,7 @@ KEYS = """name task task.name task.train_path task.match engine engine.name engi
 
 @pytest.mark.parametrize("key", KEYS.split())
 def test_no_value_of_a_study_ends_in_a_traceback(tmp_path: Path, key: str) -> None:
-    """Whatever stands where: a study that can be planned, or an error with a hint."""
+    """Any value at any key gives a study that can be planned, or an error with a hint."""
     base = toy_table(tmp_path)
     if key.startswith("recipe."):
         base |= {"methods": ["a"], "recipe": {"a": {"prefix": {}, "student_loss": {}}}}

@@ -1,4 +1,4 @@
-"""The embedded pairs: what is in the box, how good it is, and that it can be made again."""
+"""The embedded pairs: the models that there are, their accuracy, and making them again."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ MODELS = zoo.MODELS
 ROOT = Path(zoo.__file__).parent
 
 
-def test_the_box_holds_the_models_that_are_listed_and_no_more() -> None:
-    found = {path.parent.relative_to(ROOT) for path in ROOT.glob("*/*/config.json")}
-    assert found == {Path(*zoo.model(pair, role)) for pair, role in MODELS}
+def test_the_package_holds_the_models_that_are_listed_and_no_more() -> None:
+    stored = {path.parent.relative_to(ROOT) for path in ROOT.glob("*/*/config.json")}
+    assert stored == {Path(*zoo.model(pair, role)) for pair, role in MODELS}
     assert len({zoo.folder(pair, role) for pair in zoo.CONTEXTS for role in ROLES}) == 1
 
 
@@ -55,14 +55,14 @@ def test_a_model_is_an_ordinary_folder(pair: str, role: str) -> None:
 def test_tokenizers_agree_within_a_pair_and_differ_between() -> None:
     tokenizers = {model: AutoTokenizer.from_pretrained(zoo.folder(*model)) for model in MODELS}
     text = "Ben has 38 coins, loses 19 and wins 20."
-    seen = []
+    students = []
     for pair in zoo.DEFAULT:
-        mine, its = (tokenizers[pair, role] for role in ROLES)
-        assert mine.get_vocab() == its.get_vocab()
-        assert mine(text).input_ids == its(text).input_ids
-        assert mine.chat_template == its.chat_template
-        seen.append(mine)
-    first, second = seen
+        student, teacher = (tokenizers[pair, role] for role in ROLES)
+        assert student.get_vocab() == teacher.get_vocab()
+        assert student(text).input_ids == teacher(text).input_ids
+        assert student.chat_template == teacher.chat_template
+        students.append(student)
+    first, second = students
     assert first.get_vocab() != second.get_vocab()
     assert first(text).input_ids != second(text).input_ids
 
@@ -71,9 +71,9 @@ def test_tokenizers_agree_within_a_pair_and_differ_between() -> None:
 def test_the_teacher_is_good_and_the_student_has_room(pair: str) -> None:
     strict = {}
     for role in ROLES:
-        graded = evaluate_model(f"{pair}/{role}", "arithmetic", (), 500, 32, None)
-        assert graded["problems"] == 500
-        strict[role] = graded["strict"]
+        result = evaluate_model(f"{pair}/{role}", "arithmetic", (), 500, 32, None)
+        assert result["problems"] == 500
+        strict[role] = result["strict"]
     assert strict["teacher"] >= 0.90
     assert 0.35 <= strict["student"] <= 0.65
 
@@ -91,34 +91,34 @@ def test_a_build_depends_on_its_seed_and_nothing_else(
     family = build.FAMILIES[pair]
     tiny = replace(family.student, steps=2, batch=4)
     monkeypatch.setattr(build, "FAMILIES", {pair: replace(family, student=tiny, teacher=tiny)})
-    noted: list[tuple[int, int, float]] = []
+    progress: list[tuple[int, int, float]] = []
     for name, role, seed in (
         ("once", "student", 3),
         ("again", "student", 3),
         ("other", "student", 4),
         ("teacher", "teacher", 3),
     ):
-        build.build(pair, role, tmp_path / name, seed, lambda *now: noted.append(now))
+        build.build(pair, role, tmp_path / name, seed, lambda *now: progress.append(now))
     once, again, other, teacher = (
         digest(tmp_path / name) for name in ("once", "again", "other", "teacher")
     )
     assert once == again
     weights = {files.pop("model.safetensors") for files in (once, other, teacher)}
     assert len(weights) == 3 and once == other == teacher  # only the weights differ
-    assert [(done, of) for done, of, _ in noted[:2]] == [(1, 2), (2, 2)]
+    assert [(done, of) for done, of, _ in progress[:2]] == [(1, 2), (2, 2)]
 
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "once")
     embedded = AutoModelForCausalLM.from_pretrained(zoo.folder(pair, "student"))
     assert {n: p.shape for n, p in model.named_parameters()} == {
         n: p.shape for n, p in embedded.named_parameters()
     }
-    mine, its = (
+    built, stored = (
         AutoTokenizer.from_pretrained(folder)
         for folder in (tmp_path / "once", zoo.folder(pair, "student"))
     )
-    assert mine.get_vocab() == its.get_vocab()
-    graded = evaluate_model(str(tmp_path / "once"), "arithmetic", (), 10, 8, None)
-    assert graded["strict"] == 0.0
+    assert built.get_vocab() == stored.get_vocab()
+    result = evaluate_model(str(tmp_path / "once"), "arithmetic", (), 10, 8, None)
+    assert result["strict"] == 0.0
 
 
 def test_a_teacher_that_begins_with_another_models_weights(
@@ -134,26 +134,26 @@ def test_a_teacher_that_begins_with_another_models_weights(
         AutoModelForCausalLM.from_pretrained(folder).get_input_embeddings().weight
         for folder in (tmp_path / "one", zoo.folder("tiny-qwen", "teacher"))
     )
-    mine, its = (
+    cross, qwen = (
         AutoTokenizer.from_pretrained(folder).get_vocab()
         for folder in (zoo.folder("tiny-cross", "teacher"), zoo.folder("tiny-qwen", "teacher"))
     )
-    assert AutoTokenizer.from_pretrained(tmp_path / "one").get_vocab() == mine
-    assert (made[mine["7"]] - source[its["7"]]).abs().max() < 1e-3
-    assert (made[mine["+8"]] - source[[its["+"], its["8"]]].mean(0)).abs().max() < 1e-3
+    assert AutoTokenizer.from_pretrained(tmp_path / "one").get_vocab() == cross
+    assert (made[cross["7"]] - source[qwen["7"]]).abs().max() < 1e-3
+    assert (made[cross["+8"]] - source[[qwen["+"], qwen["8"]]].mean(0)).abs().max() < 1e-3
 
 
 def test_building_refuses_what_exists_and_what_is_unknown(tmp_path: Path) -> None:
     for pair in ("tiny-qwen", "tiny-llama"):
         (tmp_path / pair / "student").mkdir(parents=True)
-    for names, role, says in (
+    for names, role, message in (
         (["tiny-qwen"], "both", "exists already"),
         ([], "student", "exists already"),
         (["tiny-qwem"], "both", 'unknown pair "tiny-qwem"'),
         (["tiny-llama"], "pupil", 'unknown role "pupil"'),
         (["tiny-cross"], "student", "tiny-llama/student.* exists already"),  # it borrows that one
     ):
-        with pytest.raises(PotstillError, match=says) as refused:
+        with pytest.raises(PotstillError, match=message) as refused:
             list(build_zoo(names, tmp_path, 0, role))
         assert refused.value.hint
     assert sorted(path.parent.name for path in tmp_path.rglob("*/*")) == ["tiny-llama", "tiny-qwen"]
@@ -172,18 +172,18 @@ def test_a_student_made_from_the_seed_is_half_trained(pair: str, tmp_path: Path)
 def test_a_pair_is_copied_with_the_same_weights(tmp_path: Path) -> None:
     folder = save_pair("tiny-qwen", tmp_path / "copies")
     for role in ROLES:
-        mine = AutoModelForCausalLM.from_pretrained(folder / role).state_dict()
-        its = AutoModelForCausalLM.from_pretrained(zoo.folder("tiny-qwen", role)).state_dict()
-        assert mine.keys() == its.keys()
-        assert all(mine[k].dtype == torch.float32 for k in mine)
-        assert all(torch.equal(mine[k], its[k].float()) for k in mine)
+        copy = AutoModelForCausalLM.from_pretrained(folder / role).state_dict()
+        stored = AutoModelForCausalLM.from_pretrained(zoo.folder("tiny-qwen", role)).state_dict()
+        assert copy.keys() == stored.keys()
+        assert all(copy[k].dtype == torch.float32 for k in copy)
+        assert all(torch.equal(copy[k], stored[k].float()) for k in copy)
     with pytest.raises(PotstillError, match="exists already"):
         save_pair("tiny-qwen", tmp_path / "copies")
 
 
 @pytest.mark.slow
 def test_pairs_with_a_context_share_a_model_that_a_hint_makes_better(tmp_path: Path) -> None:
-    """A minute: made once, graded four times."""
+    """A minute: made once, evaluated four times."""
     rows = {
         (row["pair"], row["role"]): row["flexible"]
         for row in build_zoo(list(zoo.CONTEXTS), tmp_path, 0, "both")
