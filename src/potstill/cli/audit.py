@@ -8,12 +8,12 @@ from typing import Annotated
 
 import typer
 
-from potstill.cli.app import TEST, command
+from potstill.cli.app import TOOLS, command
 from potstill.cli.options import AsJson, AsMarkdown, Out, Retry, Words, Workers, study_of
 from potstill.cli.tables import print_json
 
 
-@command("audit", TEST, "potstill audit --quick", "potstill audit mine.toml --workers 2")
+@command("audit", TOOLS, "potstill audit --quick", "potstill audit mine.toml --workers 2")
 def audit(
     words: Words = None,
     out: Out = None,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from potstill.cli.app import TEST, command
+from potstill.cli.app import TOOLS, command
 from potstill.cli.options import AsJson, PairName, Words, study_of
 from potstill.cli.tables import print_json, print_table
 from potstill.errors import PotstillError, did_you_mean
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @command(
     "bench",
-    TEST,
+    TOOLS,
     "potstill bench",
     "potstill bench mine.toml --pair qwen train.batch_size=8",
 )

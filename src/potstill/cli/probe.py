@@ -7,13 +7,13 @@ from typing import Annotated, Any
 
 import typer
 
-from potstill.cli.app import TEST, command
+from potstill.cli.app import TOOLS, command
 from potstill.cli.options import AsJson
 from potstill.cli.tables import print_json, print_table
 from potstill.errors import PotstillError
 
 
-@command("probe", TEST, "potstill probe http://127.0.0.1:8000")
+@command("probe", TOOLS, "potstill probe http://127.0.0.1:8000")
 def probe(
     url: Annotated[str, typer.Argument(metavar="URL", help="A server of Tinker's API.")],
     model: Annotated[

@@ -8,11 +8,11 @@ from typing import Annotated
 import typer
 
 from potstill.cli import completion
-from potstill.cli.app import TEST, command
+from potstill.cli.app import TOOLS, command
 from potstill.errors import PotstillError
 
 
-@command("track", TEST, "potstill track runs/quick", "potstill track runs/quick --to tensorboard")
+@command("track", TOOLS, "potstill track runs/quick", "potstill track runs/quick --to tensorboard")
 def track(
     folder: Annotated[
         Path, typer.Argument(metavar="FOLDER", help="A study's folder, finished or not.")
