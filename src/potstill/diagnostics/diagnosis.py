@@ -94,7 +94,7 @@ def advice(cause: str) -> str:
 
 
 def ended(how: Mapping[str, int]) -> str:
-    """How a run ended after a collapse, in one line.
+    """The end of a collapsed run in one line.
 
     >>> ended({"step": 20, "of": 100, "back_to": 10})
     'stopped at step 20 of 100, back to the student of step 10'
