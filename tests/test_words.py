@@ -27,20 +27,17 @@ SOURCE = ROOT / "src" / "potstill"
 EXEMPT: tuple[str, ...] = (
     "algorithms",
     "cli",
-    "diagnostics",
     "engines",
     "errors.py",
     "report",
     "settings.py",
     "study",
     "tasks",
-    "training",
     "types.py",
-    "__init__.py",
 )
 # Names that several classes still have.
 SHARED: frozenset[str] = frozenset(
-    {"Answer", "Entry", "Kind", "Line", "Monitor", "Pair", "Part", "Row", "Run", "Size"}
+    {"Answer", "Entry", "Line", "Pair", "Part", "Row", "Run", "Size"}
 )
 
 # Words and phrases in prose, in any case; white space and line ends count as one blank.

@@ -1,6 +1,6 @@
 """Rejection filtering of a step's rollouts, and the running success that moves the prefix.
 
-Grading calls no model. Nothing is graded unless the recipe needs it. Two decisions:
+No model is called, and no completion is graded unless the recipe needs it. Two decisions:
 
 - A rejected completion still counts in the cost; it is only not trained on. The shares of student
   and teacher are those of the remaining completions. A truncated completion is graded as any other.

@@ -14,7 +14,7 @@ from potstill.training.evaluation import TeacherCompletions
 from potstill.types import Finding, StepStats, Trajectory
 
 
-class Monitor(Protocol):
+class RunMonitor(Protocol):
     """Observes one run and changes nothing in it."""
 
     @property
@@ -62,7 +62,7 @@ class Monitor(Protocol):
 
 
 # Creates the monitor from the bare engine and the teacher's completions.
-MonitorFactory = Callable[[Engine, TeacherCompletions], Monitor]
+MonitorFactory = Callable[[Engine, TeacherCompletions], RunMonitor]
 
 
 class Unmonitored:

@@ -18,7 +18,7 @@ from potstill.tasks import Task
 from potstill.training import checkpoint
 from potstill.training.evaluation import Evaluator, TeacherCompletions
 from potstill.training.metering import Metered, Usage
-from potstill.training.monitoring import Monitor, MonitorFactory, Unmonitored
+from potstill.training.monitoring import MonitorFactory, RunMonitor, Unmonitored
 from potstill.training.recorder import Recorder
 from potstill.training.replay import Buffer
 from potstill.training.spending import BudgetReached
@@ -48,7 +48,7 @@ class Session:
     settings: Train
     meter: Metered
     evaluator: Evaluator
-    monitor: Monitor
+    monitor: RunMonitor
     recorder: Recorder
 
     def resume(self, recipe: Recipe) -> tuple[int, Buffer]:

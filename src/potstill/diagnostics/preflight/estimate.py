@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from potstill.algorithms.recipe import Recipe
 from potstill.algorithms.schedules import constant
 from potstill.diagnostics.monitor import Monitor
-from potstill.diagnostics.preflight.step_kinds import Kind, kind_at, moments, teacher_calls
+from potstill.diagnostics.preflight.step_kinds import StepKind, kind_at, moments, teacher_calls
 from potstill.engines.protocol import Engine
 from potstill.settings import Eval, Train
 from potstill.tasks import Task
@@ -45,7 +45,7 @@ class Step:
 class Estimate:
     """Cost of one pair's runs, each in one process."""
 
-    steps: Mapping[Kind, Step]
+    steps: Mapping[StepKind, Step]
     evaluations: Mapping[Role, Spent]  # one evaluation of the study's size
     probe: Spent  # one probe with the checks before it
     runs: Mapping[str, Spent]  # method -> one run
@@ -79,7 +79,7 @@ def estimate(
         settings: steps, batch and limits.
         evaluation: number of problems and intervals.
     """
-    steps: dict[Kind, Step] = {}
+    steps: dict[StepKind, Step] = {}
     for recipe in recipes:
         for _, moment in moments(recipe):
             kind = kind_at(recipe, moment, settings.batch_size)
@@ -102,7 +102,7 @@ def estimate(
 
 
 def _timed_step(
-    engine: Engine, recipe: Recipe, kind: Kind, t: float, task: Task, settings: Train
+    engine: Engine, recipe: Recipe, kind: StepKind, t: float, task: Task, settings: Train
 ) -> Step:
     """Mean cost of steps of one kind."""
     fixed = Recipe(
@@ -168,12 +168,12 @@ def _timed_probe(
 
 
 def _training(
-    recipe: Recipe, steps: Mapping[Kind, Step], settings: Train, cache: set[tuple[int, ...]]
+    recipe: Recipe, steps: Mapping[StepKind, Step], settings: Train, cache: set[tuple[int, ...]]
 ) -> Spent:
     """Cost of all steps of a run, each with the kind of its stretch; adds to the cache."""
     count, batch = max(1, round(settings.steps * recipe.budget)), settings.batch_size
     stretches = moments(recipe)
-    kinds: Counter[Kind] = Counter()
+    kinds: Counter[StepKind] = Counter()
     saved = 0.0
     for step in range(count):
         moment = next(t for end, t in stretches if step / count < end)

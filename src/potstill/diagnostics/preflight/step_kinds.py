@@ -13,7 +13,7 @@ from potstill.types import Loss, Source
 
 
 @dataclass(frozen=True)
-class Kind:
+class StepKind:
     """The properties of a step that determine its cost."""
 
     student: int  # prompts that the student completes
@@ -29,14 +29,14 @@ class Kind:
         return "student completions" if self.student else "teacher completions"
 
 
-def kind_at(recipe: Recipe, t: float, batch: int) -> Kind:
+def kind_at(recipe: Recipe, t: float, batch: int) -> StepKind:
     """The kind of step that a recipe makes at progress `t`."""
     student = round(recipe.on_policy(t) * batch)
     sources: list[Source] = ["student"] if student else []
     sources += ["teacher"] if student < batch else []
     losses = {loss for source in sources for loss, _ in objective.losses_for(recipe, source)}
     prefix = int(recipe.prefix(t)) if student else 0
-    return Kind(student, batch - student, prefix, tuple(sorted(losses, key=str)))
+    return StepKind(student, batch - student, prefix, tuple(sorted(losses, key=str)))
 
 
 def moments(recipe: Recipe) -> list[tuple[float, float]]:
