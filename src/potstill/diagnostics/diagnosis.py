@@ -26,12 +26,7 @@ JUMP, RISE = 3.0, 0.7  # a spike: gradient norm over its median, and rise of the
 TRAINED = ("student", "teacher", "anchor", "loss")
 # A signal is a symptom above factor * best + offset; with its wording and number format.
 MOVES: dict[str, tuple[float, float, str, str]] = {
-    "signal/teacher_loss": (
-        1.5,
-        0.2,
-        "the teacher's loss on its completions is {} nats per token",
-        ".2f",
-    ),
+    "signal/teacher_loss": (1.5, 0.2, "completions cost the teacher {} nats per token", ".2f"),
     "signal/entropy": (1.5, 0.05, "the student's entropy is {} nats per token", ".2f"),
     "signal/truncated": (1.0, 0.5, "{} of completions are truncated", ".0%"),
     "signal/repetition": (1.0, 0.3, "{} of tokens repeat the previous token", ".0%"),
