@@ -63,8 +63,8 @@ def command(
     return to.command(name, cls=Command, rich_help_panel=panel, epilog=epilog)
 
 
-def _show_version(wanted: bool) -> None:
-    if wanted:
+def _show_version(flag: bool) -> None:
+    if flag:
         print("\n".join(versions()))
         raise typer.Exit
 
@@ -74,13 +74,13 @@ def versions() -> list[str]:
     from importlib.metadata import PackageNotFoundError, version
     from platform import python_version
 
-    found = {"Python": python_version()}
+    known = {"Python": python_version()}
     for package in (PROG, "torch"):
         try:
-            found[package] = version(package)
+            known[package] = version(package)
         except PackageNotFoundError:
-            found[package] = "not installed"
-    return [f"{name} {found[name]}" for name in (PROG, "Python", "torch")]
+            known[package] = "not installed"
+    return [f"{name} {known[name]}" for name in (PROG, "Python", "torch")]
 
 
 @app.callback()
@@ -137,5 +137,5 @@ def be_verbose() -> None:
 
 
 def is_verbose() -> bool:
-    """Whether tracebacks are wanted."""
+    """True if errors are printed with their tracebacks."""
     return logging.getLogger(PROG).isEnabledFor(logging.INFO)

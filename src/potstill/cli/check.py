@@ -34,9 +34,9 @@ LABELS = {
 def check(words: Words = None, preflight: Preflight = True, as_json: AsJson = False) -> None:
     """Validate a study file and show what it would run.
 
-    Pre-flight opens the models and tests that a training step does what the recipe says, that the
-    sampler uses the newest weights, that the teacher beats the student, and more; then it predicts
-    time, tokens and cost. Nothing is trained and no file is written.
+    Pre-flight opens the models and tests that a training step follows the recipe, that the sampler
+    uses the newest weights, that the teacher beats the student, and more; then it predicts time,
+    tokens and cost. Nothing is trained and no file is written.
     """
     from potstill.cli.launch import afford, checked, predict, records, refuse
     from potstill.study.run import prepare
@@ -90,7 +90,7 @@ def readable(facts: Mapping[str, Any]) -> dict[str, str]:
 
 
 def prediction(study: Study, predicted: Mapping[str, Mapping[str, Spent]]) -> list[dict[str, Any]]:
-    """What the whole grid will take, by pair and in all, from what pre-flight timed."""
+    """The predicted cost of the grid, by pair and in all, from the times of pre-flight."""
     from potstill.study.storage import cells_of
     from potstill.training.spending import total
 

@@ -98,8 +98,8 @@ def refuse(checks: Sequence[Mapping[str, str]]) -> None:
         reasons = dict.fromkeys(f"{c['pair']}, {c['name']}: {c['evidence']}" for c in failed)
         hints = dict.fromkeys(check["hint"] for check in failed)
         raise PotstillError(
-            f"pre-flight refuses this run{named}\n  " + "\n  ".join(reasons),
-            "; ".join(hints) + "; --no-preflight runs it all the same",
+            f"the study fails pre-flight{named}\n  " + "\n  ".join(reasons),
+            "; ".join(hints) + "; --no-preflight skips these tests",
         )
 
 

@@ -87,7 +87,7 @@ class View:
 
     @property
     def whole(self) -> bool:
-        """Whether every run has ended."""
+        """True once every run has ended."""
         return self._latest is not None and self._latest.whole
 
     def screen(self, snapshot: Snapshot) -> RenderableType:

@@ -40,7 +40,7 @@ def ls(
         typer.Argument(
             metavar="[LIST]",
             show_default=False,
-            help="What to list; without it, the lists.",
+            help="The list to print. [default: all lists, a line each]",
             autocompletion=_completed,
         ),
     ] = None,

@@ -96,4 +96,4 @@ def first_sentence(text: str | None) -> str:
 
 
 def with_bold_headings(text: str) -> str:
-    return HEADING.sub(lambda found: typer.style(found[0], bold=True), text)
+    return HEADING.sub(lambda match: typer.style(match[0], bold=True), text)

@@ -131,19 +131,19 @@ def _least(texts: Texts, name: str) -> int:
 
 
 def _words(head: str) -> list[str]:
-    """The parts of a head that may stand on lines of their own."""
+    """The parts of a head that may have lines of their own."""
     return head.split() if " " in head else re.findall(r"[^_]+_?|_", head)
 
 
 def _widths(texts: Texts, names: Sequence[str], width: int) -> dict[str, int]:
     """The width of each column: what it needs, and an equal share of the room that is left."""
     widths = {name: _least(texts, name) for name in names}
-    wanted = {n: max(len(n), *(len(row[n]) for row in texts)) - widths[n] for n in names}
+    more = {n: max(len(n), *(len(row[n]) for row in texts)) - widths[n] for n in names}
     room = width - sum(widths.values()) - GAP * (len(names) - 1)
-    for rank, name in enumerate(sorted(names, key=lambda n: wanted[n])):
-        more = min(wanted[name], room // (len(names) - rank))
-        widths[name] += more
-        room -= more
+    for rank, name in enumerate(sorted(names, key=lambda n: more[n])):
+        share = min(more[name], room // (len(names) - rank))
+        widths[name] += share
+        room -= share
     return widths
 
 
