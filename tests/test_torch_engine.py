@@ -154,11 +154,11 @@ def test_slices_of_positions_change_no_row(
     monkeypatch.setattr(heads, "SLICE", 2 * engine.vocabulary)
     cut = heads.States.rows
     monkeypatch.setattr(heads.States, "rows", lambda *a: sizes.append(len(out := cut(*a))) or out)
-    scores, outlooks = engine.score("teacher", rows), engine.inspect("teacher", rows)
+    scores, expectations = engine.score("teacher", rows), engine.inspect("teacher", rows)
     assert max(sizes) == 2 and sum(sizes) == 2 * sum(len(c) for _, c in rows)
     for i in range(len(rows)):
         np.testing.assert_allclose(scores[i], whole[0][i], atol=1e-5)
-        np.testing.assert_allclose(outlooks[i].entropy, whole[1][i].entropy, atol=1e-5)
+        np.testing.assert_allclose(expectations[i].entropy, whole[1][i].entropy, atol=1e-5)
     exact = engine.rows("teacher", *rows[0])
     picked = exact[np.arange(len(rows[0][1])), list(rows[0][1])]
     np.testing.assert_allclose(scores[0], picked, atol=1e-5)

@@ -70,8 +70,8 @@ def _nothing() -> Floats:
 
 
 @dataclass(frozen=True, eq=False)
-class Outlook:
-    """What a model expects where each completion token stands; empty where nothing is known."""
+class Expectation:
+    """A model's expectations at each completion token; empty where the engine has none."""
 
     logprobs: Floats = field(default_factory=_nothing)  # (T,) of the token itself, in nats
     entropy: Floats = field(default_factory=_nothing)  # (T,) of the whole row, in nats

@@ -24,9 +24,9 @@ from potstill.errors import NonFinite
 from potstill.tasks.rendering import Messages, plain
 from potstill.types import (
     Datum,
+    Expectation,
     Floats,
     Ids,
-    Outlook,
     Prompt,
     Reading,
     Role,
@@ -133,7 +133,7 @@ class FakeEngine(Prompting):
     def _rows(self, role: Role, prompt: Ids, completion: Ids) -> Table:
         return log_softmax(self._tables[role][[prompt[-1], *completion[:-1]]])
 
-    def inspect(self, role: Role, rows: Sequence[Reading]) -> list[Outlook]:
+    def inspect(self, role: Role, rows: Sequence[Reading]) -> list[Expectation]:
         out = []
         for prompt, completion in rows:
             read = [prompt.read_by(role)[-1], *completion[:-1]] if completion else []
@@ -142,7 +142,7 @@ class FakeEngine(Prompting):
             own = logp[place, list(completion)]
             rank = (logp > own[:, None]).sum(-1)
             values = own, -(p * logp).sum(-1), p[place, read], p[:, EOS], rank
-            out.append(Outlook(*(value.astype(np.float32) for value in values)))
+            out.append(Expectation(*(value.astype(np.float32) for value in values)))
         return out
 
     def measure(self, data: Sequence[Datum]) -> StepStats:

@@ -22,9 +22,9 @@ from potstill.tasks.context.builder import Briefing
 from potstill.tasks.rendering import Messages
 from potstill.types import (
     Datum,
+    Expectation,
     Floats,
     Ids,
-    Outlook,
     Problem,
     Prompt,
     Reading,
@@ -87,7 +87,7 @@ class Engine(Protocol):
     def rows(self, role: Role, prompt: Prompt, completion: Ids) -> Rows:
         """Full-vocabulary log-probs (T, V) of one completion alone, unpadded: slow, for checks."""
 
-    def inspect(self, role: Role, rows: Sequence[Reading]) -> list[Outlook]:
+    def inspect(self, role: Role, rows: Sequence[Reading]) -> list[Expectation]:
         """A model's expectations at each completion token, in batches.
 
         An engine without full-vocabulary log-probs leaves out all but the log-probabilities.

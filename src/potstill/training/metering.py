@@ -23,8 +23,8 @@ from potstill.engines.protocol import Engine, Wrapper, bare
 from potstill.types import (
     KINDS,
     Datum,
+    Expectation,
     Floats,
-    Outlook,
     Prompt,
     Reading,
     Role,
@@ -161,7 +161,7 @@ class Metered(Wrapper):
         self._scored(role, rows)
         return scores
 
-    def inspect(self, role: Role, rows: Sequence[Reading]) -> list[Outlook]:
+    def inspect(self, role: Role, rows: Sequence[Reading]) -> list[Expectation]:
         with self._clock("scoring"):
             looks = self.engine.inspect(role, rows)
         self._scored(role, rows)

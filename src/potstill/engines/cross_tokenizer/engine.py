@@ -43,9 +43,9 @@ from potstill.tasks.rendering import Messages, render
 from potstill.types import (
     Beside,
     Datum,
+    Expectation,
     Floats,
     Ids,
-    Outlook,
     Problem,
     Prompt,
     Reading,
@@ -175,10 +175,10 @@ class CrossEngine(Prompting):
         """The teacher's own full-vocabulary log-probs of its tokens, see `seen`."""
         return self.engine.rows("teacher", Prompt.of(prompt), completion)
 
-    def inspect(self, role: Role, rows: Sequence[Reading]) -> list[Outlook]:
+    def inspect(self, role: Role, rows: Sequence[Reading]) -> list[Expectation]:
         if not is_teacher(role):
             return self.engine.inspect(role, rows)
-        return [Outlook(logprobs=scores) for scores in self.score(role, rows)]
+        return [Expectation(logprobs=scores) for scores in self.score(role, rows)]
 
     def step(self, data: Sequence[Datum], learning_rate: float) -> StepStats:
         return self.engine.step(self.translate(data), learning_rate)

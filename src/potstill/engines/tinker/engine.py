@@ -29,9 +29,9 @@ from potstill.settings import TinkerSettings
 from potstill.tasks.rendering import Messages, render
 from potstill.types import (
     Datum,
+    Expectation,
     Floats,
     Ids,
-    Outlook,
     Prompt,
     Reading,
     Role,
@@ -179,8 +179,8 @@ class TinkerEngine(Prompting):
         found[np.arange(len(completion)), list(completion)] = scores
         return found
 
-    def inspect(self, role: Role, rows: Sequence[Reading]) -> list[Outlook]:
-        return [Outlook(logprobs=scores) for scores in self.score(role, rows)]
+    def inspect(self, role: Role, rows: Sequence[Reading]) -> list[Expectation]:
+        return [Expectation(logprobs=scores) for scores in self.score(role, rows)]
 
     def measure(self, data: Sequence[Datum]) -> StepStats:
         parts = self._parts(data)

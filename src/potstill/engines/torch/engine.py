@@ -22,7 +22,7 @@ from potstill.engines.prompts import Prompting, by_reader
 from potstill.engines.torch.distributed import ALONE, Team
 from potstill.engines.torch.lm_head import States
 from potstill.engines.torch.loading import Pair
-from potstill.engines.torch.loss_terms import flat, outlook
+from potstill.engines.torch.loss_terms import expectation, flat
 from potstill.engines.torch.models import Models, one_device_each
 from potstill.engines.torch.roofline import least_decoding, measure, size_of
 from potstill.engines.torch.sampling import generate
@@ -31,10 +31,10 @@ from potstill.settings import TorchSettings
 from potstill.tasks.rendering import Messages, render
 from potstill.types import (
     Datum,
+    Expectation,
     Floats,
     Ids,
     ModelSpec,
-    Outlook,
     Prompt,
     Reading,
     Role,
@@ -162,22 +162,23 @@ class TorchEngine(Prompting):
         kept = logits[-len(completion) - 1 : -1, : self.pair.width(role)].double()
         return np.asarray(kept.log_softmax(-1).cpu().numpy())
 
-    def inspect(self, role: Role, rows: Sequence[Reading]) -> list[Outlook]:
+    def inspect(self, role: Role, rows: Sequence[Reading]) -> list[Expectation]:
         ends = sorted(self.pair.ends(role))
 
         def work(
             states: States, prompts: Sequence[Ids], completions: Sequence[Ids]
-        ) -> list[Outlook]:
+        ) -> list[Expectation]:
             pairs = zip(prompts, completions, strict=True)
             heard = [p[-1:] + c[:-1] if c else () for p, c in pairs]
             asked, heard_ids = (flat(x, states.hidden.device) for x in (completions, heard))
             found = [
-                outlook(states.rows(at), asked[at], heard_ids[at], ends) for at in states.slices()
+                expectation(states.rows(at), asked[at], heard_ids[at], ends)
+                for at in states.slices()
             ]
             parts = torch.cat(found, 1).split(states.lengths, 1) if found else ()
-            return [Outlook(*part.cpu().numpy()) for part in parts]
+            return [Expectation(*part.cpu().numpy()) for part in parts]
 
-        return self._over(role, rows, work, Outlook())
+        return self._over(role, rows, work, Expectation())
 
     def _over(
         self,

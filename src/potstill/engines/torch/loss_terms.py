@@ -115,8 +115,8 @@ def _values(loss: Loss, logp: Tensor, columns: Columns, at: slice, other: Tensor
     return values if loss.cap is None else values.clamp_max(loss.cap)
 
 
-def outlook(logp: Tensor, asked: Tensor, heard: Tensor, ends: list[int]) -> Tensor:
-    """The rows of an `Outlook` (5, n) at some positions, from log-probabilities (n, V)."""
+def expectation(logp: Tensor, asked: Tensor, heard: Tensor, ends: list[int]) -> Tensor:
+    """The rows of an `Expectation` (5, n) at some positions, from log-probabilities (n, V)."""
     p, chosen = logp.exp(), -cross_entropy(logp, asked)
     return torch.stack(
         [
