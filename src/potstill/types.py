@@ -193,11 +193,11 @@ class Term:
 
 
 @dataclass(frozen=True, eq=False)
-class Beside:
-    """How a teacher of another tokenizer stands beside the tokens of a datum."""
+class TokenMatch:
+    """One-to-one matches between a datum's tokens and those of a teacher's own tokenizer."""
 
-    places: npt.NDArray[np.int64]  # (T,) which of its completion's tokens is the same; -1: none
-    shared: npt.NDArray[np.int64]  # (K, 2) ids that mean the same in both vocabularies
+    positions: npt.NDArray[np.int64]  # (T,) index of the equal teacher token; -1: no match
+    shared: npt.NDArray[np.int64]  # (K, 2) student and teacher ids of the tokens in both
 
 
 @dataclass(frozen=True, eq=False)
@@ -216,7 +216,7 @@ class Datum:
     logprobs: Floats  # (T,) the sampler's: denominator of the importance ratio
     teacher_logprobs: Floats | None = None  # (T,) if a loss needs the teacher's token scores
     views: Mapping[Role, Reading] = field(default_factory=dict)  # see `reading`
-    beside: Beside | None = None  # where the teacher's view is in tokens of its own
+    match: TokenMatch | None = None  # set when the teacher has a tokenizer of its own
 
     def reading(self, role: Role) -> Reading:
         """Prompt and completion for a model: its view if it has one, else the datum's."""

@@ -29,12 +29,12 @@ def trained(engine: CrossTokenizer, data: Sequence[Datum]) -> Rows:
         targets = Trajectory(datum.prompt, datum.targets, datum.logprobs, datum.source)
         for term in datum.terms:
             if term.loss.name == "gold":
-                assert datum.beside is not None
+                assert datum.match is not None
                 q = engine.teacher_rows(*datum.read_by("teacher"))
-                same = datum.beside.places >= 0
+                same = datum.match.positions >= 0
                 values = np.zeros(len(p))
                 values[same] = _gold(
-                    term.loss, p[same], q[datum.beside.places[same]], engine.shared
+                    term.loss, p[same], q[datum.match.positions[same]], engine.shared
                 )
             else:
                 q = p.copy()

@@ -41,7 +41,6 @@ from potstill.engines.torch.engine import TorchEngine
 from potstill.errors import PotstillError
 from potstill.tasks.rendering import Messages, render
 from potstill.types import (
-    Beside,
     Datum,
     Expectation,
     Floats,
@@ -55,6 +54,7 @@ from potstill.types import (
     Source,
     StepStats,
     Term,
+    TokenMatch,
     is_teacher,
 )
 
@@ -218,10 +218,10 @@ class CrossEngine(Prompting):
         scores = datum.teacher_logprobs
         if scores is not None:
             scores = credited(spans, scores, datum.logprobs)
-        beside = places(spans, size)
+        positions = places(spans, size)
         if self.mine.leads or self.its.leads:
-            beside[:1] = -1  # its first token has a space before it that is no part of the text
-        same = (beside >= 0).astype(np.float32)
+            positions[:1] = -1  # its first token has a space before it that is no part of the text
+        same = (positions >= 0).astype(np.float32)
         return dataclasses.replace(
             datum,
             terms=tuple(
@@ -230,7 +230,7 @@ class CrossEngine(Prompting):
             ),
             teacher_logprobs=scores,
             views={**datum.views, "teacher": (Prompt.of(prompt), ids or (self.its.end,))},
-            beside=Beside(beside, self.shared),
+            match=TokenMatch(positions, self.shared),
         )
 
     @property

@@ -171,17 +171,17 @@ def read(
     return States(hidden, lengths, head, vocabulary, spec, embedded)
 
 
-def beside(states: States, data: Sequence[Datum], role: Role) -> States:
-    """The states that stand beside the student's positions, where a teacher has its own tokens.
+def matched_states(states: States, data: Sequence[Datum], role: Role) -> States:
+    """Reorder a teacher's states to the student's positions when the tokenizers differ.
 
-    A position without a counterpart gets any state at all: it carries no weight.
+    A position without a match gets an arbitrary state, because its weight is 0.
     """
-    if role != "teacher" or all(datum.beside is None for datum in data):
+    if role != "teacher" or all(datum.match is None for datum in data):
         return states
     found, start = [], 0
     for datum, length in zip(data, states.lengths, strict=True):
-        assert datum.beside is not None
-        found.append(torch.from_numpy(datum.beside.places).clamp_min(0) + start)
+        assert datum.match is not None
+        found.append(torch.from_numpy(datum.match.positions).clamp_min(0) + start)
         start += length
     at = torch.cat(found).to(states.hidden.device)
     lengths = [len(datum.completion) for datum in data]

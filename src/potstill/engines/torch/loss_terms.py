@@ -40,7 +40,7 @@ class Columns:
         self.weights = [
             flat([d.terms[i].weights for d in data], device) for i in range(len(losses))
         ]
-        self.shared = next((torch.from_numpy(d.beside.shared) for d in data if d.beside), None)
+        self.shared = next((torch.from_numpy(d.match.shared) for d in data if d.match), None)
         if any(LOSSES[loss.name] == "token_scores" for loss in losses):
             self.sampler = flat([d.logprobs for d in data], device)
             scores = [d.teacher_logprobs for d in data if d.teacher_logprobs is not None]

@@ -18,7 +18,7 @@ import torch
 from potstill.engines.prompts import addressed
 from potstill.engines.torch.distributed import Team
 from potstill.engines.torch.fsdp import gathered
-from potstill.engines.torch.lm_head import States, beside, read
+from potstill.engines.torch.lm_head import States, matched_states, read
 from potstill.engines.torch.loading import Pair
 from potstill.engines.torch.loss_terms import Columns, Tally, idle, needs_rows, take
 from potstill.engines.torch.models import Models
@@ -93,7 +93,7 @@ class Stepper:
         for role in sorted({loss.to for loss in losses if needs_rows(loss)}):
             with torch.no_grad(), self.models.use(role) as model:
                 states = self._read(role, model, data)
-                targets[role] = beside(states, data, role)
+                targets[role] = matched_states(states, data, role)
         columns = Columns(data, losses, student.hidden.device)
         grad = torch.zeros_like(student.hidden) if backward else None
         for at in student.slices():
