@@ -15,14 +15,19 @@ from potstill.engines import zoo
 from potstill.engines.cross_tokenizer.alignment import (
     Span,
     Token,
-    after,
     align,
-    credited,
     inside_a_character,
-    places,
-    shares,
+    match_tokens,
+    skip_tokens,
+    span_credit,
+    spread_scores,
 )
-from potstill.engines.cross_tokenizer.token_bytes import Spelling, byte_alphabet, differ, shared
+from potstill.engines.cross_tokenizer.token_bytes import (
+    TokenBytes,
+    byte_alphabet,
+    differ,
+    shared_ids,
+)
 from potstill.errors import PotstillError
 
 TEXTS = ("", "a", "12+38=50\n#### 50", "naïve 你好", "👩‍🚀 flies 🚀🚀", "﷽ \t\n  x", "\x00\x7f")
@@ -40,8 +45,8 @@ def joined(tokens: list[Token]) -> bytes:
 
 def covers(spans: list[Span], mine: list[Token], its: list[Token]) -> bool:
     """Every token of both sides is in one span, in order."""
-    ours = [i for span in spans for i in range(span.mine.start, span.mine.stop)]
-    theirs = [i for span in spans for i in range(span.its.start, span.its.stop)]
+    ours = [i for span in spans for i in range(span.student.start, span.student.stop)]
+    theirs = [i for span in spans for i in range(span.teacher.start, span.teacher.stop)]
     return ours == list(range(len(mine))) and theirs == list(range(len(its)))
 
 
@@ -53,7 +58,7 @@ def test_spans_are_the_shortest_and_hold_everything(seed: int) -> None:
     spans = align(mine, its)
     assert covers(spans, mine, its) and all(span.aligned for span in spans)
     for span in spans:
-        left, right = mine[span.mine], its[span.its]
+        left, right = mine[span.student], its[span.teacher]
         assert joined(left) == joined(right) != b""
         inner = [{len(joined(side[:n])) for n in range(1, len(side))} for side in (left, right)]
         assert not inner[0] & inner[1]  # no common boundary within
@@ -70,8 +75,8 @@ def test_special_tokens_and_other_bytes_align_with_nothing(seed: int) -> None:
     spans = align(mine, its)
     assert covers(spans, mine, its)
     for span in spans:
-        whole = [*mine[span.mine], *its[span.its]]
-        same = joined(mine[span.mine]) == joined(its[span.its]) != b""
+        whole = [*mine[span.student], *its[span.teacher]]
+        same = joined(mine[span.student]) == joined(its[span.teacher]) != b""
         assert span.aligned == (same and None not in whole)
 
 
@@ -90,7 +95,10 @@ def test_special_tokens_and_other_bytes_align_with_nothing(seed: int) -> None:
 )
 def test_cases(mine: list[Token], its: list[Token], ended: bool, want: list) -> None:
     spans = align(mine, its, ended=ended)
-    sizes = [(s.mine.stop - s.mine.start, s.its.stop - s.its.start, s.aligned) for s in spans]
+    sizes = [
+        (s.student.stop - s.student.start, s.teacher.stop - s.teacher.start, s.aligned)
+        for s in spans
+    ]
     assert sizes == want
 
 
@@ -98,14 +106,14 @@ def test_shares_credit_and_places() -> None:
     mine, its = [b"1", b"+", b"8", None, b"6", None], [b"1", b"+8", b"6", None]
     spans = align(mine, its, ended=True)
     scores = np.array([-1, -3, -0.5, -0.25], np.float32)
-    found = shares(spans, scores, len(mine))
+    found = spread_scores(spans, scores, len(mine))
     assert found.tolist() == [-1, -1.5, -1.5, 0, -0.5, -0.25]
     sampler = np.array([-2, -1, -0.5, -9, -0.5, -1], np.float32)
-    advantage = credited(spans, found, sampler) - sampler
+    advantage = span_credit(spans, found, sampler) - sampler
     assert advantage.tolist() == [1, -1.5, -1.5, 0, 0, 0.75]  # a span's whole at each token
-    assert places(spans, len(mine)).tolist() == [0, -1, -1, -1, 2, 3]
-    rest = after(spans, 2)
-    assert [(s.mine.start, s.mine.stop, s.aligned) for s in rest] == [
+    assert match_tokens(spans, len(mine)).tolist() == [0, -1, -1, -1, 2, 3]
+    rest = skip_tokens(spans, 2)
+    assert [(s.student.start, s.student.stop, s.aligned) for s in rest] == [
         (0, 1, True),
         (1, 2, False),
         (2, 3, True),
@@ -120,9 +128,9 @@ def test_a_cut_knows_characters() -> None:
     assert not inside_a_character(b"\x80\x80\x80\x80", 2)  # no character at all
 
 
-def spelling(pair: str, role: str) -> Spelling:
+def token_bytes(pair: str, role: str) -> TokenBytes:
     tokenizer = AutoTokenizer.from_pretrained(zoo.folder(pair, role))
-    return Spelling(tokenizer, f"{pair}/{role}", frozenset({tokenizer.eos_token_id}))
+    return TokenBytes(tokenizer, f"{pair}/{role}", frozenset({tokenizer.eos_token_id}))
 
 
 MODELS = [("tiny-llama", "student"), ("tiny-qwen", "teacher"), ("tiny-cross", "teacher")]
@@ -130,19 +138,19 @@ MODELS = [("tiny-llama", "student"), ("tiny-qwen", "teacher"), ("tiny-cross", "t
 
 @pytest.mark.parametrize(("pair", "role"), MODELS)
 def test_ids_spell_every_text_and_every_broken_one(pair: str, role: str) -> None:
-    side, rng = spelling(pair, role), random.Random(0)
+    side, rng = token_bytes(pair, role), random.Random(0)
     for text in (*TEXTS, "<|im_end|></s><0x41>", " leading", "  two"):
-        assert side.text(side.encode(text.encode())) == text.encode(), text
+        assert side.decode(side.encode(text.encode())) == text.encode(), text
     for _ in range(50):
         data = rng.randbytes(rng.randrange(12)) + rng.choice(TEXTS).encode() + rng.randbytes(2)
         if pair == "tiny-llama" or "\u0340" not in data.decode(errors="ignore"):
-            assert side.text(side.encode(data)) == data
-    eos = side.end
-    assert side.spell([eos, len(side.table) + 7]) == [None, None]
+            assert side.decode(side.encode(data)) == data
+    eos = side.eos_id
+    assert side.bytes_of([eos, len(side.table) + 7]) == [None, None]
     ids = side.encode("x 🚀🚀".encode())
     for limit in range(len(ids) + 1):
-        side.text(side.cut(ids, limit)).decode()  # never in the middle of a character
-    assert side.cut(ids, len(ids)) == ids
+        side.decode(side.truncate(ids, limit)).decode()  # never in the middle of a character
+    assert side.truncate(ids, len(ids)) == ids
 
 
 def test_a_text_as_its_tokenizer_reads_it_itself() -> None:
@@ -150,18 +158,18 @@ def test_a_text_as_its_tokenizer_reads_it_itself() -> None:
         tokenizer = AutoTokenizer.from_pretrained(zoo.folder(pair, role))
         for text in TEXTS[2:5]:
             want = tuple(tokenizer(text, add_special_tokens=False).input_ids)
-            assert spelling(pair, role).encode(text.encode()) == want
+            assert token_bytes(pair, role).encode(text.encode()) == want
 
 
 def test_two_real_tokenizers_align_whole() -> None:
-    mine, its = spelling("tiny-cross", "student"), spelling("tiny-cross", "teacher")
+    mine, its = token_bytes("tiny-cross", "student"), token_bytes("tiny-cross", "teacher")
     for text in TEXTS:
         left, right = (side.encode(text.encode()) for side in (mine, its))
-        spans = align(mine.spell(left), its.spell(right))
+        spans = align(mine.bytes_of(left), its.bytes_of(right))
         assert all(span.aligned for span in spans) == bool(text or not spans)
-    both = shared(mine, its)
+    both = shared_ids(mine, its)
     assert len(set(both[:, 0])) == len(set(both[:, 1])) == len(both)
-    assert both[-1].tolist() == [mine.end, its.end]
+    assert both[-1].tolist() == [mine.eos_id, its.eos_id]
     for ours, theirs in both[:-1]:
         assert mine.table[ours] == its.table[theirs]
 
@@ -196,7 +204,7 @@ def test_tokenizers_without_bytes_are_refused(kind: str) -> None:
         tok = Tokenizer(models.BPE({"a": 0, "b": 1, "</s>": 2}, []))
         tok.decoder = decoders.ByteLevel()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=tok, eos_token="</s>")
-    with pytest.raises(PotstillError, match="bytes that their tokens spell") as caught:
-        Spelling(tokenizer, "bert", frozenset({2}))
+    with pytest.raises(PotstillError, match="aligned by token bytes") as caught:
+        TokenBytes(tokenizer, "bert", frozenset({2}))
     assert "byte fallback" in caught.value.hint
     assert ("254 of 256" if kind == "half" else "WordPiece") in str(caught.value)

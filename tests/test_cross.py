@@ -19,7 +19,12 @@ from potstill.algorithms.methods import METHODS
 from potstill.algorithms.recipe import Recipe
 from potstill.cli import main
 from potstill.engines import zoo
-from potstill.engines.cross_tokenizer.alignment import align, credited, places, shares
+from potstill.engines.cross_tokenizer.alignment import (
+    align,
+    match_tokens,
+    span_credit,
+    spread_scores,
+)
 from potstill.engines.cross_tokenizer.engine import CrossEngine, TwoTokenizers
 from potstill.engines.protocol import bare
 from potstill.engines.registry import open_engine
@@ -95,13 +100,13 @@ def expected(toy: Toy) -> torch.Tensor:
     for ids in toy.texts():
         its = toy.read(b"".join(ids))
         for span in align(ids, its):
-            start, action = tuple(ids[: span.mine.start]), tuple(ids[span.mine])
+            start, action = tuple(ids[: span.student.start]), tuple(ids[span.student])
             if (start, action) in seen:
                 continue
             seen.add((start, action))
             reach = sum(toy.score(toy.p, toy.mine, list(start)), torch.zeros(())).exp().detach()
-            logp = sum(toy.score(toy.p, toy.mine, ids[: span.mine.stop])[span.mine.start :])
-            logq = sum(toy.score(toy.q, toy.its, its[: span.its.stop])[span.its.start :])
+            logp = sum(toy.score(toy.p, toy.mine, ids[: span.student.stop])[span.student.start :])
+            logq = sum(toy.score(toy.q, toy.its, its[: span.teacher.stop])[span.teacher.start :])
             total = total + reach * logp.exp() * (logp - logq)
     return total
 
@@ -118,11 +123,11 @@ def test_credit_gives_the_gradient_of_the_divergence_over_spans(name: str) -> No
         logp = torch.stack(toy.score(toy.p, toy.mine, ids))
         scores = torch.stack(toy.score(toy.q, toy.its, its)).numpy()
         sampler = logp.detach().numpy()
-        found = credited(spans, shares(spans, scores, len(ids)), sampler)
+        found = span_credit(spans, spread_scores(spans, scores, len(ids)), sampler)
         values = reverse_kl_sampled(logp, logp.detach(), torch.from_numpy(found).double())
         chance = logp.sum().exp().detach()
         sampled = sampled + chance * values.sum()
-        once = [values[span.mine].mean().item() for span in spans]  # a span's divergence, once
+        once = [values[span.student].mean().item() for span in spans]  # a span's divergence, once
         counted, mass = counted + chance.item() * sum(once), mass + chance.item()
     assert mass == pytest.approx(1.0)
     assert counted == pytest.approx(exact.item(), abs=1e-5)
@@ -252,14 +257,16 @@ def naive(data: list[Datum], shared: np.ndarray) -> tuple[float, dict[str, torch
         weights = torch.from_numpy(datum.terms[0].weights)
         for span in spans:
             if datum.terms[0].loss.name == SAMPLED:
-                right = q.gather(1, torch.tensor(its)[:, None])[span.its].sum()
-                sampler = torch.from_numpy(datum.logprobs)[span.mine]
-                ratio = (logp[span.mine] - sampler).exp()
-                total = total - (weights[span.mine] * ratio).sum() * (right - sampler.sum())
-            elif datum.terms[0].loss.name == "gold" and span.single and span.mine.start:
-                at = weights[span.mine].gt(0).item()
+                right = q.gather(1, torch.tensor(its)[:, None])[span.teacher].sum()
+                sampler = torch.from_numpy(datum.logprobs)[span.student]
+                ratio = (logp[span.student] - sampler).exp()
+                total = total - (weights[span.student] * ratio).sum() * (right - sampler.sum())
+            elif datum.terms[0].loss.name == "gold" and span.single and span.student.start:
+                at = weights[span.student].gt(0).item()
                 pairs = torch.from_numpy(shared)
-                gold_total = gold_total + at * gold(p[span.mine], q[span.its], pairs, 0.5).sum()
+                gold_total = (
+                    gold_total + at * gold(p[span.student], q[span.teacher], pairs, 0.5).sum()
+                )
                 gold_count += at
         if datum.terms[0].loss.name == "cross_entropy":
             total = total - (weights * logp).sum()
@@ -293,14 +300,14 @@ def test_what_the_teacher_writes_comes_as_the_students_tokens(engine: CrossEngin
     batch = batch_of(engine, recipe, 16)
     assert all(t.completion[-1] in engine.eos for t in batch)
     for t in batch:
-        text = engine.mine.text(t.completion)
-        assert (*engine.mine.encode(text), engine.mine.end) == t.completion
-        (_, ids), spans = engine.seen(t.prompt, t.completion)
-        assert ids[-1] == engine.its.end and engine.its.text(ids) == text
+        text = engine.student_tokens.decode(t.completion)
+        assert (*engine.student_tokens.encode(text), engine.student_tokens.eos_id) == t.completion
+        (_, ids), spans = engine.teacher_reading(t.prompt, t.completion)
+        assert ids[-1] == engine.teacher_tokens.eos_id and engine.teacher_tokens.decode(ids) == text
         assert spans[-1].single
         score = engine.score("teacher", [(t.prompt, t.completion)])[0]
         np.testing.assert_allclose(score, t.logprobs, atol=1e-4)  # it samples what it scores
-    read = [engine.seen(t.prompt, t.completion)[0] for t in batch]
+    read = [engine.teacher_reading(t.prompt, t.completion)[0] for t in batch]
     inner = engine.engine.score("teacher", [(Prompt.of(lead), ids) for lead, ids in read])
     for t, scores in zip(batch, inner, strict=True):
         assert t.logprobs.sum() == pytest.approx(scores.sum(), abs=1e-4)
@@ -322,12 +329,12 @@ def test_limits_count_the_students_tokens(engine: CrossEngine) -> None:
 
 def test_seeded_prefixes_end_between_characters(engine: CrossEngine) -> None:
     """A text that the teacher did write, in tokens that split its characters."""
-    ids = engine.its.encode("é🚀好".encode())
+    ids = engine.teacher_tokens.encode("é🚀好".encode())
     scores = np.full(len(ids), -1.0, np.float32)
     ends = set()
     for limit in range(len(ids) + 4):
-        sample = engine._ours(ids, scores, limit)
-        engine.mine.text(sample.tokens).decode()
+        sample = engine._to_student(ids, scores, limit)
+        engine.student_tokens.decode(sample.tokens).decode()
         assert len(sample.tokens) == len(sample.logprobs) <= limit
         ends.add(len(sample.tokens))
     assert ends == {0, 1, 3, 7, 10}  # the space that is no text, one, two, three characters
@@ -336,21 +343,26 @@ def test_seeded_prefixes_end_between_characters(engine: CrossEngine) -> None:
 def test_broken_characters_are_read_by_the_teacher(engine: CrossEngine) -> None:
     prompt = engine.prompt(TASK.train[0])
     for text in (b"", b"\xf0\x9f", b"7\xff8", b"\xe5\xa5\xbd"):
-        completion = (*engine.mine.encode(text), engine.mine.end)
-        (_, ids), spans = engine.seen(prompt, completion)
-        assert engine.its.text(ids) == text
+        completion = (*engine.student_tokens.encode(text), engine.student_tokens.eos_id)
+        (_, ids), spans = engine.teacher_reading(prompt, completion)
+        assert engine.teacher_tokens.decode(ids) == text
         (scores,) = engine.score("teacher", [(prompt, completion)])
-        lead, ids = engine.seen(prompt, completion)[0]
+        lead, ids = engine.teacher_reading(prompt, completion)[0]
         (its,) = engine.engine.score("teacher", [(Prompt.of(lead), ids)])
         assert scores.sum() == pytest.approx(its.sum(), abs=1e-3)
-        assert places(spans, len(completion))[-1] == len(ids) - 1
+        assert match_tokens(spans, len(completion))[-1] == len(ids) - 1
     assert [len(s) for s in engine.score("teacher", [(prompt, ())])] == [0]
 
 
 def test_special_tokens_carry_no_advantage(engine: CrossEngine) -> None:
     prompt = engine.prompt(TASK.train[0])
     bos = engine.engine.tokenizer.bos_token_id
-    completion = (*engine.mine.encode(b"12"), bos, *engine.mine.encode(b"3")[1:], engine.mine.end)
+    completion = (
+        *engine.student_tokens.encode(b"12"),
+        bos,
+        *engine.student_tokens.encode(b"3")[1:],
+        engine.student_tokens.eos_id,
+    )
     datum = build_one(engine, prompt, completion)
     (found,) = engine.translate([datum])
     gap = found.teacher_logprobs - found.logprobs
@@ -370,9 +382,9 @@ def test_a_prompt_has_each_models_own_template(engine: CrossEngine) -> None:
     prompt = engine.prompt(problem)
     assert prompt.student == engine.encode(problem.question)
     assert prompt.foreign == engine.encode(problem.question, "teacher") != prompt.student
-    head = engine.mine.encode(b"12+")
-    (lead, ids), _ = engine.seen(prompt.then(head), ())
-    assert lead == prompt.foreign and engine.its.text(ids) == b"12+"
+    head = engine.student_tokens.encode(b"12+")
+    (lead, ids), _ = engine.teacher_reading(prompt.then(head), ())
+    assert lead == prompt.foreign and engine.teacher_tokens.decode(ids) == b"12+"
     with pytest.raises(PotstillError, match="under its own template") as refused:
         engine.score("teacher", [(Prompt.of((5, 5, 5)), (6,))])
     assert "engine.prompt" in refused.value.hint
@@ -380,7 +392,7 @@ def test_a_prompt_has_each_models_own_template(engine: CrossEngine) -> None:
 
 def test_the_teachers_view_of_a_begun_text(engine: CrossEngine) -> None:
     prompt = engine.prompt(TASK.train[0])
-    whole = (*engine.mine.encode(b"70+86=156"), engine.mine.end)
+    whole = (*engine.student_tokens.encode(b"70+86=156"), engine.student_tokens.eos_id)
     (scores,) = engine.score("teacher", [(prompt, whole)])
     for cut in (1, 2, 4):
         (rest,) = engine.score("teacher", [(prompt.then(whole[:cut]), whole[cut:])])
@@ -482,9 +494,9 @@ def test_an_open_pair_refuses_what_a_file_did_not_show(engine: CrossEngine, tmp_
     recipe = Recipe(name="x")
     batch = batch_of(engine, recipe, 2)
     for call in (engine.measure, lambda data: engine.step(data, 0.1)):
-        with pytest.raises(PotstillError, match="whole row over the student's vocabulary"):
+        with pytest.raises(PotstillError, match="log-probs over the student's vocabulary"):
             call(build(recipe, batch, engine))
-    with pytest.raises(PotstillError, match="no rows over"):
+    with pytest.raises(PotstillError, match="no log-probs over"):
         engine.rows("teacher", batch[0].prompt, batch[0].completion)
     plain = open_engine("torch", "tiny-llama", threads=1)
     assert isinstance(plain, TorchEngine)
@@ -521,13 +533,13 @@ def test_preflight_sees_a_wrong_translation(which: str, monkeypatch: pytest.Monk
     """Every advantage one token late; the row of the token before."""
 
     def late(spans: list, shared: np.ndarray, sampler: np.ndarray) -> np.ndarray:
-        return sampler + np.roll(credited(spans, shared, sampler) - sampler, 1)
+        return sampler + np.roll(span_credit(spans, shared, sampler) - sampler, 1)
 
     def before(spans: list, size: int) -> np.ndarray:
-        return np.maximum(places(spans, size) - 1, -1)
+        return np.maximum(match_tokens(spans, size) - 1, -1)
 
     wrong: Callable = late if which == SAMPLED else before
-    name = "credited" if which == SAMPLED else "places"
+    name = "span_credit" if which == SAMPLED else "match_tokens"
     monkeypatch.setattr(f"potstill.engines.cross_tokenizer.engine.{name}", wrong)
     chosen = SAMPLED if which == SAMPLED else {"gold": 0.5}
     checks = preflight_pair(read_study(table(student_loss=chosen)), "tiny-cross")

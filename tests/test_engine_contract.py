@@ -133,8 +133,8 @@ def test_what_a_model_expects_is_read_off_its_rows(make: Maker) -> None:
     rows = [(p, s.tokens) for p, s in zip(prompts(engine), samples(engine), strict=True)]
     for role in ("student", "teacher"):
         looks = engine.inspect(role, rows)
-        if role == "teacher" and crossed(engine):  # no rows over the student's vocabulary
-            with pytest.raises(PotstillError, match="no rows over the student's vocabulary"):
+        if role == "teacher" and crossed(engine):  # no log-probs over the student's vocabulary
+            with pytest.raises(PotstillError, match="no log-probs over the student's vocabulary"):
                 engine.rows(role, *rows[0])
             for look, scores in zip(looks, engine.score(role, rows), strict=True):
                 np.testing.assert_array_equal(look.logprobs, scores)

@@ -15,8 +15,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from potstill.engines.cross_tokenizer.alignment import Places, Span
-from potstill.engines.cross_tokenizer.token_bytes import Spelling
+from potstill.engines.cross_tokenizer.alignment import Ints, Span
+from potstill.engines.cross_tokenizer.token_bytes import TokenBytes
 from potstill.engines.flops import Machine, Size
 from potstill.tasks.context.builder import Briefing
 from potstill.tasks.rendering import Messages
@@ -139,12 +139,14 @@ class Bounded(Protocol):
 class CrossTokenizer(Engine, Protocol):
     """An engine whose teacher has a tokenizer of its own, see `cross_tokenizer.engine`."""
 
-    mine: Spelling  # bytes of the student's tokens
-    its: Spelling  # bytes of the teacher's
-    shared: Places  # (K, 2) ids that spell the same in both vocabularies
+    student_tokens: TokenBytes
+    teacher_tokens: TokenBytes
+    shared: Ints  # (K, 2) student and teacher ids of the tokens with equal bytes
 
-    def seen(self, prompt: Prompt, completion: Ids) -> tuple[tuple[Ids, Ids], list[Span]]:
-        """The teacher's own tokens of a prompt and completion, and the aligned spans."""
+    def teacher_reading(
+        self, prompt: Prompt, completion: Ids
+    ) -> tuple[tuple[Ids, Ids], list[Span]]:
+        """Return prompt and completion in the teacher's tokens, and the completion's spans."""
 
     def teacher_rows(self, prompt: Ids, completion: Ids) -> Rows:
         """Full-vocabulary log-probs (T, W) of the teacher's own tokens."""

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from potstill.diagnostics.preflight.reference import Terms, definition, moments, trained_mask
-from potstill.engines.cross_tokenizer.alignment import Places, Span, align
-from potstill.engines.cross_tokenizer.token_bytes import Spelling
+from potstill.engines.cross_tokenizer.alignment import Ints, Span, align
+from potstill.engines.cross_tokenizer.token_bytes import TokenBytes
 from potstill.engines.protocol import CrossTokenizer
 from potstill.types import Datum, Loss, Prompt, Rows, Trajectory
 
@@ -65,7 +65,7 @@ def _values(engine: CrossTokenizer, loss: Loss, t: Trajectory) -> tuple[Rows, An
     if loss.name == "cross_entropy" or loss.to == "init":
         q = p if loss.to == "teacher" else engine.rows("init", t.prompt, t.completion)
         return definition(loss, p, q, t), mask
-    (prompt, ids), spans = engine.seen(t.prompt, t.completion)
+    (prompt, ids), spans = engine.teacher_reading(t.prompt, t.completion)
     q = engine.teacher_rows(prompt, ids)
     if loss.name == "gold":
         return _gold_values(engine, loss, p, q, spans, mask)
@@ -74,8 +74,10 @@ def _values(engine: CrossTokenizer, loss: Loss, t: Trajectory) -> tuple[Rows, An
     teacher = q[np.arange(len(q)), list(ids)]
     for span in spans:
         if span.aligned:
-            advantage = teacher[span.its].sum() - sampler[span.mine].sum()
-            values[span.mine] = -np.exp(student[span.mine] - sampler[span.mine]) * advantage
+            advantage = teacher[span.teacher].sum() - sampler[span.student].sum()
+            values[span.student] = (
+                -np.exp(student[span.student] - sampler[span.student]) * advantage
+            )
     return values, mask
 
 
@@ -84,14 +86,16 @@ def _gold_values(
 ) -> tuple[Rows, Any]:
     values, counted = np.zeros(len(p)), np.zeros(len(p))
     for span in spans:
-        first = span.mine.start == 0 and (engine.mine.leads or engine.its.leads)
+        first = span.student.start == 0 and (
+            engine.student_tokens.adds_space or engine.teacher_tokens.adds_space
+        )
         if span.single and not first:
-            values[span.mine] = _gold(loss, p[span.mine], q[span.its], engine.shared)
-            counted[span.mine] = 1.0
+            values[span.student] = _gold(loss, p[span.student], q[span.teacher], engine.shared)
+            counted[span.student] = 1.0
     return values, mask * counted
 
 
-def _gold(loss: Loss, p: Rows, q: Rows, shared: Places) -> Rows:
+def _gold(loss: Loss, p: Rows, q: Rows, shared: Ints) -> Rows:
     """The hybrid loss (n,) of log-probabilities (n, V) and (n, W), written out."""
     out = np.zeros(len(p))
     for i, rows in enumerate(zip(np.exp(p), np.exp(q), strict=True)):
@@ -116,7 +120,7 @@ def compare_tokenizers(engine: CrossTokenizer, texts: Sequence[str]) -> list[tup
         engine: an engine of a cross-tokenizer pair.
         texts: texts of the task.
     """
-    student, teacher = engine.mine, engine.its
+    student, teacher = engine.student_tokens, engine.teacher_tokens
     sizes, shared = (len(student.table), len(teacher.table)), len(engine.shared)
     share, evidence = _alignment(student, teacher, texts)
     return [
@@ -131,14 +135,14 @@ def compare_tokenizers(engine: CrossTokenizer, texts: Sequence[str]) -> list[tup
     ]
 
 
-def _alignment(student: Spelling, teacher: Spelling, texts: Sequence[str]) -> tuple[float, str]:
+def _alignment(student: TokenBytes, teacher: TokenBytes, texts: Sequence[str]) -> tuple[float, str]:
     """Share of bytes in aligned spans, and the alignment's statistics as evidence."""
     spans, aligned, total, counts = [], 0, 0, np.zeros(2, int)
     for text in texts:
         ids = [side.encode(text.encode()) for side in (student, teacher)]
-        spelled = student.spell(ids[0])
-        parts = align(spelled, teacher.spell(ids[1]))
-        aligned += sum(_bytes(spelled[span.mine]) for span in parts if span.aligned)
+        spelled = student.bytes_of(ids[0])
+        parts = align(spelled, teacher.bytes_of(ids[1]))
+        aligned += sum(_bytes(spelled[span.student]) for span in parts if span.aligned)
         total += _bytes(spelled)
         counts += [len(ids[0]), len(ids[1])]
         spans += parts
@@ -157,12 +161,12 @@ def _bytes(tokens: Sequence[bytes | None]) -> int:
     return sum(len(token or b"") for token in tokens)
 
 
-def _special(side: Spelling) -> str:
+def _special(side: TokenBytes) -> str:
     """The treatment of one tokenizer's special tokens."""
     names = {id: side.label(id) for id, token in enumerate(side.table) if token is None}
-    ends = [names.get(id, side.label(id)) for id in sorted(side.ends - {side.end})]
-    others = [name for id, name in names.items() if id not in side.ends]
-    treatment = f"{side.label(side.end)} aligns with the other's EOS"
+    ends = [names.get(id, side.label(id)) for id in sorted(side.eos_ids - {side.eos_id})]
+    others = [name for id, name in names.items() if id not in side.eos_ids]
+    treatment = f"{side.label(side.eos_id)} aligns with the other's EOS"
     if ends:
         treatment += f", {' '.join(ends)} end a completion too and map to it"
     if others:

@@ -1,30 +1,32 @@
-"""Two tokenisations of one text, side by side: the shortest spans of bytes at whose ends both have
-a boundary, and what a teacher of another tokenizer has to say about a student's tokens.
+"""Align two tokenizations of one text, and assign credit over the aligned spans.
 
-A span is one action of the student, however many tokens it takes. Where the student stands at a
-span's start s and writes its tokens a, the chain rule gives log p(a|s) and log q(a|s), each the
-sum of its own model's tokens. The gradient of KL(p, q) over the spans that can follow s is
+A span is the shortest run of bytes at whose ends both tokenizations have a boundary. It is one
+action of the student, however many tokens it takes. At a span's start s the student samples the
+tokens a. The chain rule gives log p(a|s) and log q(a|s), each the sum over that model's own tokens.
+The gradient of KL(p, q) over the spans that can follow s is
 
     E_p [ sum over i in a of  grad log p(y_i)  x  (log p(a|s) - log q(a|s)) ],
 
-so every token of a span is credited with the whole span's advantage A = log q(a|s) - log p(a|s),
-not with a share of it: a share would be the gradient of no divergence. As with single tokens,
-none is credited with what follows its span. With spans of one token this is the sampled reverse
-KL of `losses`. Merging by the chain rule: "Unlocking On-Policy Distillation for Any Model Family"
-(GOLD, Hugging Face 2025); alignment by bytes: ALM, arXiv 2503.20083; rows: ULD, arXiv 2402.12030.
+so every token of a span gets the whole span's advantage A = log q(a|s) - log p(a|s), not a share
+of it: a share would be the gradient of no divergence. As with single tokens, no token gets credit
+for anything after its span. If every span has one token, this is the sampled reverse KL of
+`losses`. Merging by the chain rule: "Unlocking On-Policy Distillation for Any Model Family" (GOLD,
+Hugging Face 2025); alignment by bytes: ALM, arXiv 2503.20083; full-vocabulary log-probs: ULD,
+arXiv 2402.12030.
 
-Exact: both sums, and that gradient wherever a span's end depends on the text up to it alone.
-Approximate, and known to be:
-- q of the one tokenisation that its tokenizer gives is no more than q of the text, which has
-  others; so is p of the tokens that the student happened to choose.
-- a tokenizer may look one word ahead ("+" alone, but "+8" in one), so that a boundary can depend on
-  what comes after it; the credit of the span before it leaves that out.
-- the number reported counts a span's divergence once a token of it, as the gradient does. It is
-  compared with itself.
-- replayed text has one importance ratio a token where the span has their product, as in PPO.
-- a text cut off by the limit is scored as if its last word ended there.
+Exact: both sums, and the gradient wherever the end of a span depends only on the text before it.
+Known approximations:
+- q of the one tokenization that the teacher's tokenizer returns is at most q of the text, which
+  has other tokenizations; the same holds for p of the tokens that the student sampled.
+- A tokenizer may look one word ahead ("+" alone, but "+8" as one token), so a boundary can depend
+  on the text after it. The credit of the preceding span ignores this.
+- The reported loss counts a span's divergence once per token, as the gradient does. Compare it only
+  with itself.
+- Replayed completions have one importance ratio per token, where the span has their product, as in
+  PPO.
+- A completion truncated by the token limit is scored as if its last word ended there.
 
-Pure Python and numpy: what bytes an id stands for is `spelling`'s business.
+This module uses Python and numpy only. `token_bytes` maps ids to bytes.
 """
 
 from __future__ import annotations
@@ -38,155 +40,164 @@ import numpy.typing as npt
 
 from potstill.types import Floats
 
-Token = bytes | None  # what an id spells; None: a special token, which stands for no text
-Places = npt.NDArray[np.int64]
+Token = bytes | None  # the bytes of an id; None: a special token, which has no bytes
+Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Span:
     """Tokens of the student and of the teacher from one common boundary to the next.
 
-    `aligned` says that both spell the same bytes; what does not align tells the student nothing.
+    `aligned` is true if both sides have the same bytes. A span that is not aligned carries no loss.
     """
 
-    mine: slice
-    its: slice
+    student: slice
+    teacher: slice
     aligned: bool = True
 
     @property
     def single(self) -> bool:
-        """One token on either side: both models choose from a whole row here."""
-        return self.aligned and (_size(self.mine), _size(self.its)) == (1, 1)
+        """True if each side is one token: only then can full-vocabulary log-probs be compared."""
+        return self.aligned and (_size(self.student), _size(self.teacher)) == (1, 1)
 
 
 def _size(part: slice) -> int:
     return int(part.stop - part.start)
 
 
-def align(mine: Sequence[Token], its: Sequence[Token], *, ended: bool = False) -> list[Span]:
-    """Spans that hold every token of both sides once, in order.
+def align(student: Sequence[Token], teacher: Sequence[Token], *, ended: bool = False) -> list[Span]:
+    """Split two tokenizations into spans that cover every token of each side once, in order.
 
-    Special tokens stand alone, aligned with nothing. A token without bytes (a tokenizer's leading
-    space that is no part of the text) goes with what follows. Where the two texts differ, as under
-    a tokenizer that normalises, all between their common beginning and end is one unaligned span.
+    A special token is a span of its own and is aligned with nothing. A token without bytes (a
+    leading space that the tokenizer adds) joins the span after it. If the two texts differ, for
+    example because one tokenizer normalizes, everything between their common prefix and suffix is
+    one unaligned span.
 
     Args:
-        mine: what the student's tokens spell.
-        its: the same for the teacher's.
-        ended: whether the last token of each is its EOS: those are a span of their own.
+        student: bytes of the student's tokens.
+        teacher: bytes of the teacher's tokens.
+        ended: whether the last token of each side is its EOS; these two form a span of their own.
 
-    >>> [(s.mine.stop, s.its.stop) for s in align([b"1", b"+", b"8"], [b"1", b"+8"])]
+    >>> spans = align([b"1", b"+", b"8"], [b"1", b"+8"])
+    >>> [(span.student.stop, span.teacher.stop) for span in spans]
     [(1, 1), (3, 2)]
     """
     if ended:
-        last = Span(slice(len(mine) - 1, len(mine)), slice(len(its) - 1, len(its)))
-        return [*align(mine[:-1], its[:-1]), last]
-    found: list[Span] = []
+        last = Span(slice(len(student) - 1, len(student)), slice(len(teacher) - 1, len(teacher)))
+        return [*align(student[:-1], teacher[:-1]), last]
+    spans: list[Span] = []
     a = c = 0
-    for b, d in [*_stops(mine, its), (len(mine), len(its))]:
-        while a < b and mine[a] is None:
-            found.append(Span(slice(a, a + 1), slice(c, c), aligned=False))
+    for b, d in [*_boundaries(student, teacher), (len(student), len(teacher))]:
+        while a < b and student[a] is None:
+            spans.append(Span(slice(a, a + 1), slice(c, c), aligned=False))
             a += 1
-        while c < d and its[c] is None:
-            found.append(Span(slice(a, a), slice(c, c + 1), aligned=False))
+        while c < d and teacher[c] is None:
+            spans.append(Span(slice(a, a), slice(c, c + 1), aligned=False))
             c += 1
         if a < b or c < d:
-            found.append(Span(slice(a, b), slice(c, d), _same(mine[a:b], its[c:d])))
+            aligned = _same_bytes(student[a:b], teacher[c:d])
+            spans.append(Span(slice(a, b), slice(c, d), aligned))
         a, c = b, d
-    return found
+    return spans
 
 
-def _same(mine: Sequence[Token], its: Sequence[Token]) -> bool:
-    """Whether tokens spell the same bytes, some bytes, and nothing special in between."""
-    known = [token for token in (*mine, *its) if token is not None]
-    whole = [b"".join(token or b"" for token in side) for side in (mine, its)]
-    return len(known) == len(mine) + len(its) and whole[0] == whole[1] != b""
+def _same_bytes(student: Sequence[Token], teacher: Sequence[Token]) -> bool:
+    """Return whether both sides have the same bytes, at least one, and no special token."""
+    ordinary = [token for token in (*student, *teacher) if token is not None]
+    texts = [b"".join(token or b"" for token in side) for side in (student, teacher)]
+    return len(ordinary) == len(student) + len(teacher) and texts[0] == texts[1] != b""
 
 
-def _stops(mine: Sequence[Token], its: Sequence[Token]) -> list[tuple[int, int]]:
-    """Common boundaries after the start, as counts of tokens before them on either side."""
-    texts = [b"".join(token or b"" for token in side) for side in (mine, its)]
-    head = common(*texts)
-    tail = min(common(texts[0][::-1], texts[1][::-1]), min(map(len, texts)) - head)
+def _boundaries(student: Sequence[Token], teacher: Sequence[Token]) -> list[tuple[int, int]]:
+    """Return the common boundaries after the start as numbers of tokens before them, per side."""
+    texts = [b"".join(token or b"" for token in side) for side in (student, teacher)]
+    head = common_prefix(*texts)
+    tail = min(common_prefix(texts[0][::-1], texts[1][::-1]), min(map(len, texts)) - head)
     counts = []
-    for side, text in ((mine, texts[0]), (its, texts[1])):
-        first: dict[int, int] = {}  # a place in the student's text -> tokens up to it
+    for side, text in ((student, texts[0]), (teacher, texts[1])):
+        first: dict[int, int] = {}  # offset in the student's text -> number of tokens up to it
         for count, end in enumerate(accumulate(len(token or b"") for token in side), 1):
             if 0 < end <= head:
                 first.setdefault(end, count)
             elif end > head and len(text) - end <= tail:
                 first.setdefault(end - len(text) + len(texts[0]), count)
         counts.append(first)
-    places = sorted(counts[0].keys() & counts[1].keys())
-    return [(counts[0][place], counts[1][place]) for place in places]
+    offsets = sorted(counts[0].keys() & counts[1].keys())
+    return [(counts[0][offset], counts[1][offset]) for offset in offsets]
 
 
-def common(a: bytes, b: bytes) -> int:
-    """Bytes that two texts have in common from their start."""
-    both = zip(a, b, strict=False)
-    return next((i for i, (x, y) in enumerate(both) if x != y), min(len(a), len(b)))
+def common_prefix(a: bytes, b: bytes) -> int:
+    """Return the length of the common prefix of two byte strings."""
+    pairs = zip(a, b, strict=False)
+    return next((i for i, (x, y) in enumerate(pairs) if x != y), min(len(a), len(b)))
 
 
-def after(spans: Sequence[Span], head: int) -> list[Span]:
-    """The spans without the student's first `head` tokens; one that they cut keeps its rest."""
-    rest = [span for span in spans if span.mine.stop > head]
+def skip_tokens(spans: Sequence[Span], count: int) -> list[Span]:
+    """Drop the student's first `count` tokens; a span that contains the cut keeps its rest."""
     return [
-        Span(slice(max(span.mine.start - head, 0), span.mine.stop - head), span.its, span.aligned)
-        for span in rest
+        Span(
+            slice(max(span.student.start - count, 0), span.student.stop - count),
+            span.teacher,
+            span.aligned,
+        )
+        for span in spans
+        if span.student.stop > count
     ]
 
 
-def shares(spans: Sequence[Span], scores: Floats, size: int) -> Floats:
-    """A teacher's log-probabilities (T,) of the student's tokens: a span's is shared out evenly.
+def spread_scores(spans: Sequence[Span], scores: Floats, size: int) -> Floats:
+    """Spread the teacher's log-probability of each span evenly over the student's tokens (T,).
 
-    Sums over whole spans are the teacher's own; single values are a convention. 0 where nothing
-    aligns.
+    Sums over whole spans are exact; single values are a convention. Tokens of unaligned spans get
+    0.
 
     Args:
-        spans: of the text.
+        spans: aligned spans of the completion.
         scores: the teacher's log-probabilities of its own tokens.
         size: T.
     """
     out = np.zeros(size, np.float32)
     for span in spans:
         if span.aligned:
-            out[span.mine] = scores[span.its].sum() / _size(span.mine)
+            out[span.student] = scores[span.teacher].sum() / _size(span.student)
     return out
 
 
-def credited(spans: Sequence[Span], shared: Floats, sampler: Floats) -> Floats:
-    """What stands for log q(y_i) in A_i = log q(y_i) - log p_sampler(y_i), so that each token of a
-    span has the advantage of the whole span, and one that does not align has none.
+def span_credit(spans: Sequence[Span], scores: Floats, sampler: Floats) -> Floats:
+    """Return the values (T,) to use for log q(y_i) in A_i = log q(y_i) - log p_sampler(y_i).
+
+    With them each token of a span has the advantage of the whole span, and a token of an unaligned
+    span has advantage 0.
 
     Args:
-        spans: of the student's tokens.
-        shared: (T,) the teacher's, see `shares`.
-        sampler: (T,) the log-probabilities of who sampled them.
+        spans: aligned spans of the completion.
+        scores: (T,) the teacher's log-probabilities, see `spread_scores`.
+        sampler: (T,) the log-probabilities of the model that sampled the tokens.
     """
     out = sampler.astype(np.float32).copy()
     for span in spans:
         if span.aligned:
-            out[span.mine] += np.float32((shared[span.mine] - sampler[span.mine]).sum())
+            out[span.student] += np.float32((scores[span.student] - sampler[span.student]).sum())
     return out
 
 
-def places(spans: Sequence[Span], size: int) -> Places:
-    """Which of the teacher's tokens is the same one as each of the student's (T,); -1 for none."""
+def match_tokens(spans: Sequence[Span], size: int) -> Ints:
+    """Return the index of the equal teacher token for each student token (T,), or -1 for none."""
     out = np.full(size, -1, np.int64)
     for span in spans:
         if span.single:
-            out[span.mine] = span.its.start
+            out[span.student] = span.teacher.start
     return out
 
 
 def inside_a_character(text: bytes, cut: int) -> bool:
-    """Whether the first `cut` bytes of a text end in the middle of a character.
+    """Return whether the first `cut` bytes of a text end in the middle of a character.
 
     >>> [inside_a_character("né".encode(), cut) for cut in range(4)]
     [False, False, True, False]
     """
     for back in range(1, min(3, cut) + 1):
         lead = text[cut - back]
-        if lead >> 6 != 0b10:  # no continuation: the character's first byte, or a whole one
+        if lead >> 6 != 0b10:  # not a continuation byte: the first byte of a character
             return back < (4 if lead >= 0xF0 else 3 if lead >= 0xE0 else 2 if lead >= 0xC0 else 1)
     return False

@@ -1,17 +1,18 @@
-"""Pairs whose tokenizers differ: a translator between the loop, which speaks the student's tokens,
-and a torch engine whose teacher reads and writes its own.
+"""Engine for pairs whose tokenizers differ: translate between the loop and a torch engine.
 
-A question is rendered by each model's own template. What the teacher writes goes through bytes into
-the student's tokens, EOS for EOS; what the student wrote is read by the teacher in its own tokens,
-and what it says of them comes back over the spans of `align`. Data of a step are translated
-whole: a sampled token gets its span's advantage, a whole row the teacher's row at the one token
-that both models chose there. Nothing else of a run knows of two tokenizers.
+The loop works in the student's tokens; the teacher reads and writes its own. Each model renders a
+question with its own chat template. Teacher completions are re-tokenized via bytes into the
+student's tokens; EOS maps to EOS. The teacher reads the student's completions in its own tokens,
+and its log-probabilities are mapped back over the aligned spans (`alignment`). The data of a step
+are translated as a whole: with a sampled loss each token gets the advantage of its span; with a
+loss on full-vocabulary log-probs it is compared with the teacher's distribution at the same token,
+if both models have that token there. No other part of a run handles two tokenizers.
 
-Limits, meters and prices count the student's tokens. A teacher's text that reaches a limit is cut
-between two characters.
-Special tokens other than EOS cannot be read by the other model: they carry no loss and are not
-handed on. Of several ids that end a text the tokenizer's own EOS is the one that is translated.
-It leaves out the teacher's whole rows over the student's vocabulary, which do not exist.
+Limits, metering and prices count the student's tokens. A teacher completion that reaches its limit
+is truncated between two characters. The other model cannot read special tokens other than EOS: they
+carry no loss and are dropped. If several ids end a completion, the tokenizer's own EOS is
+translated. The teacher has no log-probs over the student's vocabulary, so losses that need them are
+rejected.
 """
 
 from __future__ import annotations
@@ -27,13 +28,13 @@ import numpy as np
 from potstill.algorithms.losses import CROSSED, CROSSING, GOLD_HINT, LOSSES
 from potstill.engines.cross_tokenizer.alignment import (
     Span,
-    after,
     align,
-    credited,
-    places,
-    shares,
+    match_tokens,
+    skip_tokens,
+    span_credit,
+    spread_scores,
 )
-from potstill.engines.cross_tokenizer.token_bytes import Spelling, shared
+from potstill.engines.cross_tokenizer.token_bytes import TokenBytes, shared_ids
 from potstill.engines.flops import Machine, Size
 from potstill.engines.prompts import Prompting
 from potstill.engines.torch.distributed import opened
@@ -60,16 +61,16 @@ from potstill.types import (
 
 
 class TwoTokenizers(TorchEngine):
-    """A torch engine whose teacher may read other tokens; each role is asked in its own."""
+    """A torch engine that accepts a teacher with its own tokenizer; each role uses its own ids."""
 
     cross = True
 
 
 class CrossEngine(Prompting):
-    """The engine protocol in the student's tokens, over models that do not share them.
+    """The engine protocol in the student's tokens, for a teacher with another tokenizer.
 
     Args:
-        engine: holds the models.
+        engine: the engine that holds the models.
     """
 
     losses = CROSSED
@@ -77,42 +78,46 @@ class CrossEngine(Prompting):
     def __init__(self, engine: TwoTokenizers) -> None:
         self.engine, pair = engine, engine.pair
         self.eos = engine.eos
-        self.mine = Spelling(pair.tokenizer, pair.student, pair.ends("student"))
-        self.its = Spelling(pair.other, pair.teacher, pair.ends("teacher"))
-        self.shared = shared(self.mine, self.its)
-        self.notes = (*engine.notes, "tokenizers differ: texts are aligned by bytes")
-        self.read = lru_cache(maxsize=8192)(self._read)
+        self.student_tokens = TokenBytes(pair.tokenizer, pair.student, pair.ends("student"))
+        self.teacher_tokens = TokenBytes(pair.other, pair.teacher, pair.ends("teacher"))
+        self.shared = shared_ids(self.student_tokens, self.teacher_tokens)
+        self.notes = (*engine.notes, "the tokenizers differ: completions are aligned by bytes")
+        self._cached_reading = lru_cache(maxsize=8192)(self._read_completion)
 
-    def encode(self, asked: str | Messages, role: Role = "student") -> Ids:
-        return render(self.engine.pair.other if is_teacher(role) else self.engine.tokenizer, asked)
+    def encode(self, text: str | Messages, role: Role = "student") -> Ids:
+        return render(self.engine.pair.other if is_teacher(role) else self.engine.tokenizer, text)
 
     def decode(self, tokens: Ids) -> str:
         return self.engine.decode(tokens)
 
     def _rendered(self, problem: Problem) -> Prompt:
         prompt = super()._rendered(problem)
-        asked = self._briefing.tell(problem) if self._briefing else problem.question
-        return dataclasses.replace(prompt, foreign=self.encode(asked, "teacher"))
+        text = self._briefing.tell(problem) if self._briefing else problem.question
+        return dataclasses.replace(prompt, foreign=self.encode(text, "teacher"))
 
-    def _read(self, completion: Ids) -> tuple[Ids, tuple[Span, ...]]:
-        """The teacher's tokens of a completion, and how they stand beside the student's."""
+    def _read_completion(self, completion: Ids) -> tuple[Ids, tuple[Span, ...]]:
+        """Return a completion in the teacher's tokens, and its aligned spans."""
         ended = bool(completion) and completion[-1] in self.eos
         body = completion[:-1] if ended else completion
-        ids = self.its.encode(self.mine.text(body)) + (self.its.end,) * ended
-        return ids, tuple(self.spans(completion, ids, ended=ended))
+        ids = self.teacher_tokens.encode(self.student_tokens.decode(body))
+        ids += (self.teacher_tokens.eos_id,) * ended
+        return ids, tuple(self._align(completion, ids, ended=ended))
 
-    def spans(self, mine: Ids, its: Ids, *, ended: bool) -> list[Span]:
-        """Align ids of one completion."""
-        return align(self.mine.spell(mine), self.its.spell(its), ended=ended)
+    def _align(self, student_ids: Ids, teacher_ids: Ids, *, ended: bool) -> list[Span]:
+        """Align the ids of one completion."""
+        student = self.student_tokens.bytes_of(student_ids)
+        return align(student, self.teacher_tokens.bytes_of(teacher_ids), ended=ended)
 
-    def seen(self, prompt: Prompt, completion: Ids) -> tuple[tuple[Ids, Ids], list[Span]]:
-        """The teacher's own tokens of a row, prompt and completion, and the spans of ours.
+    def teacher_reading(
+        self, prompt: Prompt, completion: Ids
+    ) -> tuple[tuple[Ids, Ids], list[Span]]:
+        """Return prompt and completion in the teacher's tokens, and the completion's spans.
 
         Raises:
-            PotstillError: the prompt is of ids alone, which the teacher does not read.
+            PotstillError: the prompt has no ids in the teacher's vocabulary.
         """
-        ids, spans = self.read(prompt.begun + completion)
-        return (_foreign(prompt), ids), after(spans, len(prompt.begun))
+        ids, spans = self._cached_reading(prompt.begun + completion)
+        return (_teacher_prompt(prompt), ids), skip_tokens(spans, len(prompt.begun))
 
     def sample(
         self,
@@ -124,55 +129,63 @@ class CrossEngine(Prompting):
     ) -> list[Sample]:
         if not is_teacher(role):
             return self.engine.sample(role, prompts, max_tokens, temperature, rng)
-        heads = [
-            Prompt.of(_foreign(prompt) + self.its.encode(self.mine.text(prompt.begun)))
+        starts = [
+            _teacher_prompt(prompt)
+            + self.teacher_tokens.encode(self.student_tokens.decode(prompt.begun))
             for prompt in prompts
         ]
+        heads = [Prompt.of(ids) for ids in starts]
         ids: list[Ids] = [()] * len(prompts)
         scores = [np.zeros(0, np.float32)] * len(prompts)
         left = list(max_tokens)
-        while any(left):  # a text may take more of the teacher's tokens than of the student's
+        while any(left):  # a completion may have more teacher tokens than student tokens
             rows = [i for i, limit in enumerate(left) if limit]
-            asked = [heads[i].then(ids[i]) for i in rows], [left[i] for i in rows]
-            written = self.engine.sample(role, *asked, temperature, rng)
-            for i, new in zip(rows, written, strict=True):
-                ids[i] += new.tokens
-                scores[i] = np.concatenate([scores[i], new.logprobs])
-                ended = new.tokens[-1] in self.its.ends
-                spelt = len(self.its.text(new.tokens)) > 0
-                missing = max_tokens[i] - len(self.mine.encode(self.its.text(ids[i])))
-                left[i] = max(missing, 0) if spelt and not ended else 0
-        return [self._ours(*row) for row in zip(ids, scores, max_tokens, strict=True)]
+            continued = [heads[i].then(ids[i]) for i in rows]
+            limits = [left[i] for i in rows]
+            samples = self.engine.sample(role, continued, limits, temperature, rng)
+            for i, sample in zip(rows, samples, strict=True):
+                ids[i] += sample.tokens
+                scores[i] = np.concatenate([scores[i], sample.logprobs])
+                ended = sample.tokens[-1] in self.teacher_tokens.eos_ids
+                has_text = len(self.teacher_tokens.decode(sample.tokens)) > 0
+                text = self.teacher_tokens.decode(ids[i])
+                missing = max_tokens[i] - len(self.student_tokens.encode(text))
+                left[i] = max(missing, 0) if has_text and not ended else 0
+        return [self._to_student(*row) for row in zip(ids, scores, max_tokens, strict=True)]
 
-    def _ours(self, ids: Ids, scores: Floats, limit: int) -> Sample:
-        """A teacher's text in the student's tokens; a span's log-probability is shared out."""
-        ended = bool(ids) and ids[-1] in self.its.ends
-        body = ids[:-1] if ended else ids
-        mine = self.mine.encode(self.its.text(body)) + (self.mine.end,) * ended
-        found = shares(self.spans(mine, ids, ended=ended), scores, len(mine))
-        kept = mine if len(mine) <= limit and ended else self.mine.cut(mine, limit)
-        return Sample(kept, found[: len(kept)])
+    def _to_student(self, ids: Ids, scores: Floats, limit: int) -> Sample:
+        """Convert a teacher sample to the student's tokens; span scores are spread evenly."""
+        ended = bool(ids) and ids[-1] in self.teacher_tokens.eos_ids
+        text = self.teacher_tokens.decode(ids[:-1] if ended else ids)
+        student_ids = self.student_tokens.encode(text) + (self.student_tokens.eos_id,) * ended
+        spans = self._align(student_ids, ids, ended=ended)
+        logprobs = spread_scores(spans, scores, len(student_ids))
+        if not (ended and len(student_ids) <= limit):
+            student_ids = self.student_tokens.truncate(student_ids, limit)
+        return Sample(student_ids, logprobs[: len(student_ids)])
 
     def score(self, role: Role, rows: Sequence[Reading]) -> list[Floats]:
         if not is_teacher(role):
             return self.engine.score(role, rows)
-        seen = [self.seen(*row) for row in rows]
-        found = self.engine.score(role, [(Prompt.of(its), ids) for (its, ids), _ in seen])
+        readings = [self.teacher_reading(*row) for row in rows]
+        teacher_rows = [(Prompt.of(prompt), ids) for (prompt, ids), _ in readings]
         return [
-            shares(spans, scores, len(completion))
-            for (_, completion), (_, spans), scores in zip(rows, seen, found, strict=True)
+            spread_scores(spans, scores, len(completion))
+            for (_, completion), (_, spans), scores in zip(
+                rows, readings, self.engine.score(role, teacher_rows), strict=True
+            )
         ]
 
     def rows(self, role: Role, prompt: Prompt, completion: Ids) -> Rows:
         if is_teacher(role):
             raise PotstillError(
-                "a teacher of another tokenizer has no rows over the student's vocabulary",
+                "a teacher with another tokenizer has no log-probs over the student's vocabulary",
                 GOLD_HINT,
             )
         return self.engine.rows(role, prompt, completion)
 
     def teacher_rows(self, prompt: Ids, completion: Ids) -> Rows:
-        """The teacher's own full-vocabulary log-probs of its tokens, see `seen`."""
+        """Return the teacher's full-vocabulary log-probs (T, W) of its own tokens."""
         return self.engine.rows("teacher", Prompt.of(prompt), completion)
 
     def inspect(self, role: Role, rows: Sequence[Reading]) -> list[Expectation]:
@@ -187,10 +200,13 @@ class CrossEngine(Prompting):
         return self.engine.measure(self.translate(data))
 
     def translate(self, data: Sequence[Datum]) -> list[Datum]:
-        """The data of a step as the models read them; a source keeps its whole weight where only
-        some of its tokens have a row of the teacher's to be compared with."""
-        found = [self._translated(datum) for datum in data]
-        factor = dict(_factors(data, found))
+        """Return the data of a step as the models read them.
+
+        Losses on full-vocabulary log-probs apply only to matched tokens. The weights of these
+        tokens are scaled up, so that each source keeps its total weight.
+        """
+        translated = [self._translated(datum) for datum in data]
+        factor = dict(_weight_factors(data, translated))
         return [
             dataclasses.replace(
                 datum,
@@ -199,37 +215,37 @@ class CrossEngine(Prompting):
                     for t in datum.terms
                 ),
             )
-            for datum in found
+            for datum in translated
         ]
 
     def _translated(self, datum: Datum) -> Datum:
-        asked = {t.loss for t in datum.terms if t.loss.to == "teacher"}
-        for loss in asked:
+        losses = {t.loss for t in datum.terms if t.loss.to == "teacher"}
+        for loss in losses:
             if LOSSES[loss.name] == "row" and loss.name not in CROSSING:
                 raise PotstillError(
-                    f"{loss} needs the teacher's whole row over the student's vocabulary, and the "
+                    f"{loss} needs the teacher's log-probs over the student's vocabulary, and the "
                     "tokenizers of this pair differ",
                     GOLD_HINT,
                 )
-        if all(LOSSES[loss.name] == "tokens" for loss in asked):
+        if all(LOSSES[loss.name] == "tokens" for loss in losses):
             return datum
-        (prompt, ids), spans = self.seen(*datum.reading("teacher"))
-        size = len(datum.completion)
+        (prompt, ids), spans = self.teacher_reading(*datum.reading("teacher"))
         scores = datum.teacher_logprobs
         if scores is not None:
-            scores = credited(spans, scores, datum.logprobs)
-        positions = places(spans, size)
-        if self.mine.leads or self.its.leads:
-            positions[:1] = -1  # its first token has a space before it that is no part of the text
-        same = (positions >= 0).astype(np.float32)
+            scores = span_credit(spans, scores, datum.logprobs)
+        positions = match_tokens(spans, len(datum.completion))
+        if self.student_tokens.adds_space or self.teacher_tokens.adds_space:
+            positions[:1] = -1  # the first token contains a space that is not part of the text
+        matched = (positions >= 0).astype(np.float32)
+        teacher_view = Prompt.of(prompt), ids or (self.teacher_tokens.eos_id,)
         return dataclasses.replace(
             datum,
             terms=tuple(
-                Term(t.loss, t.weights * same) if t.loss.name in CROSSING else t
+                Term(t.loss, t.weights * matched) if t.loss.name in CROSSING else t
                 for t in datum.terms
             ),
             teacher_logprobs=scores,
-            views={**datum.views, "teacher": (Prompt.of(prompt), ids or (self.its.end,))},
+            views={**datum.views, "teacher": teacher_view},
             match=TokenMatch(positions, self.shared),
         )
 
@@ -264,34 +280,36 @@ class CrossEngine(Prompting):
         self.engine.close()
 
 
-def _foreign(prompt: Prompt) -> Ids:
+def _teacher_prompt(prompt: Prompt) -> Ids:
     if prompt.foreign is None:
         raise PotstillError(
-            "a teacher of another tokenizer reads the problem under its own template, and this "
-            f"prompt has {len(prompt.student)} ids of the student's alone",
+            "a teacher with another tokenizer reads the problem under its own template, and this "
+            f"prompt has only {len(prompt.student)} ids in the student's vocabulary",
             "use engine.prompt(problem) for prompts",
         )
     return prompt.foreign
 
 
-def _factors(data: Sequence[Datum], found: Sequence[Datum]) -> Iterator[tuple[Source, np.float32]]:
-    """By how much weights on some tokens of a source fall short of those on all of them."""
+def _weight_factors(
+    data: Sequence[Datum], translated: Sequence[Datum]
+) -> Iterator[tuple[Source, np.float32]]:
+    """Yield for each source the total weight of all tokens divided by that of matched tokens."""
     sources: tuple[Source, ...] = ("student", "teacher")
     for source in sources:
-        sums = [
+        total, matched = (
             sum(
                 float(term.weights.sum())
                 for datum in side
                 for term in datum.terms
                 if datum.source == source and term.loss.name in CROSSING
             )
-            for side in (data, found)
-        ]
-        yield source, np.float32(sums[0] / sums[1] if sums[1] else 0.0)
+            for side in (data, translated)
+        )
+        yield source, np.float32(total / matched if matched else 0.0)
 
 
 def open_pair(student: str, teacher: str, **settings: Any) -> TorchEngine | CrossEngine:
-    """Open a pair with the torch engine, through a translator where its tokenizers differ."""
+    """Open a pair with the torch engine, behind a `CrossEngine` if its tokenizers differ."""
     engine = opened(TwoTokenizers)(student, teacher, **settings)
     return engine if engine.pair.other is None else CrossEngine(engine)
 
