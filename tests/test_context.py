@@ -429,7 +429,7 @@ def test_a_cell_keeps_what_its_teacher_wrote_by_what_it_read(tmp_path: Path) -> 
         for method in ("teacher", "untrained"):
             assert run_cell(study, folder, Cell(pair, method))["status"] == "done"
         record = run_cell(study, folder, Cell(pair, "off_policy", 0))
-        assert record["status"] == "done" and "the teacher alone reads" in record["notes"][0]
+        assert record["status"] == "done" and "only the teacher reads" in record["notes"][0]
         texts[pair] = [row["text"] for row in folder.cell(Cell(pair, "teacher")).texts]
         assert record["tokens"]["prompt"] > 0
     assert texts["tiny-context"] != texts["tiny-format"]

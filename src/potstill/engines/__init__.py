@@ -1,1 +1,1 @@
-"""Where models live: the protocol of an engine, the engines, and the embedded pairs."""
+"""Engines hold the models of a pair: the protocol, its implementations, and embedded pairs."""

@@ -1,8 +1,8 @@
-"""What a teacher writes, kept by content: cells that ask the same teacher the same thing share it.
+"""A content-addressed cache of teacher completions, shared between runs.
 
-A wrapper around any engine. The key holds all that decides a completion: the teacher and where it
-runs, prompts, limits, temperature and the random numbers; so a hit is what a miss would have
-given. Only the teacher's texts are kept: the student changes with every step.
+The cache wraps any engine. Its key contains everything that determines a completion: the teacher
+and its placement, prompts, limits, temperature and random state. A hit therefore equals the result
+of a miss. Student completions are not cached, because the student changes with every step.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from potstill.engines.protocol import Engine, Wrapper
 from potstill.errors import writing
 from potstill.types import Prompt, Role, Sample, is_teacher
 
-SAMPLER = 2  # of how texts are drawn: another sampler's texts are no hits
+SAMPLER = 2  # version of the sampler: raise it when the same random state gives other samples
 
 
 class CachedTeacher(Wrapper):
-    """An engine whose teacher does not write the same text twice.
+    """An engine that reads teacher completions from a cache if they were sampled before.
 
     Args:
-        engine: who writes what is missing.
-        teacher: what tells this teacher from any other, see `fingerprint`.
-        folder: one small file a call; any number of processes may share it.
+        engine: samples the missing completions.
+        teacher: identifies the teacher, see `fingerprint`.
+        folder: holds one small file per call; any number of processes may share it.
     """
 
     def __init__(self, engine: Engine, teacher: str, folder: Path) -> None:
@@ -46,7 +46,7 @@ class CachedTeacher(Wrapper):
     ) -> list[Sample]:
         if not is_teacher(role):
             return self.engine.sample(role, prompts, max_tokens, temperature, rng)
-        asked = (
+        request = (
             SAMPLER,
             self._teacher,
             *(prompt.route for prompt in prompts if prompt.route),
@@ -55,7 +55,7 @@ class CachedTeacher(Wrapper):
             list(max_tokens),
             temperature,
         )
-        key = hashlib.sha256(repr((asked, rng.bit_generator.state)).encode()).hexdigest()
+        key = hashlib.sha256(repr((request, rng.bit_generator.state)).encode()).hexdigest()
         file = self._folder / key[:2] / f"{key}.npz"
         samples = _read(file)
         if samples is None:
@@ -64,26 +64,27 @@ class CachedTeacher(Wrapper):
         return samples
 
 
-def fingerprint(name: str, *where: object) -> str:
-    """What tells one teacher from another: its name, for a folder its files, and its placement."""
+def fingerprint(name: str, *placement: object) -> str:
+    """Return a string that identifies a teacher: name, placement, and the files of a folder."""
     files = sorted(Path(name).glob("*")) if Path(name).is_dir() else []
     stats = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files]
-    return repr((str(Path(name).resolve()) if files else name, stats, where))
+    return repr((str(Path(name).resolve()) if files else name, stats, placement))
 
 
 def _read(file: Path) -> list[Sample] | None:
-    """Kept samples; None where there are none, or where a file was cut short."""
+    """Read cached samples; None if the file is missing or truncated."""
     try:
-        with file.open("rb") as raw, np.load(raw) as kept:
-            ends = np.cumsum(kept["lengths"])[:-1]
-            rows = zip(np.split(kept["tokens"], ends), np.split(kept["scores"], ends), strict=True)
-            return [Sample(tuple(tokens.tolist()), scores) for tokens, scores in rows]
+        with file.open("rb") as raw, np.load(raw) as arrays:
+            ends = np.cumsum(arrays["lengths"])[:-1]
+            tokens, scores = np.split(arrays["tokens"], ends), np.split(arrays["scores"], ends)
+            rows = zip(tokens, scores, strict=True)
+            return [Sample(tuple(ids.tolist()), logprobs) for ids, logprobs in rows]
     except (OSError, KeyError, ValueError, EOFError, BadZipFile):
         return None
 
 
 def _write(file: Path, samples: Sequence[Sample]) -> None:
-    """Keep samples; whole or not at all, as others may be reading."""
+    """Write samples atomically, because other processes may be reading."""
     with writing(file):
         file.parent.mkdir(parents=True, exist_ok=True)
         handle, draft = tempfile.mkstemp(dir=file.parent, suffix=".npz")

@@ -1,9 +1,9 @@
-"""The fake engine: one table of bigram logits a role, in numpy, exact and fast.
+"""The fake engine: one numpy table of bigram logits per role, for tests.
 
-It keeps every promise of the engine contract with closed-form gradients, so that the loop, the
-study and the command line are tested in milliseconds and without torch. The teacher answers a
-digit with a letter and then stops; everything else it finds equally likely. Nothing learned from
-it is about language models.
+It implements the whole engine protocol with closed-form gradients, so the loop, the study and the
+command line can be tested in milliseconds and without torch. The teacher answers a digit with a
+letter and then EOS; after any other character it prefers EOS, and all other tokens are equally
+likely. Its results do not carry over to language models.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ ADAM = (0.9, 0.95, 1e-8)
 
 
 def answer(digit: int) -> str:
-    """The letter that the teacher answers a digit with.
+    """Return the teacher's answer to a digit.
 
     >>> answer(3)
     'k'
@@ -52,13 +52,13 @@ def answer(digit: int) -> str:
 
 
 def log_softmax(logits: Table) -> Table:
-    """Rows of log-probabilities."""
+    """Return log-probabilities over the last axis."""
     shifted = logits - logits.max(-1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
 
 
 def teacher_table() -> Table:
-    """Logits of the teacher: digit -> letter -> EOS."""
+    """Return the teacher's logits: digit -> letter -> EOS."""
     table = np.zeros((SIZE, SIZE))
     table[:, EOS] = 6.0
     for digit in range(10):
@@ -69,7 +69,7 @@ def teacher_table() -> Table:
 
 
 class FakeEngine(Prompting):
-    """Bigram tables behind the engine protocol; names and seed of a pair change nothing."""
+    """Bigram tables behind the engine protocol; the pair's names and the seed have no effect."""
 
     losses = ENGINES["fake"].losses
     eos = frozenset({EOS})
@@ -86,8 +86,8 @@ class FakeEngine(Prompting):
         self._moments = [np.zeros_like(start), np.zeros_like(start)]
         self._steps = 0
 
-    def encode(self, asked: str | Messages, role: Role = "student") -> Ids:
-        text = asked if isinstance(asked, str) else plain(asked).rstrip("\n")
+    def encode(self, text: str | Messages, role: Role = "student") -> Ids:
+        text = text if isinstance(text, str) else plain(text).rstrip("\n")
         return tuple(min(max(ord(c) - FIRST, 0), EOS - 1) for c in text)
 
     def decode(self, tokens: Ids) -> str:
@@ -134,16 +134,16 @@ class FakeEngine(Prompting):
         return log_softmax(self._tables[role][[prompt[-1], *completion[:-1]]])
 
     def inspect(self, role: Role, rows: Sequence[Reading]) -> list[Expectation]:
-        out = []
+        expectations = []
         for prompt, completion in rows:
-            read = [prompt.read_by(role)[-1], *completion[:-1]] if completion else []
-            logp = log_softmax(self._tables[role][read])
-            p, place = np.exp(logp), np.arange(len(read))
-            own = logp[place, list(completion)]
-            rank = (logp > own[:, None]).sum(-1)
-            values = own, -(p * logp).sum(-1), p[place, read], p[:, EOS], rank
-            out.append(Expectation(*(value.astype(np.float32) for value in values)))
-        return out
+            before = [prompt.read_by(role)[-1], *completion[:-1]] if completion else []
+            logp = log_softmax(self._tables[role][before])
+            p, positions = np.exp(logp), np.arange(len(before))
+            scores = logp[positions, list(completion)]
+            rank = (logp > scores[:, None]).sum(-1)
+            values = scores, -(p * logp).sum(-1), p[positions, before], p[:, EOS], rank
+            expectations.append(Expectation(*(value.astype(np.float32) for value in values)))
+        return expectations
 
     def measure(self, data: Sequence[Datum]) -> StepStats:
         return self._forward(data, np.zeros_like(self._tables["student"]))
@@ -158,7 +158,7 @@ class FakeEngine(Prompting):
         return replace(stats, grad_norm=norm)
 
     def _forward(self, data: Sequence[Datum], gradient: Table) -> StepStats:
-        """The losses of the data; adds their gradient."""
+        """Return the losses of the data, and add their gradient to `gradient`."""
         loss, parts = 0.0, defaultdict(list)
         for datum in data:
             for term in datum.terms:
@@ -169,7 +169,7 @@ class FakeEngine(Prompting):
         return StepStats(loss, 0.0, {key: float(np.mean(v)) for key, v in parts.items() if v})
 
     def _term(self, datum: Datum, term: Term, gradient: Table) -> Table:
-        """Per-token values (T,); adds the term's gradient."""
+        """Return per-token values (T,), and add the term's gradient to `gradient`."""
         before = np.array([datum.prompt.read_by("student")[-1], *datum.completion[:-1]])
         logp = log_softmax(self._tables["student"][before])
         p, rows, targets = np.exp(logp), np.arange(len(before)), np.array(datum.targets)
@@ -208,7 +208,7 @@ class FakeEngine(Prompting):
         self._tables["student"] -= learning_rate * mean_hat / scale
 
     def size(self, role: Role) -> None:
-        """A table has no size that operations are counted by."""
+        """Return None: FLOPs are not counted for a table."""
 
     def memory(self) -> tuple[int, int]:
         return host_memory()
@@ -230,7 +230,7 @@ class FakeEngine(Prompting):
         save_file({"student": self._tables["student"]}, folder / "table.safetensors")
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: there is nothing to release."""
 
 
 ENGINE = FakeEngine

@@ -1,17 +1,19 @@
-"""Floating point operations of language models: what a token costs to read, write and train.
+"""Count the floating-point operations to read, sample and train a token of a language model.
 
-A multiplication and an addition are two operations, so with N weights that multiply each token
-(embeddings apart, which are looked up; of a mixture of experts the active) a forward pass takes
+A multiplication and an addition are two operations. Let N be the number of weights that multiply
+each token: all but the embeddings, which are looked up, and only the active experts of a mixture of
+experts. A forward pass takes
 
-    2 N + 2 V d [where the head runs] + 4 L d_attn n / 2     operations a token,
+    2 N + 2 V d [at positions where the head runs] + 4 L d_attn n / 2     operations per token.
 
-the last for scores and mixing in L layers, over the n / 2 tokens that a token of n attends to on
-average (Kaplan et al. 2020, arXiv 2001.08361, section 2.1 and table 1). A backward pass takes
-twice the forward: 6 N a trained token, with attention 12 L d_attn n / 2 (PaLM, arXiv 2204.02311,
-appendix B, which leaves the half out). With LoRA the frozen weights get no gradient, only what
-flows through them does: 4 N, the adapters themselves left out. Text written with a cache takes
-what reading it at once takes. It leaves out norms, activations, the optimizer, padding and
-recomputed activations: this is the work of the mathematics, not of an implementation.
+The last term is attention scores and mixing in L layers, over the n / 2 tokens that a token in a
+sequence of n attends to on average (Kaplan et al. 2020, arXiv 2001.08361, section 2.1 and table 1).
+A backward pass takes twice as many: in total 6 N per trained token, and 12 L d_attn n / 2 for
+attention (PaLM, arXiv 2204.02311, appendix B, without the factor 1/2). With LoRA the frozen weights
+get no gradient of their own: 4 N, without the adapters. Sampling with a key-value cache takes as
+many operations as reading the same tokens in one pass. Not counted: norms, activation functions,
+the optimizer, padding and recomputed activations. The count is that of the mathematics, not of an
+implementation.
 """
 
 from __future__ import annotations
@@ -19,20 +21,20 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-Rows = Iterable[tuple[int, int]]  # tokens of prompts and completions
+Rows = Iterable[tuple[int, int]]  # numbers of prompt and completion tokens
 
 
 @dataclass(frozen=True)
 class Size:
-    """What a model asks for.
+    """Sizes of a model that determine its operations and memory traffic.
 
     Args:
-        body: weights that multiply each token, the head apart; of a mixture of experts the active.
+        body: weights that multiply each token, without the head and inactive experts.
         head: weights of the head.
-        width: bytes of a weight in the computation.
-        keys: bytes of keys and values that a token leaves in the cache.
-        mixing: operations a token needs for each token that it attends to.
-        frozen: whether the body's own weights get no gradient (LoRA).
+        width: bytes per weight in the computation.
+        keys: bytes of keys and values per cached token.
+        mixing: operations per token and attended token.
+        frozen: whether the body's weights get no gradient (LoRA).
     """
 
     body: int
@@ -43,7 +45,7 @@ class Size:
     frozen: bool = False
 
     def forward(self, rows: Rows) -> float:
-        """Operations of a forward pass; the head runs on completions.
+        """Return the operations of a forward pass; the head runs on completions only.
 
         >>> Size(body=100, head=10, width=4, keys=0, mixing=8).forward([(3, 1)])
         884.0
@@ -54,17 +56,17 @@ class Size:
         return body + 2.0 * self.head * sum(c for _, c in rows)
 
     def training(self, rows: Rows) -> float:
-        """Operations of a forward and a backward pass; the head is trained with the body."""
+        """Return the operations of a forward and a backward pass, the head included."""
         return (2.0 if self.frozen else 3.0) * self.forward(rows)
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What one device does at best in one dtype, with the threads that torch has now."""
+    """The measured peak rates of one device in one dtype, with torch's current thread count."""
 
-    bandwidth: float  # bytes a second from memory
-    matmul: float  # operations a second
+    bandwidth: float  # bytes per second from memory
+    matmul: float  # operations per second
 
     def seconds(self, operations: float, read: float = 0.0) -> float:
-        """The least time for work that can overlap its reading."""
+        """Return the minimum time if computation and memory reads overlap."""
         return max(operations / self.matmul, read / self.bandwidth)

@@ -1,9 +1,8 @@
-"""From a problem to the prompt of each model, and calls for several teachers.
+"""Render a problem as a prompt for each model, and dispatch calls to several teachers.
 
-The student reads the problem alone. The teacher reads it under its own template, with the pair's
-context in front; of several teachers a key of the data names the one that reads it. A prompt keeps
-the name of its problem, so two problems with one question have each its own hint and its own
-teacher.
+The student reads only the problem. The teacher reads it under its own template, after the pair's
+context. With several teachers a key of the problem data names the teacher. A prompt keeps the id of
+its problem, so two problems with the same question can have different hints and teachers.
 """
 
 from __future__ import annotations
@@ -20,33 +19,33 @@ T = TypeVar("T")
 
 
 class Prompting:
-    """The part of an engine that turns problems into prompts."""
+    """Base class of engines: turn problems into prompts."""
 
     notes: tuple[str, ...] = ()
     _briefing: Briefing | None = None
     _route = ""
 
-    def encode(self, asked: str | Messages, role: Role = "student") -> Ids:
-        """Prompt ids (P,); see `protocol.Engine`."""
+    def encode(self, text: str | Messages, role: Role = "student") -> Ids:
+        """Return prompt ids (P,), see `protocol.Engine`."""
         raise NotImplementedError
 
     def inform(self, briefing: Briefing | None, route: str = "") -> None:
-        """Put a context in front of what the teacher reads, or choose among several teachers."""
+        """Set the teacher's context and the key that selects a teacher, see `protocol.Engine`."""
         self._briefing, self._route = briefing, route
         self._prompts: dict[int, tuple[Problem, Prompt]] = {}
         if briefing:
-            self.notes += (f"the teacher alone reads a context: {briefing.context}",)
+            self.notes += (f"only the teacher reads a context: {briefing.context}",)
         if route:
-            self.notes += (f'the teacher is chosen by "{route}" of the problem',)
+            self.notes += (f'the problem field "{route}" selects the teacher',)
 
     def prompt(self, problem: Problem) -> Prompt:
-        """A problem as each model reads it."""
+        """Render a problem as each model reads it, and cache it if the teacher has a context."""
         if self._briefing is None:
             return self._rendered(problem)
-        kept = self._prompts.get(id(problem))  # a search for examples takes its time
-        if kept is None or kept[0] is not problem:
-            kept = self._prompts[id(problem)] = problem, self._rendered(problem)
-        return kept[1]
+        cached = self._prompts.get(id(problem))  # searching for examples is slow
+        if cached is None or cached[0] is not problem:
+            cached = self._prompts[id(problem)] = problem, self._rendered(problem)
+        return cached[1]
 
     def _rendered(self, problem: Problem) -> Prompt:
         student = teacher = self.encode(problem.question)
@@ -59,25 +58,25 @@ class Prompting:
 def by_reader(
     role: Role, prompts: Sequence[Prompt], call: Callable[[Role, list[int]], list[T]]
 ) -> list[T]:
-    """Call once for each model that reads some of the prompts; results in the prompts' order.
+    """Group prompts by the model that reads them, and return the results in the prompts' order.
 
     Args:
-        role: the model; "teacher" is each prompt's own of several.
-        prompts: what is read.
-        call: takes a model and the indices of its prompts.
+        role: the model; "teacher" means the teacher that each prompt selects.
+        prompts: the prompts of all results.
+        call: maps a model and the indices of its prompts to their results.
     """
     readers = [prompt.reader(role) for prompt in prompts] or [role]
     if len(set(readers)) == 1:
         return call(readers[0], list(range(len(prompts))))
     results: dict[int, T] = {}
     for reader in dict.fromkeys(readers):
-        rows = [i for i, one in enumerate(readers) if one == reader]
+        rows = [i for i, name in enumerate(readers) if name == reader]
         results.update(zip(rows, call(reader, rows), strict=True))
     return [results[i] for i in range(len(prompts))]
 
 
 def addressed(datum: Datum) -> Datum:
-    """A datum whose losses name the teacher that reads it, of several."""
+    """Replace "teacher" in the losses of a datum by the teacher that its prompt selects."""
     reader = datum.prompt.reader("teacher")
     if reader == "teacher":
         return datum

@@ -1,10 +1,9 @@
-"""The narrow waist: what an engine promises.
+"""The engine protocol: the interface between the training loop and the models.
 
-An engine holds the weights of a pair and does four things with them: sample, score, step, save.
-It knows no recipe. Its shape is that of the narrowest real service (Tinker's API), so the teacher's
-full-vocabulary log-probs never cross it: a loss that needs them is computed inside `step`.
-`tests/test_engine_contract.py` states the promises as tests, and every engine passes the same
-ones.
+An engine holds the weights of a pair and has four operations: sample, score, step and save. It does
+not know the recipe. The protocol follows the narrowest real service (Tinker's API), so the
+teacher's full-vocabulary log-probs never cross it: a loss that needs them is computed inside
+`step`. `tests/test_engine_contract.py` tests the protocol, and every engine passes the same tests.
 """
 
 from __future__ import annotations
@@ -36,34 +35,34 @@ from potstill.types import (
 
 
 class Engine(Protocol):
-    """A place where models live, as the loop, the evaluation and the study use it."""
+    """The models of a pair, as the loop, the evaluation and the study use them."""
 
-    losses: frozenset[str]  # names of the losses that `step` can compute here
+    losses: frozenset[str]  # names of the losses that `step` can compute
     eos: frozenset[int]  # ids that end a completion
-    notes: tuple[str, ...]  # what was decided while opening the pair, for the run's record
+    notes: tuple[str, ...]  # decisions made while opening the pair, for the run's record
 
     @property
     def devices(self) -> int | None:
-        """How many processors or accelerators hold the models; None: unknown, as of a service."""
+        """Number of processors or accelerators that hold the models; None: unknown (a service)."""
 
-    def encode(self, asked: str | Messages, role: Role = "student") -> Ids:
-        """Prompt ids (P,) of a question or a conversation under a model's chat template.
+    def encode(self, text: str | Messages, role: Role = "student") -> Ids:
+        """Return prompt ids (P,) of a question or a conversation under a model's chat template.
 
         They are in the model's own vocabulary.
         """
 
     def decode(self, tokens: Ids) -> str:
-        """Text of the student's ids, special tokens left out."""
+        """Return the text of ids in the student's vocabulary, without special tokens."""
 
     def prompt(self, problem: Problem) -> Prompt:
-        """A problem as each model reads it."""
+        """Render a problem as each model reads it."""
 
     def inform(self, briefing: Briefing | None, route: str) -> None:
-        """Put a context in front of what the teacher reads, or choose among several teachers.
+        """Set the context that only the teacher reads, and the key that selects a teacher.
 
         Args:
-            briefing: the context of the pair; None: there is none.
-            route: the key of the data that names a problem's teacher; empty: there is one.
+            briefing: builds the teacher's prompt; None: the pair has no context.
+            route: key of the problem data that names the teacher; empty: the pair has one teacher.
         """
 
     def sample(
@@ -74,43 +73,43 @@ class Engine(Protocol):
         temperature: float,
         rng: np.random.Generator,
     ) -> list[Sample]:
-        """Continue each prompt by at most max_tokens[i] tokens, EOS included.
+        """Continue prompt i by at most max_tokens[i] tokens, EOS included.
 
-        Student samples always come from the newest weights. Log-probabilities are the model's own,
-        at temperature 1, whatever temperature the tokens were drawn at; 0 means greedy. The same
+        Student samples always come from the newest weights. The log-probabilities are those at
+        temperature 1, independent of the sampling temperature; temperature 0 is greedy. The same
         `rng` state gives the same samples.
         """
 
     def score(self, role: Role, rows: Sequence[Reading]) -> list[Floats]:
-        """Log-probability (T,) of each completion token."""
+        """Return the log-probabilities (T,) of each completion's tokens."""
 
     def rows(self, role: Role, prompt: Prompt, completion: Ids) -> Rows:
-        """Full-vocabulary log-probs (T, V) of one completion alone, unpadded: slow, for checks."""
+        """Return full-vocabulary log-probs (T, V) of one unpadded completion: slow, for checks."""
 
     def inspect(self, role: Role, rows: Sequence[Reading]) -> list[Expectation]:
-        """A model's expectations at each completion token, in batches.
+        """Return a model's expectations at each completion token.
 
-        An engine without full-vocabulary log-probs leaves out all but the log-probabilities.
+        An engine without full-vocabulary log-probs fills in the tokens' log-probabilities only.
         """
 
     def measure(self, data: Sequence[Datum]) -> StepStats:
-        """The report that `step` would give with the weights as they are: trains nothing."""
+        """Return the statistics of a `step` on the current weights, without training."""
 
     def step(self, data: Sequence[Datum], learning_rate: float) -> StepStats:
-        """Exactly one optimizer step on the sum of all weighted terms.
+        """Take exactly one optimizer step on the sum of all weighted terms.
 
         Raises:
-            NonFinite: a loss or gradient is not a number; the weights are then as before.
+            NonFinite: the loss or the gradient is not finite; the weights are unchanged.
         """
 
     def size(self, role: Role) -> Size | None:
-        """The size of a model; None: unknown, as of a service."""
+        """Return the size of a model; None: unknown (a service)."""
 
     def memory(self) -> tuple[int, int]:
-        """(peak, total) bytes on the most loaded device."""
+        """Return (peak, total) bytes on the most loaded device."""
 
     def save(self, folder: Path) -> None:
-        """Write everything that `load` needs to go on as if nothing had happened."""
+        """Write everything that `load` needs to continue with identical results."""
 
     def load(self, folder: Path) -> None:
         """Restore the state that `save` wrote."""
@@ -124,20 +123,26 @@ class Engine(Protocol):
 
 @runtime_checkable
 class Bounded(Protocol):
-    """An engine whose machine can be measured from here."""
+    """An engine whose hardware limits can be measured."""
 
     def machines(self) -> dict[Role, Machine]:
-        """Memory bandwidth and matrix throughput of each model's device, in its dtype."""
+        """Measure memory bandwidth and matrix throughput of each model's device, in its dtype."""
 
     def bounds(
         self, machines: dict[Role, Machine], rows: Sequence[tuple[int, int]], targets: set[Role]
     ) -> dict[str, float]:
-        """The least seconds of each activity on rows of (prompt, completion) tokens."""
+        """Return the minimum seconds of each activity.
+
+        Args:
+            machines: the measured hardware limits.
+            rows: numbers of (prompt, completion) tokens.
+            targets: models whose full-vocabulary log-probs the losses need.
+        """
 
 
 @runtime_checkable
 class CrossTokenizer(Engine, Protocol):
-    """An engine whose teacher has a tokenizer of its own, see `cross_tokenizer.engine`."""
+    """An engine whose teacher has its own tokenizer, see `cross_tokenizer.engine`."""
 
     student_tokens: TokenBytes
     teacher_tokens: TokenBytes
@@ -149,24 +154,24 @@ class CrossTokenizer(Engine, Protocol):
         """Return prompt and completion in the teacher's tokens, and the completion's spans."""
 
     def teacher_rows(self, prompt: Ids, completion: Ids) -> Rows:
-        """Full-vocabulary log-probs (T, W) of the teacher's own tokens."""
+        """Return the teacher's full-vocabulary log-probs (T, W) of its own tokens."""
 
     def translate(self, data: Sequence[Datum]) -> list[Datum]:
-        """The data of a step as the models read them."""
+        """Return the data of a step as the models read them."""
 
 
 class Wrapper:
-    """An engine around an engine: forwards everything; a subclass changes what it must."""
+    """An engine that forwards every call to another one; subclasses override single methods."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
 
     def __getattr__(self, name: str) -> Any:
-        if name == "engine":  # not set yet, as while unpickling
+        if name == "engine":  # not set yet, for example while unpickling
             raise AttributeError(name)
         return getattr(self.engine, name)
 
 
 def bare(engine: Engine) -> Engine:
-    """The pair's own engine, under all that a run puts around it: meters, caches and faults."""
+    """Remove all wrappers (metering, caches, faults) from an engine."""
     return bare(engine.engine) if isinstance(engine, Wrapper) else engine

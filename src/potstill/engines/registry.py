@@ -1,9 +1,9 @@
-"""Engines by name, and how one is opened on a pair."""
+"""The engines by name, and a function that opens one on a pair."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,13 +11,14 @@ from potstill.algorithms.losses import LOSSES
 from potstill.engines import zoo
 from potstill.engines.protocol import Engine
 from potstill.errors import PotstillError, did_you_mean
+from potstill.tasks import Task
 from potstill.tasks.context import Context, read_context
 from potstill.tasks.context.builder import Briefing
 
 
 @dataclass(frozen=True)
 class EngineInfo:
-    """What can be known of an engine without importing it."""
+    """Facts about an engine that are known without importing it."""
 
     module: str
     summary: str
@@ -32,32 +33,33 @@ ENGINES: dict[str, EngineInfo] = {
     ),
     "tinker": EngineInfo(
         "potstill.engines.tinker.engine",
-        "LoRA on a training service: hosted Tinker, or a server of your own",
+        "LoRA on a training service: hosted Tinker or your own server",
         frozenset({"cross_entropy", "reverse_kl_sampled"}),
     ),
     "fake": EngineInfo(
         "potstill.engines.fake",
-        "a bigram table in numpy, for tests of everything else",
+        "a bigram table in numpy, for tests",
         frozenset({"cross_entropy", "reverse_kl", "reverse_kl_sampled"}),
     ),
 }
 
 
 def open_engine(
-    name: str, pair: Any, *, seed: int = 0, task: Any = None, **settings: Any
+    name: str, pair: Any, *, seed: int = 0, task: Task | None = None, **settings: Any
 ) -> Engine:
     """Open an engine by name on a pair.
 
     Args:
         name: one of `ENGINES`.
-        pair: an embedded pair's name, or what has `.student` and `.teacher`: hub names or folders.
-        seed: for weights that are made at random (LoRA adapters).
-        task: whose problems a pair's context is about; needed where the pair has one.
-        settings: the engine's own settings, see its class.
+        pair: name of an embedded pair, or an object with `.student` and `.teacher` (hub names or
+            folders) and optionally `.context`, `.route` and `.teachers`.
+        seed: seed of randomly initialized weights (LoRA adapters).
+        task: the task of the problems; required if the pair has a context or a route.
+        settings: settings of the engine, see its class.
     """
     if name not in ENGINES:
         raise PotstillError(f'unknown engine "{name}"', did_you_mean(name, ENGINES, "engines"))
-    more: dict[str, Any] = {}
+    teachers: Mapping[str, str] | None = None
     if isinstance(pair, str):
         if pair not in zoo.PAIRS:
             raise PotstillError(f'unknown pair "{pair}"', did_you_mean(pair, zoo.PAIRS, "pairs"))
@@ -66,17 +68,23 @@ def open_engine(
     else:
         models = (pair.student, pair.teacher)
         context, route = getattr(pair, "context", None), getattr(pair, "route", "")
-        more = {"teachers": pair.teachers} if getattr(pair, "teachers", None) else {}
+        teachers = getattr(pair, "teachers", None)
+    if teachers:
+        settings["teachers"] = teachers
     if (context or route) and task is None:
         raise PotstillError(
-            "what the teacher of this pair reads depends on a task's problems",
+            "the teacher's prompt of this pair depends on a task's problems, got no task",
             'write open_engine(..., task=load_task("arithmetic"))',
         )
     build: Callable[..., Engine] = importlib.import_module(ENGINES[name].module).ENGINE
-    engine = build(*models, seed=seed, **more, **settings)
-    if context or route:
-        known = context if isinstance(context, Context) else None
-        if context and known is None:
-            known = read_context(context)
-        engine.inform(Briefing(known, task) if known else None, route)
+    engine = build(*models, seed=seed, **settings)
+    if task is not None and (context or route):
+        engine.inform(_briefing(context, task), route)
     return engine
+
+
+def _briefing(context: Context | Mapping[str, Any] | None, task: Task) -> Briefing | None:
+    """Return the builder of the teacher's prompts; None if the pair has no context."""
+    if not context:
+        return None
+    return Briefing(context if isinstance(context, Context) else read_context(context), task)
