@@ -52,7 +52,7 @@ def autograd_embedding() -> None:
         def __init__(self, module: Any, ids: Any) -> None:
             self.out = F.embedding(ids, module.weight, module.padding_idx)
 
-        def learn(self) -> None:
+        def add_gradient(self) -> None:
             pass
 
     heads.Embedded = Whole  # type: ignore[misc]

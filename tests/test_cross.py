@@ -510,7 +510,7 @@ def test_an_open_pair_refuses_what_a_file_did_not_show(engine: CrossEngine, tmp_
     models = (zoo.folder("tiny-llama", "student"), zoo.folder("tiny-qwen", "teacher"))
     with pytest.raises(PotstillError, match="share a tokenizer"):
         TorchEngine(*models)
-    assert TwoTokenizers(*models).pair.other is not None
+    assert TwoTokenizers(*models).pair.teacher_tokenizer is not None
 
 
 def test_preflight_prints_the_alignment_and_passes() -> None:

@@ -20,7 +20,7 @@ import pytest
 from potstill.cli.launch import one_engine
 from potstill.cli.speed import bench
 from potstill.engines.torch.batching import deal
-from potstill.engines.torch.distributed import ALONE, Team
+from potstill.engines.torch.distributed import SINGLE, World
 from potstill.errors import PotstillError
 from potstill.study.loading import read_study
 
@@ -77,10 +77,10 @@ def test_rows_are_dealt_once_and_evenly() -> None:
 
 def test_every_process_has_as_many_micro_batches_where_it_must() -> None:
     sizes = [8] * 5
-    rounds = [list(Team(i, 2).chunks(sizes, 8, together=True)) for i in range(2)]
+    rounds = [list(World(i, 2).chunks(sizes, 8, together=True)) for i in range(2)]
     assert [len(chunks) for chunks in rounds] == [3, 3]
     assert sorted(i for chunks in rounds for chunk in chunks for i in chunk) == [0, 1, 2, 3, 4]
-    assert list(ALONE.chunks(sizes, 8, together=True)) == [[0], [1], [2], [3], [4]]
+    assert list(SINGLE.chunks(sizes, 8, together=True)) == [[0], [1], [2], [3], [4]]
 
 
 def test_what_several_processes_cannot_do_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -112,11 +112,11 @@ def test_the_embeddings_gradient_is_autograds(
     wanted, tied.weight.grad = tied.weight.grad, before.clone()
     mine = heads.Embedded(tied, ids)
     mine.out.backward(grad.clone())
-    mine.learn()
+    mine.add_gradient()
     assert tied.weight.grad is not None and torch.allclose(tied.weight.grad, wanted)
     used = []
-    learn = heads.Embedded.learn
-    monkeypatch.setattr(heads.Embedded, "learn", lambda self: used.append(learn(self)))
+    learn = heads.Embedded.add_gradient
+    monkeypatch.setattr(heads.Embedded, "add_gradient", lambda self: used.append(learn(self)))
     engine = open_pair(models, lora_rank=rank)
     data = batch_of(engine)
     engine.measure(data)
@@ -152,8 +152,10 @@ def test_slices_of_positions_change_no_row(
     whole = engine.score("teacher", rows), engine.inspect("teacher", rows)
     sizes = []
     monkeypatch.setattr(heads, "SLICE", 2 * engine.vocabulary)
-    cut = heads.States.rows
-    monkeypatch.setattr(heads.States, "rows", lambda *a: sizes.append(len(out := cut(*a))) or out)
+    cut = heads.States.log_probs
+    monkeypatch.setattr(
+        heads.States, "log_probs", lambda *a: sizes.append(len(out := cut(*a))) or out
+    )
     scores, expectations = engine.score("teacher", rows), engine.inspect("teacher", rows)
     assert max(sizes) == 2 and sum(sizes) == 2 * sum(len(c) for _, c in rows)
     for i in range(len(rows)):
@@ -216,7 +218,7 @@ def test_heads_that_differ_in_padding_rows_are_cut(models: Path) -> None:
     engine = open_pair(models)
     tokenizer = AutoTokenizer.from_pretrained(models / "qwen" / "student")
     assert engine.vocabulary == len(tokenizer)
-    assert any("rows cut" in note for note in engine.notes)
+    assert any("rows truncated" in note for note in engine.notes)
     drawn = engine.sample(
         "teacher", [prompt_of(engine, "7")] * 200, [4] * 200, 1.0, np.random.default_rng(0)
     )
@@ -339,7 +341,7 @@ def test_teacher_rows_are_only_for_losses_that_need_them(models: Path) -> None:
 
 
 def test_a_student_in_float16_is_refused(models: Path) -> None:
-    with pytest.raises(PotstillError, match="does not train in float16"):
+    with pytest.raises(PotstillError, match="cannot train in float16"):
         open_pair(models, settings=TorchSettings(student=ModelSpec(dtype="float16")))
 
 

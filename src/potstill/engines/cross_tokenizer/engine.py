@@ -37,7 +37,7 @@ from potstill.engines.cross_tokenizer.alignment import (
 from potstill.engines.cross_tokenizer.token_bytes import TokenBytes, shared_ids
 from potstill.engines.flops import Machine, Size
 from potstill.engines.prompts import Prompting
-from potstill.engines.torch.distributed import opened
+from potstill.engines.torch.distributed import distributed
 from potstill.engines.torch.engine import TorchEngine
 from potstill.errors import PotstillError
 from potstill.tasks.rendering import Messages, render
@@ -78,14 +78,17 @@ class CrossEngine(Prompting):
     def __init__(self, engine: TwoTokenizers) -> None:
         self.engine, pair = engine, engine.pair
         self.eos = engine.eos
-        self.student_tokens = TokenBytes(pair.tokenizer, pair.student, pair.ends("student"))
-        self.teacher_tokens = TokenBytes(pair.other, pair.teacher, pair.ends("teacher"))
+        self.student_tokens = TokenBytes(pair.tokenizer, pair.student, pair.eos_of("student"))
+        self.teacher_tokens = TokenBytes(
+            pair.teacher_tokenizer, pair.teacher, pair.eos_of("teacher")
+        )
         self.shared = shared_ids(self.student_tokens, self.teacher_tokens)
         self.notes = (*engine.notes, "the tokenizers differ: completions are aligned by bytes")
         self._cached_reading = lru_cache(maxsize=8192)(self._read_completion)
 
     def encode(self, text: str | Messages, role: Role = "student") -> Ids:
-        return render(self.engine.pair.other if is_teacher(role) else self.engine.tokenizer, text)
+        pair = self.engine.pair
+        return render(pair.teacher_tokenizer if is_teacher(role) else pair.tokenizer, text)
 
     def decode(self, tokens: Ids) -> str:
         return self.engine.decode(tokens)
@@ -310,8 +313,8 @@ def _weight_factors(
 
 def open_pair(student: str, teacher: str, **settings: Any) -> TorchEngine | CrossEngine:
     """Open a pair with the torch engine, behind a `CrossEngine` if its tokenizers differ."""
-    engine = opened(TwoTokenizers)(student, teacher, **settings)
-    return engine if engine.pair.other is None else CrossEngine(engine)
+    engine = distributed(TwoTokenizers)(student, teacher, **settings)
+    return engine if engine.pair.teacher_tokenizer is None else CrossEngine(engine)
 
 
 ENGINE = open_pair

@@ -1,4 +1,4 @@
-"""Which rows are computed together: dealt to processes, cut into micro-batches."""
+"""Group rows for computation: deal them to processes, and split them into micro-batches."""
 
 from __future__ import annotations
 
@@ -6,43 +6,46 @@ from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
 Row = TypeVar("Row")
-SPARE = 256  # padded tokens that are worth one more micro-batch
+SPARE = 256  # cost of one more micro-batch, in padded tokens
 
 
 def deal(sizes: Sequence[int], shares: int) -> list[list[int]]:
-    """Rows for each of several processes, much the same to all: the longest first, to and fro.
+    """Deal rows to processes so that each gets a similar number of tokens.
+
+    The rows are dealt from the longest to the shortest, in alternating direction.
 
     >>> deal([5, 9, 7, 1, 3], 2)
     [[1, 4, 3], [2, 0]]
     """
-    out: list[list[int]] = [[] for _ in range(shares)]
-    for place, row in enumerate(sorted(range(len(sizes)), key=lambda i: (-sizes[i], i))):
-        turn, seat = divmod(place, shares)
-        out[seat if turn % 2 == 0 else shares - 1 - seat].append(row)
-    return out
+    dealt: list[list[int]] = [[] for _ in range(shares)]
+    for position, row in enumerate(sorted(range(len(sizes)), key=lambda i: (-sizes[i], i))):
+        turn, seat = divmod(position, shares)
+        dealt[seat if turn % 2 == 0 else shares - 1 - seat].append(row)
+    return dealt
 
 
 def micro_batches(
     rows: Sequence[Row], sizes: Sequence[int], limit: int, overhead: int = SPARE
 ) -> Iterator[list[Row]]:
-    """Group rows of similar size so that little is padded.
+    """Group rows of similar size into micro-batches with little padding.
 
-    Of all ways to cut the rows, sorted by size, into groups it takes the one with the fewest
-    padded tokens, each group counted as `overhead` tokens more.
+    Of all splits of the rows, sorted by size, it yields the one with the fewest padded tokens,
+    where each micro-batch costs `overhead` additional tokens.
 
     Args:
-        rows: what to group.
-        sizes: tokens of each row.
-        limit: most padded tokens of a group; a single row may be larger.
-        overhead: what one more group costs, in tokens.
+        rows: the rows to group.
+        sizes: number of tokens of each row.
+        limit: maximum number of padded tokens per group; a single row may exceed it.
+        overhead: cost of one more group, in tokens.
     """
     order = sorted(range(len(rows)), key=lambda i: (-sizes[i], i))
-    best, cut = [0] * (len(order) + 1), [0] * (len(order) + 1)  # of the last n rows
+    # cost[n] and cut[n]: the best split of the last n rows, and its first group's negated size
+    cost, cut = [0] * (len(order) + 1), [0] * (len(order) + 1)
     for n in range(1, len(order) + 1):
         width = sizes[order[-n]]
         most = min(n, max(1, limit // max(1, width)))
-        best[n], cut[n] = min((width * k + overhead + best[n - k], -k) for k in range(1, most + 1))
+        cost[n], cut[n] = min((width * k + overhead + cost[n - k], -k) for k in range(1, most + 1))
     n = len(order)
     while n:
-        here, n = len(order) - n, n + cut[n]
-        yield [rows[i] for i in order[here : len(order) - n]]
+        start, n = len(order) - n, n + cut[n]
+        yield [rows[i] for i in order[start : len(order) - n]]

@@ -1,9 +1,9 @@
-"""One token after another: the two ways to run a model for sampling.
+"""Decode token by token: the two ways to run a model for sampling.
 
-`Plain` is transformers' own forward pass with its growing cache: any model. `Fast` knows the
-layers of the Llama and Qwen families: after a prefill by `Plain` it decodes with weights folded
-once a call (adapters merged, projections joined, in the dtype of the computation) and a static
-cache that is written in place. Tests hold the one against the other.
+`Plain` is transformers' forward pass with its growing cache, and works for any model. `Fast`
+implements the layers of the Llama and Qwen families: after a prefill by `Plain` it decodes with
+weights that are prepared once per call (adapters merged, projections joined, in the dtype of the
+computation) and a static cache that is written in place. Tests compare the two.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ from transformers import DynamicCache
 from potstill.engines.torch.loading import without_adapters
 
 FAMILIES = frozenset({"llama", "qwen2", "qwen3"})
-ROPES = frozenset({"default", "linear", "llama3"})  # tables that do not depend on the length
-JOINED = 1 << 30  # bytes of weights up to which a call may hold a copy of them
-PACKED = 1 << 18  # entries of a matrix from which oneDNN's layout pays: 1 MB in float32
+ROPES = frozenset({"default", "linear", "llama3"})  # rotary tables that do not depend on the length
+JOINED = 1 << 30  # maximum bytes of weights that a call may copy
+PACKED = 1 << 18  # minimum entries of a matrix to use oneDNN's layout: 1 MB in float32
 
 
-def begin(model: Any, ids: Tensor, seen: Tensor, room: int) -> Plain:
-    """Read left-padded prompts and be ready to go on.
+def begin(model: Any, ids: Tensor, mask: Tensor, room: int) -> Plain:
+    """Read left-padded prompts, and return the decoder that continues them.
 
     Args:
         model: a causal language model of transformers, adapters included.
         ids: (B, P) prompts.
-        seen: (B, P) 1 where a token stands, 0 on padding.
-        room: most tokens that will be added.
+        mask: (B, P) 1 at tokens, 0 at padding.
+        room: maximum number of tokens that will be added.
     """
-    return (Fast if fits(model) else Plain)(model, ids, seen, room)
+    return (Fast if fits(model) else Plain)(model, ids, mask, room)
 
 
 def fits(model: Any) -> bool:
-    """Whether `Fast` knows the layers of a model, and its copies of weights stay small."""
+    """Return whether `Fast` implements the layers of a model and its weight copies are small."""
     config, device = model.config, next(model.parameters()).device.type
     copies = hasattr(model, "peft_config") or torch.is_autocast_enabled(device)
     rope = getattr(config, "rope_parameters", None) or {}
@@ -59,31 +59,31 @@ def _size(model: Any) -> int:
 
 
 class Plain:
-    """Transformers' forward pass; `logits` (B, V) are of the newest position."""
+    """Transformers' forward pass; `logits` (B, V) belong to the last position."""
 
-    def __init__(self, model: Any, ids: Tensor, seen: Tensor, room: int) -> None:
-        self.model, self.seen = model, seen
-        self.position = (seen.cumsum(1) - 1).clamp_min(0)
+    def __init__(self, model: Any, ids: Tensor, mask: Tensor, room: int) -> None:
+        self.model, self.mask = model, mask
+        self.position = (mask.cumsum(1) - 1).clamp_min(0)
         self.cache = DynamicCache(config=model.config.get_text_config())
         self._keyword = _cache_keyword(model)
         self.logits = self._run(ids)
 
     def step(self, tokens: Tensor) -> None:
-        """Read one token a row, (B,)."""
+        """Read one token (B,) per row."""
         self.position = self.position[:, -1:] + 1
-        self.seen = torch.cat((self.seen, self.seen.new_ones(len(self.seen), 1)), 1)
+        self.mask = torch.cat((self.mask, self.mask.new_ones(len(self.mask), 1)), 1)
         self.logits = self._run(tokens[:, None])
 
     def keep(self, rows: Tensor) -> None:
-        """Go on with these rows of the batch only."""
+        """Keep only these rows of the batch."""
         self.cache.batch_select_indices(rows)
-        rows = rows.to(self.seen.device)
-        self.position, self.seen = self.position[rows], self.seen[rows]
+        rows = rows.to(self.mask.device)
+        self.position, self.mask = self.position[rows], self.mask[rows]
 
     def _run(self, ids: Tensor) -> Tensor:
         out: Tensor = self.model(
             input_ids=ids,
-            attention_mask=self.seen,
+            attention_mask=self.mask,
             position_ids=self.position,
             **{self._keyword: self.cache},
             use_cache=True,
@@ -93,61 +93,61 @@ class Plain:
 
 
 class Fast(Plain):
-    """Joined weights over a static cache."""
+    """Prepared weights and a static cache."""
 
-    def __init__(self, model: Any, ids: Tensor, seen: Tensor, room: int) -> None:
-        super().__init__(model, ids, seen, room)
+    def __init__(self, model: Any, ids: Tensor, mask: Tensor, room: int) -> None:
+        super().__init__(model, ids, mask, room)
         inner = without_adapters(model)
         core = inner.model
         layers: list[Any] = self.cache.layers
         self.length, longest = ids.shape[1], ids.shape[1] + room
         keys = layers[0].keys
         shape = (2, len(layers), len(ids), keys.shape[1], longest, keys.shape[3])
-        self._kept = keys.new_empty(shape)
+        self._cache = keys.new_empty(shape)
         for i, layer in enumerate(layers):
-            self._kept[0, i, :, :, : self.length] = layer.keys
-            self._kept[1, i, :, :, : self.length] = layer.values
+            self._cache[0, i, :, :, : self.length] = layer.keys
+            self._cache[1, i, :, :, : self.length] = layer.values
         del self.cache
         self._mask = torch.ones(len(ids), 1, 1, longest, dtype=torch.bool, device=ids.device)
-        self._mask[:, 0, 0, : self.length] = seen.bool()
-        self._padded = not bool(seen.all())
-        self.at = self.position[:, -1] + 1
+        self._mask[:, 0, 0, : self.length] = mask.bool()
+        self._padded = not bool(mask.all())
+        self.next = self.position[:, -1] + 1
         self._embed, self._norm = core.embed_tokens.weight, _norm(core.norm)
         head = inner.lm_head
         join = _size(core.layers) + _size(head) <= JOINED
         dtype = keys.dtype
         self._layers = [_Layer(layer, dtype, join, len(ids)) for layer in core.layers]
         self._head = _weights([head], dtype, join, len(ids))
-        places = torch.arange(int(self.at.max()) + room, device=ids.device)[None]
-        cos, sin = core.rotary_emb(self._embed, places)
+        positions = torch.arange(int(self.next.max()) + room, device=ids.device)[None]
+        cos, sin = core.rotary_emb(self._embed, positions)
         half = cos.shape[-1] // 2
         self._cos = cos[0].to(dtype)
         self._sin = torch.cat((-sin[0, :, :half], sin[0, :, half:]), -1).to(dtype)
 
     def step(self, tokens: Tensor) -> None:
-        here, end = self.length, self.length + 1
+        last, end = self.length, self.length + 1
         x = F.embedding(tokens, self._embed)
-        turn = self._cos[self.at][:, None], self._sin[self.at][:, None]
+        rotation = self._cos[self.next][:, None], self._sin[self.next][:, None]
         mask = self._mask[..., :end] if self._padded else None
-        for layer, keys, values in zip(self._layers, *self._kept, strict=True):
-            q, keys[:, :, here], values[:, :, here] = layer.project(x, turn)
+        for layer, keys, values in zip(self._layers, *self._cache, strict=True):
+            q, keys[:, :, last], values[:, :, last] = layer.project(x, rotation)
             mixed = F.scaled_dot_product_attention(
                 q, keys[:, :, :end], values[:, :, :end], attn_mask=mask, scale=layer.scale
             )
             x = layer.finish(x, mixed.flatten(1))
-        self.length, self.at = end, self.at + 1
+        self.length, self.next = end, self.next + 1
         self.logits = _linear(self._norm(x), self._head)
 
     def keep(self, rows: Tensor) -> None:
-        rows = rows.to(self.at.device)
-        room = self._kept.shape[4]
-        kept = self._kept[:, :, rows, :, : self.length]
-        self._kept = F.pad(kept, (0, 0, 0, room - self.length))
-        self._mask, self.at = self._mask[rows], self.at[rows]
+        rows = rows.to(self.next.device)
+        longest = self._cache.shape[4]
+        kept = self._cache[:, :, rows, :, : self.length]
+        self._cache = F.pad(kept, (0, 0, 0, longest - self.length))
+        self._mask, self.next = self._mask[rows], self.next[rows]
 
 
 class _Layer:
-    """The weights of one decoder layer, joined where there is room."""
+    """The weights of one decoder layer, joined if memory allows."""
 
     def __init__(self, layer: Any, dtype: torch.dtype, join: bool, rows: int) -> None:
         attention, mlp = layer.self_attn, layer.mlp
@@ -171,13 +171,13 @@ class _Layer:
             )
             self.norms, self.eps = torch.cat(norms), attention.q_norm.variance_epsilon
 
-    def project(self, x: Tensor, turn: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries (B, kv heads, group, D), the new keys and values (B, kv heads, D)."""
+    def project(self, x: Tensor, rotation: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries (B, kv heads, group, D), and new keys and values (B, kv heads, D)."""
         rows = _linear(self.before(x), self.qkv).view(len(x), -1, self.dim)
         qk, values = rows[:, : self.q + self.kv], rows[:, self.q + self.kv :]
         if self.norms is not None:
             qk = F.rms_norm(qk.float(), (self.dim,), None, self.eps).to(qk.dtype) * self.norms
-        cos, sin = turn
+        cos, sin = rotation
         half = self.dim // 2
         swapped = torch.cat((qk[..., half:], qk[..., :half]), -1)
         qk = torch.addcmul(qk * cos, swapped, sin).to(values.dtype)
@@ -185,14 +185,14 @@ class _Layer:
         return q.reshape(len(x), self.kv, -1, self.dim), keys, values
 
     def finish(self, x: Tensor, mixed: Tensor) -> Tensor:
-        """The rest of the layer, from mixed values (B, heads x D)."""
+        """Compute the rest of the layer from the attention output (B, heads x D)."""
         x = x + _linear(mixed, self.out)
         gate, up = _linear(self.after(x), self.up).chunk(2, -1)
         return x + _linear(self.act(gate) * up, self.down)
 
 
 def _norm(module: Any) -> Callable[[Tensor], Tensor]:
-    """The family's root mean square norm in one call instead of six."""
+    """Return the family's RMS norm as one call instead of six."""
     weight, eps = module.weight, module.variance_epsilon
     return lambda x: F.rms_norm(x, weight.shape, weight, eps)
 
@@ -201,28 +201,29 @@ Matrices = list[Callable[[Tensor], Tensor]]
 
 
 def _weights(modules: list[Any], dtype: torch.dtype, join: bool, rows: int) -> Matrices:
-    """Linear modules as functions, adapters merged; one function where they may be joined.
+    """Return linear modules as functions with adapters merged; one function if they are joined.
 
     Args:
-        modules: what to apply to the same input.
-        dtype: of the computation.
+        modules: linear modules that are applied to the same input.
+        dtype: dtype of the computation.
         join: whether copies of the weights may be held.
-        rows: (B,) how many there will be.
+        rows: B, the number of rows in a batch.
     """
-    found = [_merged(module, dtype) for module in modules]
-    if join and len(found) > 1:
-        biases = [bias for _, bias in found if bias is not None]
-        found = [(torch.cat([w for w, _ in found]), torch.cat(biases) if biases else None)]
-    return [_matrix(weight, bias, join, rows) for weight, bias in found]
+    merged = [_merged(module, dtype) for module in modules]
+    if join and len(merged) > 1:
+        biases = [bias for _, bias in merged if bias is not None]
+        merged = [(torch.cat([w for w, _ in merged]), torch.cat(biases) if biases else None)]
+    return [_matrix(weight, bias, join, rows) for weight, bias in merged]
 
 
 def _matrix(
     weight: Tensor, bias: Tensor | None, pack: bool, rows: int
 ) -> Callable[[Tensor], Tensor]:
-    """x -> x W^T + b; large float32 weights in oneDNN's layout on a CPU.
+    """Return x -> x W^T + b, with large float32 weights in oneDNN's layout on a CPU.
 
-    A few rows times a large matrix is bound by reading it, and the plain product reads it at a
-    third of the speed that the packed one does. In half precision the plain one is oneDNN's too.
+    The product of a few rows and a large matrix is bound by reading the matrix, and the plain
+    product reads it at a third of the packed product's speed. In half precision the plain product
+    uses oneDNN anyway.
     """
     large = weight.device.type == "cpu" and weight.numel() >= PACKED
     if pack and large and weight.dtype == torch.float32 and mkldnn.is_available():
@@ -250,6 +251,6 @@ def _linear(x: Tensor, matrices: Matrices) -> Tensor:
 
 
 def _cache_keyword(model: Any) -> str:
-    """`past_key_values` is called `cache` in newer transformers; adapters hide the signature."""
-    forward = without_adapters(model).forward
+    """Return the cache's keyword: `cache` in newer transformers, else `past_key_values`."""
+    forward = without_adapters(model).forward  # adapters hide the signature
     return "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"

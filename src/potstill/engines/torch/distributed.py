@@ -1,12 +1,12 @@
-"""Several processes that are one engine: what `torchrun` starts, led by the first of them.
+"""Run one engine in several processes that torchrun started.
 
-The first process runs everything: loop, grading, files, the live view. Its engine passes each
-call on to the others, which hold nothing but their part of the weights and wait for the next one;
-so no code above the engine knows that there are several. `Team` is what the torch engine itself
-asks: which rows are mine, and what did the others find.
+The leader (rank 0) runs everything: the loop, evaluation, files and the progress display. Its
+engine broadcasts each call to the followers, which hold their part of the weights and wait for the
+next call; so code above the engine does not depend on the number of processes. `World` is the torch
+engine's view of the processes: it splits rows and collects results.
 
-The first process may be replaced (a study's worker that dies), so the processes meet anew for
-each engine, in a store that torchrun keeps. It leaves out what starts the processes: torchrun.
+The leader may be replaced (when a study's worker dies), so the processes form a new group for each
+engine, with a store that torchrun keeps. Starting the processes is left to torchrun.
 """
 
 from __future__ import annotations
@@ -33,43 +33,44 @@ from potstill.engines.host import one_of_several
 from potstill.engines.torch.batching import SPARE, deal, micro_batches
 from potstill.errors import NonFinite, PotstillError
 
-Found = TypeVar("Found")
-PASSED_ON = (
+Value = TypeVar("Value")
+BROADCAST = (  # engine methods that need every process
     *("sample", "score", "rows", "inspect", "measure", "step"),
     *("size", "memory", "save", "load", "export"),
 )
-LONGEST = timedelta(days=7)  # between two calls: the first process may grade, write, wait
-_MET, _OVER = "potstill/met", "potstill/over"
+IDLE_LIMIT = timedelta(days=7)  # between two calls: the leader may evaluate, write or wait
+_GROUPS_KEY, _SHUTDOWN_KEY = "potstill/met", "potstill/over"  # in torchrun's store
 
 
 @dataclass(frozen=True)
-class Team:
-    """This process among those that are one engine; alone by default."""
+class World:
+    """This process's rank among the processes of the engine; a single process by default."""
 
     rank: int = 0
     size: int = 1
     mesh: DeviceMesh | None = None
 
     @property
-    def alone(self) -> bool:
+    def single(self) -> bool:
+        """True if the engine has one process."""
         return self.size == 1
 
     @property
-    def first(self) -> bool:
-        """Whether this is the process that reads and writes files."""
+    def leads(self) -> bool:
+        """True if this process reads and writes files."""
         return self.rank == 0
 
     def chunks(
         self, sizes: Sequence[int], limit: int, overhead: int = SPARE, *, together: bool = False
     ) -> Iterator[list[int]]:
-        """This process's micro-batches, as indices of rows.
+        """Yield this process's micro-batches, as indices of rows.
 
         Args:
-            sizes: tokens of each row, of all processes' rows.
-            limit: most padded tokens of a micro-batch.
-            overhead: what one more micro-batch costs, in tokens.
-            together: as many as any other process has, the last ones empty: where a forward
-                pass needs every process.
+            sizes: number of tokens of each row, for the rows of all processes.
+            limit: maximum number of padded tokens per micro-batch.
+            overhead: cost of one more micro-batch, in tokens.
+            together: append empty micro-batches until every process has the same number; needed if
+                a forward pass runs in all processes at once.
         """
         shares = [
             list(micro_batches(share, [sizes[i] for i in share], limit, overhead))
@@ -79,217 +80,220 @@ class Team:
         if together:
             yield from [[]] * (max(map(len, shares)) - len(shares[self.rank]))
 
-    def all(self, mine: Found) -> list[Found]:
-        """What every process has, in their order."""
-        if self.alone:
-            return [mine]
-        found: list[Any] = [None] * self.size
-        dist.all_gather_object(found, mine)
-        return found
+    def gather(self, value: Value) -> list[Value]:
+        """Return the values of all processes, by rank."""
+        if self.single:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
 
-    def merge(self, mine: Mapping[int, Found]) -> list[Found]:
-        """Rows that each process has by index, as one list."""
-        found = {i: value for part in self.all(dict(mine)) for i, value in part.items()}
-        return [found[i] for i in range(len(found))]
+    def merge(self, rows: Mapping[int, Value]) -> list[Value]:
+        """Combine the rows of all processes, given by index, into one list."""
+        merged = {i: value for part in self.gather(dict(rows)) for i, value in part.items()}
+        return [merged[i] for i in range(len(merged))]
 
-    def told(self, mine: Found) -> Found:
-        """What the first process has."""
-        return self.all(mine)[0] if not self.alone else mine
+    def broadcast(self, value: Value) -> Value:
+        """Return the leader's value."""
+        return self.gather(value)[0] if not self.single else value
 
     @contextlib.contextmanager
     def in_turn(self) -> Iterator[None]:
-        """One process of a machine after the other: a whole model fits into memory once."""
-        place = 0 if self.alone else int(os.environ["LOCAL_RANK"])
-        places = 1 if self.alone else int(os.environ["LOCAL_WORLD_SIZE"])
+        """Run the block in one process per machine at a time, to hold one whole model in memory."""
+        local_rank = 0 if self.single else int(os.environ["LOCAL_RANK"])
+        local_size = 1 if self.single else int(os.environ["LOCAL_WORLD_SIZE"])
         try:
-            for _ in range(place):
-                self.all(None)
+            for _ in range(local_rank):
+                self.gather(None)
             yield
         finally:
-            for _ in range(places - place):
-                self.all(None)
+            for _ in range(local_size - local_rank):
+                self.gather(None)
 
-    def anyone(self, going: bool) -> bool:
-        """Whether any process still goes on. All of them have to ask."""
-        if self.alone:
-            return going
-        flag = torch.tensor(int(going))
-        dist.all_reduce(flag, dist.ReduceOp.MAX)
-        return bool(flag)
-
-
-ALONE = Team()
+    def any(self, flag: bool) -> bool:
+        """Return whether the flag is set in any process. Every process must call this."""
+        if self.single:
+            return flag
+        tensor = torch.tensor(int(flag))
+        dist.all_reduce(tensor, dist.ReduceOp.MAX)
+        return bool(tensor)
 
 
-def several() -> int:
-    """How many processes torchrun started; 1 without it."""
+SINGLE = World()
+
+
+def world_size() -> int:
+    """Return the number of processes that torchrun started; 1 without torchrun."""
     return int(os.environ["WORLD_SIZE"]) if one_of_several() else 1
 
 
 def _store() -> TCPStore:
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         raise PotstillError(
-            "the processes need torchrun's own store to meet in",
-            "start them by `torchrun --nproc-per-node N -m potstill ...`, without "
+            "several processes need torchrun's store to form a group",
+            "start them with `torchrun --nproc-per-node N -m potstill ...`, without "
             "TORCH_DISABLE_SHARE_RDZV_TCP_STORE",
         )
-    place, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    return TCPStore(place, port, is_master=False, wait_for_workers=False)
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    return TCPStore(address, port, is_master=False, wait_for_workers=False)
 
 
-def _meet(store: TCPStore, meeting: int) -> Team:
-    """Form the group of the given meeting; everyone of torchrun's has to come."""
-    rank, size, kind = int(os.environ["RANK"]), several(), "cpu"
+def _join_group(store: TCPStore, number: int) -> World:
+    """Join the group with this number; every process of torchrun has to join."""
+    rank, size, kind = int(os.environ["RANK"]), world_size(), "cpu"
     if torch.cuda.is_available():
         kind = "cuda"
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo",
-        store=PrefixStore(f"potstill/{meeting}", store),
+        store=PrefixStore(f"potstill/{number}", store),
         rank=rank,
         world_size=size,
     )
-    return Team(rank, size, init_device_mesh(kind, (size,)))
+    return World(rank, size, init_device_mesh(kind, (size,)))
 
 
-class Led:
-    """The first process's engine: passes each call on to the others and takes part itself."""
+class Leader:
+    """The leader's engine: broadcasts each call to the followers and takes part in it."""
 
     def __init__(
         self, build: Callable[..., Any], arguments: tuple[Any, ...], settings: dict[str, Any]
     ) -> None:
         if dist.is_initialized():
             raise PotstillError(
-                "these processes are one engine, and it is open already", "close it first"
+                "several processes hold one engine at a time, and one is open", "close it first"
             )
         store = _store()
         if multiprocessing.parent_process() is None:
             dismiss_at_exit()
-        self._whole = True  # whether the others wait for the next call
-        team = _meet(store, store.add(_MET, 1))
-        self._orders = dist.new_group(backend="gloo", timeout=LONGEST)
+        self._in_sync = True  # whether the followers wait for the next call
+        world = _join_group(store, store.add(_GROUPS_KEY, 1))
+        self._calls = dist.new_group(backend="gloo", timeout=IDLE_LIMIT)
         try:
-            self._tell("open", arguments, settings)
-            self.engine = self._agreed(lambda: build(*arguments, team=team, **settings))
+            self._broadcast("open", arguments, settings)
+            self.engine = self._run(lambda: build(*arguments, world=world, **settings))
         except BaseException:
             self.close()
             raise
-        for name in PASSED_ON:
-            setattr(self, name, self._passing(name))
+        for name in BROADCAST:
+            setattr(self, name, self._broadcasting(name))
 
     def __getattr__(self, name: str) -> Any:
-        if name == "engine":  # not there before it is open
+        if name == "engine":  # not set until it is open
             raise AttributeError(name)
         return getattr(self.engine, name)
 
-    def _passing(self, name: str) -> Callable[..., Any]:
-        work = getattr(self.engine, name)
+    def _broadcasting(self, name: str) -> Callable[..., Any]:
+        method = getattr(self.engine, name)
 
-        def passed_on(*arguments: Any, **options: Any) -> Any:
-            self._tell(name, arguments, options)
-            return self._agreed(lambda: work(*arguments, **options))
+        def call(*arguments: Any, **options: Any) -> Any:
+            self._broadcast(name, arguments, options)
+            return self._run(lambda: method(*arguments, **options))
 
-        return passed_on
+        return call
 
-    def _tell(self, name: str, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
-        order = [(name, arguments, options)]
-        self._agreed(lambda: dist.broadcast_object_list(order, 0, group=self._orders))
+    def _broadcast(self, name: str, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
+        call = [(name, arguments, options)]
+        self._run(lambda: dist.broadcast_object_list(call, 0, group=self._calls))
 
-    def _agreed(self, work: Callable[[], Any]) -> Any:
-        """What raises in every process alike leaves them whole; anything else parts them.
+    def _run(self, work: Callable[[], Any]) -> Any:
+        """Run this process's part of a call.
+
+        A `PotstillError` or `NonFinite` is raised in every process alike, so the followers stay in
+        sync. After any other exception they do not.
 
         Raises:
-            SystemExit: another process is gone. That is no result of what was asked for, so this
-                process ends too, as if it had been the one.
+            SystemExit: another process has died. The call has no result, so this process exits
+                too.
         """
         try:
             return work()
         except (PotstillError, NonFinite):
             raise
         except BaseException as error:
-            self._whole = False
-            if _of_the_line(error):
-                raise SystemExit(f"a process of the engine is gone: {error}") from error
+            self._in_sync = False
+            if _is_connection_error(error):
+                raise SystemExit(f"another process of the engine has died: {error}") from error
             raise
 
     def close(self) -> None:
-        """Let the others go to the next meeting, and part."""
+        """Release the followers for the next engine, and leave the group."""
         if not dist.is_initialized():
             return
-        if self._whole:
-            self._tell("close", (), {})
-        if hasattr(self, "engine"):
+        if self._in_sync:
+            self._broadcast("close", (), {})
+        if "engine" in vars(self):
             self.engine.close()
         dist.destroy_process_group()
 
 
-def _of_the_line(error: BaseException) -> bool:
-    """Whether an error is of the connection to the other processes."""
-    lines = ("gloo", "nccl", "connection closed", "connection reset")
-    return isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in lines)
+def _is_connection_error(error: BaseException) -> bool:
+    """Return whether an error comes from the connection to the other processes."""
+    signs = ("gloo", "nccl", "connection closed", "connection reset")
+    return isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in signs)
 
 
 def dismiss_at_exit() -> None:
-    """Send the others home when this process, the first, has ended."""
+    """Let the followers exit when this process, the leader, has ended."""
     store = _store()
 
     def dismiss() -> None:
-        with contextlib.suppress(Exception):  # torchrun may be gone: so are the others then
-            store.set(_OVER, "")
+        with contextlib.suppress(Exception):  # without torchrun there are no followers either
+            store.set(_SHUTDOWN_KEY, "")
 
     atexit.register(dismiss)
 
 
 def follow(build: Callable[..., Any]) -> None:
-    """What the processes other than the first do: serve one engine after the other, until over."""
-    store, met = _store(), 0
-    while not store.check([_OVER]):
-        newest = store.add(_MET, 0)
-        if newest == met:
+    """Run a follower: take part in one engine after another until the leader exits."""
+    store, joined = _store(), 0
+    while not store.check([_SHUTDOWN_KEY]):
+        newest = store.add(_GROUPS_KEY, 0)
+        if newest == joined:
             time.sleep(0.2)
             continue
-        met = newest
+        joined = newest
         try:
-            team = _meet(store, met)
-            _serve(build, team, dist.new_group(backend="gloo", timeout=LONGEST))
-        except Exception:  # the first process is gone, or finds this one gone
-            if not store.check([_OVER]):
-                print(f"process {os.environ['RANK']} of {several()}:", file=sys.stderr)
+            world = _join_group(store, joined)
+            _serve(build, world, dist.new_group(backend="gloo", timeout=IDLE_LIMIT))
+        except Exception:  # the leader has died, or a call failed in this process alone
+            if not store.check([_SHUTDOWN_KEY]):
+                print(f"process {os.environ['RANK']} of {world_size()}:", file=sys.stderr)
                 traceback.print_exc()
         finally:
             if dist.is_initialized():
                 dist.destroy_process_group()
 
 
-def _serve(build: Callable[..., Any], team: Team, orders: Any) -> None:
-    """Do what the first process does, call by call."""
+def _serve(build: Callable[..., Any], world: World, calls: Any) -> None:
+    """Repeat the leader's calls until it closes the engine."""
     engine = None
     while True:
-        told: list[Any] = [None]
-        dist.broadcast_object_list(told, 0, group=orders)
-        name, arguments, options = told[0]
+        received: list[Any] = [None]
+        dist.broadcast_object_list(received, 0, group=calls)
+        name, arguments, options = received[0]
         if name == "close":
             return
-        with contextlib.suppress(PotstillError, NonFinite):  # the first process has it too
+        with contextlib.suppress(PotstillError, NonFinite):  # the leader raises it too
             if name == "open":
-                engine = build(*arguments, team=team, **options)
+                engine = build(*arguments, world=world, **options)
             else:
                 getattr(engine, name)(*arguments, **options)
 
 
-def opened(build: Callable[..., Any]) -> Callable[..., Any]:
-    """An engine's constructor for any number of processes.
+def distributed(build: Callable[..., Any]) -> Callable[..., Any]:
+    """Return an engine's constructor for any number of processes.
 
-    In a process other than the first it does not return before all is over, and then ends it.
+    In a follower the constructor runs until the leader exits, and then exits too.
     """
 
     def construct(*arguments: Any, **settings: Any) -> Any:
-        if several() == 1:
+        if world_size() == 1:
             return build(*arguments, **settings)
         if os.environ["RANK"] != "0":
             follow(build)
             raise SystemExit(0)
-        return Led(build, arguments, settings)
+        return Leader(build, arguments, settings)
 
     construct.__signature__ = inspect.signature(build)  # type: ignore[attr-defined]
     return construct

@@ -1,12 +1,13 @@
-"""From a forward pass to log-probability rows, a few positions at a time.
+"""Compute full-vocabulary log-probs from a forward pass, a few positions at a time.
 
-The rows of a large vocabulary are what fills memory: 4,096 positions of 151,936 ids are 2.5 GB a
-copy, and a divergence with its gradient needs several. So a forward pass stops before the head,
-and the head runs on slices of the completion positions whose rows are used and dropped. A slice's
-gradient goes through the head by hand: autograd would write out a whole gradient of the head for
-each slice and then add it up, which in float32 is one product into place. For the same reason the
-embedding's gradient is added at the ids that were read. Families whose logits are more than
-`lm_head` (soft caps, scales) run whole, and only the rest is sliced.
+The log-probs of a large vocabulary dominate memory: 4,096 positions of 151,936 ids are 2.5 GB per
+copy, and a divergence with its gradient needs several copies. The forward pass therefore stops
+before the head, and the head runs on slices of the completion positions, whose log-probs are used
+and dropped. The gradient through the head is computed by hand. Autograd would allocate a full
+gradient of the head for each slice and then add it; in float32 this is one matrix product that adds
+in place. For the same reason the embedding's gradient is added only at the ids that were read. For
+families whose logits are more than `lm_head` (soft caps, scales) the head runs on all positions,
+and only the rest is sliced.
 """
 
 from __future__ import annotations
@@ -24,23 +25,23 @@ from torch.nn import functional as F
 from potstill.engines.torch.loading import without_adapters
 from potstill.types import Datum, Ids, ModelSpec, Role
 
-SLICE = 1 << 25  # most entries of a slice of logits: 128 MB in float32; eightfold on a GPU
-# Families whose logits are lm_head(last hidden state), nothing else.
+SLICE = 1 << 25  # maximum entries of a slice of logits: 128 MB in float32; 8 times that on a GPU
+# Families whose logits are exactly lm_head(last hidden state).
 PLAIN = frozenset(
     {"llama", "mistral", "mixtral", "olmo2", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "smollm3"}
 )
 
 
 class Embedded:
-    """What an embedding gave out, as the place where autograd stops."""
+    """The output of an embedding, at which autograd stops."""
 
     def __init__(self, module: Any, ids: Tensor) -> None:
         self.module, self.ids = module, ids
         self.out = F.embedding(ids, module.weight.detach()).requires_grad_()
 
     @torch.no_grad()
-    def learn(self) -> None:
-        """Add the gradient to the embedding's, except at its padding id, as torch does."""
+    def add_gradient(self) -> None:
+        """Add the output's gradient to the weights', except at the padding id, as torch does."""
         if self.out.grad is None:
             return
         param, ids, grad = self.module.weight, self.ids.flatten(), self.out.grad.flatten(0, 1)
@@ -48,21 +49,22 @@ class Embedded:
             grad[ids == self.module.padding_idx] = 0.0
         if param.grad is None:
             param.grad = torch.zeros_like(param)
-        param.grad.index_put_((ids,), grad, accumulate=True)  # index_add_ has no order on a GPU
+        # index_add_ is not deterministic on a GPU
+        param.grad.index_put_((ids,), grad, accumulate=True)
 
 
 @dataclass(frozen=True)
 class States:
-    """What a model has to say at N completion positions, before its rows are written out.
+    """A model's states at N completion positions, before the head is applied.
 
     Args:
-        hidden: (N, H) last hidden states, or (N, V) logits where the head is not plain; row by
+        hidden: (N, H) last hidden states, or (N, V) logits if the head is not plain; row after
             row, at the positions that predict the completion tokens.
-        lengths: completion tokens of each row; they sum to N.
-        head: from hidden states to logits; None where they are logits already.
-        vocabulary: ids at and above it are cut.
-        spec: the dtype to compute in.
-        embedded: where the body's gradient ends, if its embedding is trained by hand.
+        lengths: number of completion tokens of each row; they sum to N.
+        head: maps hidden states to logits; None if `hidden` contains logits.
+        vocabulary: logits of this id and above are dropped.
+        spec: has the dtype of the computation.
+        embedded: the embedding's output, if the embedding is trained by hand.
     """
 
     hidden: Tensor
@@ -73,34 +75,34 @@ class States:
     embedded: Embedded | None = None
 
     def slices(self) -> Iterator[slice]:
-        """The positions in parts that fit into memory."""
-        most = SLICE << 3 if self.hidden.is_cuda else SLICE
-        size = max(1, most // self.vocabulary)
+        """Yield slices of the positions whose logits fit into memory."""
+        limit = SLICE << 3 if self.hidden.is_cuda else SLICE
+        size = max(1, limit // self.vocabulary)
         for start in range(0, len(self.hidden), size):
             yield slice(start, start + size)
 
     def logits(self, part: slice) -> Tensor:
-        """Logits (n, V) of some positions in float32, without a graph.
+        """Return logits (n, V) of some positions in float32, without a graph.
 
-        Without a plain head they may be the model's own: what overwrites them, overwrites these.
+        If the head is not plain, they may share memory with `hidden`.
         """
         hidden = self.hidden[part].detach()
         if self.head is None:
             return hidden[:, : self.vocabulary].float()
         return F.linear(hidden.to(self.weight.dtype), self.weight).float()
 
-    def rows(self, part: slice) -> Tensor:
-        """Log-probabilities (n, V) of some positions, without a graph."""
+    def log_probs(self, part: slice) -> Tensor:
+        """Return full-vocabulary log-probs (n, V) of some positions, without a graph."""
         return self.logits(part).log_softmax(-1)
 
     @torch.no_grad()
     def backward(self, part: slice, grad: Tensor, into: Tensor) -> None:
-        """From the gradient of a slice's logits (n, V) to that of the hidden states and the head.
+        """Propagate the gradient of a slice's logits to the hidden states and the head.
 
         Args:
-            part: the positions.
-            grad: (n, V) gradient of the loss by the logits.
-            into: (N, H) gradient of the hidden states; the slice's part is written.
+            part: the positions of the slice.
+            grad: (n, V) gradient of the loss with respect to the logits.
+            into: (N, H) gradient of the hidden states; the slice's part is overwritten.
         """
         if self.head is None:
             into[part, : self.vocabulary] = grad
@@ -118,16 +120,16 @@ class States:
         else:
             total += grad.T @ hidden
 
-    def through(self, grad: Tensor) -> None:
-        """From the gradient of the hidden states (N, H) to that of the body and the embedding."""
+    def backward_body(self, grad: Tensor) -> None:
+        """Propagate the gradient of the hidden states (N, H) to the body and the embedding."""
         if self.hidden.requires_grad:
             self.hidden.backward(grad)
         if self.embedded is not None:
-            self.embedded.learn()
+            self.embedded.add_gradient()
 
     @cached_property
     def weight(self) -> Tensor:
-        """The head's (V, H) in the dtype of the computation; plain heads have no bias."""
+        """Weights (V, H) of the head in the dtype of the computation; plain heads have no bias."""
         whole: Tensor = self.head.weight.detach()[: self.vocabulary]
         return whole.to(getattr(torch, self.spec.dtype))
 
@@ -139,11 +141,11 @@ def read(
     vocabulary: int,
     spec: ModelSpec,
 ) -> States:
-    """Forward pass over rows laid out as [prompt | completion | right pad].
+    """Run a forward pass over rows laid out as [prompt | completion | right padding].
 
-    Attention is causal, so what stands before the padding never sees it, and no mask is needed.
+    Attention is causal, so no token attends to the padding after it, and no mask is needed.
     """
-    starts = [len(prompt) - 1 for prompt in prompts]  # the first position that predicts
+    starts = [len(prompt) - 1 for prompt in prompts]  # first predicting positions
     lengths = [len(completion) for completion in completions]
     rows = [prompt + completion for prompt, completion in zip(prompts, completions, strict=True)]
     width = max(map(len, rows))
@@ -152,7 +154,7 @@ def read(
     first = min(starts)
     last = max(first + 1, *(start + n for start, n in zip(starts, lengths, strict=True)))
     inner = without_adapters(model)
-    # a head that is offloaded has its weights only while the whole model runs
+    # an offloaded head has its weights only while the whole model runs
     plain = inner.config.model_type in PLAIN and inner.lm_head.weight.device.type != "meta"
     embedding, embedded = inner.get_input_embeddings(), None
     if plain:
@@ -165,8 +167,8 @@ def read(
         keep = torch.arange(first, last)
         states = model(input_ids=ids, use_cache=False, logits_to_keep=keep).logits
     column, begin = torch.arange(first, last), torch.tensor(starts)[:, None]
-    asked = (column >= begin) & (column < begin + torch.tensor(lengths)[:, None])
-    hidden = states[asked.to(states.device)]
+    predicts = (column >= begin) & (column < begin + torch.tensor(lengths)[:, None])
+    hidden = states[predicts.to(states.device)]
     head = inner.lm_head if plain else None
     return States(hidden, lengths, head, vocabulary, spec, embedded)
 
@@ -178,11 +180,11 @@ def matched_states(states: States, data: Sequence[Datum], role: Role) -> States:
     """
     if role != "teacher" or all(datum.match is None for datum in data):
         return states
-    found, start = [], 0
+    indices, start = [], 0
     for datum, length in zip(data, states.lengths, strict=True):
         assert datum.match is not None
-        found.append(torch.from_numpy(datum.match.positions).clamp_min(0) + start)
+        indices.append(torch.from_numpy(datum.match.positions).clamp_min(0) + start)
         start += length
-    at = torch.cat(found).to(states.hidden.device)
+    at = torch.cat(indices).to(states.hidden.device)
     lengths = [len(datum.completion) for datum in data]
     return dataclasses.replace(states, hidden=states.hidden[at], lengths=lengths)

@@ -1,8 +1,8 @@
-"""Opening a pair of model folders or hub names, and writing the trained student back as one.
+"""Open a pair of model folders or hub names, and export the trained student as a folder.
 
-What can be wrong with a pair is found here, with a hint: pickled weights, tokenizers that
-differ, a tokenizer with ids that a head lacks. Heads that differ in padding rows only (Qwen2.5:
-151,936 and 152,064) are cut to the shorter one.
+Pairs are validated here, with a hint for each error: pickled weights, tokenizers that differ, a
+tokenizer with more ids than a head has rows. Heads that differ only in padding rows (Qwen2.5:
+151,936 and 152,064) are truncated to the smaller one.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ SAMPLE_TEXTS = ("Tom has 12 apples.", "3.5 + 0.25 = 3.75\n", "  naïve façade �
 
 
 def resolve(spec: ModelSpec) -> ModelSpec:
-    """The same placement with every "auto" decided for this machine."""
+    """Replace every "auto" of a placement by a value for this machine."""
     device = spec.device
     if device == "auto":
-        here = os.environ.get("LOCAL_RANK", "0")  # set by torchrun: one process, one GPU
-        device = f"cuda:{here}" if torch.cuda.is_available() else "cpu"
+        rank = os.environ.get("LOCAL_RANK", "0")  # set by torchrun: one GPU per process
+        device = f"cuda:{rank}" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise PotstillError(
-            f'device "{device}" is asked for, but torch sees no GPU', 'use device = "cpu"'
+            f'device "{device}" needs a GPU, and torch finds no GPU', 'use device = "cpu"'
         )
     dtype = spec.dtype
     if dtype == "auto":
@@ -44,7 +44,7 @@ def resolve(spec: ModelSpec) -> ModelSpec:
 
 
 def autocast(spec: ModelSpec) -> contextlib.AbstractContextManager[Any]:
-    """Compute in the placement's dtype even where trained weights are kept in float32."""
+    """Compute in the placement's dtype, although trained weights are stored in float32."""
     if spec.dtype == "float32":
         return contextlib.nullcontext()
     kind = "cuda" if spec.device_map else torch.device(spec.device).type
@@ -53,7 +53,7 @@ def autocast(spec: ModelSpec) -> contextlib.AbstractContextManager[Any]:
 
 @dataclass(frozen=True)
 class Pair:
-    """A student and a teacher, with one tokenizer and one prompt rendering unless said."""
+    """A student and its teachers, with their tokenizers and placements."""
 
     student: str
     teacher: str
@@ -61,102 +61,107 @@ class Pair:
     teacher_spec: ModelSpec
     tokenizer: Any
     eos: frozenset[int]
-    vocabulary: int  # rows of the heads that both models have
+    vocabulary: int  # number of ids that all heads have
     notes: tuple[str, ...]
-    other: Any = None  # the teacher's tokenizer, where it is not the student's
-    other_eos: frozenset[int] = frozenset()
-    other_vocabulary: int = 0
-    teachers: Mapping[str, str] = field(default_factory=dict)  # further ones, by a name
+    teacher_tokenizer: Any = None  # set if it differs from the student's
+    teacher_eos: frozenset[int] = frozenset()  # likewise
+    teacher_vocabulary: int = 0  # likewise
+    teachers: Mapping[str, str] = field(default_factory=dict)  # additional teachers, by name
 
-    def ends(self, role: Role) -> frozenset[int]:
-        """Ids that end a completion of this model's."""
-        return self.other_eos if self.other and is_teacher(role) else self.eos
+    def eos_of(self, role: Role) -> frozenset[int]:
+        """Return the ids that end a completion of this model."""
+        return self.teacher_eos if self.teacher_tokenizer and is_teacher(role) else self.eos
 
-    def width(self, role: Role) -> int:
-        """Rows of this model's head that are used."""
-        return self.other_vocabulary if self.other and is_teacher(role) else self.vocabulary
+    def vocabulary_of(self, role: Role) -> int:
+        """Return the number of ids of this model's head that are used."""
+        own = self.teacher_tokenizer and is_teacher(role)
+        return self.teacher_vocabulary if own else self.vocabulary
 
     @property
     def one_model(self) -> bool:
-        """Whether the teacher is the student of step 0: it is loaded once, or with adapters not at
-        all, as they switch off."""
+        """True if the teacher has the weights of the student of step 0: it is loaded only once.
+
+        With LoRA it is not loaded at all, because the student's adapters can be disabled.
+        """
         same = Path(self.student).resolve() == Path(self.teacher).resolve()
         return same and self.student_spec == self.teacher_spec
 
     def name_of(self, role: Role) -> str:
-        """The folder or hub name of a role's model."""
+        """Return the folder or hub name of a role's model."""
         if not is_teacher(role):
             return self.student
         return self.teachers[role.split(":", 1)[1]] if ":" in role else self.teacher
 
     def spec_of(self, role: Role) -> ModelSpec:
-        """Where a role's model lives; all teachers like the first."""
+        """Return the placement of a role's model; all teachers share one."""
         return self.teacher_spec if is_teacher(role) else self.student_spec
 
-    def join(self, teachers: Mapping[str, str]) -> Pair:
-        """The pair with further teachers, each checked like the first and cut to the shortest
-        head."""
-        found, specs = self, (self.student_spec, self.teacher_spec)
+    def with_teachers(self, teachers: Mapping[str, str]) -> Pair:
+        """Add teachers, validated like the first one; all heads are truncated to the smallest."""
+        pair, specs = self, (self.student_spec, self.teacher_spec)
         for name in teachers.values():
             other = Pair.open(self.student, name, *specs)
-            found = dataclasses.replace(
-                found,
-                eos=found.eos | other.eos,
-                vocabulary=min(found.vocabulary, other.vocabulary),
-                notes=tuple(dict.fromkeys((*found.notes, *other.notes))),
+            pair = dataclasses.replace(
+                pair,
+                eos=pair.eos | other.eos,
+                vocabulary=min(pair.vocabulary, other.vocabulary),
+                notes=tuple(dict.fromkeys((*pair.notes, *other.notes))),
             )
-        return dataclasses.replace(found, teachers=dict(teachers))
+        return dataclasses.replace(pair, teachers=dict(teachers))
 
     @classmethod
     def open(
         cls,
         student: str,
         teacher: str,
-        mine: ModelSpec | None,
-        its: ModelSpec | None,
+        student_spec: ModelSpec | None,
+        teacher_spec: ModelSpec | None,
         cross: bool = False,
     ) -> Pair:
-        """Read both tokenizers and configs (no weights) and check that they fit.
+        """Read both tokenizers and configs (no weights), and check that they fit together.
 
         Args:
             student: hub name or folder.
             teacher: hub name or folder.
-            mine: where the student lives.
-            its: where the teacher lives.
-            cross: whether they may have tokenizers that differ.
+            student_spec: placement of the student.
+            teacher_spec: placement of the teacher.
+            cross: whether the tokenizers may differ.
         """
-        if mine and mine.dtype == "float16":
+        if student_spec and student_spec.dtype == "float16":
             raise PotstillError(
-                "a student does not train in float16: small gradients vanish without loss scaling",
-                'use dtype = "bfloat16" or "float32" for the student; the teacher may have float16',
+                "a student cannot train in float16: small gradients vanish without loss scaling",
+                'use dtype = "bfloat16" or "float32" for the student; the teacher may use float16',
             )
-        mine, its = resolve(mine or ModelSpec()), resolve(its or ModelSpec())
-        tok, tok_q = (
+        specs = resolve(student_spec or ModelSpec()), resolve(teacher_spec or ModelSpec())
+        names = student, teacher
+        tok, teacher_tok = (
             read_pretrained(AutoTokenizer, name, trust_remote_code=spec.trust_remote_code)
-            for name, spec in ((student, mine), (teacher, its))
+            for name, spec in zip(names, specs, strict=True)
         )
-        differ = _difference(tok, tok_q)
-        if differ and not cross:
+        difference = _difference(tok, teacher_tok)
+        if difference and not cross:
             raise PotstillError(
                 f'student and teacher must share a tokenizer: "{student}" and "{teacher}" differ '
-                f"({differ})",
+                f"({difference})",
                 "choose a student and a teacher of one model family",
             )
         sizes = [
             read_pretrained(AutoConfig, name, trust_remote_code=spec.trust_remote_code)
             .get_text_config()
             .vocab_size
-            for name, spec in ((student, mine), (teacher, its))
+            for name, spec in zip(names, specs, strict=True)
         ]
-        if differ:
-            for name, one, size in ((student, tok, sizes[0]), (teacher, tok_q, sizes[1])):
-                _check_head(name, one, size)
-            ends = (frozenset(_eos(*one)) for one in ((student, tok), (teacher, tok_q)))
-            mine_ends, its_ends = ends
+        if difference:
+            for name, tokenizer, size in zip(names, (tok, teacher_tok), sizes, strict=True):
+                _check_head(name, tokenizer, size)
+            eos = frozenset(_eos(student, tok))
             return cls(
-                student, teacher, mine, its, tok, mine_ends, sizes[0], (), tok_q, its_ends, sizes[1]
+                *(student, teacher, *specs, tok, eos, sizes[0], ()),
+                teacher_tokenizer=teacher_tok,
+                teacher_eos=frozenset(_eos(teacher, teacher_tok)),
+                teacher_vocabulary=sizes[1],
             )
-        notes = _one_template(tok, tok_q)
+        notes = _one_template(tok, teacher_tok)
         vocabulary, highest = min(sizes), max(tok.get_vocab().values())
         if highest >= vocabulary:
             raise PotstillError(
@@ -165,13 +170,13 @@ class Pair:
                 "take a model and its own tokenizer from the same folder",
             )
         if sizes[0] != sizes[1]:
-            notes = (*notes, f"heads of {sizes[0]} and {sizes[1]} rows cut to {vocabulary}")
-        eos = frozenset(_eos(student, tok) | _eos(teacher, tok_q))
-        return cls(student, teacher, mine, its, tok, eos, vocabulary, notes)
+            notes = (*notes, f"heads of {sizes[0]} and {sizes[1]} rows truncated to {vocabulary}")
+        eos = frozenset(_eos(student, tok) | _eos(teacher, teacher_tok))
+        return cls(student, teacher, *specs, tok, eos, vocabulary, notes)
 
 
 def read_pretrained(kind: Any, name: str, **options: Any) -> Any:
-    """from_pretrained with errors that say what to do."""
+    """Call `from_pretrained`, and turn its errors into a `PotstillError` with a hint."""
     try:
         return kind.from_pretrained(name, **options)
     except (OSError, ValueError) as error:
@@ -183,13 +188,14 @@ def read_pretrained(kind: Any, name: str, **options: Any) -> Any:
         ) from error
 
 
-def _difference(tok: Any, tok_q: Any) -> str:
-    """In what two tokenizers differ, or nothing."""
-    mine, its = tok.get_vocab(), tok_q.get_vocab()
-    differ = [token for token in mine.keys() | its.keys() if mine.get(token) != its.get(token)]
-    if differ:
-        return f"{len(differ)} tokens have other ids"
-    texts = [t for t in SAMPLE_TEXTS if tok(t).input_ids != tok_q(t).input_ids]
+def _difference(student_tok: Any, teacher_tok: Any) -> str:
+    """Describe a difference between two tokenizers; empty if there is none."""
+    ids, teacher_ids = student_tok.get_vocab(), teacher_tok.get_vocab()
+    tokens = ids.keys() | teacher_ids.keys()
+    count = sum(ids.get(token) != teacher_ids.get(token) for token in tokens)
+    if count:
+        return f"{count} tokens have different ids"
+    texts = [t for t in SAMPLE_TEXTS if student_tok(t).input_ids != teacher_tok(t).input_ids]
     return f"they split {texts[0]!r} differently" if texts else ""
 
 
@@ -203,39 +209,40 @@ def _check_head(name: str, tok: Any, size: int) -> None:
         )
 
 
-def _one_template(tok: Any, tok_q: Any) -> tuple[str, ...]:
-    """Make the student's tokenizer render prompts for both; say what was decided."""
-    if not tok.chat_template and tok_q.chat_template:
-        tok.chat_template = tok_q.chat_template
+def _one_template(student_tok: Any, teacher_tok: Any) -> tuple[str, ...]:
+    """Make the student's tokenizer render prompts for both models, and return a note about it."""
+    if not student_tok.chat_template and teacher_tok.chat_template:
+        student_tok.chat_template = teacher_tok.chat_template
         return ("the student has no chat template: the teacher's renders prompts for both",)
-    if tok.chat_template and tok_q.chat_template and render(tok, "?") != render(tok_q, "?"):
+    both = student_tok.chat_template and teacher_tok.chat_template
+    if both and render(student_tok, "?") != render(teacher_tok, "?"):
         return ("chat templates differ: the student's renders prompts for both",)
     return ()
 
 
 def _eos(name: str, tok: Any) -> set[int]:
-    """Every id that ends a completion: the generation config's list and the tokenizer's own."""
+    """Return the ids that end a completion, from the generation config and the tokenizer."""
     ends = {tok.eos_token_id} if tok.eos_token_id is not None else set()
     with contextlib.suppress(OSError):  # the file is optional
         listed = GenerationConfig.from_pretrained(name).eos_token_id
         ends |= set(listed) if isinstance(listed, list) else {listed} - {None}
     if not ends:
         raise PotstillError(
-            f'"{name}" names no end-of-sequence token, so no completion could end',
+            f'"{name}" has no end-of-sequence token, so completions would never end',
             "set eos_token in tokenizer_config.json",
         )
     return ends
 
 
 def without_adapters(model: Any) -> Any:
-    """The model of transformers that adapters hide; its layers have them all the same."""
+    """Return the transformers model inside a PEFT model; its layers still have the adapters."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def load_model(name: str, spec: ModelSpec, *, trained: bool, share: bool = False) -> Any:
-    """Load weights for running, or with `trained` in float32 and with gradients.
+    """Load a model for inference, or with `trained` in float32 and with gradients.
 
-    With `share` they stay on the CPU: each process will take its part to its device.
+    With `share` the weights stay on the CPU, because each process moves only its shard.
     """
     dtype = torch.float32 if trained else getattr(torch, spec.dtype)
     model = read_pretrained(
@@ -250,11 +257,14 @@ def load_model(name: str, spec: ModelSpec, *, trained: bool, share: bool = False
     if not (spec.device_map or share):
         model.to(spec.device)
     model.requires_grad_(trained)
-    return model.eval()  # no dropout: the policy that samples is the policy that is trained
+    return model.eval()  # no dropout: the sampling policy must be the trained policy
 
 
 def checkpoint_activations(model: Any) -> None:
-    """Recompute activations in the backward pass. Works in training mode only, so dropout goes."""
+    """Recompute activations in the backward pass, and turn off dropout.
+
+    Checkpointing works in training mode only, where dropout would be active.
+    """
     enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
     enable({"use_reentrant": False})
     model.enable_input_require_grads()
@@ -266,13 +276,13 @@ def checkpoint_activations(model: Any) -> None:
 
 
 def add_lora(model: Any, rank: int) -> Any:
-    """Put adapters on all linear layers but the head; only they are trained."""
+    """Add LoRA adapters to all linear layers except the head; only the adapters are trained."""
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(
         r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM"
     )
-    with warnings.catch_warnings():  # peft asks transformers for what goes in its next version
+    with warnings.catch_warnings():  # peft uses an attribute that transformers deprecates
         warnings.filterwarnings("ignore", ".is_gradient_checkpointing", FutureWarning)
         return get_peft_model(model, config).eval()
 
@@ -280,16 +290,16 @@ def add_lora(model: Any, rank: int) -> Any:
 def export_student(
     pair: Pair, model: Any, folder: Path, *, lora: bool, weights: dict[str, Any] | None = None
 ) -> None:
-    """Write the student as a folder that transformers loads, LoRA merged and kept in `adapter/`.
+    """Write the student as a folder that transformers can load, atomically.
 
-    The folder appears whole or not at all.
+    LoRA adapters are merged into the weights, and also written to `adapter/`.
 
     Args:
-        pair: what was opened.
-        model: the student; with `lora` its adapters are written and merged into fresh weights.
-        folder: where to.
+        pair: the opened pair.
+        model: the student; with `lora` its adapters are merged into newly loaded base weights.
+        folder: the folder to write.
         lora: whether the student is a base model with adapters.
-        weights: by name, where the model itself holds but a part of them.
+        weights: whole weights by name, if the model holds only shards.
     """
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -297,7 +307,7 @@ def export_student(
         from peft import PeftModel
 
         model.save_pretrained(partial / "adapter", state_dict=weights)
-        # on the CPU: the devices are full of the run's models
+        # on the CPU, because the run's models fill the devices
         spec = dataclasses.replace(pair.student_spec, device="cpu", device_map=None)
         base = load_model(pair.student, spec, trained=False)
         model = PeftModel.from_pretrained(base, partial / "adapter").merge_and_unload()

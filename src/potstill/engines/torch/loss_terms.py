@@ -1,4 +1,4 @@
-"""What is computed at a slice of positions: the losses of a step, and what a model expects."""
+"""Compute the losses of a step, and a model's expectations, at a slice of positions."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from potstill.algorithms.losses import (
 from potstill.errors import PotstillError
 from potstill.types import Datum, Loss, Role, Term
 
-BLOCK = 1 << 20  # most entries of a block of logits on a CPU: 4 MB in float32
+BLOCK = 1 << 20  # maximum entries of a block of logits on a CPU: 4 MB in float32
 
 
 def needs_rows(loss: Loss) -> bool:
-    """Whether another model has to read the micro-batch: its rows, or the student's of step 0."""
+    """Return whether a loss needs another model's log-probs, or those of the student of step 0."""
     return LOSSES[loss.name] == "row" or loss.to == "init"
 
 
 class Columns:
-    """A micro-batch's data, row after row: each (N,)."""
+    """The data of a micro-batch as one array (N,) per field, row after row."""
 
     def __init__(self, data: Sequence[Datum], losses: Sequence[Loss], device: torch.device) -> None:
         self.source = np.repeat([d.source for d in data], [len(d.completion) for d in data])
@@ -48,7 +48,7 @@ class Columns:
 
 
 def idle(rows: Sequence[Datum]) -> Datum:
-    """The shortest of some rows with no weight, for a process that has none left to compute."""
+    """Return the shortest row with zero weights, for a process without rows of its own."""
     row = min(rows, key=lambda d: sum(map(len, d.read_by("student"))))
     terms = tuple(Term(term.loss, np.zeros_like(term.weights)) for term in row.terms)
     return dataclasses.replace(row, terms=terms)
@@ -64,18 +64,18 @@ def take(
     *,
     backward: bool,
 ) -> None:
-    """Work out the losses of a slice of positions; the gradient takes the place of the logits.
+    """Compute the losses at a slice of positions, and overwrite the logits with the gradient.
 
-    It goes block by block of positions, so that what autograd keeps stays in a processor's cache.
+    The positions are processed in blocks, so that autograd's tensors fit into a processor's cache.
 
     Args:
-        losses: what is asked of each position.
+        losses: the losses at every position.
         columns: the micro-batch, N positions.
-        at: the slice, n of them.
+        at: the slice, n positions.
         logits: (n, V) the student's; with `backward` overwritten by the gradient of the sum.
-        others: (n, V) logits of the models that rows are pulled towards.
-        tally: where losses are added up.
-        backward: whether the gradient is wanted.
+        others: (n, V) logits of the models that the losses compare the student with.
+        tally: accumulates the losses.
+        backward: whether to compute the gradient.
     """
     size = len(logits) if logits.is_cuda else max(1, BLOCK // logits.shape[1])
     for start in range(0, len(logits), size):
@@ -95,7 +95,7 @@ def take(
 
 
 def _values(loss: Loss, logp: Tensor, columns: Columns, at: slice, other: Tensor | None) -> Tensor:
-    """A loss (n,) from the student's rows (n, V) and another model's logits (n, V)."""
+    """Return a loss (n,) of the student's log-probs (n, V) and another model's logits (n, V)."""
     if loss.name == "cross_entropy":
         return cross_entropy(logp, columns.targets[at])
     if loss.name == "reverse_kl_sampled":
@@ -115,22 +115,29 @@ def _values(loss: Loss, logp: Tensor, columns: Columns, at: slice, other: Tensor
     return values if loss.cap is None else values.clamp_max(loss.cap)
 
 
-def expectation(logp: Tensor, asked: Tensor, heard: Tensor, ends: list[int]) -> Tensor:
-    """The rows of an `Expectation` (5, n) at some positions, from log-probabilities (n, V)."""
-    p, chosen = logp.exp(), -cross_entropy(logp, asked)
+def expectation(logp: Tensor, tokens: Tensor, previous: Tensor, eos_ids: list[int]) -> Tensor:
+    """Return the fields of an `Expectation` (5, n) from log-probs (n, V).
+
+    Args:
+        logp: (n, V) full-vocabulary log-probs.
+        tokens: (n,) the completion tokens.
+        previous: (n,) the tokens before them.
+        eos_ids: ids that end a completion.
+    """
+    p, scores = logp.exp(), -cross_entropy(logp, tokens)
     return torch.stack(
         [
-            chosen,
+            scores,
             -(p * logp).sum(-1),
-            p.gather(-1, heard[:, None])[:, 0],
-            p[:, ends].sum(-1),
-            (logp > chosen[:, None]).sum(-1),
+            p.gather(-1, previous[:, None])[:, 0],
+            p[:, eos_ids].sum(-1),
+            (logp > scores[:, None]).sum(-1),
         ]
     ).float()
 
 
 class Tally:
-    """Sums up a step's losses by who wrote the tokens, for the record."""
+    """Accumulates the losses of a step by the source of the tokens, for the metrics."""
 
     def __init__(self) -> None:
         self.loss = 0.0
@@ -139,13 +146,13 @@ class Tally:
 
     def add(self, loss: Loss, source: Any, weights: Tensor, values: Tensor) -> None:
         for name in ("student", "teacher"):
-            mine = torch.from_numpy(source == name).to(weights.device) & (weights != 0)
+            counted = torch.from_numpy(source == name).to(weights.device) & (weights != 0)
             key = "anchor" if loss.to == "init" else name
-            self._sums[key] += values[mine].sum().item()
-            self._counts[key] += int(mine.sum())
+            self._sums[key] += values[counted].sum().item()
+            self._counts[key] += int(counted.sum())
 
     def total(self, parts: Sequence[Tally]) -> Tally:
-        """What several processes have added up, this one among them."""
+        """Combine the tallies of all processes, including this one."""
         if len(parts) == 1:
             return self
         whole = Tally()
@@ -161,5 +168,5 @@ class Tally:
 
 
 def flat(rows: Sequence[Any], device: torch.device) -> Tensor:
-    """Concatenate per-row values to one tensor (N,)."""
+    """Concatenate per-row values into one tensor (N,)."""
     return torch.from_numpy(np.concatenate([np.asarray(row) for row in rows])).to(device)

@@ -1,8 +1,8 @@
-"""The least that sampling, scoring and training can take: what a machine's memory and matrix units
-do at best, measured on the spot, and the work that a model asks of them (`flops`).
+"""Estimate the minimum time of sampling, scoring and training (a roofline model).
 
-A decoding step has to read every weight once, however few rows it has. Norms, activations and the
-optimizer are left out: they have no matrix units to be measured against.
+It combines the measured peak rates of a machine's memory and matrix units with the operations and
+bytes of a model (`flops`). A decoding step has to read every weight once, even for few rows. Norms,
+activation functions and the optimizer are left out, because they do not use the matrix units.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ import torch
 from potstill.engines.flops import Machine, Size
 from potstill.engines.torch.loading import without_adapters
 
-SECONDS = 0.3  # how long each measurement repeats
+SECONDS = 0.3  # minimum duration of each measurement
 
 
 def measure(device: Any, dtype: torch.dtype) -> Machine:
-    """Read 512 MB and multiply square matrices until the best rate is known.
+    """Measure the peak rates of reading 512 MB and of multiplying square matrices.
 
-    Models that fit into a processor's cache may be read faster than that.
+    Models that fit into a processor's cache may be read faster.
     """
     device = torch.device(device)
     large = torch.ones(1 << 27, device=device)
@@ -37,21 +37,21 @@ def measure(device: Any, dtype: torch.dtype) -> Machine:
 
 
 def _best(work: Callable[[], Any], device: torch.device) -> float:
-    """The shortest time of some repetitions; a GPU is given ten at once."""
+    """Return the shortest time of several repetitions; on a GPU of ten calls at once."""
     times: list[float] = []
-    many = 10 if device.type == "cuda" else 1
+    calls = 10 if device.type == "cuda" else 1
     while len(times) < 3 or sum(times) < SECONDS:
         start = time.perf_counter()
-        for _ in range(many):
+        for _ in range(calls):
             work()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         times.append(time.perf_counter() - start)
-    return min(times[1:]) / many
+    return min(times[1:]) / calls
 
 
 def gpu_memory() -> list[tuple[int, int]]:
-    """Bytes at the peak so far and bytes that there are, of each GPU."""
+    """Return (peak, total) bytes of each GPU."""
     return [
         (torch.cuda.max_memory_reserved(i), torch.cuda.get_device_properties(i).total_memory)
         for i in range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
@@ -59,7 +59,7 @@ def gpu_memory() -> list[tuple[int, int]]:
 
 
 def size_of(model: Any, dtype: torch.dtype) -> Size:
-    """Read a model's sizes off its weights and config; adapters are not counted."""
+    """Compute a model's sizes from its weights and config; adapters are not counted."""
     inner = without_adapters(model)
     config = inner.config.get_text_config()
     head, embed = inner.get_output_embeddings().weight, inner.get_input_embeddings().weight
@@ -68,27 +68,27 @@ def size_of(model: Any, dtype: torch.dtype) -> Size:
         if param is not head and param is not embed and "lora_" not in name:
             total += param.numel()
             experts += param.numel() * (".experts." in name)
-    many = getattr(config, "num_experts", None) or getattr(config, "num_local_experts", None)
-    if many:
-        total -= round(experts * (1 - getattr(config, "num_experts_per_tok", many) / many))
+    count = getattr(config, "num_experts", None) or getattr(config, "num_local_experts", None)
+    if count:
+        total -= round(experts * (1 - getattr(config, "num_experts_per_tok", count) / count))
     heads, width = config.num_attention_heads, torch.finfo(dtype).bits // 8
     dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-    kept = getattr(config, "num_key_value_heads", None) or heads
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
     layers = config.num_hidden_layers
     return Size(
         body=total,
         head=head.numel(),
         width=width,
-        keys=2 * layers * kept * dim * width,
+        keys=2 * layers * kv_heads * dim * width,
         mixing=4 * layers * heads * dim,
         frozen=inner is not model,
     )
 
 
 def least_decoding(size: Size, machine: Machine, rows: Sequence[tuple[int, int]]) -> float:
-    """The least seconds to write completions of known lengths after prompts, as one batch.
+    """Return the minimum seconds to sample completions of known lengths, as one batch.
 
-    The prompts are read at once and give the first token; the last one is never read.
+    The prompts are read in one pass, which gives the first tokens. Last tokens are never read.
     """
     weights = size.width * (size.body + size.head)
     prompts = size.forward([(p, 0) for p, _ in rows]) + 2.0 * size.head * len(rows)

@@ -1,7 +1,8 @@
-"""Optimizer steps of the torch engine: losses and gradients of a batch, micro-batch by micro-batch.
+"""Optimizer steps of the torch engine: accumulate losses and gradients over micro-batches.
 
-Batches are dealt to processes and cut into micro-batches of rows of similar length (`batching`);
-gradients add up to the same sum. The losses themselves are `loss_terms`'s business.
+Batches are dealt to processes and split into micro-batches of rows of similar length (`batching`).
+The gradient is the sum over all micro-batches and does not depend on the split, up to rounding.
+`loss_terms` computes the losses.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 
 from potstill.engines.prompts import addressed
-from potstill.engines.torch.distributed import Team
+from potstill.engines.torch.distributed import World
 from potstill.engines.torch.fsdp import gathered
 from potstill.engines.torch.lm_head import States, matched_states, read
 from potstill.engines.torch.loading import Pair
@@ -30,61 +31,63 @@ class Stepper:
     """Trains the student of a pair.
 
     Args:
-        pair: the models' vocabularies.
+        pair: has the vocabularies of the models.
         models: the weights.
-        team: the processes that share the work.
-        batch_tokens: most padded tokens of one micro-batch.
+        world: the processes that share the work.
+        batch_tokens: maximum number of padded tokens per micro-batch.
         max_grad_norm: clip gradients to this norm; 0 turns clipping off.
     """
 
     def __init__(
-        self, pair: Pair, models: Models, team: Team, batch_tokens: int, max_grad_norm: float
+        self, pair: Pair, models: Models, world: World, batch_tokens: int, max_grad_norm: float
     ) -> None:
-        self.pair, self.models, self.team = pair, models, team
+        self.pair, self.models, self.world = pair, models, world
         self.batch_tokens, self.max_grad_norm = batch_tokens, max_grad_norm
 
     def step(self, data: Sequence[Datum], learning_rate: float) -> StepStats:
+        """Take one optimizer step, see `protocol.Engine`."""
         return self._update(learning_rate, self._pass(data, backward=True))
 
     @torch.no_grad()
     def measure(self, data: Sequence[Datum]) -> StepStats:
+        """Compute the losses without training, see `protocol.Engine`."""
         tally = self._pass(data, backward=False)
         return StepStats(tally.loss, 0.0, tally.means())
 
     def _pass(self, data: Sequence[Datum], *, backward: bool) -> Tally:
-        """Losses of all processes' rows; with `backward` the gradients are left at the weights."""
+        """Compute the losses of all processes' rows; with `backward` accumulate the gradients."""
         tally = Tally()
         data = [addressed(datum) for datum in data]
-        asked = {term.loss for datum in data for term in datum.terms}
-        roles: set[Role] = {"student", *(loss.to for loss in asked if needs_rows(loss))}
+        losses = {term.loss for datum in data for term in datum.terms}
+        roles: set[Role] = {"student", *(loss.to for loss in losses if needs_rows(loss))}
         with ExitStack() as held:
             for role in sorted(roles):
                 self.models.ensure(role)
-                held.enter_context(self.models.ends(role))
-            for losses, chunk in self._chunks(data):
-                self._forward(losses, chunk, tally, backward=backward)
+                held.enter_context(self.models.gathered_embeddings(role))
+            for chunk_losses, chunk in self._chunks(data):
+                self._forward(chunk_losses, chunk, tally, backward=backward)
         with self.models.use("student") as model:
             model.eval()
-        return tally.total(self.team.all(tally))
+        return tally.total(self.world.gather(tally))
 
     def _chunks(self, data: Sequence[Datum]) -> Iterator[tuple[tuple[Loss, ...], list[Datum]]]:
-        """This process's micro-batches, whose rows share their losses."""
+        """Yield this process's micro-batches; the rows of one have the same losses."""
         groups: dict[tuple[Loss, ...], list[Datum]] = defaultdict(list)
         for datum in data:
             if datum.completion:
                 groups[tuple(term.loss for term in datum.terms)].append(datum)
         for losses, members in groups.items():
             sizes = [sum(map(len, d.read_by("student"))) for d in members]
-            for chunk in self.team.chunks(sizes, self.batch_tokens, together=True):
+            for chunk in self.world.chunks(sizes, self.batch_tokens, together=True):
                 yield losses, [members[i] for i in chunk] or [idle(members)]
 
     def _forward(
         self, losses: tuple[Loss, ...], data: list[Datum], tally: Tally, *, backward: bool
     ) -> None:
-        """One micro-batch: its weighted loss goes into the tally, its gradient to the weights.
+        """Add the loss of a micro-batch to the tally, and its gradient to the weights.
 
-        The loss and its gradient are worked out slice by slice of positions down to the hidden
-        states; from there the gradient goes through the model in one piece.
+        The loss and its gradient down to the hidden states are computed slice by slice of
+        positions. From there one backward pass runs through the body of the model.
         """
         with self.models.use("student") as model:
             model.train(self.models.checkpointed)
@@ -103,7 +106,7 @@ class Stepper:
             if grad is not None:
                 student.backward(at, logits, into=grad)
         if grad is not None:
-            student.through(grad)
+            student.backward_body(grad)
 
     def _update(self, learning_rate: float, tally: Tally) -> StepStats:
         start, params = self._now(), list(self.models.trained.values())
@@ -122,7 +125,7 @@ class Stepper:
         return StepStats(tally.loss, norm, tally.means(), self._now() - start)
 
     def _now(self) -> float:
-        """The clock, once the student's GPU has done what it was given."""
+        """Return the time, after the student's GPU has finished its work."""
         device = next(iter(self.models.trained.values())).device
         if device.type == "cuda":
             torch.cuda.synchronize(device)
@@ -141,11 +144,11 @@ def read_states(
     prompts: Sequence[Ids],
     completions: Sequence[Ids],
 ) -> States:
-    """The model's states at the completion positions of some rows."""
-    return read(model, prompts, completions, pair.width(role), models.spec(role))
+    """Return a model's states at the completion positions of some rows."""
+    return read(model, prompts, completions, pair.vocabulary_of(role), models.spec(role))
 
 
 def _readings(data: Sequence[Datum], role: Role) -> tuple[list[Ids], list[Ids]]:
-    """Prompts and completions that a model reads of a micro-batch."""
+    """Return the prompts and completions of a micro-batch that a model reads."""
     readings = [datum.read_by(role) for datum in data]
     return [prompt for prompt, _ in readings], [completion for _, completion in readings]
