@@ -1,1 +1,1 @@
-"""The Tinker engine: LoRA on a training service, hosted or your own."""
+"""The Tinker engine: LoRA on a Tinker-compatible training service, hosted or your own."""

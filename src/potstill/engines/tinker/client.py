@@ -1,10 +1,10 @@
-"""One server that speaks Tinker's API, as far as potstill needs it.
+"""A client for Tinker-compatible servers, with the calls that potstill needs.
 
-The `tinker` SDK's names end here. Versions differ in which calls give a future and which wait; in
-how long log-probabilities are; in what a training step reports: one place evens that out. Nothing
-is sent that was not checked: on a shared server one id outside the vocabulary can turn every
-tenant's weights into NaN. The SDK repeats requests that the network lost; what to do when a server
-is gone for good is the engine's business.
+Only this module and `connection` use the names of the `tinker` SDK. It hides the differences
+between SDK versions: which calls return a future, the length of log-probabilities, and the metrics
+of a training step. All requests are validated first, because on a shared server one id outside the
+vocabulary can turn every tenant's weights into NaN. The SDK repeats requests that the network lost;
+the engine handles the loss of a server.
 """
 
 from __future__ import annotations
@@ -39,23 +39,23 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """One sequence of a training request: position i of `ids` is asked for `targets[i]`."""
+    """One sequence of a training request: position i of `ids` predicts `targets[i]`."""
 
-    ids: Ids  # (N,) what is read: prompt and completion without the last token
+    ids: Ids  # (N,) prompt and completion without the last token
     targets: Ids  # (N,)
-    counts: Floats  # (N,) 1 where a completion token is asked for, else 0
-    advantages: Floats  # (N,) what the ratio is multiplied with
-    logprobs: Floats  # (N,) denominators of the ratio
+    counts: Floats  # (N,) 1 if the target is a completion token, else 0
+    advantages: Floats  # (N,) factors of the importance ratio
+    logprobs: Floats  # (N,) denominators of the importance ratio
 
 
 class Service:
-    """A session with a server and its one base model.
+    """A session with a server, for one base model.
 
     Args:
-        url: the server; empty means the hosted service, or TINKER_BASE_URL.
-        model: the base model by the name that the server knows it by.
-        vocabulary: ids at and above it are never sent.
-        in_flight: requests that wait for an answer at the same time.
+        url: address of the server; empty: the hosted service, or TINKER_BASE_URL.
+        model: the server's name of the base model.
+        vocabulary: this id and above are never sent.
+        in_flight: maximum number of concurrent requests.
     """
 
     def __init__(self, url: str, model: str, vocabulary: int, in_flight: int = 64) -> None:
@@ -67,32 +67,32 @@ class Service:
     def _connect(self) -> Any:
         client = connect(self.url)
         names = base_models(client)
-        known = [name for name in names if same_model(name, self.model)]
-        if not known:
+        matches = [name for name in names if same_model(name, self.model)]
+        if not matches:
             raise PotstillError(
-                f'{self.where} does not serve "{self.model}"',
-                f"it serves {', '.join(names[:8]) or 'nothing'}; a server has one base model, so a "
-                "teacher of another base needs engine.teacher_url",
+                f'{self.label} does not serve "{self.model}"',
+                f"it serves {', '.join(names[:8]) or 'nothing'}; your own server has one base "
+                "model, so a teacher with another base model needs engine.teacher_url",
             )
-        self.model = known[0]
+        self.model = matches[0]
         return client
 
     def reconnect(self) -> None:
-        """A new session, after the old one is lost; a server may take its time to come back."""
+        """Start a new session after the old one was lost, and wait for the server if needed."""
         self.close()
-        until = time.monotonic() + PATIENCE
-        with waiting(lambda: f"{self.where} is gone: waiting for it"):
+        deadline = time.monotonic() + PATIENCE
+        with waiting(lambda: f"{self.label} is not reachable: waiting for it"):
             while True:
                 try:
                     self.client = self._connect()
                     return
                 except Unreachable:
-                    if time.monotonic() > until:
+                    if time.monotonic() > deadline:
                         raise
                     time.sleep(2)
 
     def trainer(self, rank: int, seed: int) -> Trainer:
-        """A new LoRA student of the base model."""
+        """Create a new LoRA student of the base model."""
         return Trainer(
             self,
             settle(
@@ -101,50 +101,51 @@ class Service:
         )
 
     def restored(self, path: str) -> Trainer:
-        """The student and its optimizer as they were saved."""
+        """Restore a student and its optimizer state."""
         create = self.client.create_training_client_from_state_with_optimizer
         return Trainer(self, settle(create(path)))
 
     def base(self) -> Sampler:
-        """The base model itself."""
+        """Return a sampler of the base model."""
         return Sampler(self, settle(self.client.create_sampling_client(base_model=self.model)))
 
     def all(self, send: Callable[[T], Any], items: Iterable[T]) -> list[Any]:
-        """Send every item, at most `in_flight` at a time, and give the answers in order."""
-        flying: deque[Any] = deque()
-        found: list[Any] = []
+        """Send every item, at most `in_flight` at a time, and return the answers in order."""
+        pending: deque[Any] = deque()
+        answers: list[Any] = []
 
-        def words() -> str:
-            return f"{self.where}: {len(found)} answers came, waiting for {len(flying)} more"
+        def message() -> str:
+            return f"{self.label}: {len(answers)} answers received, waiting for {len(pending)} more"
 
-        with waiting(words):
+        with waiting(message):
             for item in items:
-                if len(flying) >= self.in_flight:
-                    found.append(settle(flying.popleft()))
-                flying.append(send(item))
-            while flying:
-                found.append(settle(flying.popleft()))
-        return found
+                if len(pending) >= self.in_flight:
+                    answers.append(settle(pending.popleft()))
+                pending.append(send(item))
+            while pending:
+                answers.append(settle(pending.popleft()))
+        return answers
 
     def answer(self, future: Any, what: str) -> Any:
-        """One answer, with a line while the service is busy."""
-        with waiting(lambda: f"{self.where}: waiting for {what}"):
+        """Return one answer, and report long waits for `what`."""
+        with waiting(lambda: f"{self.label}: waiting for {what}"):
             return settle(future)
 
     @property
-    def where(self) -> str:
+    def label(self) -> str:
+        """Name of the server in messages."""
         return self.url or "the hosted service"
 
     def check_ids(self, rows: Iterable[Ids]) -> None:
-        """Refuse ids that no row of the model's embedding has."""
+        """Raise a `PotstillError` for ids outside the model's vocabulary."""
         for row in rows:
             if not row:
-                raise PotstillError("a prompt holds at least one token, got none", "")
+                raise PotstillError("a prompt needs at least one token, got none", "")
             if min(row) < 0 or max(row) >= self.vocabulary:
-                bad = next(i for i in row if not 0 <= i < self.vocabulary)
+                invalid = next(i for i in row if not 0 <= i < self.vocabulary)
                 raise PotstillError(
-                    f"token ids lie in [0, {self.vocabulary}), got {bad}",
-                    "student and teacher must share a tokenizer, and it must be the base model's",
+                    f"token ids lie in [0, {self.vocabulary}), got {invalid}",
+                    "student and teacher must share the tokenizer of the base model",
                 )
 
     def close(self) -> None:
@@ -153,7 +154,7 @@ class Service:
 
 
 class Sampler:
-    """Fixed weights to sample from and to score with."""
+    """Samples and scores with fixed weights."""
 
     def __init__(self, service: Service, client: Any) -> None:
         self.service, self.client = service, client
@@ -166,7 +167,7 @@ class Sampler:
         seeds: Sequence[int],
         stop: Sequence[int],
     ) -> list[Sample]:
-        """Continue each prompt; log-probabilities as the server gives them."""
+        """Continue each prompt, and return the server's log-probabilities unchanged."""
         from tinker import types
 
         self.service.check_ids(prompts)
@@ -183,15 +184,15 @@ class Sampler:
             )
 
         jobs = zip(prompts, max_tokens, seeds, strict=True)
-        found = []
+        samples = []
         for answer in self.service.all(send, jobs):
             sequence = answer.sequences[0]
             logprobs = np.asarray(sequence.logprobs, np.float32)
-            found.append(Sample(tuple(int(i) for i in sequence.tokens), logprobs))
-        return found
+            samples.append(Sample(tuple(int(i) for i in sequence.tokens), logprobs))
+        return samples
 
     def score(self, rows: Sequence[tuple[Ids, Ids]]) -> list[Floats]:
-        """Log-probabilities (T,) of completions, whether N or N - 1 numbers come back."""
+        """Return log-probabilities (T,) of completions, from answers of length N or N - 1."""
         from tinker import types
 
         self.service.check_ids(p + c for p, c in rows)
@@ -199,14 +200,14 @@ class Sampler:
         def send(row: tuple[Ids, Ids]) -> Any:
             return self.client.compute_logprobs(types.ModelInput.from_ints([*row[0], *row[1]]))
 
-        found = []
+        scores = []
         for (prompt, completion), answer in zip(rows, self.service.all(send, rows), strict=True):
             size = len(prompt) + len(completion)
             values = list(answer)[1:] if len(answer) == size else list(answer)
             if len(values) != size - 1:
-                raise RuntimeError(f"{len(answer)} log-probabilities of {size} tokens")
-            found.append(np.array(values[len(prompt) - 1 :], np.float32))
-        return found
+                raise RuntimeError(f"got {len(answer)} log-probabilities for {size} tokens")
+            scores.append(np.array(values[len(prompt) - 1 :], np.float32))
+        return scores
 
 
 class Trainer:
@@ -216,30 +217,29 @@ class Trainer:
         self.service, self.client = service, client
 
     def forward(self, rows: Sequence[Row]) -> list[Floats]:
-        """Log-probabilities (N,) of the targets; trains nothing."""
+        """Return log-probabilities (N,) of the targets, without training."""
         self._check(rows)
-        sent = [self._datum(row, "cross_entropy") for row in rows]
-        return self._logprobs(
-            self.service.answer(self.client.forward(sent, "cross_entropy"), "a forward pass"), rows
-        )
+        request = [self._datum(row, "cross_entropy") for row in rows]
+        future = self.client.forward(request, "cross_entropy")
+        return self._logprobs(self.service.answer(future, "a forward pass"), rows)
 
     def step(
         self, rows: Sequence[Row], loss: str, learning_rate: float, max_grad_norm: float = 0.0
     ) -> tuple[list[Floats], float]:
-        """One optimizer step on all rows.
+        """Take one optimizer step on all rows.
 
         Both requests are sent before either answer is awaited, so that a service that works in
-        cycles can take them together.
+        cycles can process them together.
 
         Args:
-            rows: what to train on.
+            rows: the sequences to train on.
             loss: "cross_entropy" with the advantages as weights, or "importance_sampling".
-            learning_rate: of this step.
-            max_grad_norm: clip to it where the SDK can ask for that; 0 is off.
+            learning_rate: learning rate of this step.
+            max_grad_norm: clip gradients to this norm, if the SDK supports it; 0 is off.
 
         Returns:
-            Log-probabilities (N,) of the targets before the step, and the gradient's norm, NaN
-            where the server does not tell.
+            Log-probabilities (N,) of the targets before the step, and the gradient norm, or NaN if
+            the server does not report it.
         """
         from tinker import types
 
@@ -247,8 +247,8 @@ class Trainer:
         options = {**ADAM, "learning_rate": learning_rate}
         if max_grad_norm and "grad_clip_norm" in getattr(types.AdamParams, "model_fields", {}):
             options["grad_clip_norm"] = max_grad_norm
-        sent = [self._datum(row, loss) for row in rows]
-        forward = self.client.forward_backward(sent, loss)
+        request = [self._datum(row, loss) for row in rows]
+        forward = self.client.forward_backward(request, loss)
         update = self.client.optim_step(types.AdamParams(**options))
         logprobs = self._logprobs(self.service.answer(forward, "a training step"), rows)
         metrics = self.service.answer(update, "the optimizer").metrics or {}
@@ -256,11 +256,11 @@ class Trainer:
         return logprobs, float(norms[0]) if norms else float("nan")
 
     def save(self) -> str:
-        """Save weights and optimizer on the server, under a name that was never used."""
+        """Save weights and optimizer on the server under a new name, and return its path."""
         return str(settle(self.client.save_state(f"potstill-{uuid.uuid4().hex[:16]}")).path)
 
     def sampler(self) -> Sampler:
-        """The weights as they are now. One made earlier must not be used any more."""
+        """Return a sampler of the current weights. Older samplers must not be used any more."""
         client = settle(self.client.save_weights_and_get_sampling_client())
         return Sampler(self.service, client)
 
@@ -286,12 +286,12 @@ class Trainer:
         )
 
     def _logprobs(self, answer: Any, rows: Sequence[Row]) -> list[Floats]:
-        found = []
+        logprobs = []
         for row, output in zip(rows, answer.loss_fn_outputs, strict=True):
             values = np.asarray(output["logprobs"].to_numpy(), np.float32)
             if values.shape != (len(row.targets),):
                 raise RuntimeError(
-                    f"log-probabilities {values.shape} of {len(row.targets)} targets"
+                    f"got log-probabilities {values.shape} for {len(row.targets)} targets"
                 )
-            found.append(values)
-        return found
+            logprobs.append(values)
+        return logprobs

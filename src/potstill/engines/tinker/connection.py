@@ -1,7 +1,8 @@
-"""Reaching a server that speaks Tinker's API: the SDK, the address, the key, and waiting.
+"""Connect to a Tinker-compatible server: SDK version, address, key and waiting.
 
-The key comes from the environment and is kept nowhere. A server that was there and is gone is
-waited for, a server that never was is refused at once; long waits are told on stderr.
+The key is read from the environment and never stored. If the connection to a server is lost, the
+engine waits for the server; if the first connection fails, that is an error. Long waits are
+reported on stderr.
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ from typing import Any
 
 from potstill.errors import PotstillError
 
-SDK = "0.25"  # the oldest that can train; SkyRL 0.4 answers no newer one's samples
+SDK = "0.25"  # the oldest that can train; SkyRL 0.4 cannot sample for a newer one
 KEY = "TINKER_API_KEY"
-LOCAL_KEY = "tml-dummy"  # servers of one's own ask for none, the SDK does
+LOCAL_KEY = "tml-dummy"  # your own servers need no key, but the SDK does
 
-PATIENCE = 300.0  # seconds that a server which was there may take to come back
-SILENCE = 30.0  # seconds of waiting after which a line says so, and again each time
+PATIENCE = 300.0  # seconds to wait for a lost server
+SILENCE = 30.0  # seconds of waiting between two messages
 
 
 class Unreachable(PotstillError):
@@ -31,20 +32,20 @@ class Unreachable(PotstillError):
 
 
 def check_sdk() -> str:
-    """The version of the installed SDK."""
+    """Return the version of the installed SDK, or raise an error if it is too old."""
     try:
-        found = importlib.metadata.version("tinker")
+        version = importlib.metadata.version("tinker")
     except importlib.metadata.PackageNotFoundError:
         raise PotstillError(
             'engine "tinker" needs the tinker SDK, which is not installed',
             "pip install 'potstill[tinker]'",
         ) from None
-    if _numbers(found) < _numbers(SDK):
+    if _numbers(version) < _numbers(SDK):
         raise PotstillError(
-            f"the tinker SDK is version {found}, potstill needs {SDK} or newer",
+            f"the tinker SDK is version {version}, potstill needs {SDK} or newer",
             "pip install 'potstill[tinker]'",
         )
-    return found
+    return version
 
 
 def _numbers(version: str) -> tuple[int, ...]:
@@ -52,20 +53,20 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def settle(value: Any) -> Any:
-    """What a call gives in the end, whether the SDK hands out a future or waits by itself."""
+    """Return the result of an SDK call, which may be a future or the result itself."""
     return value.result() if hasattr(value, "result") else value
 
 
 @contextmanager
-def waiting(words: Callable[[], str]) -> Iterator[None]:
-    """Say on stderr what is waited for, where it takes long."""
-    done, begun = threading.Event(), time.monotonic()
+def waiting(message: Callable[[], str]) -> Iterator[None]:
+    """Print a message to stderr every `SILENCE` seconds while the block runs."""
+    done, start = threading.Event(), time.monotonic()
 
-    def tell() -> None:
+    def report() -> None:
         while not done.wait(SILENCE):
-            print(f"{words()} for {time.monotonic() - begun:.0f} s", file=sys.stderr, flush=True)
+            print(f"{message()} for {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
 
-    threading.Thread(target=tell, daemon=True).start()
+    threading.Thread(target=report, daemon=True).start()
     try:
         yield
     finally:
@@ -73,7 +74,7 @@ def waiting(words: Callable[[], str]) -> Iterator[None]:
 
 
 def connect(url: str) -> Any:
-    """The SDK's client of a server; the key comes from the environment and is kept nowhere."""
+    """Return the SDK's client of a server; the key is read from the environment."""
     import tinker
 
     options: dict[str, Any] = {"base_url": url} if url else {}
@@ -81,27 +82,28 @@ def connect(url: str) -> Any:
         if not url:
             raise PotstillError(
                 f"the hosted service needs a key, and {KEY} is not set",
-                f"export {KEY}=..., or give engine.base_url for a server of your own",
+                f"export {KEY}=..., or set engine.base_url to your own server",
             )
         options["api_key"] = LOCAL_KEY
     if url:
-        _answers(url)
+        _check_reachable(url)
     return tinker.ServiceClient(**options)
 
 
-def _answers(url: str) -> None:
-    """Refuse a server that is not there now, where the SDK would try for minutes."""
+def _check_reachable(url: str) -> None:
+    """Raise `Unreachable` at once if no server answers; the SDK would retry for minutes."""
     try:
         with urllib.request.urlopen(f"{url.rstrip('/')}/api/v1/healthz", timeout=10):
             pass
     except (OSError, ValueError) as error:
         raise Unreachable(
-            f"no training service answers at {url}: {error}", "start it, and give its whole address"
+            f"no training service answers at {url}: {error}",
+            "start it, and give its full address",
         ) from error
 
 
 def served(url: str) -> list[str]:
-    """The base models that a server offers."""
+    """Return the base models that a server offers."""
     check_sdk()
     client = connect(url)
     try:
@@ -111,18 +113,19 @@ def served(url: str) -> list[str]:
 
 
 def base_models(client: Any) -> list[str]:
+    """Return the base models that a client's server offers."""
     models = settle(client.get_server_capabilities()).supported_models
     return sorted(str(getattr(model, "model_name", model)) for model in models)
 
 
-def same_model(served: str, asked: str) -> bool:
-    """Whether two names mean one model: folders may be written in several ways."""
-    both = os.path.isdir(served) and os.path.isdir(asked)
-    return served == asked or (both and os.path.samefile(served, asked))
+def same_model(served: str, name: str) -> bool:
+    """Return whether two names refer to one model: a folder may have several paths."""
+    folders = os.path.isdir(served) and os.path.isdir(name)
+    return served == name or (folders and os.path.samefile(served, name))
 
 
 def end_session(client: Any) -> None:
-    """End a session: its heartbeat stops, and the server frees what it held."""
+    """End a session: its heartbeat stops, and the server frees its models."""
     for name in ("_session_holder", "_rest_holder", "holder"):
         holder = vars(client).get(name)
         if holder is not None and hasattr(holder, "close"):

@@ -1,11 +1,13 @@
-"""The Tinker engine: a LoRA student on a training service, hosted or one's own.
+"""The Tinker engine: a LoRA student on a training service, hosted or your own.
 
-Whole rows never cross the API, so it computes what needs single tokens' log-probabilities:
-cross-entropy and the sampled reverse KL. What servers do differently is measured when the engine
-opens (`conformance`), and adapted to or refused. Steps since the last saved state are kept: when a
-server is lost, or an answer that would tell whether a step was taken, the saved state is taken up
-again and they are replayed, so that no step is ever made twice. It leaves out whole-row losses,
-gradient clipping where the SDK cannot ask for it, and files: a trained student stays on the server.
+Full-vocabulary log-probs never cross the API, so the engine computes losses that need the log-probs
+of single tokens only: cross-entropy and the sampled reverse KL. Differences between servers are
+measured when the engine opens (`conformance`), and adapted to or rejected. The engine keeps the
+steps since the last saved state. If a server is lost, or an answer that would show whether a step
+was taken, the engine restores the saved state and replays these steps; no step is applied twice.
+
+Not supported: losses on full-vocabulary log-probs, gradient clipping if the SDK lacks it, and model
+folders. A trained student stays on the server.
 """
 
 from __future__ import annotations
@@ -41,30 +43,30 @@ from potstill.types import (
     Term,
 )
 
-TRIES = 4  # times that an operation is begun on a fresh session before it fails
-SAVED = 20  # steps after which the state is saved on the server, so that a replay stays short
+TRIES = 4  # number of attempts at an operation, each on a new session
+SAVED = 20  # number of steps after which the state is saved on the server, to limit replays
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """One term of one datum: sum of weights x -advantages x p(target) / p_sampler(target)."""
+    """One term of one datum: the sum of -weights x advantages x p(target) / p_sampler(target)."""
 
     datum: Datum
     term: Term
-    advantages: Floats | None  # (T,) of sampled losses; cross-entropy has none
+    advantages: Floats | None  # (T,) for sampled losses; None for cross-entropy
 
     @property
     def coefficients(self) -> Floats:
-        """(T,) what the server multiplies a token's ratio with."""
+        """Factors (T,) of the importance ratios."""
         weights = self.term.weights.astype(np.float32)
         return weights if self.advantages is None else weights * self.advantages
 
 
 @dataclass(frozen=True, eq=False)
 class Update:
-    """What one optimizer step sends."""
+    """The request of one optimizer step."""
 
     rows: list[Row]
     loss: str
@@ -72,16 +74,15 @@ class Update:
 
 
 class TinkerEngine(Prompting):
-    """A student that is trained on a service, and a teacher that is served.
+    """A student and a teacher on a training service.
 
     Args:
-        student: base model of the student, by the name that the server and the hub (or a folder)
-            know it by.
-        teacher: base model of the teacher.
-        seed: for the LoRA adapters' initial weights.
+        student: name of the student's base model, both on the server and on the hub (or a folder).
+        teacher: name of the teacher's base model.
+        seed: seed of the LoRA adapters' initial weights.
         lora_rank: rank of the adapters.
-        max_grad_norm: clip gradients to this norm where the SDK can ask for it.
-        settings: servers and the number of requests in flight; default: the hosted service.
+        max_grad_norm: clip gradients to this norm, if the SDK supports it.
+        settings: servers and maximum number of requests in flight; default: the hosted service.
         changes: single fields of the settings, such as `base_url="http://127.0.0.1:8000"`.
     """
 
@@ -110,24 +111,25 @@ class TinkerEngine(Prompting):
         self.seed, self.rank, self.max_grad_norm = seed, lora_rank, max_grad_norm
         student_url, in_flight = settings.base_url, settings.in_flight
         teacher_url = settings.teacher_url or student_url
-        here = there = Service(student_url, student, self.vocabulary, in_flight)
+        service = teacher_service = Service(student_url, student, self.vocabulary, in_flight)
         if (teacher_url, teacher) != (student_url, student):
-            there = Service(teacher_url, teacher, self.vocabulary, in_flight)
-        self._services: dict[Role, Service] = {"student": here, "init": here, "teacher": there}
-        self.facts = facts_of(here)
-        raw, told = self.facts.raw, [f"{f.question}: {f.answer}" for f in self.facts.table]
+            teacher_service = Service(teacher_url, teacher, self.vocabulary, in_flight)
+        self._services: dict[Role, Service] = {"student": service, "init": service}
+        self._services["teacher"] = teacher_service
+        self.facts = facts_of(service)
+        raw, notes = self.facts.raw, [f"{f.question}: {f.answer}" for f in self.facts.table]
         self._raw: dict[Role, bool] = {"student": raw, "init": raw, "teacher": raw}
-        if there is not here:
-            self._raw["teacher"], fact = sampler_facts_of(there)
-            told.append(f"the teacher's server: {fact.question}: {fact.answer}")
-        self.notes = (*pair.notes, *told)
-        self._saved = ""  # where the state lies on the server; empty: as it was made
-        self._since: list[Update] = []  # steps after that state
+        if teacher_service is not service:
+            self._raw["teacher"], fact = sampler_facts_of(teacher_service)
+            notes.append(f"the teacher's server: {fact.question}: {fact.answer}")
+        self.notes = (*pair.notes, *notes)
+        self._saved = ""  # path of the saved state on the server; empty: the initial state
+        self._updates: list[Update] = []  # steps after the saved state
         self._samplers: dict[Role, Sampler] = {}
-        self._trainer: Trainer | None = here.trainer(lora_rank, seed)
+        self._trainer: Trainer | None = service.trainer(lora_rank, seed)
 
-    def encode(self, asked: str | Messages, role: Role = "student") -> Ids:
-        return render(self.tokenizer, asked)
+    def encode(self, text: str | Messages, role: Role = "student") -> Ids:
+        return render(self.tokenizer, text)
 
     def decode(self, tokens: Ids) -> str:
         return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True))
@@ -140,28 +142,26 @@ class TinkerEngine(Prompting):
         temperature: float,
         rng: np.random.Generator,
     ) -> list[Sample]:
-        read = [prompt.read_by(role) for prompt in prompts]
         seeds = rng.integers(0, 2**31 - 1, len(prompts)).tolist()
-        found = [Sample((), np.zeros(0, np.float32))] * len(prompts)
-        asked = [i for i, limit in enumerate(max_tokens) if limit > 0]
-        jobs: list[list[Any]] = [[x[i] for i in asked] for x in (read, max_tokens, seeds)]
-        stop = sorted(self.eos)
+        samples = [Sample((), np.zeros(0, np.float32))] * len(prompts)
+        nonempty = [i for i, limit in enumerate(max_tokens) if limit > 0]
+        ids = [prompts[i].read_by(role) for i in nonempty]
+        limits, stop = [max_tokens[i] for i in nonempty], sorted(self.eos)
 
         def draw(sampler: Sampler) -> list[Sample]:
-            prompts, limits, numbers = jobs
-            drawn = sampler.sample(prompts, limits, temperature, numbers, stop)
-            drawn = [self._within(sample) for sample in drawn]
+            drawn = sampler.sample(ids, limits, temperature, [seeds[i] for i in nonempty], stop)
+            drawn = [self._truncated(sample) for sample in drawn]
             if temperature in (0.0, 1.0) or self._raw[role]:
                 return drawn
-            scores = sampler.score([(p, s.tokens) for p, s in zip(prompts, drawn, strict=True)])
+            scores = sampler.score([(p, s.tokens) for p, s in zip(ids, drawn, strict=True)])
             return [Sample(s.tokens, x) for s, x in zip(drawn, scores, strict=True)]
 
-        for i, sample in zip(asked, self._with_sampler(role, draw), strict=True):
-            found[i] = sample
-        return found
+        for i, sample in zip(nonempty, self._with_sampler(role, draw), strict=True):
+            samples[i] = sample
+        return samples
 
-    def _within(self, sample: Sample) -> Sample:
-        """A text up to the first id that only one of both heads has: a server may draw those."""
+    def _truncated(self, sample: Sample) -> Sample:
+        """Truncate a sample at the first id that only one of the two heads has."""
         inside = [token < self.vocabulary for token in sample.tokens]
         if all(inside):
             return sample
@@ -169,50 +169,50 @@ class TinkerEngine(Prompting):
         return Sample(sample.tokens[:end], sample.logprobs[:end])
 
     def score(self, role: Role, rows: Sequence[Reading]) -> list[Floats]:
-        read = [(prompt.read_by(role), completion) for prompt, completion in rows]
-        return self._with_sampler(role, lambda sampler: sampler.score(read))
+        ids = [(prompt.read_by(role), completion) for prompt, completion in rows]
+        return self._with_sampler(role, lambda sampler: sampler.score(ids))
 
     def rows(self, role: Role, prompt: Prompt, completion: Ids) -> Rows:
-        """Rows (T, V) of which the completion's own entries are known, and all others NaN."""
-        found = np.full((len(completion), self.vocabulary), np.nan)
+        """Return log-probs (T, V) that are NaN except for the completion's tokens."""
+        logp = np.full((len(completion), self.vocabulary), np.nan)
         scores = self.score(role, [(prompt, completion)])[0]
-        found[np.arange(len(completion)), list(completion)] = scores
-        return found
+        logp[np.arange(len(completion)), list(completion)] = scores
+        return logp
 
     def inspect(self, role: Role, rows: Sequence[Reading]) -> list[Expectation]:
         return [Expectation(logprobs=scores) for scores in self.score(role, rows)]
 
     def measure(self, data: Sequence[Datum]) -> StepStats:
         parts = self._parts(data)
-        return _stats(parts, self._now(parts), 0.0)
+        return _stats(parts, self._current_scores(parts), 0.0)
 
     def step(self, data: Sequence[Datum], learning_rate: float) -> StepStats:
         parts = self._parts(data)
         if not parts:
-            return StepStats(0.0, 0.0)  # nothing to send: the server makes no step of it
+            return StepStats(0.0, 0.0)  # an empty request takes no step on the server
         update = Update(*self._rows(parts), learning_rate)
 
         def take(trainer: Trainer) -> tuple[list[Floats], float]:
             return trainer.step(update.rows, update.loss, learning_rate, self.max_grad_norm)
 
         logprobs, norm = self._with_trainer(take)
-        found = [_completion(part, x) for part, x in zip(parts, logprobs, strict=True)]
-        stats = _stats(parts, found, norm)
+        scores = [_completion(part, values) for part, values in zip(parts, logprobs, strict=True)]
+        stats = _stats(parts, scores, norm)
         if not np.isfinite(stats.loss):
-            self._take_up()
+            self._restore()
             raise NonFinite(f"loss {stats.loss}, gradient norm {norm}")
-        self._since.append(update)
-        self._samplers.pop("student", None)  # its weights are no longer the newest
-        if len(self._since) >= SAVED:
-            self._save()
+        self._updates.append(update)
+        self._samplers.pop("student", None)  # its weights are out of date
+        if len(self._updates) >= SAVED:
+            self._save_state()
         return stats
 
     def _parts(self, data: Sequence[Datum]) -> list[Part]:
-        """Every term of every datum, with the advantages of sampled losses."""
+        """Return every term of every datum, with the advantages of sampled losses."""
         terms = [(d, term) for d in data if d.completion for term in d.terms]
         anchored = [Part(d, term, None) for d, term in terms if term.loss.to == "init"]
         rows = [(part.datum.prompt, part.datum.completion) for part in anchored]
-        start, now = iter(self.score("init", rows)), iter(self._now(anchored))
+        start, now = iter(self.score("init", rows)), iter(self._current_scores(anchored))
         found = []
         for datum, term in terms:
             advantages = None
@@ -227,65 +227,65 @@ class TinkerEngine(Prompting):
         return found
 
     def _rows(self, parts: Sequence[Part]) -> tuple[list[Row], str]:
-        """The rows of a step and the server's loss, such that the gradient is the one asked for.
+        """Return the rows and the server loss whose gradient is that of the given terms.
 
-        A server that adds up takes cross-entropy's weights as they are. One that averages over
-        each sequence and over sequences divides by weights, so everything goes as a ratio times
-        an advantage, multiplied by what it will be divided by; cross-entropy's ratio is to the
-        student as it is now, which is 1 with the right gradient.
+        A server that sums takes cross-entropy's weights unchanged. A server that averages over each
+        sequence and over sequences divides by weights. Therefore every term is sent as an
+        importance ratio times an advantage, multiplied by the server's divisor. The ratio of
+        cross-entropy is relative to the current student: its value is 1, and its gradient is that
+        of the log-probability.
         """
         plain = all(part.advantages is None for part in parts)
         if plain and self.facts.reduction == "sum":
             return [_row(part, part.coefficients, part.coefficients * 0) for part in parts], (
                 "cross_entropy"
             )
-        asked = [part for part in parts if part.advantages is None]
-        now = iter(self._now(asked))
+        current = iter(self._current_scores([p for p in parts if p.advantages is None]))
         rows = []
         for part in parts:
             scale = 1.0
             if self.facts.reduction == "sequence mean":
                 scale = len(part.datum.completion) * len(parts)
-            reference = next(now) if part.advantages is None else part.datum.logprobs
+            reference = next(current) if part.advantages is None else part.datum.logprobs
             rows.append(_row(part, part.coefficients * np.float32(scale), reference))
         return rows, "importance_sampling"
 
-    def _now(self, parts: Sequence[Part]) -> list[Floats]:
-        """Log-probabilities (T,) of the targets under the student as it is."""
+    def _current_scores(self, parts: Sequence[Part]) -> list[Floats]:
+        """Return log-probabilities (T,) of the targets under the current student."""
         if not parts:
             return []
         rows = [_row(part, part.coefficients * 0, part.coefficients * 0) for part in parts]
-        found = self._with_trainer(lambda trainer: trainer.forward(rows))
-        return [_completion(part, values) for part, values in zip(parts, found, strict=True)]
+        logprobs = self._with_trainer(lambda trainer: trainer.forward(rows))
+        return [_completion(part, values) for part, values in zip(parts, logprobs, strict=True)]
 
     def _with_trainer(self, work: Callable[[Trainer], T]) -> T:
-        return self._surely(lambda: work(self._student()))
+        return self._retry(lambda: work(self._student()))
 
     def _with_sampler(self, role: Role, work: Callable[[Sampler], T]) -> T:
-        return self._surely(lambda: work(self._sampler(role)))
+        return self._retry(lambda: work(self._sampler(role)))
 
-    def _surely(self, work: Callable[[], T]) -> T:
-        """Do something; where a server is lost, on new sessions once more."""
+    def _retry(self, work: Callable[[], T]) -> T:
+        """Call `work`, and repeat it on new sessions if a server is lost."""
         for attempt in range(TRIES):
             try:
                 return work()
             except PotstillError:
                 raise
             except Exception as error:
-                if attempt + 1 == TRIES or not _lost(error):
+                if attempt + 1 == TRIES or not _is_lost(error):
                     raise
-                self._lose()
+                self._reconnect()
         raise AssertionError
 
     def _student(self) -> Trainer:
-        """The student with every step so far, taken up again if it was lost."""
+        """Return the student with all steps so far, and restore it if it was lost."""
         if self._trainer is None:
-            self._take_up()
+            self._restore()
         assert self._trainer is not None
         return self._trainer
 
     def _sampler(self, role: Role) -> Sampler:
-        """The role's newest weights; making a student's sampler is what puts older ones away."""
+        """Return a sampler of the role's newest weights; older student samplers become invalid."""
         if role not in self._samplers:
             student = role == "student"
             self._samplers[role] = (
@@ -293,54 +293,54 @@ class TinkerEngine(Prompting):
             )
         return self._samplers[role]
 
-    def _lose(self) -> None:
-        """Forget everything that hung on sessions, and open new ones."""
+    def _reconnect(self) -> None:
+        """Drop everything that depends on a session, and open new sessions."""
         self._trainer = None
         self._samplers.clear()
         for service in set(self._services.values()):
             service.reconnect()
 
-    def _take_up(self) -> None:
-        """The student as the saved state and the steps since then make it."""
+    def _restore(self) -> None:
+        """Restore the student from the saved state, and replay the steps since then."""
         service = self._services["student"]
         self._samplers.pop("student", None)
         trainer = (
             service.restored(self._saved) if self._saved else service.trainer(self.rank, self.seed)
         )
-        for update in self._since:
+        for update in self._updates:
             trainer.step(update.rows, update.loss, update.learning_rate, self.max_grad_norm)
         self._trainer = trainer
 
-    def _save(self) -> None:
+    def _save_state(self) -> None:
         self._saved = self._with_trainer(lambda trainer: trainer.save())
-        self._since.clear()
+        self._updates.clear()
 
     def size(self, role: Role) -> None:
-        """Unknown for a service."""
+        """Return None: the size of a served model is unknown."""
 
     def memory(self) -> tuple[int, int]:
         return host_memory()
 
     def save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._save()
+        self._save_state()
         service = self._services["student"]
         state = {"path": self._saved, "server": service.url, "model": service.model}
         (folder / "engine.json").write_text(json.dumps(state))
 
     def load(self, folder: Path) -> None:
         state = json.loads((folder / "engine.json").read_text())
-        self._saved, self._since, self._trainer = state["path"], [], None
+        self._saved, self._updates, self._trainer = state["path"], [], None
         try:
             self._with_trainer(lambda trainer: trainer)
         except Exception as error:
             raise PotstillError(
-                f"the server has no state {state['path']} any more: {error}",
-                "start the cell anew: remove its folder and run the study again",
+                f"the server cannot restore the state {state['path']}: {error}",
+                "restart the run: remove its folder and start the study again",
             ) from error
 
     def export(self, folder: Path) -> None:
-        """Say where the student is: the service keeps the weights."""
+        """Write the path of the student on the server, which keeps the weights."""
         self.save(folder)
 
     def close(self) -> None:
@@ -350,37 +350,37 @@ class TinkerEngine(Prompting):
         self._samplers.clear()
 
 
-def _lost(error: Exception) -> bool:
-    """Whether the server, the session or the connection is gone, rather than the request wrong."""
+def _is_lost(error: Exception) -> bool:
+    """Return whether an error means that the server, the session or the connection is lost."""
     import tinker
 
     if isinstance(error, tinker.APIConnectionError | tinker.InternalServerError | OSError):
         return True
-    words = str(error).lower()
-    return any(sign in words for sign in ("not loaded", "stale", "session", "promise", "timed out"))
+    text = str(error).lower()
+    return any(sign in text for sign in ("not loaded", "stale", "session", "promise", "timed out"))
 
 
 def _row(part: Part, advantages: Floats, reference: Floats) -> Row:
-    """A part as a sequence: the prompt's positions carry nothing."""
+    """Convert a part to a sequence; the prompt's positions have weight 0."""
     prompt, completion = part.datum.read_by("student")
-    pad = np.zeros(len(prompt) - 1, np.float32)
+    zeros = np.zeros(len(prompt) - 1, np.float32)
     ids = (prompt + completion)[:-1]
 
-    def wide(values: Floats) -> Floats:
-        return np.concatenate([pad, values.astype(np.float32)])
+    def pad(values: Floats) -> Floats:
+        return np.concatenate([zeros, values.astype(np.float32)])
 
-    counts = wide(np.ones(len(completion), np.float32))
+    counts = pad(np.ones(len(completion), np.float32))
     targets = (*prompt[1:], *part.datum.targets)
-    return Row(ids, targets, counts, wide(advantages), wide(reference))
+    return Row(ids, targets, counts, pad(advantages), pad(reference))
 
 
 def _completion(part: Part, values: Floats) -> Floats:
-    """Of a row's values (N,), those of the completion (T,)."""
+    """Return the completion's part (T,) of a row's values (N,)."""
     return values[len(part.datum.read_by("student")[0]) - 1 :]
 
 
 def _stats(parts: Sequence[Part], logprobs: Sequence[Floats], norm: float) -> StepStats:
-    """The losses as semantics define them, from the log-probabilities before the step."""
+    """Compute the losses of a step from the log-probabilities before it."""
     total, sums, counts = 0.0, dict[str, float](), dict[str, int]()
     for part, logp in zip(parts, logprobs, strict=True):
         if part.advantages is None:
@@ -388,10 +388,10 @@ def _stats(parts: Sequence[Part], logprobs: Sequence[Floats], norm: float) -> St
         else:
             values = -np.exp(logp.astype(float) - part.datum.logprobs) * part.advantages
         total += float((part.term.weights * values).sum())
-        mine = part.term.weights != 0
+        counted = part.term.weights != 0
         key = "anchor" if part.term.loss.to == "init" else part.datum.source
-        sums[key] = sums.get(key, 0.0) + float(values[mine].sum())
-        counts[key] = counts.get(key, 0) + int(mine.sum())
+        sums[key] = sums.get(key, 0.0) + float(values[counted].sum())
+        counts[key] = counts.get(key, 0) + int(counted.sum())
     means = {key: sums[key] / count for key, count in counts.items() if count}
     return StepStats(total, norm, means)
 
