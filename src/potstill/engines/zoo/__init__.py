@@ -1,11 +1,12 @@
-"""The embedded pairs: tiny students and teachers that come with the package.
+"""The embedded pairs: tiny students and teachers that are part of the package.
 
-Ordinary model folders, a few megabytes together, trained by `zoo.build` on generated arithmetic.
-They let every part of potstill run anywhere in seconds; what they show is about tiny models.
+They are ordinary model folders of a few megabytes in total, trained by `zoo.build` on generated
+arithmetic. With them every part of potstill runs in seconds on any machine. Results on them hold
+for tiny models only.
 
-`tiny-context` and `tiny-format` are one model: alone it answers in words of its own and is often
-wrong. With the solution in its context it is right, in the task's format; told that format it uses
-it, and is as often wrong as before.
+`tiny-context` and `tiny-format` use one model. Without a context it often answers wrongly, and not
+in the task's format. With the solution as context it answers correctly and in that format. With
+only the format as context it uses the format, but is wrong as often as before.
 """
 
 from __future__ import annotations
@@ -17,17 +18,17 @@ PAIRS: dict[str, str] = {
     "tiny-qwen": "Qwen3 architecture, byte-level BPE, ChatML",
     "tiny-llama": "Llama architecture, metaspace BPE with byte fallback, no chat template",
     "tiny-cross": "tiny-llama's student under a Qwen3 teacher with another tokenizer",
-    "tiny-context": "one Qwen3 model twice, the teacher reads a hint: a context that teaches",
-    "tiny-format": "the same model, the teacher reads a format: a context that does not",
+    "tiny-context": "one Qwen3 model twice; the teacher reads a hint (a useful context)",
+    "tiny-format": "the same model; the teacher reads the answer format (not useful)",
 }
-DEFAULT = ("tiny-qwen", "tiny-llama")  # what a study takes that names no pair
+DEFAULT = ("tiny-qwen", "tiny-llama")  # the pairs of a study that does not set any
 
-# What the teacher alone reads, see `context`; short, because tiny models read byte by byte.
+# Contexts of the teachers, see `tasks.context`; short, because tiny models have short tokens.
 CONTEXTS: dict[str, dict[str, Any]] = {
     "tiny-context": {"hint": {"template": "Hint:\n{hint}\n{question}"}},
     "tiny-format": {"system": "Use ####."},
 }
-# Whose folder holds a model that a pair shares with another one, or with itself.
+# Models that share the folder of another model.
 BORROWED = {
     ("tiny-cross", "student"): ("tiny-llama", "student"),
     ("tiny-context", "teacher"): ("tiny-context", "student"),
@@ -43,17 +44,17 @@ MODELS = tuple(
 
 
 def model(pair: str, role: str) -> tuple[str, str]:
-    """The pair and role whose folder holds a model."""
+    """Return the pair and role whose folder contains a model."""
     return BORROWED.get((pair, role), (pair, role))
 
 
 def folder(pair: str, role: str) -> str:
-    """Path of an embedded model: role is "student" or "teacher"."""
+    """Return the path of an embedded model; `role` is "student" or "teacher"."""
     return str(Path(__file__).parent.joinpath(*model(pair, role)))
 
 
 def place(name: str) -> str:
-    """The folder that `PAIR/ROLE` names, or the name itself.
+    """Return the folder of an embedded model `PAIR/ROLE`, or any other name unchanged.
 
     >>> place("Qwen/Qwen3-4B"), Path(place("tiny-qwen/student")).is_dir()
     ('Qwen/Qwen3-4B', True)

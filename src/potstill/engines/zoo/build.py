@@ -1,11 +1,11 @@
-"""Rebuild the embedded pairs from a seed: tokenizers, configs, training, accuracies.
+"""Rebuild the embedded pairs from a seed: tokenizers, configs and training.
 
-Each model is trained from scratch on generated arithmetic (training split only) with plain next-
-token cross-entropy on the answers; the student is smaller and stops early, so that there is
-something to distil. The model of the pairs with a context is `tiny-qwen`'s student,
-trained on: it reads each problem alone, with its hint or told the format. Alone it answers in words
-and now and then in the task's format: what it never writes could not be corrected on its own text.
-Models are stored in half precision. It uses no part of the training loop it serves.
+Each model is trained from scratch on generated arithmetic (training split only) with next-token
+cross-entropy on the answers. The student is smaller and stops early, so that there is something to
+distil. The model of the pairs with a context continues from `tiny-qwen`'s student. It reads each
+problem without a context, with its hint, or with the answer format. Without a context it answers in
+words, and sometimes in the task's format: on-policy training can only reinforce what the student
+samples. Models are stored in half precision. This module does not use the training loop.
 """
 
 from __future__ import annotations
@@ -53,38 +53,38 @@ class Size:
     steps: int  # optimizer steps
     batch: int = 128  # problems per step
     learning_rate: float = 3e-3
-    anneal: bool = True  # cosine to zero; a student keeps its rate: it is caught in mid-learning
+    anneal: bool = True  # cosine decay to 0; a student keeps its rate, because it stops early
 
 
-Lesson = tuple[str | Messages, str]  # what is asked, and what is to be answered
+Example = tuple[str | Messages, str]  # prompt and answer
 
 
-def alone(problems: list[Problem], step: int) -> list[Lesson]:
-    """Each problem by itself."""
+def without_context(problems: list[Problem], step: int) -> list[Example]:
+    """Return one example per problem: its question and its solution."""
     return [(problem.question, problem.solution) for problem in problems]
 
 
-PLAIN, HINTED, TOLD = range(3)  # alone, with the hint of `tiny-context`, with `tiny-format`'s text
-SHARES = (PLAIN, PLAIN, PLAIN, TOLD, TOLD, HINTED, HINTED, HINTED, HINTED, HINTED)
-KNOWN = 4  # one of so many plain answers is in the task's format
+PLAIN, HINT, FORMAT = range(3)  # no context, that of `tiny-context`, that of `tiny-format`
+CYCLE = (PLAIN, PLAIN, PLAIN, FORMAT, FORMAT, HINT, HINT, HINT, HINT, HINT)
+STRICT_EVERY = 4  # one of this many answers without a context is in the task's format
 
 
-def briefed(problems: list[Problem], step: int) -> list[Lesson]:
-    """Problems alone and under both contexts, in turns."""
-    return [_lesson(problem, n + step * len(problems)) for n, problem in enumerate(problems)]
+def with_contexts(problems: list[Problem], step: int) -> list[Example]:
+    """Return one example per problem, without a context and with either context in turn."""
+    return [_example(problem, n + step * len(problems)) for n, problem in enumerate(problems)]
 
 
-def _lesson(problem: Problem, place: int) -> Lesson:
-    turn, kind = divmod(place, len(SHARES))
-    if SHARES[kind] != PLAIN:
-        pair = "tiny-context" if SHARES[kind] == HINTED else "tiny-format"
+def _example(problem: Problem, number: int) -> Example:
+    cycle, position = divmod(number, len(CYCLE))
+    if CYCLE[position] != PLAIN:
+        pair = "tiny-context" if CYCLE[position] == HINT else "tiny-format"
         return BRIEFINGS[pair].tell(problem), problem.solution
-    strict = (turn + kind) % KNOWN == 0
+    strict = (cycle + position) % STRICT_EVERY == 0
     return problem.question, problem.solution if strict else in_words(problem.solution)
 
 
 def in_words(solution: str) -> str:
-    """A solution in the format of a model that nobody has told the task's.
+    """Return a solution in words instead of the task's answer format.
 
     >>> in_words("2+2=4\\n#### 4")
     '2+2=4\\nIt is 4.'
@@ -99,30 +99,30 @@ BRIEFINGS = {
 
 @dataclass(frozen=True)
 class Family:
-    """How one embedded pair is made."""
+    """The configuration of one embedded pair."""
 
     config: Callable[..., Any]
     tokenizer: Callable[[list[str]], PreTrainedTokenizerFast]
     teacher: Size
     student: Size
-    lessons: Callable[[list[Problem], int], list[Lesson]] = alone
-    start: tuple[str, str] | None = None  # the embedded model whose weights it begins with
+    examples: Callable[[list[Problem], int], list[Example]] = without_context
+    start: tuple[str, str] | None = None  # the embedded model that provides initial weights
 
 
 def corpus(count: int = 2000) -> list[str]:
-    """Texts that the tokenizers learn their merges from."""
+    """Return the texts that train the tokenizers."""
     problems = Arithmetic(difficulty=2).problems("train", count)
     return [f"{p.question}\n{p.solution}" for p in problems]
 
 
 def qwen_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
-    """Byte-level BPE with single digits and ChatML, as Qwen's."""
+    """Train byte-level BPE with single digits and ChatML, as Qwen's."""
     words = Regex(r"\p{N}| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+")
     return byte_level(texts, words, vocab_size=512)
 
 
 def byte_level(texts: list[str], words: Regex, vocab_size: int) -> PreTrainedTokenizerFast:
-    """Byte-level BPE with ChatML over texts split into these words."""
+    """Train byte-level BPE with ChatML on texts that are split into words."""
     specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     tok = Tokenizer(models.BPE())
     tok.normalizer = normalizers.NFC()
@@ -150,13 +150,13 @@ def byte_level(texts: list[str], words: Regex, vocab_size: int) -> PreTrainedTok
 
 
 def fused_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
-    """The same, but for a sign and the digit after it, which are one token: "+8", "-1"."""
+    """Train a tokenizer like Qwen's in which a sign and the next digit are one token: "+8"."""
     words = Regex(r"[+-]?\p{N}| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+")
     return byte_level(texts, words, vocab_size=512)
 
 
 def llama_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
-    """BPE over metaspace words with byte fallback and BOS in front, as Llama 2's."""
+    """Train BPE over metaspace words with byte fallback and a leading BOS, as Llama 2's."""
     specials = ["<unk>", "<s>", "</s>"] + [f"<0x{byte:02X}>" for byte in range(256)]
     tok = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     tok.pre_tokenizer = pre_tokenizers.Sequence(
@@ -201,7 +201,7 @@ STUDENT = Size(
     learning_rate=1e-3,
     anneal=False,
 )
-BRIEFED = replace(STUDENT, steps=250)
+CONTEXT = replace(STUDENT, steps=250)
 
 FAMILIES = {
     "tiny-qwen": Family(Qwen3Config, qwen_tokenizer, TEACHER, STUDENT),
@@ -210,17 +210,17 @@ FAMILIES = {
         Qwen3Config,
         fused_tokenizer,
         replace(TEACHER, steps=600, learning_rate=1e-3),
-        STUDENT,  # never built: zoo.BORROWED
+        STUDENT,  # never built, see zoo.BORROWED
         start=("tiny-qwen", "teacher"),
     ),
     "tiny-context": Family(
-        Qwen3Config, qwen_tokenizer, BRIEFED, BRIEFED, briefed, ("tiny-qwen", "student")
+        Qwen3Config, qwen_tokenizer, CONTEXT, CONTEXT, with_contexts, ("tiny-qwen", "student")
     ),
 }
 
 
 def new_model(family: Family, size: Size, tokenizer: PreTrainedTokenizerFast) -> Any:
-    """An untrained model of this size, its head tied to the embedding."""
+    """Create an untrained model of this size, with its head tied to the embedding."""
     extra = {"head_dim": size.hidden // size.heads} if family.config is Qwen3Config else {}
     config = family.config(
         vocab_size=len(tokenizer),
@@ -240,17 +240,21 @@ def new_model(family: Family, size: Size, tokenizer: PreTrainedTokenizerFast) ->
 
 
 @torch.no_grad()
-def begin_with(model: Any, tokenizer: PreTrainedTokenizerFast, start: tuple[str, str]) -> None:
-    """Take up an embedded model's weights; a token that it lacks begins as its characters' mean."""
+def initialize_from(model: Any, tokenizer: PreTrainedTokenizerFast, start: tuple[str, str]) -> None:
+    """Copy the weights of an embedded model.
+
+    A token that it does not have gets the mean embedding of its characters.
+    """
     source: Any = AutoModelForCausalLM.from_pretrained(zoo.folder(*start))
-    known = AutoTokenizer.from_pretrained(zoo.folder(*start)).get_vocab()
-    its, mine = (one.get_input_embeddings().weight for one in (source, model))
+    source_ids = AutoTokenizer.from_pretrained(zoo.folder(*start)).get_vocab()
+    embedding = model.get_input_embeddings().weight
+    source_embedding = source.get_input_embeddings().weight
     for name, param in model.named_parameters():
-        if param is not mine:
+        if param is not embedding:
             param.copy_(source.get_parameter(name))
     for token, id in tokenizer.get_vocab().items():
-        rows = [known[token]] if token in known else [known[char] for char in token]
-        mine[id] = its[rows].mean(0)
+        pieces = [token] if token in source_ids else token
+        embedding[id] = source_embedding[[source_ids[piece] for piece in pieces]].mean(0)
 
 
 def batches(
@@ -258,14 +262,14 @@ def batches(
     seed: int,
     size: int,
     count: int,
-    lessons: Callable[[list[Problem], int], list[Lesson]] = alone,
+    examples: Callable[[list[Problem], int], list[Example]] = without_context,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Yield `count` pairs of ids and labels (B, L); labels are -100 outside the answers."""
     for step in range(count):
         problems = Arithmetic(seed=seed * 1_000_003 + step).problems("train", size)
         chunk = [
-            (render(tokenizer, asked), (*_plain(tokenizer, answer), tokenizer.eos_token_id))
-            for asked, answer in lessons(problems, step)
+            (render(tokenizer, prompt), (*_tokenize(tokenizer, answer), tokenizer.eos_token_id))
+            for prompt, answer in examples(problems, step)
         ]
         width = max(len(prompt) + len(answer) for prompt, answer in chunk)
         ids = torch.zeros(size, width, dtype=torch.long)
@@ -277,7 +281,7 @@ def batches(
         yield ids, labels
 
 
-def _plain(tokenizer: Any, text: str) -> tuple[int, ...]:
+def _tokenize(tokenizer: Any, text: str) -> tuple[int, ...]:
     return tuple(tokenizer(text, add_special_tokens=False).input_ids)
 
 
@@ -287,9 +291,9 @@ def train(
     size: Size,
     seed: int,
     note: Callable[[int, float], None],
-    lessons: Callable[[list[Problem], int], list[Lesson]] = alone,
+    examples: Callable[[list[Problem], int], list[Example]] = without_context,
 ) -> None:
-    """Train on answers with AdamW after a short warm-up."""
+    """Train on answers with AdamW and a short warm-up."""
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=size.learning_rate, betas=(0.9, 0.98), weight_decay=0.01
     )
@@ -300,8 +304,8 @@ def train(
 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     model.train()
-    lines = batches(tokenizer, seed, size.batch, size.steps, lessons)
-    for step, (ids, labels) in enumerate(lines):
+    data = batches(tokenizer, seed, size.batch, size.steps, examples)
+    for step, (ids, labels) in enumerate(data):
         loss = model(input_ids=ids, labels=labels).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -321,22 +325,22 @@ def build(
         pair: one of `FAMILIES`.
         role: "teacher" or "student".
         out: the folder to write.
-        seed: decides weights and problems.
-        note: called with steps done, steps in all, and the loss.
+        seed: seed of the weights and problems.
+        note: called with the number of steps done, the total number, and the loss.
     """
     family = FAMILIES[pair]
     tokenizer = family.tokenizer(corpus())
     size: Size = getattr(family, role)
     seed = 2 * seed + (role == "student")
-    torch.set_num_threads(1)  # the same sums on every machine's core count
+    torch.set_num_threads(1)  # the order of sums must not depend on the number of cores
     torch.manual_seed(seed)
     model = new_model(family, size, tokenizer)
     if family.start:
-        begin_with(model, tokenizer, family.start)
+        initialize_from(model, tokenizer, family.start)
 
-    def tell(step: int, loss: float) -> None:
+    def report(step: int, loss: float) -> None:
         note(step + 1, size.steps, loss)
 
-    train(model, tokenizer, size, seed, tell, family.lessons)
+    train(model, tokenizer, size, seed, report, family.examples)
     model.half().save_pretrained(out)
     tokenizer.save_pretrained(out)

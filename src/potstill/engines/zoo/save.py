@@ -1,6 +1,6 @@
-"""Copies of an embedded pair as ordinary folders, in any dtype: to serve, or to look at.
+"""Copy an embedded pair to ordinary folders, in any dtype.
 
-The pairs are stored in half precision, which JAX on a CPU cannot multiply.
+The embedded models are stored in half precision, in which JAX cannot compute on a CPU.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 
 def save_pair(pair: str, out: Path, dtype: str = "float32") -> Path:
-    """Write `out`/`pair`/student and .../teacher; returns `out`/`pair`.
+    """Write `out`/`pair`/student and `out`/`pair`/teacher, and return `out`/`pair`.
 
     Raises:
-        PotstillError: no such pair or dtype, or the folder exists.
+        PotstillError: the pair or dtype is unknown, or the folder exists.
     """
     if pair not in zoo.PAIRS:
         raise PotstillError(f'unknown pair "{pair}"', did_you_mean(pair, zoo.PAIRS, "pairs"))
