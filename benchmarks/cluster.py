@@ -23,8 +23,8 @@ from typing import Any
 
 import psutil
 
-from potstill.study.executors.local import Processes
-from potstill.study.executors.ray import Cluster, opened
+from potstill.study.executors.local import LocalExecutor
+from potstill.study.executors.ray import RayExecutor, open_cluster
 from potstill.study.loading import read_study
 from potstill.study.remote import Mirror
 from potstill.study.schema import Study
@@ -110,14 +110,14 @@ def two_nodes() -> Iterator[str]:
 
 
 def spread(
-    cluster: Cluster, study: Study, folder: StudyFolder, tick: Callable[[], None]
+    cluster: RayExecutor, study: Study, folder: StudyFolder, tick: Callable[[], None]
 ) -> tuple[int, int]:
     """Run a study there; returns how often a worker or node died, and how many cells failed."""
     folder.open(study)
-    tasks = cluster.tasks(study, folder, cells_of(study))
+    tasks = cluster.scheduler(study, folder, cells_of(study))
     results = tasks.run(tick, every=0.1)
     failed = sum(record["status"] == "failed" for record in results.values())
-    return sum(tasks.deaths.values()), failed
+    return sum(tasks.crashes.values()), failed
 
 
 def main() -> None:
@@ -132,7 +132,7 @@ def main() -> None:
     cells = cells_of(study)
     here = StudyFolder(args.out / "here")
     here.open(study)
-    Processes().run(study, here, cells, lambda: None)
+    LocalExecutor().run(study, here, cells, lambda: None)
     whole = kept(here.path, cells)
     print("| on two nodes | cells | killed | retries | failed | same results | metrics | texts |")
     print("|---|--:|--:|--:|--:|--:|--:|--:|", flush=True)
@@ -145,7 +145,7 @@ def main() -> None:
         mirror = Mirror(place.resolve().as_uri()) if url else None
         folder = StudyFolder(mirror.path if mirror else place)
         killer = Killer(folder, cells, kills, STUDY["train"]["checkpoint_every"] + 1, nodes)
-        with two_nodes() as address, opened(address, study, mirror=mirror) as cluster:
+        with two_nodes() as address, open_cluster(address, study, mirror=mirror) as cluster:
             deaths, failed = spread(cluster, study, folder, killer)
         found = kept(place, cells)
         same = [sum(found[c][i] == whole[c][i] for c in found) for i in range(3)]

@@ -28,7 +28,7 @@ from potstill.cli.live import View
 from potstill.diagnostics.diagnosis import CONFIRM, diagnose, failure
 from potstill.diagnostics.faults import FAULTS, PUBLISHED
 from potstill.report.audit import COLLAPSED, Rate
-from potstill.study.executors.local import Pool, preflight_study
+from potstill.study.executors.local import LocalScheduler, preflight_study
 from potstill.study.loading import read_study
 from potstill.study.schema import Study
 from potstill.study.storage import Cell, StudyFolder, cells_of, write_text
@@ -203,7 +203,7 @@ def main(words: Sequence[str] | None = None) -> None:
         folder, cells = StudyFolder(Path(args.out) / fault), cells_of(study)
         folder.open(study)
         with View(study, folder, cells) as view:
-            Pool(study, folder, args.workers, cells).run(view.tick)
+            LocalScheduler(study, folder, args.workers, cells).run(view.tick)
         runs += label(fault, study, folder)
     before = preflight(args)
     result: dict[str, Any] = {"preflight": before, "pairs": {}}

@@ -68,7 +68,7 @@ def _write_cell(study: Study, folder: StudyFolder, cell: Cell, told: Fate) -> No
     record: dict[str, Any] = {"pair": cell.pair, "method": cell.method, "seed": cell.seed}
     if cell.method in REFERENCES:
         graded = _grade(study, cell, TEACHER if cell.method == "teacher" else UNTRAINED, told)
-        place.show([example(0, row) for row in graded.rows])
+        place.add_completions([example(0, row) for row in graded.rows])
         steps, tokens = 0, {}
     else:
         recipe = study.recipes[cell.method]

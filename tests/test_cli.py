@@ -102,7 +102,7 @@ BAD_FILES: dict[str, tuple[dict[str, Any], str]] = {
         {"engine": "torch", "pair": {"toy": {"student": "a/b", "teacher": "c/d"}}, "train": None},
         "train.learning_rate is needed",
     ),
-    "missing model": ({"engine": "torch"}, "is no folder here and no hub name"),
+    "missing model": ({"engine": "torch"}, "is neither a local folder nor a Hub model ID"),
 }
 
 
@@ -145,7 +145,7 @@ def test_a_wrong_study_file_is_refused_before_anything_is_written(
         (["run", "--seed", "-1"], "seeds"),
         (["ls", "method"], 'nothing to list under "method"'),
         (["report", "/nowhere"], "/nowhere"),
-        (["eval", "/nowhere/model"], "is no folder here and no hub name"),
+        (["eval", "/nowhere/model"], "is neither a local folder nor a Hub model ID"),
         (["eval", "tiny-llama/student", "--task", "arithmetics"], 'unknown task "arithmetics"'),
         (["eval", "tiny-llama/student", "difficulty"], "a task option is key=value"),
         (["eval", "tiny-llama/student", "--problems", "2000"], "asked for 2000"),

@@ -21,10 +21,8 @@ from benchmarks.cluster import Killer, kept, two_nodes
 from conftest import toy_table
 from potstill.cli import launch
 from potstill.errors import PotstillError
-from potstill.study.executors.local import Processes
-from potstill.study.executors.ray import Cluster, opened
-from potstill.study.executors.ray import connect as address
-from potstill.study.executors.ray import scheduler as crew
+from potstill.study.executors.local import LocalExecutor
+from potstill.study.executors.ray import RayExecutor, connect, open_cluster, resources, scheduler
 from potstill.study.loading import read_study
 from potstill.study.remote import Mirror
 from potstill.study.schema import Study
@@ -55,7 +53,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, Path]:
     """The tiny study as processes of this machine run it."""
     study, folder = read_study(TINY), StudyFolder(tmp_path_factory.mktemp("whole"))
     folder.open(study)
-    Processes(1).run(study, folder, cells_of(study), lambda: None)
+    LocalExecutor(1).run(study, folder, cells_of(study), lambda: None)
     return study, folder.path
 
 
@@ -68,11 +66,11 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def spread(
     where: str, study: Study, folder: StudyFolder, tick: Callable[[], None] = lambda: None
-) -> crew.Tasks:
+) -> scheduler.RayScheduler:
     """Run a study on the cluster, in a folder that its nodes share."""
     folder.open(study)
-    with opened(where, study) as cluster:
-        tasks = cluster.tasks(study, folder, cells_of(study))
+    with open_cluster(where, study) as cluster:
+        tasks = cluster.scheduler(study, folder, cells_of(study))
         tasks.run(tick, every=0.05)
     return tasks
 
@@ -84,7 +82,7 @@ def test_a_killed_worker_changes_no_number(
     folder, cells = StudyFolder(tmp_path / "out"), cells_of(study)
     killer = Killer(folder, cells, 1, 3)
     tasks = spread(nodes, study, folder, killer)
-    assert len(killer.killed) == 1 == tasks.deaths[killer.killed[0]] == tasks.deaths.total()
+    assert len(killer.killed) == 1 == tasks.crashes[killer.killed[0]] == tasks.crashes.total()
     assert kept(folder.path, cells) == kept(path, cells) and len(kept(path, cells)) == 4
     assert all(folder.cell(cell).running is None for cell in cells)
     out, err = capfd.readouterr()
@@ -101,11 +99,11 @@ def test_a_killed_node_changes_no_number_of_a_study_behind_a_url(
     mirror = Mirror(far.as_uri())
     folder = StudyFolder(mirror.path)
     killer = Killer(folder, cells, 1, 3, nodes=True)
-    with two_nodes() as where, opened(where, study, mirror=mirror) as cluster:
+    with two_nodes() as where, open_cluster(where, study, mirror=mirror) as cluster:
         folder.open(study)
-        tasks = cluster.tasks(study, folder, cells)
+        tasks = cluster.scheduler(study, folder, cells)
         tasks.run(killer, every=0.05)
-    assert len(killer.killed) == 1 <= tasks.deaths.total()
+    assert len(killer.killed) == 1 <= tasks.crashes.total()
     assert kept(far, cells) == kept(path, cells)
     assert not [p for p in far.rglob("*") if p.name in (".running", "checkpoints", ".stop")]
     assert all((far / "cells" / str(c) / "student").is_dir() for c in cells if c.seed is not None)
@@ -137,7 +135,7 @@ def test_a_cell_that_fails_or_costs_too_many_workers_is_recorded_and_the_study_g
     assert [record["status"] for record in results.values()] == ["done"] * 3
     exploding = toy(tmp_path, seeds=[0], train={"learning_rate": 1e308})
     other = StudyFolder(tmp_path / "exploding")
-    assert not spread(nodes, exploding, other).deaths
+    assert not spread(nodes, exploding, other).crashes
     (record,) = [r for c, r in other.results(cells_of(exploding)).items() if c.seed == 0]
     assert record["status"] == "failed" and "not a number" in record["cause"]
 
@@ -149,7 +147,7 @@ def test_interrupted_and_run_again_it_goes_on(nodes: str, tmp_path: Path) -> Non
     cells, far = cells_of(study), tmp_path / "far"
     here = StudyFolder(tmp_path / "here")
     here.open(study)
-    Processes(1).run(study, here, cells, lambda: None)
+    LocalExecutor(1).run(study, here, cells, lambda: None)
     file = tmp_path / "toy.toml"
     file.write_text(tomli_w.dumps(study.to_toml()))
     words = [sys.executable, "-m", "potstill", "study", str(file), "--no-preflight", "--no-figures"]
@@ -166,7 +164,7 @@ def test_interrupted_and_run_again_it_goes_on(nodes: str, tmp_path: Path) -> Non
     gone = {"pid": 1, "host": "gone", "attempt": "a", "driver": "d", "beat": 3}
     (lost / ".running").write_text(json.dumps(gone))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(crew, "ABANDONED", 1.0)
+        patch.setattr(scheduler, "EXPIRY", 1.0)
         mirror = Mirror(far.as_uri())
         launch.fill(study, mirror.path, 0, False, on=nodes, mirror=mirror)
     assert kept(far, cells) == kept(here.path, cells)
@@ -203,7 +201,7 @@ def test_a_spent_budget_stops_cells_between_steps_and_they_go_on(
         (["--on", "127.0.0.1:9"], "nothing answers at 127.0.0.1:9"),
         (["--on", "ray://127.0.0.1:9"], "nothing answers at ray://127.0.0.1:9"),
         (["--on", "127.0.0.1:99999"], "nothing answers at 127.0.0.1:99999"),
-        (["--on", "ray", "--out", "memory://x"], "no place that processes can write to together"),
+        (["--on", "ray", "--out", "memory://x"], "does not support shared writes"),
         (["--on", "ray", "--out", "sthree://x"], "Protocol not known"),
         (["--out", "file:///tmp/x"], "runs on this machine need a folder"),
         (["ray.gpus=1.5"], "more than one GPU is a whole number"),
@@ -220,10 +218,10 @@ def test_wrong_places_are_refused(
 def test_what_answers_and_is_no_ray_is_refused_in_bounded_time(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(address, "PATIENCE", 0.5)
+    monkeypatch.setattr(connect, "TIMEOUT", 0.5)
     with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as silent:
         place = f"127.0.0.1:{silent.getsockname()[1]}"
-        refused(capsys, call("study", "--on", place), f"what answers at {place} is no Ray server")
+        refused(capsys, call("study", "--on", place), f"the server at {place} is not a Ray server")
 
 
 @pytest.mark.parametrize("asked", ["ray.gpus=1", "ray.cpus=64", "ray.memory=1e6"])
@@ -238,7 +236,7 @@ def test_resources_that_no_node_has_are_refused(
 def test_a_runtime_env_that_ray_does_not_know_is_refused(nodes: str, tmp_path: Path) -> None:
     study = toy(tmp_path, ray={"runtime_env": {"pip": 3}})
     assert "runtime_env" not in study.to_toml()["ray"]  # it may hold keys
-    with pytest.raises(PotstillError, match="Ray cannot be used on"), opened(nodes, study):
+    with pytest.raises(PotstillError, match="Ray failed on"), open_cluster(nodes, study):
         pass
 
 
@@ -280,18 +278,25 @@ def test_a_node_that_is_too_small_in_the_end_is_not_waited_for(
     nodes: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A study that was let in, and whose large node has gone since."""
-    monkeypatch.setattr(crew, "STARVED", 0.0)
-    monkeypatch.setattr(crew, "LOOK", 0.0)
+    monkeypatch.setattr(scheduler, "STARVED", 0.0)
+    monkeypatch.setattr(scheduler, "INTERVAL", 0.0)
     study, folder = toy(tmp_path, ray={"cpus": 3}), StudyFolder(tmp_path / "out")
     folder.open(study)
-    with opened(nodes, toy(tmp_path)) as cluster, pytest.raises(PotstillError, match="3 cores"):
-        Cluster(cluster.ray).run(study, folder, cells_of(study), lambda: None)
+    with (
+        open_cluster(nodes, toy(tmp_path)) as cluster,
+        pytest.raises(PotstillError, match="3 cores"),
+    ):
+        RayExecutor(cluster.ray).run(study, folder, cells_of(study), lambda: None)
 
 
 def test_a_cell_asks_for_what_its_table_says() -> None:
-    assert crew.needs(read_study({})) == {"num_cpus": 1, "num_gpus": 0.0}
+    assert resources.requested(read_study({})) == {"num_cpus": 1, "num_gpus": 0.0}
     asked = {"cpus": 2, "gpus": 0.5, "memory": 1.5}
     table = {"ray": asked, "engine": {"name": "torch", "threads": 4}}
-    assert crew.needs(read_study(table)) == {"num_cpus": 2, "num_gpus": 0.5, "memory": 1.5e9}
+    assert resources.requested(read_study(table)) == {
+        "num_cpus": 2,
+        "num_gpus": 0.5,
+        "memory": 1.5e9,
+    }
     del asked["cpus"]
-    assert crew.needs(read_study(table))["num_cpus"] == 4
+    assert resources.requested(read_study(table))["num_cpus"] == 4

@@ -14,7 +14,7 @@ from potstill.cli.launch import checked, fill, predict
 from potstill.errors import PotstillError
 from potstill.settings import Budget, Price
 from potstill.study.budget import Ledger
-from potstill.study.executors.local import Pool
+from potstill.study.executors.local import LocalScheduler
 from potstill.study.loading import read_study
 from potstill.study.schema import Study
 from potstill.study.storage import Cell, CellFolder, StudyFolder, cells_of
@@ -158,7 +158,7 @@ def test_what_was_predicted_is_kept_and_close(tmp_path: Path) -> None:
 def test_gradings_and_references_are_paid_for(tmp_path: Path) -> None:
     study, folder = toy(tmp_path), StudyFolder(tmp_path / "out")
     folder.open(study)
-    Pool(study, folder, 1).run(lambda: None, every=0.02)
+    LocalScheduler(study, folder, 1).run(lambda: None, every=0.02)
     for cell in cells_of(study):
         record = folder.cell(cell).result
         assert record is not None

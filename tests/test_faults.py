@@ -18,7 +18,7 @@ from potstill.errors import PotstillError
 from potstill.report import as_text, write_report
 from potstill.report.audit import FULL
 from potstill.settings import Eval, Train
-from potstill.study.executors.local import Pool
+from potstill.study.executors.local import LocalScheduler
 from potstill.study.loading import load_study, read_study
 from potstill.study.storage import Cell, StudyFolder, cells_of
 from potstill.tasks import load_task
@@ -229,8 +229,8 @@ def test_a_study_with_faults_says_so_and_resumes(tmp_path: Path) -> None:
             os.kill(running["pid"], signal.SIGKILL)
 
     killed: list[int] = []
-    Pool(study, folders[0], 2).run(lambda: None, every=0.05)
-    Pool(study, folders[1], 1).run(cut, every=0.002)
+    LocalScheduler(study, folders[0], 2).run(lambda: None, every=0.05)
+    LocalScheduler(study, folders[1], 1).run(cut, every=0.002)
     assert killed
     metrics = [(f.cell(cell).path / "metrics.jsonl").read_bytes() for f in folders]
     assert metrics[0] == metrics[1]

@@ -14,8 +14,8 @@ import tomli_w
 
 from conftest import toy_table
 from potstill.errors import PotstillError
-from potstill.study.executors import local as pool
-from potstill.study.executors.local import Pool, cores
+from potstill.study.executors import local
+from potstill.study.executors.local import LocalScheduler, worker_cores
 from potstill.study.loading import read_study
 from potstill.study.storage import Cell, StudyFolder
 
@@ -33,15 +33,15 @@ def test_workers_have_cores_of_their_own(tmp_path: Path) -> None:
                 with contextlib.suppress(ProcessLookupError):
                     seen.add(frozenset(os.sched_getaffinity(running["pid"])))
 
-    Pool(study, folder, 2).run(look, every=0.02)
+    LocalScheduler(study, folder, 2).run(look, every=0.02)
     allowed = sorted(os.sched_getaffinity(0))
-    assert seen == {cores(0, 2, allowed), cores(1, 2, allowed)}
+    assert seen == {worker_cores(0, 2, allowed), worker_cores(1, 2, allowed)}
 
 
 def test_more_workers_than_cores_share_them_all() -> None:
-    assert cores(0, 3, [4, 7]) == cores(2, 3, [4, 7]) == {4, 7}
-    assert cores(0, 1, [4, 7]) == {4, 7} and cores(0, 2, []) == frozenset()
-    shares = [cores(i, 3, range(8)) for i in range(3)]
+    assert worker_cores(0, 3, [4, 7]) == worker_cores(2, 3, [4, 7]) == {4, 7}
+    assert worker_cores(0, 1, [4, 7]) == {4, 7} and worker_cores(0, 2, []) == frozenset()
+    shares = [worker_cores(i, 3, range(8)) for i in range(3)]
     assert frozenset.union(*shares) == set(range(8)) and sum(map(len, shares)) == 8
 
 
@@ -59,7 +59,7 @@ def test_a_worker_that_dies_costs_its_cell_only_the_second_time(tmp_path: Path) 
             killed.append(running["pid"])
             os.kill(running["pid"], signal.SIGKILL)
 
-    results = Pool(study, folder, 1).run(kill_seed_0, every=0.02)
+    results = LocalScheduler(study, folder, 1).run(kill_seed_0, every=0.02)
     by_seed = {cell.seed: record for cell, record in results.items() if cell.seed is not None}
     assert len(killed) == 2
     assert by_seed[0]["status"] == "failed" and "died 2 times" in by_seed[0]["cause"]
@@ -77,9 +77,9 @@ def test_workers_that_die_before_they_take_a_cell_end_the_study(
     study = read_study(toy_table(tmp_path, methods=["on_policy_gkd"], seeds=[0]))
     folder = StudyFolder(tmp_path / "out")
     folder.open(study)
-    monkeypatch.setattr(pool, "_work", die)
-    with pytest.raises(PotstillError, match="exit code 9 before they take a cell"):
-        Pool(study, folder, 1).run(lambda: None, every=0.02)
+    monkeypatch.setattr(local, "_worker", die)
+    with pytest.raises(PotstillError, match="exit with code 9 before they start a run"):
+        LocalScheduler(study, folder, 1).run(lambda: None, every=0.02)
 
 
 def test_a_spent_budget_ends_every_command_with_1(tmp_path: Path) -> None:

@@ -12,15 +12,15 @@ import pytest
 from conftest import toy_table
 from potstill.engines.fake import FakeEngine
 from potstill.errors import PotstillError, StorageError
-from potstill.study import remote as remote_module
-from potstill.study.executors.ray import lease as loan
-from potstill.study.executors.ray import worker as node
-from potstill.study.executors.ray.lease import Loan, Lost
+from potstill.study.executors.ray import lease, worker
+from potstill.study.executors.ray.lease import Lease, LeaseLost
+from potstill.study.files import to_json
 from potstill.study.loading import read_study
 from potstill.study.remote import Mirror, Remote, source
+from potstill.study.remote import url as url_module
 from potstill.study.run import run_cell
 from potstill.study.schema import Study
-from potstill.study.storage import Cell, CellFolder, StudyFolder, to_json
+from potstill.study.storage import Cell, CellFolder, StudyFolder
 from potstill.training import checkpoint
 from potstill.training.spending import BudgetReached
 
@@ -42,8 +42,8 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("url", "says"),
     [
-        ("memory://study", "no place that processes can write to together"),
-        ("https://host/study", "no place that processes can write to together"),
+        ("memory://study", "does not support shared writes"),
+        ("https://host/study", "does not support shared writes"),
         ("sthree://bucket/study", "Protocol not known"),
     ],
 )
@@ -115,10 +115,10 @@ def study(tmp_path: Path) -> Study:
     return read_study(toy_table(tmp_path, methods=["on_policy_gkd"], seeds=[0]))
 
 
-def lend(url: str, scratch: Path, driver: str = "me", abandoned: str = "") -> Loan:
+def lend(url: str, scratch: Path, driver: str = "me", expired: str = "") -> Lease:
     folder = StudyFolder(scratch)
     folder.cell(CELL).path.mkdir(parents=True, exist_ok=True)
-    return Loan(Remote(url), CELL, folder, driver, abandoned)
+    return Lease(Remote(url), CELL, folder, driver, expired)
 
 
 def mark(url: str) -> dict:
@@ -126,39 +126,39 @@ def mark(url: str) -> dict:
 
 
 def test_a_cell_has_one_attempt_and_a_dead_one_is_followed(url: str, tmp_path: Path) -> None:
-    with pytest.raises(Lost), lend(url, tmp_path / "1") as first:
-        assert first.mine and mark(url)["driver"] == "me"
+    with pytest.raises(LeaseLost), lend(url, tmp_path / "1") as first:
+        assert first.acquired and mark(url)["driver"] == "me"
         with lend(url, tmp_path / "2", driver="other") as second:
-            assert not second.mine
+            assert not second.acquired
         with lend(url, tmp_path / "3") as third:
-            assert third.mine  # of the same driver, which knows that the first is dead
-            with pytest.raises(Lost):
+            assert third.acquired  # of the same driver, which knows that the first is dead
+            with pytest.raises(LeaseLost):
                 first._beat()
     name = {"attempt": "gone", "driver": "another", "beat": 0}
     Remote(url).write(f"cells/{CELL}/.running", json.dumps(name).encode())
     with lend(url, tmp_path / "4") as fourth:
-        assert not fourth.mine
-    with lend(url, tmp_path / "5", abandoned="gone") as fifth:
-        assert fifth.mine and mark(url)["driver"] == "me"
+        assert not fourth.acquired
+    with lend(url, tmp_path / "5", expired="gone") as fifth:
+        assert fifth.acquired and mark(url)["driver"] == "me"
     Remote(url).write(f"cells/{CELL}/result.json", b"{}")
     with lend(url, tmp_path / "6") as late:
-        assert not late.mine
+        assert not late.acquired
     assert mark(url) == {}
 
 
 def test_an_attempt_that_lost_its_cell_writes_nothing_and_says_so(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loan, "BEAT", 0.01)
+    monkeypatch.setattr(lease, "HEARTBEAT", 0.01)
     remote, place = Remote(url), StudyFolder(tmp_path / "1").cell(CELL)
     lost = threading.Event()
-    with pytest.raises(Lost), lend(url, tmp_path / "1") as first:
+    with pytest.raises(LeaseLost), lend(url, tmp_path / "1") as first:
         taken = {**mark(url), "attempt": "another", "driver": "other"}
         remote.write(f"cells/{CELL}/.running", json.dumps(taken).encode())
         while not lost.wait(0.01):
             try:
-                first.told()
-            except Lost:
+                first.budget_limit()
+            except LeaseLost:
                 lost.set()
         place.record({"step": 1}, None)
     assert remote.read(f"cells/{CELL}/metrics.jsonl") is None
@@ -173,9 +173,9 @@ def test_an_interrupted_cell_goes_on_elsewhere_to_the_same_bytes(
     for cell in (Cell("toy", "teacher"), CELL):
         run_cell(study, whole, cell)
     shutil.copytree(whole.cell(Cell("toy", "teacher")).path, tmp_path / "far/cells/toy/teacher/all")
-    job = node.Job(study.to_toml(), CELL, url, True, "me")
-    monkeypatch.setattr(node, "scratch", lambda url: tmp_path / "node 1")
-    monkeypatch.setattr(loan, "COPY", 0.01)
+    job = worker.Job(study.to_toml(), CELL, url, True, "me")
+    monkeypatch.setattr(worker, "scratch", lambda url: tmp_path / "node 1")
+    monkeypatch.setattr(lease, "UPLOAD", 0.01)
     step, calls, copied = FakeEngine.step, [], threading.Event()
 
     def dying(self: FakeEngine, data: object, learning_rate: float) -> object:
@@ -190,9 +190,9 @@ def test_an_interrupted_cell_goes_on_elsewhere_to_the_same_bytes(
 
     monkeypatch.setattr(FakeEngine, "step", dying)
     with pytest.raises(KeyboardInterrupt):
-        node.attempt(job)
-    monkeypatch.setattr(node, "scratch", lambda url: tmp_path / "node 2")
-    assert node.attempt(job).kind == "done"
+        worker.execute_job(job)
+    monkeypatch.setattr(worker, "scratch", lambda url: tmp_path / "node 2")
+    assert worker.execute_job(job).kind == "done"
     assert len(calls) == 10 + 12 - 8  # what the first resume point saved
     far, place = tmp_path / "far" / "cells" / str(CELL), whole.cell(CELL).path
     assert (far / "metrics.jsonl").read_bytes() == (place / "metrics.jsonl").read_bytes()
@@ -219,8 +219,8 @@ def test_a_resume_point_that_is_ahead_of_its_metrics_is_not_used(url: str, tmp_p
 def test_a_note_that_the_budget_is_spent_stops_a_cell_at_its_next_step(
     study: Study, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(node, "scratch", lambda url: tmp_path / "node")
-    monkeypatch.setattr(loan, "BEAT", 0.01)
+    monkeypatch.setattr(worker, "scratch", lambda url: tmp_path / "node")
+    monkeypatch.setattr(lease, "HEARTBEAT", 0.01)
     run_cell(study, StudyFolder(tmp_path / "far"), Cell("toy", "teacher"))
     step, remote = FakeEngine.step, Remote(url)
 
@@ -232,17 +232,17 @@ def test_a_note_that_the_budget_is_spent_stops_a_cell_at_its_next_step(
         return step(self, data, learning_rate)
 
     monkeypatch.setattr(FakeEngine, "step", spending)
-    job = node.Job(study.to_toml(), CELL, url, True, "me")
-    assert node.attempt(job).kind == "spent"
+    job = worker.Job(study.to_toml(), CELL, url, True, "me")
+    assert worker.execute_job(job).kind == "budget"
     place = CellFolder(tmp_path / "far" / "cells" / str(CELL))
     assert place.result is None and place.steps == 1 and place.running is None
     assert [point.name for point in checkpoint.points(place.path / "checkpoints")] == [
         "step-00000001"
     ]
-    assert node.attempt(job).kind == "spent"  # nothing begins while it stands
+    assert worker.execute_job(job).kind == "budget"  # nothing begins while it stands
     remote.remove(".stop")
     monkeypatch.setattr(FakeEngine, "step", step)
-    assert node.attempt(job).kind == "done"
+    assert worker.execute_job(job).kind == "done"
 
 
 @pytest.mark.parametrize(("silent", "kind"), [(0.0, "storage"), (1000.0, "done")])
@@ -254,9 +254,9 @@ def test_a_place_may_be_silent_for_a_moment_and_not_for_long(
     silent: float,
     kind: str,
 ) -> None:
-    monkeypatch.setattr(node, "scratch", lambda url: tmp_path / "node")
-    monkeypatch.setattr(loan, "BEAT", 0.01)
-    monkeypatch.setattr(remote_module, "SILENT", silent)
+    monkeypatch.setattr(worker, "scratch", lambda url: tmp_path / "node")
+    monkeypatch.setattr(lease, "HEARTBEAT", 0.01)
+    monkeypatch.setattr(url_module, "GRACE", silent)
     run_cell(study, StudyFolder(tmp_path / "far"), Cell("toy", "teacher"))
     training, refused, answered = threading.Event(), threading.Event(), threading.Event()
     step, read = FakeEngine.step, Remote.read
@@ -278,20 +278,20 @@ def test_a_place_may_be_silent_for_a_moment_and_not_for_long(
 
     monkeypatch.setattr(Remote, "read", refusing)
     monkeypatch.setattr(FakeEngine, "step", waiting)
-    outcome = node.attempt(node.Job(study.to_toml(), CELL, url, True, "me"))
+    outcome = worker.execute_job(worker.Job(study.to_toml(), CELL, url, True, "me"))
     assert outcome.kind == kind and ("no answer" in outcome.text) == (kind == "storage")
 
 
 def test_a_node_that_cannot_take_the_cell_says_why(study: Study, tmp_path: Path) -> None:
     here = StudyFolder(tmp_path / "out")
-    job = node.Job(study.to_toml(), CELL, str(here.path))
-    missing = node.attempt(job)
-    assert missing.kind == "wrong" and "does not see the study" in missing.text and missing.hint
+    job = worker.Job(study.to_toml(), CELL, str(here.path))
+    missing = worker.execute_job(job)
+    assert missing.kind == "error" and "does not see the study" in missing.text and missing.hint
     here.open(study)
-    other = node.attempt(node.Job(study.to_toml(), CELL, str(here.path), version="0.0"))
-    assert other.kind == "wrong" and "the study was started with 0.0" in other.text
-    with here.cell(CELL).claim():
-        assert node.attempt(job).kind == "held"
+    other = worker.execute_job(worker.Job(study.to_toml(), CELL, str(here.path), version="0.0"))
+    assert other.kind == "error" and "the study was started with 0.0" in other.text
+    with here.cell(CELL).lock():
+        assert worker.execute_job(job).kind == "held"
 
 
 def test_the_ledger_of_a_cell_that_is_away_hears_what_others_say(

@@ -17,11 +17,12 @@ import tomli_w
 from conftest import toy_table
 from potstill.engines.fake import FakeEngine
 from potstill.errors import NonFinite, PotstillError, StorageError
-from potstill.study.executors.local import Pool
+from potstill.study.executors.local import LocalScheduler
+from potstill.study.files import write_text
 from potstill.study.loading import read_study
 from potstill.study.run import prepare, run_cell
 from potstill.study.schema import Study
-from potstill.study.storage import Cell, CellFolder, StudyFolder, cells_of, write_text
+from potstill.study.storage import Cell, CellFolder, StudyFolder, cells_of
 from potstill.training import checkpoint
 from potstill.types import Prompt, Trajectory
 
@@ -32,7 +33,7 @@ def fill(study: Study, path: Path, workers: int = 2) -> StudyFolder:
     folder = StudyFolder(path)
     prepare(study)
     folder.open(study)
-    Pool(study, folder, workers).run(lambda: None, every=0.05)
+    LocalScheduler(study, folder, workers).run(lambda: None, every=0.05)
     return folder
 
 
@@ -111,7 +112,7 @@ def test_the_grid_may_grow_but_settings_may_not_change(tmp_path: Path) -> None:
 def test_a_strange_folder_is_left_alone(tmp_path: Path, toy: Study) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("dear")
-    with pytest.raises(PotstillError, match="no study folder"):
+    with pytest.raises(PotstillError, match="not a study folder"):
         StudyFolder(tmp_path / "mine").open(toy)
     assert [p.name for p in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
 
@@ -210,11 +211,11 @@ def test_two_studies_on_one_folder_share_the_work(tmp_path: Path) -> None:
 
 def test_a_held_cell_is_not_run_twice(toy: Study, tmp_path: Path) -> None:
     place = CellFolder(tmp_path / "cell")
-    with place.claim() as mine:
+    with place.lock() as mine:
         assert mine
         code = (
             "import sys; from pathlib import Path; from potstill.study.storage import CellFolder\n"
-            "with CellFolder(Path(sys.argv[1])).claim() as mine: print(mine)"
+            "with CellFolder(Path(sys.argv[1])).lock() as mine: print(mine)"
         )
         shown = subprocess.run(
             [sys.executable, "-c", code, str(place.path)],

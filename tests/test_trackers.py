@@ -18,12 +18,15 @@ import trackers as readers
 from conftest import free_port, toy_table
 from potstill.cli import app
 from potstill.errors import PotstillError
+from potstill.study.files import JsonlTail
 from potstill.study.loading import read_study
 from potstill.study.schema import Study
-from potstill.study.storage import Cell, Lines, StudyFolder, cells_of
-from potstill.study.tracking import numbers, opener
-from potstill.study.tracking.exporter import Follower, following, troubles
-from potstill.study.tracking.registry import TRACKERS, without_secrets
+from potstill.study.storage import Cell, StudyFolder, cells_of
+from potstill.study.tracking.exporter import following
+from potstill.study.tracking.follower import Follower, troubles
+from potstill.study.tracking.protocol import numbers, run_opener
+from potstill.study.tracking.redact import without_secrets
+from potstill.study.tracking.registry import TRACKERS
 
 KEY = "0123456789abcdef" * 2 + "deadbeef"
 NAMES = ["wandb", "tensorboard", "trackio", "mlflow"]
@@ -196,7 +199,7 @@ def test_no_number_is_a_gap(name: str, tmp_path: Path, monkeypatch: pytest.Monke
         place.record({"step": step, "train/loss": loss, "tokens": step, "x": None}, None)
     place.finish({"status": "done", "accuracy": 0.5, "steps": 3, "tokens": {}})
     follower = Follower(study, folder, name)
-    follower.look()
+    follower.update()
     assert not troubles(folder, [cell]), troubles(folder, [cell])
     found = curves(name, folder.path, cell)
     assert [step for step in found if "train/loss" in found[step]] == [0, 1, 3]
@@ -205,23 +208,23 @@ def test_no_number_is_a_gap(name: str, tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_a_growing_file_is_read_once_and_a_new_one_again(tmp_path: Path) -> None:
     file = tmp_path / "metrics.jsonl"
-    lines = Lines(file)
-    assert lines.new() == []
+    lines = JsonlTail(file)
+    assert lines.new_rows() == []
     file.write_text('{"step": 0}\n{"step": 1}\n{"st')
-    assert [row["step"] for row in lines.new()] == [0, 1]
+    assert [row["step"] for row in lines.new_rows()] == [0, 1]
     with file.open("a") as more:
         more.write('ep": 2}\n')
-    assert [row["step"] for row in lines.new()] == [2] and lines.new() == []
+    assert [row["step"] for row in lines.new_rows()] == [2] and lines.new_rows() == []
     other = tmp_path / "other"
     other.write_text('{"step": 0}\n')
     other.replace(file)
-    assert [row["step"] for row in lines.new()] == [0]
+    assert [row["step"] for row in lines.new_rows()] == [0]
 
 
 def test_a_failing_tracker_is_noted_and_left_alone_for_a_while(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from potstill.study.tracking import exporter as follow
+    from potstill.study.tracking import follower as module
 
     study = read_study(toy_table(tmp_path, methods=["hybrid"], seeds=[0]))
     folder, cell, calls = StudyFolder(tmp_path / "out"), Cell("toy", "hybrid", 0), []
@@ -234,15 +237,15 @@ def test_a_failing_tracker_is_noted_and_left_alone_for_a_while(
         calls.append(1)
         raise OSError(f"no route to https://me:{KEY}@host")
 
-    monkeypatch.setattr(follow, "opener", lambda name: broken)
+    monkeypatch.setattr(module, "run_opener", lambda name: broken)
     follower = Follower(study, folder, "tensorboard")
-    follower.look()
-    follower.look()
+    follower.update()
+    follower.update()
     assert len(calls) == 1
     assert troubles(folder, [cell]) == {"tensorboard": "toy/hybrid/0: no route to https://...@host"}
-    monkeypatch.setattr(follow, "opener", opener)
+    monkeypatch.setattr(module, "run_opener", run_opener)
     place.finish({"status": "failed", "cause": "boom", "steps": 0})
-    follower.look(now=True)
+    follower.update(now=True)
     assert not troubles(folder, [cell]) and follower.note(cell).ended
 
 

@@ -13,7 +13,7 @@ from conftest import toy_table
 from potstill.cli import app
 from potstill.cli.live import View, running
 from potstill.errors import PotstillError
-from potstill.study.executors.local import Pool
+from potstill.study.executors.local import LocalScheduler
 from potstill.study.loading import read_study
 from potstill.study.progress import Watcher
 from potstill.study.schema import Study
@@ -28,7 +28,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, StudyFolder]:
     study = read_study(toy_table(root, methods=["on_policy_gkd", "hybrid"]))
     folder = StudyFolder(root / "out")
     folder.open(study)
-    Pool(study, folder, 1).run(lambda: None, every=0.02)
+    LocalScheduler(study, folder, 1).run(lambda: None, every=0.02)
     return study, folder
 
 

@@ -114,7 +114,7 @@ def _frames(data: bytes) -> list[bytes]:
 
 def same(curves: Curves, rows: list[dict]) -> None:
     """Hold what a tracker has against metrics.jsonl: each step, each number, and no more."""
-    from potstill.study.tracking import numbers
+    from potstill.study.tracking.protocol import numbers
 
     wanted = {row["step"]: numbers(row) for row in rows}
     got = {

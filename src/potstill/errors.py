@@ -1,8 +1,8 @@
-"""What potstill says when a request cannot be met.
+"""Errors that a user can cause.
 
-Every error that a user can cause is a `PotstillError`: it states the rule, what it got, and (as
-`hint`) what to do. The command line prints it as two lines and leaves with code 2. Bugs of our
-own stay ordinary exceptions with a traceback.
+Each is a `PotstillError`: the message has the rule and what it got, `hint` what to do. The command
+line prints both lines and exits with code 2. Bugs in potstill are ordinary exceptions and keep
+their traceback.
 """
 
 from __future__ import annotations
@@ -14,34 +14,34 @@ from pathlib import Path
 
 
 class PotstillError(ValueError):
-    """A wrong request. `str(error)` states the rule and what it got, `error.hint` what to do."""
+    """An invalid request. `str(error)` is the rule and what it got, `error.hint` what to do."""
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)
         self.hint = hint
 
     def __reduce__(self) -> tuple[type[PotstillError], tuple[str, str]]:
-        # keep the hint when a worker process sends the error home
+        # so that the hint is kept when a worker process pickles the error
         return type(self), (str(self), self.hint)
 
 
 class NonFinite(ArithmeticError):
-    """A loss or gradient stopped being a number: the cell fails, the study goes on."""
+    """A loss or gradient is not finite. The run fails; the study continues."""
 
 
 class StorageError(PotstillError):
-    """The disk refuses: no cell's fault, so a study stops where it is."""
+    """Storage is unavailable. Aborts the study; finished runs are kept."""
 
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn a refused write inside into a `StorageError` that names `path`.
+    """Convert a failed write in the block to a `StorageError` that names `path`.
 
-    safetensors reports a full disk in an exception of its own, known by its text.
+    safetensors reports a full disk with an exception of its own, identified by its text.
     """
     try:
         yield
-    except TimeoutError:  # a lock that is held, not a disk that refuses
+    except TimeoutError:  # another process holds a lock
         raise
     except Exception as error:
         if not isinstance(error, OSError) and "I/O error" not in str(error):
@@ -50,12 +50,12 @@ def writing(path: Path) -> Iterator[None]:
         raise StorageError(
             f'cannot write "{path}": {reason}',
             "free space or choose another folder with --out, then run the same command again: "
-            "what is finished is kept",
+            "finished runs are kept",
         ) from error
 
 
 def did_you_mean(got: str, choices: Iterable[str], what: str = "choices") -> str:
-    """Return a hint that names the nearest of `choices`, or lists them all.
+    """A hint that names the nearest of `choices`, or lists all of them.
 
     >>> did_you_mean("hybird", ["hybrid", "mixture"])
     'did you mean "hybrid"?'

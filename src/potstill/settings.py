@@ -130,3 +130,18 @@ class RaySettings(Part):
         if gpus > 1 and gpus != int(gpus):
             raise ValueError("more than one GPU is a whole number of them")
         return gpus
+
+
+def flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings under dotted keys.
+
+    >>> flatten({"train": {"steps": 5}, "seed": 0})
+    {'train.steps': 5, 'seed': 0}
+    """
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

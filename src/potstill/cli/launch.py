@@ -15,9 +15,9 @@ from potstill.cli.live import View
 from potstill.diagnostics.preflight import Check
 from potstill.engines.host import one_of_several
 from potstill.errors import PotstillError
-from potstill.study.executors.base import Place, Results
-from potstill.study.executors.local import Processes
-from potstill.study.executors.ray import check_place, opened
+from potstill.study.executors.base import Executor, Results
+from potstill.study.executors.local import LocalExecutor
+from potstill.study.executors.ray import check_address, open_cluster
 from potstill.study.remote import Mirror
 from potstill.study.run import prepare
 from potstill.study.schema import Study
@@ -30,11 +30,11 @@ LOCAL = "local"  # the executor on this machine, without Ray
 log = logging.getLogger(__name__)
 
 
-def checked(study: Study, executor: Place | None = None) -> dict[str, list[Check]]:
+def checked(study: Study, executor: Executor | None = None) -> dict[str, list[Check]]:
     """Run pre-flight of every pair on an executor, by default on this machine."""
     begin = time.monotonic()
     with Console(stderr=True).status("pre-flight"):
-        checks = (executor or Processes()).preflight(study)
+        checks = (executor or LocalExecutor()).preflight(study)
     log.info("pre-flight of %s took %.1f s", ", ".join(checks), time.monotonic() - begin)
     return checks
 
@@ -171,7 +171,7 @@ def fill(
             return results
 
 
-def _preflight(study: Study, folder: StudyFolder, executor: Place) -> None:
+def _preflight(study: Study, folder: StudyFolder, executor: Executor) -> None:
     """Refuse a study that fails pre-flight or its budget; keep what the runs are predicted to cost.
 
     Warnings go to stderr.
@@ -189,7 +189,7 @@ def _preflight(study: Study, folder: StudyFolder, executor: Place) -> None:
 
 def check_out(on: str, mirror: Mirror | None) -> None:
     """Refuse an unknown executor, and a URL for runs on this machine."""
-    check_place(on)
+    check_address(on)
     if mirror and on == LOCAL:
         raise PotstillError(
             f'runs on this machine need a folder, --out is "{mirror.remote.url}"',
@@ -198,12 +198,12 @@ def check_out(on: str, mirror: Mirror | None) -> None:
 
 
 @contextlib.contextmanager
-def place_of(on: str, study: Study, workers: int, mirror: Mirror | None) -> Iterator[Place]:
+def place_of(on: str, study: Study, workers: int, mirror: Mirror | None) -> Iterator[Executor]:
     """Open the executor that --on names."""
     if on == LOCAL:
         log.info("executor: processes of this machine, --workers %d", workers)
-        yield Processes(workers)
+        yield LocalExecutor(workers)
         return
-    with opened(on, study, workers, mirror) as cluster:
+    with open_cluster(on, study, workers, mirror) as cluster:
         log.info("executor: Ray at %s", on)
         yield cluster

@@ -27,7 +27,7 @@ from potstill.settings import Price
 from potstill.study.progress import Running, Snapshot, Watcher
 from potstill.study.schema import Study
 from potstill.study.storage import REFERENCES, Cell, StudyFolder
-from potstill.study.tracking.exporter import troubles
+from potstill.study.tracking.follower import troubles
 from potstill.training.spending import Spent
 from potstill.types import Finding
 

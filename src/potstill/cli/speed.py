@@ -25,7 +25,7 @@ from potstill.algorithms.schedules import constant
 from potstill.engines.host import one_of_several
 from potstill.errors import PotstillError
 from potstill.settings import Train
-from potstill.study.run import open_study_engine
+from potstill.study.engine import open_study_engine
 from potstill.study.schema import Study
 from potstill.study.storage import Cell
 from potstill.tasks import load_task

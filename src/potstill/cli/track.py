@@ -29,11 +29,12 @@ def track(
 ) -> None:
     """Upload missing metrics, after an outage or to a new tracker."""
     from potstill.study.storage import StudyFolder, cells_of
-    from potstill.study.tracking.exporter import following, study_in, troubles
+    from potstill.study.tracking.exporter import following
+    from potstill.study.tracking.follower import troubles
     from potstill.study.tracking.registry import check_trackers
 
     place = StudyFolder(folder)
-    study = study_in(place)
+    study = place.study
     names = to or list(study.track)
     if not names:
         raise PotstillError("the study names no tracker", "name one, for example --to tensorboard")

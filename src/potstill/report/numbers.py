@@ -7,6 +7,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from potstill.settings import flatten
+
 UNITS = ((1e18, " E"), (1e15, " P"), (1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k"))
 
 
@@ -67,15 +69,12 @@ def dollars(value: float | None) -> str:
     return "" if value is None else f"{value:.3g}"
 
 
-def settings(table: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+def settings(table: Mapping[str, Any]) -> list[tuple[str, str]]:
     """A nested table as dotted keys and short texts."""
-    found: list[tuple[str, str]] = []
-    for key, value in table.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, Mapping):
-            found += settings(value, f"{name}.")
-        elif isinstance(value, list) and all(isinstance(v, str | int) for v in value):
-            found.append((name, ", ".join(map(str, value))))
-        else:
-            found.append((name, json.dumps(value, ensure_ascii=False)))
-    return found
+    return [(key, _short(value)) for key, value in flatten(table).items()]
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, list) and all(isinstance(v, str | int) for v in value):
+        return ", ".join(map(str, value))
+    return json.dumps(value, ensure_ascii=False)

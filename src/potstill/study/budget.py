@@ -1,7 +1,7 @@
-"""What the runs of a study's folder have spent, and whether its budget allows more.
+"""The account of a study: what its runs have spent, against the study's budget.
 
-Runs write down what they have spent as they go, so that the sum over a folder is what all
-processes have spent so far, with what a killed or failed attempt spent and had to do again.
+Each run writes its spending to its own folder as it goes. The sum over all folders is therefore
+the spending of all processes, with the cost of failed attempts that had to be repeated.
 """
 
 from __future__ import annotations
@@ -13,91 +13,88 @@ from pathlib import Path
 from typing import Any
 
 from potstill.settings import Budget, Price
+from potstill.study.files import read_json
 from potstill.training.spending import Spent, excess, total
 
-EVERY = 1.0  # seconds between two looks at what other processes have spent
+EVERY = 1.0  # seconds between two sums over all runs
 
 
 class Ledger:
-    """What the cells of a folder have spent, and whether they may go on.
+    """Sums the spending of a study's runs and compares it with the budget.
+
+    Limits are returned as text, such as "3 USD of budget.usd = 3"; empty if none is reached.
 
     Args:
-        cells: the folder that holds them.
-        budget: what they may spend in all.
-        price: to tell dollars.
-        told: a limit that is reached as others see it, in words, for a cell whose folder does not
-            hold the whole study.
+        runs: the folder that contains the runs' folders.
+        budget: the limits.
+        price: converts seconds and tokens to dollars.
+        elsewhere: the limit that another process reports, for a run whose folder does not contain
+            the whole study.
     """
 
     def __init__(
-        self, cells: Path, budget: Budget, price: Price, told: Callable[[], str] = str
+        self, runs: Path, budget: Budget, price: Price, elsewhere: Callable[[], str] = str
     ) -> None:
-        self._cells, self._budget, self._price, self._told = cells, budget, price, told
-        self._looked = -EVERY
-        self._ended: dict[Path, Spent] = {}  # cells with a result: they spend no more
-        self._lost: dict[Path, Spent] = {}  # by earlier attempts at cells that run here
+        self._runs, self._budget, self._price, self._elsewhere = runs, budget, price, elsewhere
+        self._summed_at = -EVERY
+        self._ended: dict[Path, Spent] = {}  # runs with a result: they spend no more
+        self._lost: dict[Path, Spent] = {}  # by earlier attempts at runs of this process
 
     def over(self) -> str:
-        """The limit that is reached, in words; empty where none is."""
+        """The limit that is reached, if any."""
         if self._budget == Budget():
-            return self._told()
-        return excess(self._budget, self._price, self.spent()) or self._told()
+            return self._elsewhere()
+        return excess(self._budget, self._price, self.spent()) or self._elsewhere()
 
-    def spent(self, mine: Path | None = None) -> Spent:
-        """The sum over all cells but one."""
-        return total(self._cell(path) for path in self._cells.glob("*/*/*") if path != mine)
+    def spent(self, without: Path | None = None) -> Spent:
+        """The sum over all runs, or over all but one."""
+        return total(self._run(path) for path in self._runs.glob("*/*/*") if path != without)
 
-    def _cell(self, path: Path) -> Spent:
+    def _run(self, path: Path) -> Spent:
         if path not in self._ended:
-            result, running = _read(path / "result.json"), _read(path / ".spent") or {}
+            result, running = read_json(path / "result.json"), read_json(path / ".spent") or {}
             lost = Spent.read(running.get("lost") or {})
             if not result or result.get("status") != "done":
                 return Spent.read(running) + lost
             self._ended[path] = Spent.read(result) + lost
         return self._ended[path]
 
-    def charge(self, cell: Path, spent: Spent, *, now: bool = False) -> str:
-        """Write down what a cell has spent and look at the sum, at most once a second.
+    def charge(self, run: Path, spent: Spent, *, now: bool = False) -> str:
+        """Write what a run has spent and compare the sum with the budget, at most once a second.
 
         Args:
-            cell: the cell's folder.
-            spent: by it so far.
-            now: whatever the clock says.
+            run: the run's folder.
+            spent: by the run so far.
+            now: do so even if the last time was less than a second ago.
 
         Returns:
-            The limit that is reached, in words; empty where none is.
+            The limit that is reached, if any.
         """
         if self._budget == Budget():
-            return self._told()
-        if cell not in self._lost:
-            self._lost[cell] = _thrown_away(_read(cell / ".spent") or {}, spent)
-        if not now and time.monotonic() - self._looked < EVERY:
-            return self._told()
-        self._looked, lost = time.monotonic(), self._lost[cell]
+            return self._elsewhere()
+        if run not in self._lost:
+            self._lost[run] = _repeated(read_json(run / ".spent") or {}, spent)
+        if not now and time.monotonic() - self._summed_at < EVERY:
+            return self._elsewhere()
+        self._summed_at, lost = time.monotonic(), self._lost[run]
         record: dict[str, Any] = {"seconds": spent.seconds, "tokens": dict(spent.tokens)}
         if lost.seconds or lost.tokens:
             record["lost"] = {"seconds": lost.seconds, "tokens": dict(lost.tokens)}
-        partial = cell / ".spent.partial"
+        partial = run / ".spent.partial"
         partial.write_text(json.dumps(record))
-        partial.replace(cell / ".spent")
-        return excess(self._budget, self._price, self.spent(cell) + spent + lost) or self._told()
+        partial.replace(run / ".spent")
+        everything = self.spent(without=run) + spent + lost
+        return excess(self._budget, self._price, everything) or self._elsewhere()
 
 
-def _thrown_away(before: Mapping[str, Any], spent: Spent) -> Spent:
-    """What earlier attempts spent beyond the point that this one goes on from.
+def _repeated(last: Mapping[str, Any], spent: Spent) -> Spent:
+    """The cost of earlier attempts after the checkpoint from which this attempt continues.
 
     Args:
-        before: what the last attempt wrote down.
-        spent: by this one when it is first asked, what its resume point kept among it.
+        last: the account that the previous attempt wrote.
+        spent: by this attempt at its first charge, including what its checkpoint had counted.
     """
-    last, lost = Spent.read(before), Spent.read(before.get("lost") or {})
-    gone = {k: n - spent.tokens.get(k, 0.0) for k, n in last.tokens.items()}
-    tokens = {k: n for k, n in gone.items() if n > 0}
-    return lost + Spent(max(0.0, last.seconds - spent.seconds), tokens)
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (FileNotFoundError, json.JSONDecodeError):
-        return None
+    before, lost = Spent.read(last), Spent.read(last.get("lost") or {})
+    beyond = {kind: n - spent.tokens.get(kind, 0.0) for kind, n in before.tokens.items()}
+    tokens = {kind: n for kind, n in beyond.items() if n > 0}
+    return lost + Spent(max(0.0, before.seconds - spent.seconds), tokens)

@@ -1,4 +1,4 @@
-"""From a TOML file or a table to a checked study: overrides, errors with hints, defaults.
+"""Reads a study from a TOML file or a table: overrides, validation, defaults.
 
 Nothing here opens a model or a data set.
 """
@@ -34,21 +34,14 @@ from potstill.types import ModelSpec
 
 
 def resolve(study: Study) -> Study:
-    """Check what no single field shows, and decide what was left open. Opens no model.
+    """Check the study as a whole and fill in the learning rate. Opens no model.
 
     Raises:
-        PotstillError: the study asks for something that cannot be right.
+        PotstillError: the study cannot run as it is written.
     """
     from potstill.engines.registry import ENGINES
 
-    for values, what in (
-        (study.methods, "methods"),
-        (study.seeds, "seeds"),
-        (study.pairs, "pairs"),
-        (study.track, "track"),
-    ):
-        if len(set(values)) < len(values):
-            raise PotstillError(f"{what} lists {list(values)}, one of them twice", "list each once")
+    _check_unique(study)
     check_faults(study.faults)
     check_trackers(study.track)
     if study.engine.name == "tinker" and not study.train.lora_rank:
@@ -58,38 +51,59 @@ def resolve(study: Study) -> Study:
         )
     for recipe in study.recipes.values():
         check_recipe(recipe, study, ENGINES[study.engine.name].losses)
-    assert study.contexts is not None  # read, and refused where one is wrong
-    for name, pair in study.models.items():
-        check_teachers(f"pair.{name}", pair.route, pair.teachers, study.engine.name)
-        if name in study.pair and study.engine.name == "torch":
-            for role in ("student", "teacher"):
-                check_model(getattr(pair, role), f"pair.{name}.{role}")
-            for key, teacher in pair.teachers.items():
-                check_model(teacher, f"pair.{name}.teachers.{key}")
-        if study.engine.name == "torch":
-            check_tokenizers(study, name, differ(pair.student, pair.teacher))
-    if study.train.learning_rate is None:
-        foreign = [
-            name for name in study.models if name in study.pair and not _embedded(study, name)
-        ]
-        if foreign:
-            raise PotstillError(
-                f"train.learning_rate is needed for your own pair ({foreign[0]}): the default is "
-                "tuned for the embedded pairs",
-                "1e-4 is usual with LoRA, 1e-5 with all weights of a model of billions",
-            )
-        train = study.train.model_copy(update={"learning_rate": EMBEDDED_LEARNING_RATE})
-        study = study.model_copy(update={"train": train})
-    return study
+    assert study.contexts is not None  # parses them, which raises if one is invalid
+    for name in study.models:
+        _check_pair(study, name)
+    return _with_learning_rate(study)
 
 
-def _embedded(study: Study, name: str) -> bool:
-    known = {zoo.folder(pair, role) for pair in zoo.PAIRS for role in ("student", "teacher")}
-    return study.models[name].student in known
+def _check_unique(study: Study) -> None:
+    for values, name in (
+        (study.methods, "methods"),
+        (study.seeds, "seeds"),
+        (study.pairs, "pairs"),
+        (study.track, "track"),
+    ):
+        if len(set(values)) < len(values):
+            raise PotstillError(f"{name} lists {list(values)}, one of them twice", "list each once")
+
+
+def _check_pair(study: Study, name: str) -> None:
+    """Check the references of one pair's table: its teachers, models and tokenizers."""
+    pair, table = study.models[name], f"pair.{name}"
+    check_teachers(table, pair.route, pair.teachers, study.engine.name)
+    if study.engine.name != "torch":
+        return
+    if name in study.pair:  # embedded pairs need no check
+        for role in ("student", "teacher"):
+            check_model(getattr(pair, role), f"{table}.{role}")
+        for key, teacher in pair.teachers.items():
+            check_model(teacher, f"{table}.teachers.{key}")
+    check_tokenizers(study, name, differ(pair.student, pair.teacher))
+
+
+def _with_learning_rate(study: Study) -> Study:
+    """The default learning rate is that of the embedded pairs; other pairs have none."""
+    if study.train.learning_rate is not None:
+        return study
+    embedded = {zoo.folder(pair, role) for pair in zoo.PAIRS for role in ("student", "teacher")}
+    own = [
+        name
+        for name, pair in study.models.items()
+        if name in study.pair and pair.student not in embedded
+    ]
+    if own:
+        raise PotstillError(
+            f"train.learning_rate is needed for your own pair ({own[0]}): the default is "
+            "tuned for the embedded pairs",
+            "1e-4 is usual with LoRA, 1e-5 with all weights of a model of billions",
+        )
+    train = study.train.model_copy(update={"learning_rate": EMBEDDED_LEARNING_RATE})
+    return study.model_copy(update={"train": train})
 
 
 def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
-    """Read a study file, apply `key=value` overrides and check the result.
+    """Read a study file, apply `key=value` overrides and validate the result.
 
     Args:
         path: a TOML file.
@@ -105,14 +119,14 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
         raise PotstillError(f'cannot read "{path}": {error}', "give a TOML file") from None
     except tomllib.TOMLDecodeError as error:
         raise PotstillError(f'"{path}" is not TOML: {error}', "see studies/quick.toml") from None
-    table.pop("provenance", None)  # a study folder's own study.toml reads back
+    table.pop("provenance", None)  # present in the study.toml of a study's folder
     return read_study(table, overrides, where=str(path))
 
 
 def read_study(
     table: Mapping[str, Any], overrides: Sequence[str] = (), where: str = "study"
 ) -> Study:
-    """Make a checked study from a table."""
+    """Read a study from a table; `where` names the table in error messages."""
     merged = dict(table)
     for text in overrides:
         _override(merged, text)
@@ -130,19 +144,17 @@ def _override(table: dict[str, Any], text: str) -> None:
     *path, last = key.strip().split(".")
     for part in path:
         inner = table.get(part, {})
-        if isinstance(inner, str):  # task = "gsm8k" and engine = "torch" are short for tables
+        if isinstance(inner, str):  # task = "gsm8k" is short for a table with that name
             inner = {"name": inner}
         if not isinstance(inner, dict):
-            raise PotstillError(
-                f'"{key}" goes into "{part}", which is no table', "see the study file"
-            )
+            raise PotstillError(f'override "{key}": "{part}" is not a table', "see the study file")
         table[part] = dict(inner)
         table = table[part]
     table[last] = parse_value(raw.strip())
 
 
 def parse_value(raw: str) -> Any:
-    """Read an override's value: TOML where it is, a list where commas are, else text."""
+    """Parse an override's value: as TOML if possible, else as a list at commas, else as text."""
     try:
         return tomllib.loads(f"value = {raw}")["value"]
     except tomllib.TOMLDecodeError:

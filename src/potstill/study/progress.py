@@ -1,8 +1,8 @@
-"""What a study's folder shows at this moment: for the live view, which draws it.
+"""Progress of a study at one moment, read from its folder; the command line draws it.
 
-It reads the folder and nothing else, so it sees cells of any number of processes, and of another
-machine's where the folder is shared or mirrored. Of growing files only what is new is read; a cell
-that has ended is read once.
+Only the folder is read. Progress therefore covers the runs of any number of processes, and of
+other machines if the folder is shared or mirrored. Only new lines of growing files are read, and
+a run that has ended is read once.
 """
 
 from __future__ import annotations
@@ -12,52 +12,53 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from potstill.study.files import JsonlTail
 from potstill.study.schema import Study
-from potstill.study.storage import REFERENCES, Cell, Lines, StudyFolder
+from potstill.study.storage import REFERENCES, Cell, StudyFolder
 from potstill.training.spending import Spent, total
 
 
 @dataclass
 class Running:
-    """A cell that is being worked on."""
+    """A run in progress."""
 
     cell: Cell
-    total: int  # optimizer steps when it is whole; 0 for a reference row
-    lines: Lines
+    total: int  # optimizer steps when it is complete; 0 for a baseline
+    lines: JsonlTail
     step: int = 0
-    accuracy: list[float] = field(default_factory=list)  # of gradings so far, shares
+    accuracy: list[float] = field(default_factory=list)  # of the evaluations so far, in [0, 1]
     score: list[float] = field(default_factory=list)  # similarity with the teacher, in [0, 1]
     findings: list[dict[str, Any]] = field(default_factory=list)
 
     def read(self) -> None:
-        """Take up the rows that are new."""
-        for row in self.lines.new():
-            if row["step"] <= self.step:  # it went back to a resume point
+        """Add the new rows."""
+        for row in self.lines.new_rows():
+            if row["step"] <= self.step:  # the run went back to a checkpoint
                 self.accuracy, self.score = [], []
             self.step = row["step"]
-            for name, kept in (("eval/accuracy", self.accuracy), ("train/score", self.score)):
+            for name, values in (("eval/accuracy", self.accuracy), ("train/score", self.score)):
                 if row.get(name) is not None:
-                    kept.append(row[name])
+                    values.append(row[name])
 
     @property
     def share(self) -> float:
-        """How much of it is done."""
+        """Completed share of its steps, in [0, 1]."""
         return min(1.0, self.step / self.total) if self.total else 0.0
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A study at one moment."""
+    """The progress of a study at one moment."""
 
-    cells: int
-    results: dict[Cell, dict[str, Any]]  # of cells that have ended
-    fresh: list[Cell]  # those that ended since the last look
+    cells: int  # runs in all
+    results: dict[Cell, dict[str, Any]]  # of runs that have ended
+    fresh: list[Cell]  # runs that have ended since the last snapshot
     running: list[Running]
-    steps: int  # made so far, in all
+    steps: int  # optimizer steps so far, over all runs
     of_steps: int
-    spent: Spent  # by what has ended, and by what runs as far as it was predicted
-    expected: Spent | None  # in all; None where nothing was predicted
-    left: float | None  # seconds; None where nothing tells
+    spent: Spent  # by ended runs, plus the predicted share of those in progress
+    expected: Spent | None  # in all; None without predictions
+    left: float | None  # seconds; None if unknown
 
     @property
     def failed(self) -> int:
@@ -65,36 +66,35 @@ class Snapshot:
 
     @property
     def whole(self) -> bool:
-        """Whether every cell has ended."""
+        """True once every run has ended."""
         return len(self.results) == self.cells
 
 
 class Watcher:
-    """Looks at some cells of a folder, again and again."""
+    """Reads the progress of some runs of a folder repeatedly."""
 
     def __init__(self, study: Study, folder: StudyFolder, cells: Sequence[Cell]) -> None:
         self.study, self.folder, self.cells = study, folder, list(cells)
         self._results: dict[Cell, dict[str, Any]] = {}
         self._running: dict[Cell, Running] = {}
-        self._begun: tuple[float, int] | None = None  # clock and steps at the first look
+        self._first: tuple[float, int] | None = None  # clock and steps at the first snapshot
 
     def look(self) -> Snapshot:
-        """What there is now."""
+        """Read the folder."""
         fresh, running = [], []
-        for cell in self.cells:
-            if cell in self._results:
+        for key in self.cells:
+            if key in self._results:
                 continue
-            result = self.folder.cell(cell).result
-            if result is not None:
-                self._results[cell] = result
-                self._running.pop(cell, None)
-                fresh.append(cell)
-            elif (found := self._look_at(cell)) is not None:
-                running.append(found)
-        steps = sum(map(self.steps_of, self._results)) + sum(one.step for one in running)
-        self._begun = self._begun or (time.monotonic(), steps)
-        spent, expected = self._spent(running)
+            if (result := self.folder.cell(key).result) is not None:
+                self._results[key] = result
+                self._running.pop(key, None)
+                fresh.append(key)
+            elif (run := self._read_run(key)) is not None:
+                running.append(run)
+        steps = sum(map(self.steps_of, self._results)) + sum(run.step for run in running)
+        self._first = self._first or (time.monotonic(), steps)
         of_steps = sum(map(self.steps_of, self.cells))
+        spent, expected = self._cost(running)
         return Snapshot(
             cells=len(self.cells),
             results=dict(self._results),
@@ -104,46 +104,47 @@ class Watcher:
             of_steps=of_steps,
             spent=spent,
             expected=expected,
-            left=self._left(steps, of_steps, len(running), spent, expected),
+            left=self._seconds_left(steps, of_steps, len(running), spent, expected),
         )
 
-    def steps_of(self, cell: Cell) -> int:
-        """Optimizer steps of a whole cell."""
-        if cell.method in REFERENCES:
+    def steps_of(self, key: Cell) -> int:
+        """Optimizer steps of a complete run."""
+        if key.method in REFERENCES:
             return 0
-        return self.study.total_steps(self.study.recipes[cell.method])
+        return self.study.total_steps(self.study.recipes[key.method])
 
-    def _look_at(self, cell: Cell) -> Running | None:
-        place = self.folder.cell(cell)
-        if place.running is None:
+    def _read_run(self, key: Cell) -> Running | None:
+        run_folder = self.folder.cell(key)
+        if run_folder.running is None:
             return None
-        if cell not in self._running:
-            lines = Lines(place.path / "metrics.jsonl")
-            self._running[cell] = Running(cell, self.steps_of(cell), lines)
-        found = self._running[cell]
-        found.read()
-        found.findings = place.findings
-        return found
+        if key not in self._running:
+            lines = JsonlTail(run_folder.path / "metrics.jsonl")
+            self._running[key] = Running(key, self.steps_of(key), lines)
+        run = self._running[key]
+        run.read()
+        run.findings = run_folder.findings
+        return run
 
-    def _spent(self, running: Sequence[Running]) -> tuple[Spent, Spent | None]:
-        """What is spent so far, and what will have been in the end."""
-        told = self.folder.predicted
-        one = {cell: told.get(cell.pair, {}).get(cell.method) for cell in self.cells}
+    def _cost(self, running: Sequence[Running]) -> tuple[Spent, Spent | None]:
+        """The cost so far, and the expected cost of the complete study."""
+        predicted = self.folder.predicted
+        costs = {key: predicted.get(key.pair, {}).get(key.method) for key in self.cells}
         ended = total(map(Spent.read, self._results.values()))
-        parts = [(one[run.cell] or Spent()) * run.share for run in running]
-        open_cells = [one[cell] for cell in self.cells if cell not in self._results]
-        known = [spent for spent in open_cells if spent is not None]
-        expected = total([ended, *known]) if len(known) == len(open_cells) else None
-        return total([ended, *parts]), expected
+        so_far = [(costs[run.cell] or Spent()) * run.share for run in running]
+        unfinished = [costs[key] for key in self.cells if key not in self._results]
+        known = [cost for cost in unfinished if cost is not None]
+        expected = total([ended, *known]) if len(known) == len(unfinished) else None
+        return total([ended, *so_far]), expected
 
-    def _left(
+    def _seconds_left(
         self, steps: int, of_steps: int, running: int, spent: Spent, expected: Spent | None
     ) -> float | None:
-        """Seconds left: by the pace since the first look, before there is one by prediction."""
-        assert self._begun
-        then, before = self._begun
-        if steps > before and steps < of_steps:
-            return (time.monotonic() - then) * (of_steps - steps) / (steps - before)
+        """Time left at the speed since the first snapshot; until then, as predicted."""
+        assert self._first
+        started, steps_then = self._first
+        if steps_then < steps < of_steps:
+            elapsed = time.monotonic() - started
+            return elapsed * (of_steps - steps) / (steps - steps_then)
         if expected and running and steps < of_steps:
             return max(0.0, expected.seconds - spent.seconds) / running
         return None

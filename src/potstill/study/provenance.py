@@ -1,4 +1,4 @@
-"""What a number was made with: versions, git revision, machine."""
+"""Provenance of a result: package versions, git revision, machine."""
 
 from __future__ import annotations
 
@@ -15,14 +15,8 @@ PACKAGES = ("potstill", "torch", "transformers", "tokenizers", "peft", "numpy", 
 @lru_cache(1)
 def provenance() -> dict[str, str]:
     """Versions, revision and hardware as text."""
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed"
     return {
-        **found,
+        **{name: _version(name) for name in PACKAGES},
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "processor": _processor(),
@@ -31,18 +25,32 @@ def provenance() -> dict[str, str]:
     }
 
 
-def _revision() -> str:
-    """Git revision of the source tree that this package runs from, with + where it has changes."""
-    here = Path(__file__).parent
+def _version(package: str) -> str:
     try:
-        run = lambda *args: subprocess.run(  # noqa: E731
-            ["git", *args], cwd=here, capture_output=True, text=True, timeout=5, check=True
-        ).stdout.strip()
-        if Path(run("rev-parse", "--show-toplevel")) not in here.parents:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _git(*args: str) -> str:
+    done = subprocess.run(
+        ["git", *args],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        timeout=5,
+        check=True,
+    )
+    return done.stdout.strip()
+
+
+def _revision() -> str:
+    """Git revision of the source tree that potstill runs from; "+" marks uncommitted changes."""
+    try:
+        if Path(_git("rev-parse", "--show-toplevel")) not in Path(__file__).parents:
             return "unknown"
-        return run("rev-parse", "--short=12", "HEAD") + (
-            "+" if run("status", "--porcelain") else ""
-        )
+        changed = "+" if _git("status", "--porcelain") else ""
+        return _git("rev-parse", "--short=12", "HEAD") + changed
     except (OSError, subprocess.SubprocessError):
         return "unknown"
 

@@ -1,7 +1,7 @@
-"""Running one cell of a study, from its settings to its recorded result.
+"""Executes one run of a study, from its settings to its recorded result.
 
-A cell that fails is a result with its cause, and the study goes on; a disk that refuses is not the
-cell's fault and stops it. Which cells run where is `where`'s business.
+A run that fails is recorded with its cause, and the study continues. Unavailable storage is no
+fault of the run, and stops the study. Executors decide which runs execute where.
 """
 
 from __future__ import annotations
@@ -18,11 +18,10 @@ from potstill.algorithms.recipe import Recipe
 from potstill.diagnostics import faults
 from potstill.diagnostics.monitor import Monitor
 from potstill.diagnostics.preflight import Check, Rehearsal, preflight
-from potstill.engines.cached_teacher import CachedTeacher, fingerprint
 from potstill.engines.protocol import Engine
-from potstill.engines.registry import open_engine
 from potstill.errors import NonFinite, PotstillError, StorageError, writing
 from potstill.study.budget import Ledger
+from potstill.study.engine import open_study_engine
 from potstill.study.provenance import provenance
 from potstill.study.schema import Study
 from potstill.study.storage import REFERENCES, Cell, CellFolder, StudyFolder, example
@@ -30,162 +29,227 @@ from potstill.study.validation import check_routes, check_window
 from potstill.tasks import Task, check_disjoint, load_task
 from potstill.tasks.context.builder import Briefing
 from potstill.training.evaluation import TeacherCompletions, evaluate
-from potstill.training.loop import train
+from potstill.training.loop import Trained, train
 from potstill.training.metering import Metered, Usage
 from potstill.training.run import RunSpec
 from potstill.training.spending import BudgetReached
 from potstill.types import Evaluation, ModelSpec, Role
 
+KINDS = {  # of failures, by exception
+    "OutOfMemoryError": "out of memory",
+    "MemoryError": "out of memory",
+    NonFinite.__name__: "not a number",
+}
+
 
 def prepare(study: Study) -> Task:
-    """Read the task and refuse what only its problems show. Opens no model."""
+    """Load the task and check what depends on its problems. Opens no model."""
     task = load_task(**study.task)
-    for what, wanted, have in (
+    for name, wanted, available in (
         ("eval.problems", study.eval.problems, len(task.test)),
         ("eval.probe", study.eval.probe, len(task.train)),
     ):
-        if wanted > have:
+        if wanted > available:
             raise PotstillError(
-                f"{what} asks for {wanted} problems, the task has {have}", f"lower {what}"
+                f"{name} asks for {wanted} problems, the task has {available}", f"lower {name}"
             )
-    graded = task.test[: study.eval.problems]
-    check_disjoint(task, graded)
+    held_out = task.test[: study.eval.problems]
+    check_disjoint(task, held_out)
     for pair in study.models.values():
         if pair.route:
-            check_routes(pair.route, pair.teachers, task, graded)
+            check_routes(pair.route, pair.teachers, task, held_out)
     for name, context in study.contexts.items():
-        briefing = Briefing(context, task)
-        briefing.check(graded)
+        prompts = Briefing(context, task)
+        prompts.check(held_out)
         if study.engine.name != "fake":
             tokens = max(study.train.max_tokens, study.graded_tokens)
             spec = study.engine.teacher if study.engine.name == "torch" else ModelSpec()
             for teacher in (study.models[name].teacher, *study.models[name].teachers.values()):
-                check_window(briefing, teacher, graded, tokens, spec.trust_remote_code)
+                check_window(prompts, teacher, held_out, tokens, spec.trust_remote_code)
     return task
 
 
 def run_cell(
     study: Study,
     folder: StudyFolder,
-    cell: Cell,
+    key: Cell,
     task: Task | None = None,
     ledger: Ledger | None = None,
 ) -> dict[str, Any]:
-    """Run one cell to its end and record the result, failure included.
+    """Execute one run and record its result, also if it fails.
+
+    Args:
+        study: the settings.
+        folder: the study's folder.
+        key: the run.
+        task: the problems, if they are loaded already.
+        ledger: enforces the study's budget; None: there is none.
 
     Returns:
-        The record that result.json holds.
+        The record in result.json.
 
     Raises:
-        BudgetReached: the study has spent what it may; the cell goes on another time.
-        StorageError: the disk refuses.
+        BudgetReached: the budget is spent; the run can continue from its checkpoint.
+        StorageError: storage is unavailable.
     """
-    reference = None if cell.method in REFERENCES else read_reference(folder, cell.pair)
-    texts = reference.by_problem if reference else None
-    place = folder.cell(cell, teacher=texts, examples=study.eval.examples, ledger=ledger)
-    record: dict[str, Any] = {"pair": cell.pair, "method": cell.method, "seed": cell.seed}
-    place.mark_running(True)
+    teacher = None if key.method in REFERENCES else read_completions(folder, key.pair)
+    by_problem = teacher.by_problem if teacher else None
+    run = folder.cell(key, teacher=by_problem, examples=study.eval.examples, ledger=ledger)
+    record: dict[str, Any] = {"pair": key.pair, "method": key.method, "seed": key.seed}
+    run.mark_running(True)
     try:
         task = task or load_task(**study.task)
-        outcome = _run(study, folder, place, cell, task, reference)
-        record |= {"status": "done", **outcome}
+        record |= {"status": "done", **_execute(study, folder, run, key, task, teacher)}
     except (StorageError, BudgetReached):
-        place.mark_running(False)
+        run.mark_running(False)
         raise
-    except Exception as error:  # whatever it was, it is this cell's result; the study goes on
-        record |= _failure(error, place)
+    except Exception as error:  # any other error is the result of this run
+        record |= _failure(error, run)
     record["provenance"] = provenance()
-    place.finish(record)
-    place.mark_running(False)
+    run.finish(record)
+    run.mark_running(False)
     return record
 
 
-def _run(
+def _execute(
     study: Study,
     folder: StudyFolder,
-    place: CellFolder,
-    cell: Cell,
+    run: CellFolder,
+    key: Cell,
     task: Task,
-    reference: TeacherCompletions | None,
+    teacher: TeacherCompletions | None,
 ) -> dict[str, Any]:
-    if reference is None and cell.method not in REFERENCES:
-        raise PotstillError(f"the teacher row of {cell.pair} failed", "see its result.json")
-    engine = open_study_engine(study, cell, task, place.path, folder.cache)
-    recipe = study.recipes.get(cell.method) or Recipe(name=cell.method)
-    asked = RunSpec(recipe, engine, task, cell.seed or 0)
-    run = faults.apply(study.faults, asked)
+    """Train, or evaluate a baseline; returns the run's part of the record."""
+    if teacher is None and key.method not in REFERENCES:
+        raise PotstillError(f"the teacher baseline of {key.pair} failed", "see its result.json")
+    engine = open_study_engine(study, key, task, run.path, folder.cache)
+    recipe = study.recipes.get(key.method) or Recipe(name=key.method)
+    intended = RunSpec(recipe, engine, task, key.seed or 0)
+    actual = faults.apply(study.faults, intended)
     try:
-        if cell.method in REFERENCES:
-            return _reference(study, engine, place, cell, run.task)
+        if key.method in REFERENCES:
+            return _evaluate_baseline(study, engine, run, key, actual.task)
         trained = train(
-            run.recipe,
-            run.engine,
-            run.task,
+            actual.recipe,
+            actual.engine,
+            actual.task,
             study.train,
             study.eval,
-            seed=run.seed,
-            teacher_completions=reference,
-            recorder=place,
-            monitor=partial(Monitor, asked, study.train, study.eval),
+            seed=actual.seed,
+            teacher_completions=teacher,
+            recorder=run,
+            monitor=partial(Monitor, intended, study.train, study.eval),
         )
         if study.train.save:
-            with writing(place.path / "student"):
-                engine.export(place.path / "student")
+            with writing(run.path / "student"):
+                engine.export(run.path / "student")
         return {
-            "steps": trained.steps,
-            "ended": trained.ended,
-            "findings": place.findings,
-            **_accuracy(trained.evaluation),
-            **_routes(study, cell.pair, run.task),
-            "tokens": trained.spent["tokens"],
-            "flops": trained.spent["flops"],
-            "seconds": round(sum(trained.spent["seconds"].values()), 3),
-            "devices": engine.devices,
-            "peak_bytes": engine.memory()[0],
-            "activity": {k: round(v, 3) for k, v in trained.spent["seconds"].items()},
-            "notes": list(engine.notes),
+            **_trained(trained, run),
+            **_routes(study, key.pair, actual.task),
+            **_engine_facts(engine),
         }
     finally:
-        run.engine.close()
+        actual.engine.close()
 
 
-def open_study_engine(
-    study: Study, cell: Cell, task: Task, scratch: Path, cache: Path | None = None
-) -> Engine:
-    """The engine of one cell, with the study's settings; faulty teachers go to `scratch`, what
-    the teacher writes to `cache`."""
-    settings: dict[str, Any] = {}
-    if study.engine.name != "fake":
-        train = study.train
-        settings = {"lora_rank": train.lora_rank, "max_grad_norm": train.max_grad_norm}
-        settings["settings"] = study.engine
-    pair = study.models[cell.pair]
-    teacher = faults.teacher_for(study.faults, pair.teacher, scratch)
-    models = pair.model_copy(update={"teacher": teacher, "context": study.contexts.get(cell.pair)})
-    engine = open_engine(study.engine.name, models, seed=cell.seed or 0, task=task, **settings)
-    if cache:
-        # the student has a say too: ids that both heads have, and what ends a text
-        placed = getattr(study.engine, "teacher", None)
-        where: tuple[Any, ...] = (pair.student, sorted(engine.eos), placed)
-        where += tuple((key, fingerprint(name)) for key, name in sorted(pair.teachers.items()))
-        key = fingerprint(
-            teacher, study.engine.name, *where, getattr(study.engine, "sample_tokens", None)
-        )
-        engine = CachedTeacher(engine, key, cache)
-    return engine
+def _trained(trained: Trained, run: CellFolder) -> dict[str, Any]:
+    seconds = trained.spent["seconds"]
+    return {
+        "steps": trained.steps,
+        "ended": trained.ended,
+        "findings": run.findings,
+        **_accuracy(trained.evaluation),
+        "tokens": trained.spent["tokens"],
+        "flops": trained.spent["flops"],
+        "seconds": round(sum(seconds.values()), 3),
+        "activity": {name: round(value, 3) for name, value in seconds.items()},
+    }
+
+
+def _evaluate_baseline(
+    study: Study, engine: Engine, run: CellFolder, key: Cell, task: Task
+) -> dict[str, Any]:
+    """Evaluate the untrained student, or the teacher, which also completes the probe problems."""
+    start = time.perf_counter()
+    role: Role = "teacher" if key.method == "teacher" else "student"
+    run.rewind(-1)
+    usage = Usage(engine)
+    meter = Metered(engine, usage, "evaluation")
+    evaluation = evaluate(meter, role, task, task.test[: study.eval.problems], study.graded_tokens)
+    graded = list(evaluation.rows)
+    if role == "teacher":
+        probe = task.train[: study.eval.probe]
+        graded += evaluate(meter, role, task, probe, study.graded_tokens).rows
+    run.add_completions([example(0, row) for row in graded])
+    return {
+        "steps": 0,
+        **_accuracy(evaluation),
+        **_routes(study, key.pair, task),
+        "tokens": dict(+usage.tokens),
+        "flops": usage.flops,
+        "seconds": round(time.perf_counter() - start, 3),
+        "activity": {},
+        **_engine_facts(engine),
+    }
+
+
+def _accuracy(evaluation: Evaluation) -> dict[str, Any]:
+    return {
+        "accuracy": evaluation.strict,
+        "flexible": evaluation.flexible,
+        "format": evaluation.format,
+        "problems": len(evaluation.rows),
+        "outcomes": evaluation.outcomes,
+    }
+
+
+def _routes(study: Study, pair: str, task: Task) -> dict[str, Any]:
+    """The key that selects the teacher of each held-out problem, if the pair has several."""
+    route = study.models[pair].route
+    held_out = task.test[: study.eval.problems]
+    return {"routes": [problem.text(route) for problem in held_out]} if route else {}
+
+
+def _engine_facts(engine: Engine) -> dict[str, Any]:
+    return {
+        "devices": engine.devices,
+        "peak_bytes": engine.memory()[0],
+        "notes": list(engine.notes),
+    }
+
+
+def _failure(error: Exception, run: CellFolder) -> dict[str, Any]:
+    """The record of a failed run: the cause in one line, the step, the end of the traceback."""
+    metrics = run.metrics
+    step = metrics[-1]["step"] if metrics else 0
+    kind = KINDS.get(type(error).__name__, type(error).__name__)
+    return {
+        "status": "failed",
+        "cause": f"{kind} at step {step + 1}: {error}".strip(),
+        "steps": step,
+        "traceback": "".join(traceback.format_exception(error)[-6:]),
+    }
+
+
+def read_completions(folder: StudyFolder, pair: str) -> TeacherCompletions | None:
+    """The teacher's completions of a pair; None if its baseline failed."""
+    run = folder.cell(Cell(pair, "teacher"))
+    if (run.result or {}).get("status") != "done":
+        return None
+    return TeacherCompletions({row["problem"]: row["text"] for row in run.texts})
 
 
 def preflight_pair(study: Study, pair: str, only: Collection[str] = ()) -> list[Check]:
-    """Checks of a pair's runs before step 0: opens the models, trains nothing.
+    """Run the pre-flight checks of one pair: opens its models, trains nothing.
 
     Args:
         study: the settings.
         pair: one of its pairs.
         only: names of checks, see `preflight.CHECKS`; default: all.
     """
-    task, cell = load_task(**study.task), Cell(pair, "preflight", study.seeds[0])
+    task, key = load_task(**study.task), Cell(pair, "preflight", study.seeds[0])
     with tempfile.TemporaryDirectory(prefix="potstill-preflight-") as scratch:
-        engine = open_study_engine(study, cell, task, Path(scratch))
+        engine = open_study_engine(study, key, task, Path(scratch))
 
         def wire(inner: Engine, recipe: Recipe) -> RunSpec:
             return faults.apply(study.faults, RunSpec(recipe, inner, task, study.seeds[0]))
@@ -196,74 +260,3 @@ def preflight_pair(study: Study, pair: str, only: Collection[str] = ()) -> list[
             return list(preflight(rehearsal, only))
         finally:
             engine.close()
-
-
-def _reference(
-    study: Study, engine: Engine, place: CellFolder, cell: Cell, task: Task
-) -> dict[str, Any]:
-    """Grade the teacher or the untrained student; the teacher also writes the probe's texts."""
-    start = time.perf_counter()
-    role: Role = "teacher" if cell.method == "teacher" else "student"
-    place.rewind(-1)
-    usage = Usage(engine)
-    counted = Metered(engine, usage, "evaluation")
-    graded = evaluate(counted, role, task, task.test[: study.eval.problems], study.graded_tokens)
-    rows = list(graded.rows)
-    if role == "teacher":
-        probed = task.train[: study.eval.probe]
-        rows += evaluate(counted, role, task, probed, study.graded_tokens).rows
-    place.show([example(0, row) for row in rows])
-    return {
-        "steps": 0,
-        **_accuracy(graded),
-        **_routes(study, cell.pair, task),
-        "tokens": dict(+usage.tokens),
-        "flops": usage.flops,
-        "seconds": round(time.perf_counter() - start, 3),
-        "devices": engine.devices,
-        "activity": {},
-        "peak_bytes": engine.memory()[0],
-        "notes": list(engine.notes),
-    }
-
-
-def read_reference(folder: StudyFolder, pair: str) -> TeacherCompletions | None:
-    """The teacher's texts of a pair, or None where its row failed."""
-    place = folder.cell(Cell(pair, "teacher"))
-    if (place.result or {}).get("status") != "done":
-        return None
-    return TeacherCompletions({row["problem"]: row["text"] for row in place.texts})
-
-
-def _accuracy(graded: Evaluation) -> dict[str, Any]:
-    return {
-        "accuracy": graded.strict,
-        "flexible": graded.flexible,
-        "format": graded.format,
-        "problems": len(graded.rows),
-        "outcomes": graded.outcomes,
-    }
-
-
-def _routes(study: Study, pair: str, task: Task) -> dict[str, Any]:
-    """Of each graded problem the key that chooses its teacher, where there are several."""
-    route = study.models[pair].route
-    graded = task.test[: study.eval.problems]
-    return {"routes": [problem.text(route) for problem in graded]} if route else {}
-
-
-def _failure(error: Exception, place: CellFolder) -> dict[str, Any]:
-    """A failed cell's record: the cause in a line, where it was, and the end of the traceback."""
-    metrics = place.metrics
-    step = metrics[-1]["step"] if metrics else 0
-    kinds = {"OutOfMemoryError": "out of memory", "MemoryError": "out of memory"}
-    kind = kinds.get(type(error).__name__, type(error).__name__)
-    if isinstance(error, NonFinite):
-        kind = "not a number"
-    trace = "".join(traceback.format_exception(error)[-6:])
-    return {
-        "status": "failed",
-        "cause": f"{kind} at step {step + 1}: {error}".strip(),
-        "steps": step,
-        "traceback": trace,
-    }

@@ -1,8 +1,7 @@
-"""A study as data: TOML in, checked whole before anything runs, TOML out with every default
-written down.
+"""The settings of a study as a pydantic model, read from TOML and written back with defaults.
 
-Unknown keys, methods, pairs and values out of range are refused with a hint. One field, one
-line, one unit. Nothing here opens a model or a data set.
+Unknown keys, methods and pairs and values out of range raise an error with a hint. Rules that
+concern several fields are in `validation`. Nothing here opens a model or a data set.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from potstill.settings import (
 )
 from potstill.tasks.context import Context, read_context
 
-# Chosen on the embedded pairs' dev problems with seeds 100 and up; LOG.md has the runs.
+# Selected on the embedded pairs' dev problems with seeds from 100; see LOG.md.
 EMBEDDED_LEARNING_RATE = 1e-4
 
 ENGINE_TABLES: dict[str, type[Part]] = {
@@ -41,12 +40,12 @@ ENGINE_TABLES: dict[str, type[Part]] = {
     "fake": FakeSettings,
 }
 
-# What `potstill study` runs when it is given no file: the defaults of every part, over two seeds.
+# `potstill study` without a file runs the defaults of every table, with two seeds.
 QUICK: dict[str, Any] = {"name": "quick", "seeds": [0, 1]}
 
 
 def _named(default: str) -> Callable[[Any], Any]:
-    """Reader of a table with a name: the bare name is short for it, no name means the default."""
+    """Validator of a table with a name: text is short for a name, a missing name the default."""
 
     def read(value: Any) -> Any:
         if isinstance(value, str):
@@ -67,7 +66,7 @@ Seeds = Annotated[
 
 
 class Study(Part):
-    """A grid of cells (pair x method x seed) with the settings they share."""
+    """A grid of runs (pair x method x seed) with the settings they share."""
 
     name: str = Field("study", pattern=r"^\w[\w.-]*$")
     task: Annotated[dict[str, Any], BeforeValidator(_named("arithmetic"))] = {"name": "arithmetic"}
@@ -77,33 +76,33 @@ class Study(Part):
         BeforeValidator(_named("torch")),
     ] = TorchSettings()
     methods: Names = tuple(METHODS)
-    pairs: Names = ()  # names of [pair.NAME] tables or embedded pairs; default: every table
+    pairs: Names = ()  # [pair.NAME] tables or embedded pairs; default: every table
     seeds: Seeds = (0,)
     pair: dict[Annotated[str, Field(pattern=r"^\w[\w.-]*$")], Pair] = {}
     train: Train = Train()
     eval: Eval = Eval()
-    student_loss: str | dict[str, Any] | None = None  # in the place of every method's own
+    student_loss: str | dict[str, Any] | None = None  # replaces that of every method
     recipe: dict[str, dict[str, Any]] = {}
     price: Price = Price()
     budget: Budget = Budget()
     ray: RaySettings = RaySettings()
-    track: Names = ()  # trackers that are sent the metrics, see `potstill ls trackers`
-    faults: Names = ()  # deviations switched on for an experiment, see `potstill ls faults`
+    track: Names = ()  # trackers to send metrics to, see `potstill ls trackers`
+    faults: Names = ()  # faults to inject, see `potstill ls faults`
 
     @cached_property
     def recipes(self) -> dict[str, Recipe]:
-        """The study's methods, its own recipes included, in table order."""
-        mine: dict[str, Any] = (
+        """The study's methods by name, including its own recipes, in the order of `methods`."""
+        loss: dict[str, Any] = (
             {} if self.student_loss is None else {"student_loss": self.student_loss}
         )
-        known = {name: dataclasses.replace(one, **mine) for name, one in METHODS.items()}
+        known = {name: dataclasses.replace(recipe, **loss) for name, recipe in METHODS.items()}
         for name, table in self.recipe.items():
             if name in METHODS:
                 raise PotstillError(
                     f'recipe "{name}" would redefine a method of that name',
                     "choose another name, so that tables mean one thing",
                 )
-            known[name] = recipe_from_toml(name, table if "from" in table else mine | table, known)
+            known[name] = recipe_from_toml(name, table if "from" in table else loss | table, known)
         for name in self.methods:
             if name not in known:
                 raise PotstillError(
@@ -113,14 +112,14 @@ class Study(Part):
 
     @cached_property
     def models(self) -> dict[str, Pair]:
-        """The study's pairs by name, embedded ones resolved to their folders."""
+        """The study's pairs by name, with the folders of embedded models."""
         names = self.pairs or tuple(self.pair) or zoo.DEFAULT
-        found = {}
+        pairs = {}
         for name in names:
             if name in self.pair:
-                found[name] = _placed(self.pair[name])
+                pairs[name] = _with_folders(self.pair[name])
             elif name in zoo.PAIRS:
-                found[name] = Pair(
+                pairs[name] = Pair(
                     student=zoo.folder(name, "student"),
                     teacher=zoo.folder(name, "teacher"),
                     context=zoo.CONTEXTS.get(name, {}),
@@ -130,11 +129,11 @@ class Study(Part):
                     f'unknown pair "{name}"',
                     did_you_mean(name, {*self.pair, *zoo.PAIRS}, "pairs"),
                 )
-        return found
+        return pairs
 
     @cached_property
     def contexts(self) -> dict[str, Context]:
-        """What the teachers alone see, by pair; pairs without a context are left out."""
+        """The privileged contexts of teachers, by pair; pairs without one are left out."""
         return {
             name: read_context(pair.context, f"pair.{name}.context")
             for name, pair in self.models.items()
@@ -143,15 +142,15 @@ class Study(Part):
 
     @property
     def graded_tokens(self) -> int:
-        """Most tokens of a graded completion."""
+        """Most tokens of a completion in evaluation."""
         return self.eval.max_tokens or self.train.max_tokens
 
     def total_steps(self, recipe: Recipe) -> int:
-        """Optimizer steps of one cell."""
+        """Optimizer steps of one run."""
         return max(1, round(self.train.steps * recipe.budget))
 
     def to_toml(self) -> dict[str, Any]:
-        """The study with every default written down, ready to be read again."""
+        """The table of a study file, with every default."""
         table = self.model_dump(mode="json", exclude_none=True)
         table["pairs"] = list(self.models)
         return _without_none(table)
@@ -163,8 +162,8 @@ def _without_none(value: Any) -> Any:
     return [_without_none(v) for v in value] if isinstance(value, list) else value
 
 
-def _placed(pair: Pair) -> Pair:
-    """A pair whose embedded models, written PAIR/ROLE, are folders."""
+def _with_folders(pair: Pair) -> Pair:
+    """Replace embedded models, written PAIR/ROLE, by their folders."""
     models: dict[str, Any] = {r: zoo.place(getattr(pair, r)) for r in ("student", "teacher")}
     models["teachers"] = {key: zoo.place(name) for key, name in pair.teachers.items()}
     return pair.model_copy(update=models)

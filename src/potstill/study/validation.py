@@ -1,5 +1,6 @@
-"""What a study file itself shows to be impossible: recipes that an engine cannot compute,
-tokenizers that leave a loss no room, models that are none. Refused before anything opens.
+"""Static checks of a study: recipes against the engine, tokenizers, model references, teachers.
+
+All of them run before a model is opened. Types and ranges of single fields are in `schema`.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ TEMPLATE = 256  # bytes that a chat template may add to a message
 
 
 def check_recipe(recipe: Recipe, study: Study, losses: frozenset[str]) -> None:
+    """Check a recipe against the training settings and the losses of the engine."""
     longest = int(recipe.prefix.range[1])
     if longest >= study.train.max_tokens:
         raise PotstillError(
@@ -44,7 +46,7 @@ def check_recipe(recipe: Recipe, study: Study, losses: frozenset[str]) -> None:
     for used in recipe.losses:
         if used.name in FAULTY:
             raise PotstillError(
-                f"{recipe.name} asks for {used}, which is no divergence",
+                f"{recipe.name} asks for {used}, which is not a divergence",
                 f"write {{ topk_reverse_kl = {used.top_k or 64} }}, which has a tail bucket",
             )
         if used.name not in losses:
@@ -59,11 +61,11 @@ def check_recipe(recipe: Recipe, study: Study, losses: frozenset[str]) -> None:
 
 
 def check_tokenizers(study: Study, pair: str, differ: bool | None) -> None:
-    """Refuse what a pair's tokenizers leave no room for; None: its files do not tell."""
+    """Check losses and teachers against a pair's tokenizers; `differ` is None if unknown."""
     if differ and study.models[pair].teachers:
         raise PotstillError(
             f'the tokenizers of pair "{pair}" differ, and it has several teachers',
-            "several teachers share the student's tokenizer: leave route and teachers out",
+            "multiple teachers require the student's tokenizer: leave route and teachers out",
         )
     for recipe in study.recipes.values():
         for used in recipe.losses:
@@ -87,15 +89,20 @@ def check_tokenizers(study: Study, pair: str, differ: bool | None) -> None:
 
 
 def check_model(name: str, where: str) -> None:
-    """Refuse a model that is neither a folder with safetensors nor a hub name."""
+    """Check that a model is a folder with safetensors, or looks like a Hub model ID.
+
+    Args:
+        name: the reference.
+        where: the key that has it, for messages.
+    """
     folder = Path(name).expanduser()
-    looks_local = name.startswith(("/", ".", "~")) or name.count("/") != 1 or folder.exists()
-    if not looks_local:
-        return  # a hub name: the hub knows
+    local = name.startswith(("/", ".", "~")) or name.count("/") != 1 or folder.exists()
+    if not local:
+        return  # only the Hub knows
     if not folder.is_dir():
         raise PotstillError(
-            f'{where} = "{name}" is no folder here and no hub name',
-            "give a model folder, a hub name such as Qwen/Qwen3-4B, or name an embedded pair in "
+            f'{where} = "{name}" is neither a local folder nor a Hub model ID',
+            "give a model folder, a model ID such as Qwen/Qwen3-4B, or name an embedded pair in "
             f"pairs: {', '.join(zoo.PAIRS)}",
         )
     if not (folder / "config.json").is_file():
@@ -103,21 +110,19 @@ def check_model(name: str, where: str) -> None:
             f'{where} = "{name}" has no config.json', "give a transformers model folder"
         )
     if not any(folder.glob("*.safetensors")):
-        pickled = sorted(
-            p.name for p in [*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")]
-        )
-        got = f"only pickled weights ({pickled[0]})" if pickled else "no weights"
+        pickled = sorted(p.name for p in folder.glob("*") if p.suffix in (".bin", ".pt", ".pth"))
+        weights = f"only pickled weights ({pickled[0]})" if pickled else "no weights"
         raise PotstillError(
-            f'{where} = "{name}" has {got}; potstill reads safetensors only',
+            f'{where} = "{name}" has {weights}; potstill reads safetensors only',
             "save it again with model.save_pretrained(folder), which writes safetensors",
         )
 
 
 def check_routes(
-    route: str, teachers: Mapping[str, str], task: Task, graded: Sequence[Problem]
+    route: str, teachers: Mapping[str, str], task: Task, held_out: Sequence[Problem]
 ) -> None:
-    """Refuse a value of the key that no teacher has, and a key that no problem has."""
-    values = {problem.text(route): problem.id for problem in (*graded, *task.train)}
+    """Check that every value of the key that selects teachers has one, and that it is used."""
+    values = {problem.text(route): problem.id for problem in (*held_out, *task.train)}
     for value, name in values.items():
         if value and value not in teachers:
             raise PotstillError(
@@ -132,7 +137,7 @@ def check_routes(
 
 
 def check_teachers(where: str, route: str, teachers: Mapping[str, str], engine: str) -> None:
-    """Refuse what a pair's table itself shows to be wrong."""
+    """Check the further teachers in a pair's table, named `where` in messages."""
     if bool(route) != bool(teachers):
         raise PotstillError(
             f"{where} chooses among several teachers by a key of the data: it has route = "
@@ -151,18 +156,18 @@ def check_teachers(where: str, route: str, teachers: Mapping[str, str], engine: 
 
 
 def check_window(
-    briefing: Briefing,
+    prompts: Briefing,
     teacher: str,
-    graded: Sequence[Problem],
+    held_out: Sequence[Problem],
     max_tokens: int,
     trust_remote_code: bool = False,
 ) -> None:
-    """Refuse a context that leaves no room for a completion.
+    """Check that the teacher's prompts leave room for a completion.
 
     Args:
-        briefing: what the teacher reads.
-        teacher: its folder or hub name.
-        graded: the held-out problems that it answers, beside all training problems.
+        prompts: builds the teacher's prompts.
+        teacher: its folder or Hub model ID.
+        held_out: problems it completes, in addition to all training problems.
         max_tokens: most tokens of a completion.
         trust_remote_code: run code that comes with the model.
     """
@@ -174,18 +179,18 @@ def check_window(
     config = read_pretrained(AutoConfig, teacher, **trust).get_text_config()
     window = getattr(config, "max_position_embeddings", None)
     if window is None:
-        return  # positions have no end
-    problems = [*briefing.task.train, *graded]
-    asked = {problem.id: briefing.tell(problem) for problem in problems}
-    close = {
-        name: said
-        for name, said in asked.items()
-        if len(plain(said).encode()) + TEMPLATE * (len(said) + 1) + max_tokens > window
+        return  # positions are unlimited
+    conversations = {p.id: prompts.tell(p) for p in (*prompts.task.train, *held_out)}
+    # A token has at least one byte: only those that may be too long are tokenized.
+    long = {
+        name: messages
+        for name, messages in conversations.items()
+        if len(plain(messages).encode()) + TEMPLATE * (len(messages) + 1) + max_tokens > window
     }
-    if not close:
+    if not long:
         return
     tokenizer = read_pretrained(AutoTokenizer, teacher, **trust)
-    lengths = {name: len(render(tokenizer, said)) for name, said in close.items()}
+    lengths = {name: len(render(tokenizer, messages)) for name, messages in long.items()}
     longest = max(lengths, key=lambda name: lengths[name])
     if lengths[longest] + max_tokens > window:
         raise PotstillError(

@@ -1,1 +1,1 @@
-"""Where runs are executed: worker processes on this machine, or a Ray cluster."""
+"""Executors run a study: with worker processes on this machine, or on a Ray cluster."""

@@ -1,8 +1,8 @@
-"""Where a study's cells run: what a place of work has to do, and the loop that all places share.
+"""The executor protocol, and the scheduling loop that all executors share.
 
-`pool` has worker processes on this machine, `cluster` tasks of a Ray cluster. They differ in how
-a cell is handed out and how a death shows; which cells are left, whose turn it is, what a spent
-budget means and when a cell is given up is the same, and stands here.
+`local` uses worker processes of this machine, `ray` the tasks of a Ray cluster. They differ in
+how a run is assigned and how a crash is detected. Which runs are pending, which of them can start,
+what a spent budget means and when a run counts as failed does not differ, and is here.
 """
 
 from __future__ import annotations
@@ -20,114 +20,129 @@ from potstill.study.storage import REFERENCES, Cell, StudyFolder
 from potstill.tasks import Task
 from potstill.training.spending import BudgetReached
 
-Results = dict[Cell, dict[str, Any]]
+Results = dict[Cell, dict[str, Any]]  # records of the runs that have ended
 
-LEAVING = 10.0  # seconds that a worker may take to leave when all is done
+EXIT_TIMEOUT = 10.0  # seconds that workers may take to exit once all runs have ended
 
 
-class Place(Protocol):
-    """A place that can fill in a study's grid."""
+class Executor(Protocol):
+    """Runs studies on some machines."""
 
     def preflight(self, study: Study) -> dict[str, list[Check]]:
-        """Pre-flight of every pair, where its cells would run."""
+        """Run the pre-flight checks of every pair where its runs would execute."""
 
     def run(
-        self, study: Study, folder: StudyFolder, cells: Sequence[Cell], tick: Callable[[], None]
+        self, study: Study, folder: StudyFolder, keys: Sequence[Cell], on_poll: Callable[[], None]
     ) -> Results:
-        """Fill in the grid; see `work`."""
+        """Execute the pending runs; see `execute`."""
 
 
-class Crew(Protocol):
-    """Those who work on one study at a place."""
+class Scheduler(Protocol):
+    """Assigns the runs of one study to the workers of an executor."""
 
-    def tend(self, missing: Sequence[Cell]) -> None:
-        """Look what became of those at work, and give the missing cells to who is free."""
+    def poll(self, pending: Sequence[Cell]) -> None:
+        """Poll running workers and assign pending runs to idle ones."""
 
-    def settle(self) -> None:
-        """Wait until everyone has stopped by himself, as each does once the budget is spent."""
+    def drain(self) -> None:
+        """Wait for all workers to exit, which they do once the budget is spent."""
 
     def stop(self) -> None:
-        """End whoever still works."""
+        """Terminate the workers that are still running."""
 
 
-def work(
-    crew: Crew,
+def execute(
+    scheduler: Scheduler,
     study: Study,
     folder: StudyFolder,
-    cells: Sequence[Cell],
-    tick: Callable[[], None],
+    keys: Sequence[Cell],
+    on_poll: Callable[[], None],
     every: float = 0.5,
 ) -> Results:
-    """Fill in the grid; `tick` is called between looks, to draw progress.
+    """Poll the scheduler until every run has ended.
+
+    Args:
+        scheduler: assigns the runs.
+        study: the settings.
+        folder: the study's folder.
+        keys: the runs.
+        on_poll: called after each poll, for example to draw progress.
+        every: seconds between two polls.
 
     Raises:
-        StorageError: the disk refuses; what is finished is kept.
-        BudgetReached: the study has spent what it may; what is begun can go on.
+        StorageError: storage is unavailable; finished runs are kept.
+        BudgetReached: the budget is spent; unfinished runs can continue from their checkpoints.
     """
     try:
-        afford(crew, study, folder, cells)
-        while missing := unfinished(folder, cells):
-            crew.tend(missing)
-            tick()
+        check_budget(scheduler, study, folder, keys)
+        while pending := unfinished(folder, keys):
+            scheduler.poll(pending)
+            on_poll()
             time.sleep(every)
     finally:
-        crew.stop()
-    tick()
-    return folder.results(cells)
+        scheduler.stop()
+    on_poll()
+    return folder.results(keys)
 
 
-def unfinished(folder: StudyFolder, cells: Sequence[Cell]) -> list[Cell]:
-    """Cells without a result."""
-    return [cell for cell in cells if folder.cell(cell).result is None]
+def unfinished(folder: StudyFolder, keys: Sequence[Cell]) -> list[Cell]:
+    """Runs without a result."""
+    return [key for key in keys if folder.cell(key).result is None]
 
 
-def ready(folder: StudyFolder, missing: Sequence[Cell]) -> Iterator[Cell]:
-    """Those of the missing cells that can begin: runs need their teacher's row."""
-    for cell in missing:
-        teacher = folder.cell(Cell(cell.pair, "teacher"))
-        if cell.method in REFERENCES or teacher.result is not None:
-            yield cell
+def runnable(folder: StudyFolder, pending: Sequence[Cell]) -> Iterator[Cell]:
+    """Pending runs that can start: training needs the teacher baseline of its pair."""
+    for key in pending:
+        teacher = folder.cell(Cell(key.pair, "teacher"))
+        if key.method in REFERENCES or teacher.result is not None:
+            yield key
 
 
-def afford(crew: Crew, study: Study, folder: StudyFolder, cells: Sequence[Cell]) -> None:
-    """Raise where the budget is spent and something is left to do, once nobody works."""
-    over = folder.ledger(study).over()
-    if not over or not unfinished(folder, cells):
+def check_budget(
+    scheduler: Scheduler, study: Study, folder: StudyFolder, keys: Sequence[Cell]
+) -> None:
+    """If the budget is spent and runs are unfinished, drain the scheduler and raise."""
+    limit = folder.ledger(study).over()
+    if not limit or not unfinished(folder, keys):
         return
-    crew.settle()
-    hint = "raise it and run the same command again: what is begun goes on"
-    raise BudgetReached(f"the budget is spent: {over}", hint)
+    scheduler.drain()
+    hint = "raise it and run the same command again: unfinished runs continue"
+    raise BudgetReached(f"the budget is spent: {limit}", hint)
 
 
-def take(study: Study, folder: StudyFolder, cell: Cell, task: Task | None, ledger: Ledger) -> bool:
-    """Run a cell here, unless another process holds it or it has ended; says whether it ran.
+def run_if_free(
+    study: Study, folder: StudyFolder, key: Cell, task: Task | None, ledger: Ledger
+) -> bool:
+    """Execute a run in this process, unless it has ended or another process holds its lock.
+
+    Returns:
+        True if the run was executed.
 
     Raises:
-        BudgetReached: before the cell begins or in its midst.
-        StorageError: the disk refuses.
+        BudgetReached: before the run starts or between two of its steps.
+        StorageError: storage is unavailable.
     """
-    if over := ledger.over():
-        raise BudgetReached(f"the budget is spent: {over}")
-    place = folder.cell(cell)
-    with place.claim() as mine:
-        if mine and place.result is None:
-            run_cell(study, folder, cell, task, ledger)
+    if limit := ledger.over():
+        raise BudgetReached(f"the budget is spent: {limit}")
+    run = folder.cell(key)
+    with run.lock() as locked:
+        if locked and run.result is None:
+            run_cell(study, folder, key, task, ledger)
             return True
     return False
 
 
-def give_up(folder: StudyFolder, cell: Cell, cause: str) -> None:
-    """Record a cell as failed whose workers died too often to tell it themselves."""
-    place = folder.cell(cell)
-    place.path.mkdir(parents=True, exist_ok=True)  # they may have died before it was there
-    place.finish(
+def record_crash(folder: StudyFolder, key: Cell, cause: str) -> None:
+    """Record a run as failed after its workers have crashed too often."""
+    run = folder.cell(key)
+    run.path.mkdir(parents=True, exist_ok=True)  # they may have crashed before they made it
+    run.finish(
         {
-            "pair": cell.pair,
-            "method": cell.method,
-            "seed": cell.seed,
+            "pair": key.pair,
+            "method": key.method,
+            "seed": key.seed,
             "status": "failed",
             "cause": cause,
-            "steps": place.steps,
+            "steps": run.steps,
             "provenance": provenance(),
         }
     )

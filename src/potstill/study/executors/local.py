@@ -1,9 +1,9 @@
-"""Worker processes of this machine that fill in a study's grid.
+"""The local executor: worker processes on this machine.
 
-Workers share nothing but the folder: each takes the first cell that is missing, ready and not
-held by another process, so several studies may work on one folder. A worker that dies is
-replaced; its cell goes on from its checkpoint once, then counts as failed. A worker whose study
-is gone leaves.
+Workers share nothing but the study's folder. Each takes the first run that is pending, can start
+and is not locked by another process, so several studies may share a folder. A worker that crashes
+is replaced: its run continues once from its checkpoint, and fails at the second crash. Workers
+exit when the process that started them is gone.
 """
 
 from __future__ import annotations
@@ -17,20 +17,21 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from multiprocessing.context import SpawnProcess
 from typing import Any
 
 from potstill.diagnostics.preflight import Check
 from potstill.engines import zoo
 from potstill.errors import PotstillError, StorageError
 from potstill.study.executors.base import (
-    LEAVING,
+    EXIT_TIMEOUT,
     Results,
-    afford,
-    give_up,
-    ready,
-    take,
+    check_budget,
+    execute,
+    record_crash,
+    run_if_free,
+    runnable,
     unfinished,
-    work,
 )
 from potstill.study.loading import read_study
 from potstill.study.run import preflight_pair
@@ -39,108 +40,16 @@ from potstill.study.storage import Cell, StudyFolder, cells_of
 from potstill.tasks import load_task
 from potstill.training.spending import BudgetReached
 
-DEATHS = 2  # a cell whose worker died this often has failed
-_DISK = 74  # a worker's exit code when the disk refuses (EX_IOERR)
-_SPENT = 75  # and when the budget is spent (EX_TEMPFAIL)
+MAX_CRASHES = 2  # worker crashes after which a run has failed
+_STORAGE_EXIT = 74  # a worker's exit code when storage is unavailable (EX_IOERR)
+_BUDGET_EXIT = 75  # and when the budget is spent (EX_TEMPFAIL)
 
 
-class Pool:
-    """The worker processes of one `potstill study` and what is left to do."""
-
-    def __init__(
-        self,
-        study: Study,
-        folder: StudyFolder,
-        workers: int,
-        cells: Sequence[Cell] | None = None,
-    ) -> None:
-        self.study, self.folder, self.workers = study, folder, workers
-        self.cells = list(cells or cells_of(study))
-        self.deaths: Counter[Cell] = Counter()
-        self.idle_deaths = 0  # of workers that had no cell
-        self._context = multiprocessing.get_context("spawn")
-        self._processes: dict[int, Any] = {}  # by place, which decides their cores
-
-    def run(self, tick: Callable[[], None], every: float = 0.5) -> Results:
-        """Fill in the grid, see `where.work`."""
-        return work(self, self.study, self.folder, self.cells, tick, every)
-
-    def settle(self) -> None:
-        """Wait until every worker has left."""
-        for process in self._processes.values():
-            process.join()
-
-    def stop(self) -> None:
-        """End the workers; where all is done each leaves by itself, its last cell in order."""
-        if not unfinished(self.folder, self.cells):
-            for process in self._processes.values():
-                process.join(LEAVING)
-        for process in self._processes.values():
-            process.terminate()
-        self.settle()
-
-    def tend(self, missing: Sequence[Cell]) -> None:
-        """Replace workers that are gone while there is work."""
-        for place, process in [(i, p) for i, p in self._processes.items() if not p.is_alive()]:
-            del self._processes[place]
-            if process.exitcode == _DISK:
-                self._raise_storage()
-            if process.exitcode == _SPENT:
-                afford(self, self.study, self.folder, self.cells)
-            if process.exitcode:
-                self._bury(process)
-        for place in range(min(self.workers, len(missing))):
-            if place in self._processes:
-                continue
-            process = self._context.Process(
-                target=_work,
-                args=(
-                    self.study.to_toml(),
-                    self.folder,
-                    self.cells,
-                    os.getpid(),
-                    cores(place, self.workers, allowed()),
-                ),
-            )
-            process.start()
-            self._processes[place] = process
-
-    def _bury(self, process: Any) -> None:
-        """Note the death of a worker; a cell that costs two workers has failed.
-
-        Raises:
-            PotstillError: workers die one after the other before they have taken a cell.
-        """
-        mark = {"pid": process.pid, "host": platform.node()}
-        missing = unfinished(self.folder, self.cells)
-        held = [cell for cell in missing if self.folder.cell(cell).running == mark]
-        self.idle_deaths = 0 if held else self.idle_deaths + 1
-        if self.idle_deaths > DEATHS * self.workers:
-            raise PotstillError(
-                f"workers end with exit code {process.exitcode} before they take a cell",
-                "their messages stand above; run one cell alone with `potstill run`",
-            )
-        for cell in held:
-            self.deaths[cell] += 1
-            if self.deaths[cell] >= DEATHS:
-                code = process.exitcode
-                how = f"signal {-code}" if code < 0 else f"exit code {code}"
-                died = f"its worker process died {DEATHS} times ({how})"
-                give_up(self.folder, cell, f"{died}; memory may have run out")
-
-    def _raise_storage(self) -> None:
-        note = self.folder.path / ".storage-error"
-        text = note.read_text() if note.exists() else "the disk refused a write"
-        raise StorageError(
-            text, "free space, then run the same command again: what is finished is kept"
-        )
-
-
-class Processes:
-    """This machine as a place of work.
+class LocalExecutor:
+    """Runs studies in worker processes on this machine.
 
     Args:
-        workers: processes; 0: one a core for embedded pairs, else one.
+        workers: their number; 0: one per core for embedded pairs, else one.
     """
 
     def __init__(self, workers: int = 0) -> None:
@@ -150,19 +59,113 @@ class Processes:
         return preflight_study(study)
 
     def run(
-        self, study: Study, folder: StudyFolder, cells: Sequence[Cell], tick: Callable[[], None]
+        self, study: Study, folder: StudyFolder, keys: Sequence[Cell], on_poll: Callable[[], None]
     ) -> Results:
-        return Pool(study, folder, self._workers or _fitting(study), cells).run(tick)
+        return LocalScheduler(study, folder, self._workers or _workers_for(study), keys).run(
+            on_poll
+        )
 
 
-def _fitting(study: Study) -> int:
+class LocalScheduler:
+    """Starts and replaces the worker processes of one study; workers choose their runs."""
+
+    def __init__(
+        self,
+        study: Study,
+        folder: StudyFolder,
+        workers: int,
+        keys: Sequence[Cell] | None = None,
+    ) -> None:
+        self.study, self.folder, self.workers = study, folder, workers
+        self.keys = list(keys or cells_of(study))
+        self.crashes: Counter[Cell] = Counter()
+        self.idle_crashes = 0  # in a row, of workers without a run
+        self._context = multiprocessing.get_context("spawn")
+        self._processes: dict[int, SpawnProcess] = {}  # by slot, which determines their cores
+
+    def run(self, on_poll: Callable[[], None], every: float = 0.5) -> Results:
+        """Execute the pending runs; see `execute`."""
+        return execute(self, self.study, self.folder, self.keys, on_poll, every)
+
+    def poll(self, pending: Sequence[Cell]) -> None:
+        for slot, process in list(self._processes.items()):
+            if not process.is_alive():
+                del self._processes[slot]
+                self._handle_exit(process)
+        for slot in range(min(self.workers, len(pending))):
+            if slot not in self._processes:
+                self._processes[slot] = self._start(slot)
+
+    def drain(self) -> None:
+        for process in self._processes.values():
+            process.join()
+
+    def stop(self) -> None:
+        if not unfinished(self.folder, self.keys):  # each exits by itself, its last run in order
+            for process in self._processes.values():
+                process.join(EXIT_TIMEOUT)
+        for process in self._processes.values():
+            process.terminate()
+        self.drain()
+
+    def _start(self, slot: int) -> SpawnProcess:
+        cores = worker_cores(slot, self.workers, available_cores())
+        process = self._context.Process(
+            target=_worker,
+            args=(self.study.to_toml(), self.folder, self.keys, os.getpid(), cores),
+        )
+        process.start()
+        return process
+
+    def _handle_exit(self, process: SpawnProcess) -> None:
+        if process.exitcode == _STORAGE_EXIT:
+            self._raise_storage()
+        if process.exitcode == _BUDGET_EXIT:
+            check_budget(self, self.study, self.folder, self.keys)
+        if process.exitcode:
+            self._count_crash(process)
+
+    def _count_crash(self, process: SpawnProcess) -> None:
+        """Count the crash of a worker; a run that has crashed `MAX_CRASHES` workers has failed.
+
+        Raises:
+            PotstillError: worker after worker crashes without a run.
+        """
+        mark = {"pid": process.pid, "host": platform.node()}
+        pending = unfinished(self.folder, self.keys)
+        held = [key for key in pending if self.folder.cell(key).running == mark]
+        self.idle_crashes = 0 if held else self.idle_crashes + 1
+        code = process.exitcode or 0
+        if self.idle_crashes > MAX_CRASHES * self.workers:
+            raise PotstillError(
+                f"workers exit with code {code} before they start a run",
+                "their messages are above; execute a single run with `potstill run`",
+            )
+        for key in held:
+            self.crashes[key] += 1
+            if self.crashes[key] >= MAX_CRASHES:
+                reason = f"signal {-code}" if code < 0 else f"exit code {code}"
+                crashed = f"its worker process died {MAX_CRASHES} times ({reason})"
+                record_crash(self.folder, key, f"{crashed}; memory may have run out")
+
+    def _raise_storage(self) -> None:
+        note = self.folder.path / ".storage-error"
+        text = note.read_text() if note.exists() else "a write failed"
+        raise StorageError(
+            text, "free space, then run the same command again: finished runs are kept"
+        )
+
+
+def _workers_for(study: Study) -> int:
+    """One worker per core for embedded pairs, which are small, else one."""
     threads = max(1, getattr(study.engine, "threads", 1))
-    tiny = all(name in zoo.PAIRS for name in study.models)
-    return max(1, (len(allowed()) or os.cpu_count() or 1) // threads) if tiny else 1
+    embedded = all(name in zoo.PAIRS for name in study.models)
+    cores = len(available_cores()) or os.cpu_count() or 1
+    return max(1, cores // threads) if embedded else 1
 
 
 def preflight_study(study: Study) -> dict[str, list[Check]]:
-    """Pre-flight of every pair, in a process of its own that gives the memory back."""
+    """Run the pre-flight checks of every pair in a process of its own, which frees its memory."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         jobs = {pair: pool.submit(_preflight, study.to_toml(), pair) for pair in study.models}
@@ -173,56 +176,56 @@ def _preflight(table: dict[str, Any], pair: str) -> list[Check]:
     return preflight_pair(read_study(table), pair)
 
 
-def cores(place: int, workers: int, allowed: Sequence[int]) -> frozenset[int]:
-    """The cores of one worker: an equal share, so that none drives another from its cache.
+def worker_cores(slot: int, workers: int, available: Sequence[int]) -> frozenset[int]:
+    """The cores of one worker: an equal share, so that workers do not evict each other's cache.
 
-    >>> cores(1, 2, [0, 1, 2, 3, 4])
+    >>> worker_cores(1, 2, [0, 1, 2, 3, 4])
     frozenset({2, 3, 4})
 
-    All of them where there are fewer cores than workers, or one worker.
+    All cores if there are fewer cores than workers, or a single worker.
     """
-    if workers > len(allowed):
-        return frozenset(allowed)
-    first, end = (len(allowed) * i // workers for i in (place, place + 1))
-    return frozenset(allowed[first:end])
+    if workers > len(available):
+        return frozenset(available)
+    first, end = (len(available) * i // workers for i in (slot, slot + 1))
+    return frozenset(available[first:end])
 
 
-def allowed() -> list[int]:
-    """The cores that this process may use; none where the system does not tell."""
+def available_cores() -> list[int]:
+    """The cores that this process may use; empty if the system does not report them."""
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
 
 
-def _work(
+def _worker(
     table: dict[str, Any],
     folder: StudyFolder,
-    cells: Sequence[Cell],
+    keys: Sequence[Cell],
     parent: int,
-    mine: frozenset[int],
+    cores: frozenset[int],
 ) -> None:
-    """A worker process: run cells until none is left to take."""
-    with contextlib.suppress(OSError):  # a sandbox may forbid it; it is only faster
-        if mine:
-            os.sched_setaffinity(0, mine)
-    threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
+    """The worker process: execute runs until none is unfinished."""
+    with contextlib.suppress(OSError):  # sandboxes may forbid it; it only saves time
+        if cores:
+            os.sched_setaffinity(0, cores)
+    threading.Thread(target=_exit_with, args=(parent,), daemon=True).start()
     study = read_study(table)
     task, ledger = load_task(**study.task), folder.ledger(study)
     try:
-        while True:
-            missing = unfinished(folder, cells)
-            if not missing:
-                return
-            if not any(take(study, folder, c, task, ledger) for c in ready(folder, missing)):
-                time.sleep(0.2)  # what is left is held by others or waits for a teacher row
+        while pending := unfinished(folder, keys):
+            for key in runnable(folder, pending):
+                if run_if_free(study, folder, key, task, ledger):
+                    break
+            else:
+                time.sleep(0.2)  # other workers hold what is left, or a teacher baseline is due
     except BudgetReached:
-        os._exit(_SPENT)
+        os._exit(_BUDGET_EXIT)
     except StorageError as error:
-        with contextlib.suppress(OSError):  # the disk may be full; the exit code says it
+        with contextlib.suppress(OSError):  # the disk may be full; the exit code is enough
             (folder.path / ".storage-error").write_text(str(error))
-        os._exit(_DISK)
+        os._exit(_STORAGE_EXIT)
 
 
-def _leave_with(parent: int) -> None:
-    """End this process when the study that started it is gone."""
+def _exit_with(parent: int) -> None:
+    """Exit when the process that started this one is gone."""
     while os.getppid() == parent:
         time.sleep(0.5)
     os._exit(1)

@@ -1,28 +1,24 @@
-"""The experiment trackers that a study can name, and whether they are installed here.
+"""The experiment trackers that a study can name.
 
-Names and refusals alone, so that a study file is checked without importing any of them; the
-sending is in `track`. Keys and addresses come from each tracker's own environment variables:
-potstill has no setting for them, so that none can end up in a study's folder.
+Only names and checks, so that a study file is validated without importing a tracker. Keys and
+addresses come from each tracker's own environment variables: potstill has no setting for them, so
+that they cannot end up in a study's folder.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from potstill.errors import PotstillError, did_you_mean
 
-SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSWORD", re.IGNORECASE)
-
 
 @dataclass(frozen=True)
 class TrackerInfo:
-    """What can be known of a tracker without importing it."""
+    """Facts about a tracker that are known without importing it."""
 
-    module: str  # holds `open_run`
+    module: str  # has `open_run`, see `protocol`
     needs: tuple[str, ...]  # packages that must be importable
     summary: str
 
@@ -31,29 +27,31 @@ TRACKERS: dict[str, TrackerInfo] = {
     "wandb": TrackerInfo(
         "potstill.study.tracking.wandb",
         ("wandb",),
-        "Weights & Biases, hosted or offline; a group a study",
+        "Weights & Biases, hosted or offline; one group per study",
     ),
     "tensorboard": TrackerInfo(
-        "potstill.study.tracking.tensorboard", ("tensorboard",), "event files; a folder a study"
+        "potstill.study.tracking.tensorboard",
+        ("tensorboard",),
+        "event files; one folder per study",
     ),
     "trackio": TrackerInfo(
         "potstill.study.tracking.trackio",
         ("trackio",),
-        "a local database or a Space; a project a study",
+        "a local database or a Space; one project per study",
     ),
     "mlflow": TrackerInfo(
         "potstill.study.tracking.mlflow",
         ("mlflow", "sqlalchemy", "alembic"),
-        "a server or a local database; an experiment a study",
+        "a server or a local database; one experiment per study",
     ),
 }
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """Refuse trackers that are unknown, named twice or not installed.
+    """Check that trackers exist and are installed.
 
     Raises:
-        PotstillError: with the choices, or with what to install.
+        PotstillError: with the choices, or with the command that installs a tracker.
     """
     for name in names:
         if name not in TRACKERS:
@@ -66,15 +64,3 @@ def check_trackers(names: Sequence[str]) -> None:
                 f'tracker "{name}" needs {", ".join(missing)}, which is not installed',
                 f"pip install 'potstill[{name}]', or leave it out of track",
             )
-
-
-def without_secrets(text: str) -> str:
-    """A message of a tracker without the keys of this process and the passwords of addresses.
-
-    >>> without_secrets("no answer from https://me:hunter2@host/api")
-    'no answer from https://...@host/api'
-    """
-    for name, value in os.environ.items():
-        if SECRET.search(name) and len(value) >= 4:
-            text = text.replace(value, "...")
-    return re.sub(r"(?<=://)[^/@\s]+(?=@)", "...", text)

@@ -1,7 +1,7 @@
-"""TensorBoard: an event file a cell, in folders as in the study: PAIR/METHOD/SEED.
+"""TensorBoard: one event file per run, in folders PAIR/METHOD/SEED as in the study.
 
-It writes TensorBoard's own records without torch. A file of an interrupted run is written again
-from its first row, as a reader would show a step that stands in two files twice.
+Events are written in TensorBoard's own format, without torch. The file of an interrupted run is
+written again from its first row: a step that occurs in two files would be shown twice.
 """
 
 from __future__ import annotations
@@ -19,30 +19,32 @@ from tensorboard.compat.proto.types_pb2 import DT_STRING
 from tensorboard.plugins.text.metadata import PLUGIN_NAME
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-from potstill.study.tracking import Row, Sheet, flat, summary
+from potstill.settings import flatten
+from potstill.study.tracking.protocol import Row, RunInfo, summary
 
 
 class Run:
-    """One run's event file."""
+    """The event file of one run."""
 
-    def __init__(self, sheet: Sheet) -> None:
-        place = sheet.folder / sheet.cell
-        for old in place.glob("events.out.tfevents.*"):
+    def __init__(self, info: RunInfo) -> None:
+        folder = info.folder / info.run
+        for old in folder.glob("events.out.tfevents.*"):
             old.unlink()
         self.last, self._step = -1, 0
-        self._writer = EventFileWriter(str(place), flush_secs=5)
-        self._say("config", json.dumps(flat(sheet.config), indent=1))
+        self._writer = EventFileWriter(str(folder), flush_secs=5)
+        self._add_text("config", json.dumps(flatten(info.config), indent=1))
 
     def _add(self, values: list[Summary.Value]) -> None:
         event = Event(wall_time=time.time(), step=self._step, summary=Summary(value=values))
         self._writer.add_event(event)
 
-    def _say(self, tag: str, text: str) -> None:
-        kind = SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name=PLUGIN_NAME))
+    def _add_text(self, tag: str, text: str) -> None:
+        plugin = SummaryMetadata.PluginData(plugin_name=PLUGIN_NAME)
         shape = TensorShapeProto(dim=[TensorShapeProto.Dim(size=1)])
-        code = "\n".join(f"    {line}" for line in text.splitlines())  # Markdown: as it is
+        code = "\n".join(f"    {line}" for line in text.splitlines())  # a Markdown code block
         tensor = TensorProto(dtype=DT_STRING, string_val=[code.encode()], tensor_shape=shape)
-        self._add([Summary.Value(tag=tag, metadata=kind, tensor=tensor)])
+        metadata = SummaryMetadata(plugin_data=plugin)
+        self._add([Summary.Value(tag=tag, metadata=metadata, tensor=tensor)])
 
     def log(self, rows: Sequence[Row]) -> None:
         for self._step, numbers in rows:
@@ -51,7 +53,7 @@ class Run:
     def close(self, result: Mapping[str, Any]) -> None:
         self.log([(self._step, summary(result))])
         if result.get("cause"):
-            self._say("cause", str(result["cause"]))
+            self._add_text("cause", str(result["cause"]))
         self._writer.close()
 
 

@@ -1,8 +1,9 @@
-"""Trackio: a project a study, a run a cell; a database in the study's folder, or where
-`TRACKIO_DIR`, `TRACKIO_SPACE_ID` or `TRACKIO_SERVER_URL` say.
+"""Trackio: one project per study, one run per run.
 
-It prints to stdout and tells of trouble in warnings, so it wants a process of its own, which
-`follow` gives it. The database knows its last step: what it lacks is sent.
+Runs go to a database in the study's folder, or to the place that `TRACKIO_DIR`, `TRACKIO_SPACE_ID`
+or `TRACKIO_SERVER_URL` names. Trackio prints to stdout and reports errors as warnings, so it needs
+the process of its own that `exporter` starts. A run is continued after the last step that the
+database has.
 """
 
 from __future__ import annotations
@@ -10,35 +11,35 @@ from __future__ import annotations
 import os
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import Context
 from typing import Any
 
-from potstill.study.tracking import Row, Sheet, summary
+from potstill.study.tracking.protocol import Row, RunInfo, summary
 
 
 class Run:
-    """One run in a Trackio project."""
+    """One run of a Trackio project."""
 
-    def __init__(self, sheet: Sheet) -> None:
-        os.environ.setdefault("TRACKIO_DIR", str(sheet.folder))  # read when it is imported
+    def __init__(self, info: RunInfo) -> None:
+        os.environ.setdefault("TRACKIO_DIR", str(info.folder))  # read when trackio is imported
         import trackio
         from trackio.sqlite_storage import SQLiteStorage
 
-        # Other cells of the study are open: in a context of its own, none of them is ended.
+        # Other runs of the study are open: a context of its own keeps trackio from closing them.
         self._run = Context().run(
             trackio.init,
-            project=project(sheet.study),
-            name=f"{sheet.cell}/{sheet.id}",
-            group=sheet.cell.rpartition("/")[0],
-            config=dict(sheet.config),
+            project=project(info.study),
+            name=f"{info.run}/{info.id}",
+            group=info.run.rpartition("/")[0],
+            config=dict(info.config),
             resume="allow",
             embed=False,
             auto_log_gpu=False,
             auto_log_cpu=False,
         )
-        known = SQLiteStorage.get_last_step(project(sheet.study), run_id=self._run.id)
-        self.last = -1 if known is None else int(known)
+        last = SQLiteStorage.get_last_step(project(info.study), run_id=self._run.id)
+        self.last = -1 if last is None else int(last)
         self._step = max(self.last, 0)
 
     def log(self, rows: Sequence[Row]) -> None:
@@ -46,7 +47,7 @@ class Run:
             for self._step, numbers in rows:
                 self._run.log(dict(numbers), step=self._step)
 
-        self._told(send)
+        _raise_warnings(send)
 
     def close(self, result: Mapping[str, Any]) -> None:
         def end() -> None:
@@ -54,19 +55,20 @@ class Run:
                 self._run.log(summary(result) | {"status": result["status"]}, step=self._step)
             self._run.finish()
 
-        self._told(end)
+        _raise_warnings(end)
 
-    def _told(self, work: Any) -> None:
-        """Trackio warns where others raise; a row that is lost must not pass for sent."""
-        with warnings.catch_warnings(record=True) as said:
-            warnings.simplefilter("always")
-            work()
-        if said:
-            raise RuntimeError(str(said[0].message))
+
+def _raise_warnings(work: Callable[[], None]) -> None:
+    """Trackio warns where others raise; a row that it lost must not count as sent."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        work()
+    if caught:
+        raise RuntimeError(str(caught[0].message))
 
 
 def project(study: str) -> str:
-    """A study's name as Trackio takes it: no dots."""
+    """A study's name as Trackio accepts it: without dots."""
     return re.sub(r"[^\w-]", "-", study)
 
 

@@ -1,8 +1,8 @@
-"""Weights & Biases: one run a cell, grouped by study; `WANDB_MODE=offline` keeps it in the folder.
+"""Weights & Biases: one run per run, grouped by study.
 
-Online, the server says which step it has, and what it lacks is sent. Offline files cannot be gone
-on with, so those of an interrupted run are written again from its first row. System metrics,
-code and console output are left out: a study records what they would show.
+With `WANDB_MODE=offline` the runs stay in the study's folder. Online, a run is continued after the
+last step that the server has. Offline files cannot be continued, so those of an interrupted run
+are written again from its first row. System metrics, code and console output are not sent.
 """
 
 from __future__ import annotations
@@ -14,25 +14,25 @@ from typing import Any
 
 import wandb
 
-from potstill.study.tracking import Row, Sheet, summary
+from potstill.study.tracking.protocol import Row, RunInfo, summary
 
-PATIENCE = 20.0  # seconds until a server counts as unreachable
+TIMEOUT = 20.0  # seconds for the server to answer
 
 
 class Run:
     """One run at Weights & Biases."""
 
-    def __init__(self, sheet: Sheet) -> None:
-        sheet.folder.mkdir(parents=True, exist_ok=True)
-        for old in (sheet.folder / "wandb").glob(f"offline-run-*-{sheet.id}"):
+    def __init__(self, info: RunInfo) -> None:
+        info.folder.mkdir(parents=True, exist_ok=True)
+        for old in (info.folder / "wandb").glob(f"offline-run-*-{info.id}"):
             shutil.rmtree(old)
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "potstill"),
-            group=sheet.study,
-            name=sheet.cell,
-            id=sheet.id,
-            config=dict(sheet.config),
-            dir=sheet.folder,
+            group=info.study,
+            name=info.run,
+            id=info.id,
+            config=dict(info.config),
+            dir=info.folder,
             resume=None if os.environ.get("WANDB_MODE") == "offline" else "allow",
             reinit="create_new",
             settings=wandb.Settings(
@@ -41,7 +41,7 @@ class Run:
                 save_code=False,
                 disable_git=True,
                 x_disable_stats=True,
-                init_timeout=PATIENCE,
+                init_timeout=TIMEOUT,
             ),
         )
         self.last = self._run.step - 1

@@ -1,8 +1,9 @@
-"""A Ray cluster as a place where a study's cells run: on this machine, or on one that exists.
+"""The Ray executor: runs are tasks of a Ray cluster, on this machine or an existing one.
 
-`address` connects, `crew` hands out cells as tasks, `node` is what runs there, `loan` keeps a cell
-whose folder is behind a URL. Ray is imported when a cluster is opened. Clusters are neither made
-nor scaled here.
+`connect` opens the connection, `scheduler` submits runs as tasks, `worker` executes them on a
+node, `resources` compares requests with nodes, and `lease` decides who executes a run whose folder
+is behind a URL. Ray is imported only when a cluster is opened. Clusters are neither created nor
+scaled.
 """
 
 from __future__ import annotations
@@ -15,62 +16,68 @@ from typing import Any
 from potstill.diagnostics.preflight import Check
 from potstill.errors import PotstillError
 from potstill.study.executors.base import Results
-from potstill.study.executors.ray import worker as node
-from potstill.study.executors.ray.connect import check_place, connected
-from potstill.study.executors.ray.scheduler import Tasks, explained, needs, require
+from potstill.study.executors.ray.connect import check_address, connection
+from potstill.study.executors.ray.resources import requested, require_node
+from potstill.study.executors.ray.scheduler import RayScheduler, node_error
+from potstill.study.executors.ray.worker import preflight
 from potstill.study.remote import Mirror
 from potstill.study.schema import Study
 from potstill.study.storage import Cell, StudyFolder
 
-__all__ = ["Cluster", "check_place", "opened"]
+__all__ = ["RayExecutor", "check_address", "open_cluster"]
 
 
-class Cluster:
-    """A cluster to which this process is connected.
+class RayExecutor:
+    """Runs studies on the cluster to which this process is connected.
 
     Args:
-        ray: Ray itself.
-        limit: most cells at a time; 0: as many as it has room for.
-        mirror: where the study's folder is behind a URL.
+        ray: the ray module.
+        limit: most runs at a time; 0: as many as the cluster has resources for.
+        mirror: the local copy, if the study's folder is behind a URL.
     """
 
     def __init__(self, ray: Any, limit: int = 0, mirror: Mirror | None = None) -> None:
         self.ray, self._limit, self._mirror = ray, limit, mirror
 
     def preflight(self, study: Study) -> dict[str, list[Check]]:
-        """Pre-flight of every pair, each on a node with the resources of a cell."""
-        task = self.ray.remote(node.preflight).options(**needs(study), max_retries=1)
-        table, mine = study.to_toml(), version("potstill")
-        jobs = [task.remote(table, pair, mine) for pair in study.models]
+        """Run the checks of every pair, each on a node with the resources of a run."""
+        task = self.ray.remote(preflight).options(**requested(study), max_retries=1)
+        table, potstill = study.to_toml(), version("potstill")
+        jobs = [task.remote(table, pair, potstill) for pair in study.models]
         try:
             return dict(zip(study.models, self.ray.get(jobs), strict=True))
         except self.ray.exceptions.RayTaskError as error:
-            raise explained(error) from None
+            raise node_error(error) from None
         except self.ray.exceptions.RayError as error:
             raise PotstillError(
-                f"pre-flight was cut off on its node: {type(error).__name__}",
+                f"pre-flight was interrupted on its node: {type(error).__name__}",
                 "memory may have run out: raise memory in [ray], or run with --no-preflight",
             ) from None
 
-    def tasks(self, study: Study, folder: StudyFolder, cells: Sequence[Cell]) -> Tasks:
-        """The crew that fills in a grid."""
-        return Tasks(self.ray, study, folder, cells, self._limit, self._mirror)
+    def scheduler(self, study: Study, folder: StudyFolder, keys: Sequence[Cell]) -> RayScheduler:
+        """The scheduler of one study."""
+        return RayScheduler(self.ray, study, folder, keys, self._limit, self._mirror)
 
     def run(
-        self, study: Study, folder: StudyFolder, cells: Sequence[Cell], tick: Callable[[], None]
+        self, study: Study, folder: StudyFolder, keys: Sequence[Cell], on_poll: Callable[[], None]
     ) -> Results:
-        return self.tasks(study, folder, cells).run(tick)
+        return self.scheduler(study, folder, keys).run(on_poll)
 
 
 @contextlib.contextmanager
-def opened(
-    on: str, study: Study, limit: int = 0, mirror: Mirror | None = None
-) -> Iterator[Cluster]:
-    """Connect to a cluster, or start one here, and leave it again.
+def open_cluster(
+    address: str, study: Study, limit: int = 0, mirror: Mirror | None = None
+) -> Iterator[RayExecutor]:
+    """Connect to a cluster, or start a local one, for the duration of the block.
+
+    Args:
+        address: the value of --on.
+        study: the settings; each run needs the resources of its [ray] table.
+        limit, mirror: as for `RayExecutor`.
 
     Raises:
-        PotstillError: it cannot be reached, or none of its nodes is large enough for a cell.
+        PotstillError: it is unreachable, or none of its nodes has the resources of a run.
     """
-    with connected(on, study.ray) as ray:
-        require(ray, study)
-        yield Cluster(ray, limit, mirror)
+    with connection(address, study.ray) as ray:
+        require_node(ray, study)
+        yield RayExecutor(ray, limit, mirror)

@@ -1,11 +1,11 @@
-"""A cell on loan: its folder is behind a URL, an attempt at it works in local scratch.
+"""The lease on a run whose folder is behind a URL, while a worker executes it in local scratch.
 
-What the folder holds is copied here when the attempt begins; what grows and every resume point is
-copied back while it works, so that another node can go on from there. There are no locks over
-nodes: a mark at the URL names the attempt that has the cell, and changes every few seconds while
-that lives. Each attempt reads the mark before it writes it, and leaves when it bears another name;
-so of two attempts one goes on. Should both write for a moment, nothing is lost: equal cells give
-equal bytes, and files are replaced whole.
+The run's files are downloaded when the attempt starts. While it executes, growing files and every
+checkpoint are uploaded, so that another node can continue from there. Object stores have no locks:
+a lease file at the URL names the attempt that owns the run, and the owner renews it every few
+seconds. An attempt reads the file before it renews it, and gives up if the file names another
+one, so of two attempts one remains. If both write for a moment nothing is lost: equal runs give
+equal bytes, and files are replaced atomically.
 """
 
 from __future__ import annotations
@@ -23,58 +23,61 @@ from types import TracebackType
 from typing import Any
 
 from potstill.errors import StorageError
-from potstill.study.remote import GROWING, MARK, RESULT, SPENT, STOP, Patience, Remote
+from potstill.study.remote.names import GROWING, RESULT, RUNNING, SPENT, STOP
+from potstill.study.remote.url import GracePeriod, Remote
 from potstill.study.storage import Cell, CellFolder, StudyFolder
 from potstill.training import checkpoint
 from potstill.training.spending import BudgetReached
 
-BEAT = 3.0  # seconds between changes of the mark
-ABANDONED = 30.0  # a mark that has not changed for so many seconds belongs to nobody
-COPY = 2.0  # seconds between two looks for what is to be copied
+HEARTBEAT = 3.0  # seconds between renewals
+EXPIRY = 30.0  # seconds without a renewal after which a lease has expired
+UPLOAD = 2.0  # seconds between uploads of what has changed
 
 
-class Lost(StorageError):
-    """Another attempt has the cell: this one leaves it, and it is nobody's fault."""
+class LeaseLost(StorageError):
+    """Raised when another worker holds the lease. Not a failure."""
 
 
-class Loan:
-    """One attempt's hold on a cell, and the copying to and fro.
+class Lease:
+    """One attempt's lease on a run; downloads and uploads the run's files.
+
+    A context manager. `acquired` is False if the run has ended or another attempt owns it.
 
     Args:
         remote: the study's folder.
-        cell: which cell.
+        key: the run.
         scratch: the study's folder on this node.
-        driver: who started the attempt; an attempt may follow one of the same driver.
-        abandoned: the name of an attempt that is known to be gone.
+        driver: name of the scheduler; an attempt may succeed one of the same scheduler.
+        expired: name of an attempt whose lease has expired.
     """
 
     def __init__(
-        self, remote: Remote, cell: Cell, scratch: StudyFolder, driver: str, abandoned: str = ""
+        self, remote: Remote, key: Cell, scratch: StudyFolder, driver: str, expired: str = ""
     ) -> None:
-        self._remote, self._there = remote, f"cells/{cell}"
-        self._here, self._teacher = scratch.cell(cell), scratch.cell(Cell(cell.pair, "teacher"))
-        self._driver, self._abandoned = driver, abandoned
-        self._name, self._beats = uuid.uuid4().hex, 0
-        self._sent: dict[str, tuple[int, int]] = {}
-        self._kept: set[str] = set()  # resume points that are whole there
-        self.mine = False
-        self._over, self._stop = threading.Event(), ""
-        self._error: StorageError | None = None
+        self.acquired = False
+        self._remote, self._there = remote, f"cells/{key}"
+        self._here, self._teacher = scratch.cell(key), scratch.cell(Cell(key.pair, "teacher"))
+        self._driver, self._expired = driver, expired
+        self._attempt, self._beats = uuid.uuid4().hex, 0
+        self._uploaded: dict[str, tuple[int, int]] = {}  # modification time and size by name
+        self._complete: set[str] = set()  # checkpoints that are complete at the URL
+        self._limit = ""  # budget limit that the scheduler reports
+        self._closing = threading.Event()
         self._threads: list[threading.Thread] = []
+        self._error: StorageError | None = None
 
-    def __enter__(self) -> Loan:
-        """Take the cell and copy it here; `mine` is False where it has ended or is another's."""
-        mark = self._mark()
-        others = mark and mark["driver"] != self._driver and mark["attempt"] != self._abandoned
-        if not others and self._remote.read(f"{self._there}/{RESULT}") is None:
-            self.mine = True
-            self._stop = self._told_to_stop()
-            self._write_mark()
-            self._fetch()
-            for job, every in ((self._beat, BEAT), (self._copy, COPY)):
-                thread = threading.Thread(target=self._repeat, args=(job, every), daemon=True)
-                thread.start()
-                self._threads.append(thread)
+    def __enter__(self) -> Lease:
+        current = self._read()
+        taken = (
+            current and current["driver"] != self._driver and current["attempt"] != self._expired
+        )
+        if not taken and self._remote.read(f"{self._there}/{RESULT}") is None:
+            self.acquired = True
+            self._limit = self._read_limit()
+            self._renew()
+            self._download()
+            self._start(self._beat, HEARTBEAT)
+            self._start(self._upload_changes, UPLOAD)
         return self
 
     def __exit__(
@@ -83,135 +86,146 @@ class Loan:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Copy back what is left and give the cell free, with its result if it has one; after a
-        failure leave what is there to another attempt."""
-        if not self.mine:
+        """Upload what is left, the result last, and release the lease.
+
+        After an error nothing more is uploaded: another attempt continues from what is there.
+        """
+        if not self.acquired:
             return
-        self._over.set()
+        self._closing.set()
         for thread in self._threads:
             thread.join()
         try:
             if kind is None or issubclass(kind, BudgetReached):
-                self.told()
+                self.budget_limit()
                 self._beat()
-                self._copy()
+                self._upload_changes()
                 if self._here.result is not None:
-                    self._send_result()
+                    self._upload_result()
             with contextlib.suppress(StorageError):
-                if self._holds():
-                    self._remote.remove(f"{self._there}/{MARK}")
+                if self._owns():
+                    self._remote.remove(f"{self._there}/{RUNNING}")
         finally:
             _empty(self._here.path)
 
-    def told(self) -> str:
-        """The limit that the study has reached, in words; raises what stands in the way."""
+    def budget_limit(self) -> str:
+        """The budget limit that the scheduler reports, if one is reached.
+
+        Raises:
+            LeaseLost: another attempt owns the run.
+            StorageError: the storage has been unavailable for too long.
+        """
         if self._error:
             raise self._error
-        return self._stop
+        return self._limit
+
+    def _start(self, job: Callable[[], None], every: float) -> None:
+        thread = threading.Thread(target=self._repeat, args=(job, every), daemon=True)
+        thread.start()
+        self._threads.append(thread)
 
     def _repeat(self, job: Callable[[], None], every: float) -> None:
-        """Do a job now and then; a place that is silent for a moment is asked again."""
-        patience = Patience()
-        while not self._over.wait(every) and not self._error:
+        """Repeat a job until the lease ends, tolerating short outages."""
+        grace = GracePeriod()
+        while not self._closing.wait(every) and not self._error:
             try:
-                with patience:
+                with grace:
                     job()
             except StorageError as error:
                 self._error = error
-            except Exception as error:  # of a thread: it would be heard by nobody
+            except Exception as error:  # raised in the main thread by `budget_limit`
                 self._error = StorageError(f"{self._there}: {error!r}", "please report this")
 
-    def _mark(self) -> dict[str, Any]:
-        content = self._remote.read(f"{self._there}/{MARK}")
+    def _read(self) -> dict[str, Any]:
+        content = self._remote.read(f"{self._there}/{RUNNING}")
         return dict(json.loads(content)) if content else {}
 
-    def _holds(self) -> bool:
-        return self._mark().get("attempt") == self._name
+    def _owns(self) -> bool:
+        return self._read().get("attempt") == self._attempt
 
-    def _write_mark(self) -> None:
-        who = {"pid": os.getpid(), "host": platform.node()}
-        who |= {"attempt": self._name, "driver": self._driver}
-        mark = {**who, "beat": self._beats}
-        self._remote.write(f"{self._there}/{MARK}", json.dumps(mark).encode())
+    def _renew(self) -> None:
+        owner = {"pid": os.getpid(), "host": platform.node()}
+        lease = {**owner, "attempt": self._attempt, "driver": self._driver, "beat": self._beats}
+        self._remote.write(f"{self._there}/{RUNNING}", json.dumps(lease).encode())
         self._beats += 1
 
     def _beat(self) -> None:
-        if not self._holds():
-            raise Lost(f"another attempt has taken {self._there}")
-        self._write_mark()
-        self._stop = self._told_to_stop()
+        if not self._owns():
+            raise LeaseLost(f"another attempt has taken {self._there}")
+        self._renew()
+        self._limit = self._read_limit()
 
-    def _told_to_stop(self) -> str:
+    def _read_limit(self) -> str:
         return (self._remote.read(STOP) or b"").decode()
 
-    def _fetch(self) -> None:
-        """Copy the teacher's row and what earlier attempts left of the cell here."""
-        teacher, texts = f"cells/{self._teacher.path.parent.parent.name}/teacher/all", GROWING[1]
-        for name in (RESULT, texts):
+    def _download(self) -> None:
+        """Copy the teacher baseline, and what earlier attempts left of the run."""
+        teacher = f"cells/{self._teacher.path.parent.parent.name}/teacher/all"
+        for name in (RESULT, "examples.jsonl"):
             self._remote.download(f"{teacher}/{name}", self._teacher.path / name)
         _empty(self._here.path)
-        found = sorted(self._remote.tree(self._there))
-        whole = {n.rpartition("/")[0] for n in found if n.endswith("/state.json")}
-        for name in found:
+        names = sorted(self._remote.tree(self._there))
+        complete = {name.rpartition("/")[0] for name in names if name.endswith("/state.json")}
+        for name in names:
             below = name.removeprefix(f"{self._there}/")
-            if below in GROWING or name.rpartition("/")[0] in whole:
+            if below in GROWING or name.rpartition("/")[0] in complete:
                 self._remote.download(name, self._here.path / below)
-        reached = max((row["step"] for row in self._here.metrics), default=-1)
-        for point in _points(self._here):
-            if checkpoint.step_of(point) > reached:  # an older attempt wrote the metrics last
+        last = max((row["step"] for row in self._here.metrics), default=-1)
+        for point in _checkpoints(self._here):
+            if checkpoint.step_of(point) > last:  # an older attempt uploaded the metrics last
                 shutil.rmtree(point)
-        self._kept = {point.name for point in _points(self._here)}
+        self._complete = {point.name for point in _checkpoints(self._here)}
 
-    def _copy(self) -> None:
-        """Copy back what has changed: metrics before the resume points that they lead up to."""
-        points = _points(self._here)
+    def _upload_changes(self) -> None:
+        """Upload what has changed: metrics before the checkpoints that follow them."""
+        points = _checkpoints(self._here)
         for name in GROWING:
-            self._send(name)
+            self._upload_if_changed(name)
         for point in points:
-            if point.name not in self._kept:
-                self._send_point(point)
-        for gone in self._kept - {point.name for point in points}:
-            self._remote.remove(f"{self._there}/checkpoints/{gone}")
-            self._kept.remove(gone)
+            if point.name not in self._complete:
+                self._upload_checkpoint(point)
+        for removed in self._complete - {point.name for point in points}:
+            self._remote.remove(f"{self._there}/checkpoints/{removed}")
+            self._complete.remove(removed)
 
-    def _send(self, name: str) -> None:
+    def _upload_if_changed(self, name: str) -> None:
         file = self._here.path / name
         with contextlib.suppress(FileNotFoundError):
-            told = file.stat()
-            state = told.st_mtime_ns, told.st_size
-            if self._sent.get(name) != state:
-                self._held_upload(file, name)
-                self._sent[name] = state
+            stat = file.stat()
+            version = stat.st_mtime_ns, stat.st_size
+            if self._uploaded.get(name) != version:
+                self._upload(file, name)
+                self._uploaded[name] = version
 
-    def _send_point(self, point: Path) -> None:
-        """A resume point; its state.json goes last and says that it is whole."""
-        with contextlib.suppress(FileNotFoundError):  # a newer one has taken its place
+    def _upload_checkpoint(self, point: Path) -> None:
+        """state.json goes last: it marks the checkpoint as complete."""
+        with contextlib.suppress(FileNotFoundError):  # a newer checkpoint has replaced it
             for file in sorted(point.iterdir(), key=lambda file: file.name == "state.json"):
-                self._held_upload(file, f"checkpoints/{point.name}/{file.name}")
-            self._kept.add(point.name)
+                self._upload(file, f"checkpoints/{point.name}/{file.name}")
+            self._complete.add(point.name)
 
-    def _send_result(self) -> None:
-        """What a cell ends with, its result last of all."""
+    def _upload_result(self) -> None:
+        """The trained student, then the result."""
         for file in sorted((self._here.path / "student").rglob("*")):
             if file.is_file():
-                self._held_upload(file, file.relative_to(self._here.path).as_posix())
+                self._upload(file, file.relative_to(self._here.path).as_posix())
         if not (self._here.path / SPENT).exists():
             self._remote.remove(f"{self._there}/{SPENT}")
-        self._held_upload(self._here.path / RESULT, RESULT)
+        self._upload(self._here.path / RESULT, RESULT)
         self._remote.remove(f"{self._there}/checkpoints")
 
-    def _held_upload(self, file: Path, name: str) -> None:
-        if isinstance(self._error, Lost):
+    def _upload(self, file: Path, name: str) -> None:
+        if isinstance(self._error, LeaseLost):
             raise self._error
         self._remote.upload(file, f"{self._there}/{name}")
 
 
-def _points(place: CellFolder) -> list[Path]:
-    return checkpoint.points(place.path / "checkpoints")
+def _checkpoints(run: CellFolder) -> list[Path]:
+    return checkpoint.points(run.path / "checkpoints")
 
 
 def _empty(folder: Path) -> None:
-    """Remove what an attempt that died on this node left; its lock is held by this one."""
+    """Remove what a crashed attempt left on this node; this attempt holds its lock."""
     for path in folder.iterdir():
         if path.is_dir():
             shutil.rmtree(path)

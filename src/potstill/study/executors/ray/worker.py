@@ -1,8 +1,8 @@
-"""What happens on a node: one attempt at one cell, told by an outcome.
+"""The worker's side of the Ray executor: one attempt at one run, on a node.
 
-The cell works where it belongs if the study's folder is shared by all nodes, else in scratch of
-this node (see `loan`). Expected endings are values, as an exception of ours would have to be
-known wherever it is read; what dies without a word shows in Ray.
+The run executes in the study's folder if all nodes share it, else in scratch space of the node
+under a lease (see `lease`). Expected endings are returned as an `Outcome`, because an exception of
+ours would have to be importable by whatever reads it. Ray reports crashes.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from typing import Any, Literal
 
 from potstill.diagnostics.preflight import Check
 from potstill.errors import PotstillError, StorageError
-from potstill.study.executors.base import take
-from potstill.study.executors.ray.lease import Loan, Lost
+from potstill.study.executors.base import run_if_free
+from potstill.study.executors.ray.lease import Lease, LeaseLost
 from potstill.study.loading import read_study
-from potstill.study.remote import Remote, named
+from potstill.study.remote import Remote
+from potstill.study.remote.mirror import folder_name
 from potstill.study.run import preflight_pair, run_cell
 from potstill.study.schema import Study
 from potstill.study.storage import Cell, StudyFolder
@@ -29,88 +30,90 @@ from potstill.training.spending import BudgetReached
 
 @dataclass(frozen=True)
 class Job:
-    """One attempt at a cell, as it is sent to a node."""
+    """One attempt at a run, as it is sent to a node."""
 
     study: dict[str, Any]
-    cell: Cell
+    key: Cell
     folder: str  # a folder that all nodes share, or a URL
     url: bool = False
-    driver: str = ""  # who sends it, and a name of an attempt that is known to be gone: see `Loan`
-    abandoned: str = ""
+    driver: str = ""  # name of the scheduler that sends the job, see `Lease`
+    expired: str = ""  # name of an attempt whose lease has expired, see `Lease`
     version: str = version("potstill")
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How an attempt ended; a cell that failed is done."""
+    """How an attempt ended. A run that has failed is done as well."""
 
-    kind: Literal["done", "held", "spent", "storage", "wrong"]
+    kind: Literal["done", "held", "budget", "storage", "error"]
     host: str
     text: str = ""
     hint: str = ""
 
 
-def attempt(job: Job) -> Outcome:
-    """Run a cell here, to its end or to what stops it."""
+def execute_job(job: Job) -> Outcome:
+    """Execute a run on this node until it ends or is stopped."""
     host = platform.node()
     try:
         check_version(job.version)
         study = read_study(job.study)
-        done = _away(study, job) if job.url else _in_place(study, job)
+        done = _execute_leased(study, job) if job.url else _execute_shared(study, job)
         return Outcome("done" if done else "held", host)
-    except Lost:
+    except LeaseLost:
         return Outcome("held", host)
     except BudgetReached:
-        return Outcome("spent", host)
+        return Outcome("budget", host)
     except StorageError as error:
         return Outcome("storage", host, f"{host}: {error}", error.hint)
     except PotstillError as error:
-        return Outcome("wrong", host, f"{host}: {error}", error.hint)
+        return Outcome("error", host, f"{host}: {error}", error.hint)
 
 
 def preflight(table: dict[str, Any], pair: str, expected: str) -> list[Check]:
-    """Pre-flight of a pair on this node."""
+    """Run the pre-flight checks of a pair on this node."""
     check_version(expected)
     return preflight_pair(read_study(table), pair)
 
 
 def check_version(expected: str) -> None:
-    """Refuse to run a study that another version of potstill has read."""
-    mine = version("potstill")
-    if mine != expected:
+    """Raise if this node has another version of potstill than the scheduler."""
+    installed = version("potstill")
+    if installed != expected:
         raise PotstillError(
-            f"this node has potstill {mine}, the study was started with {expected}",
+            f"this node has potstill {installed}, the study was started with {expected}",
             "install the same version on every node",
         )
 
 
-def _in_place(study: Study, job: Job) -> bool:
+def _execute_shared(study: Study, job: Job) -> bool:
+    """In a folder that all nodes share; False if another process holds the run."""
     folder = StudyFolder(Path(job.folder))
     if folder.settings is None:
         raise PotstillError(
             f'this node does not see the study in "{job.folder}"',
             "give an --out that every node has under the same path, or a URL such as s3://...",
         )
-    return take(study, folder, job.cell, None, folder.ledger(study))
+    return run_if_free(study, folder, job.key, None, folder.ledger(study))
 
 
-def _away(study: Study, job: Job) -> bool:
+def _execute_leased(study: Study, job: Job) -> bool:
+    """In scratch space, under a lease; False if another process holds the run."""
     folder = StudyFolder(scratch(job.folder))
-    with folder.cell(job.cell).claim() as alone:  # of this node's processes
-        if not alone:
+    with folder.cell(job.key).lock() as locked:  # against other processes of this node
+        if not locked:
             return False
-        with Loan(Remote(job.folder), job.cell, folder, job.driver, job.abandoned) as loan:
-            if loan.mine:
-                ledger = folder.ledger(study, loan.told)
-                if over := ledger.over():
-                    raise BudgetReached(over)
-                run_cell(study, folder, job.cell, None, ledger)
-            return loan.mine
+        with Lease(Remote(job.folder), job.key, folder, job.driver, job.expired) as lease:
+            if lease.acquired:
+                ledger = folder.ledger(study, lease.budget_limit)
+                if limit := ledger.over():
+                    raise BudgetReached(limit)
+                run_cell(study, folder, job.key, None, ledger)
+            return lease.acquired
 
 
 def scratch(url: str) -> Path:
-    """This node's folder for cells of a study behind a URL; nobody else may write to it."""
-    path = Path(tempfile.gettempdir()) / f"potstill-{os.getuid()}-{named(url)}"
+    """This node's folder for runs of a study behind a URL; other users have no access."""
+    path = Path(tempfile.gettempdir()) / f"potstill-{os.getuid()}-{folder_name(url)}"
     path.mkdir(mode=0o700, exist_ok=True)
     if path.stat().st_uid != os.getuid():
         raise StorageError(f'"{path}" belongs to another user', "set TMPDIR on the nodes")

@@ -1,0 +1,38 @@
+"""A study's folder on disk: where everything is stored, and the classes that read and write it.
+
+    study.toml                          settings with every default, provenance
+    cells/PAIR/METHOD/SEED/             one run; baselines have SEED = "all"
+        metrics.jsonl                   one line per step, no clock times: equal runs, equal bytes
+        examples.jsonl                  completions of the evaluations
+        findings.json                   diagnosis so far, rewritten when it changes
+        .running                        process that executes the run
+        .spent                          seconds and tokens so far, if the study has a budget
+        result.json                     written last, atomically
+        checkpoints/                    removed when the run has ended
+        student/                        the trained model
+        tracking/NAME.json              last step that a tracker has, and its last error
+    track/NAME/                         files of trackers that write here
+    predicted.json                      cost of each run, as pre-flight predicted it
+    results.json  table.csv  report.html
+
+`keys` names the runs, `run_folder` is one run on disk, `study_folder` the whole study. A file lock
+per run, released when its process dies, keeps two processes from executing the same run.
+"""
+
+from __future__ import annotations
+
+from potstill.study.files import to_json, write_text
+from potstill.study.storage.keys import REFERENCES, Cell, cells_of
+from potstill.study.storage.run_folder import CellFolder, example
+from potstill.study.storage.study_folder import StudyFolder
+
+__all__ = [
+    "REFERENCES",
+    "Cell",
+    "CellFolder",
+    "StudyFolder",
+    "cells_of",
+    "example",
+    "to_json",
+    "write_text",
+]

@@ -1,0 +1,36 @@
+"""The names of a study's runs, and the order in which they are executed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from potstill.study.schema import Study
+
+REFERENCES = ("untrained", "teacher")  # the baselines: evaluated once per pair, never trained
+ALL_SEEDS = "all"
+
+
+@dataclass(frozen=True, order=True)
+class Cell:
+    """The key of one run in a study; baselines have no seed."""
+
+    pair: str
+    method: str
+    seed: int | None = None
+
+    def __str__(self) -> str:
+        seed = ALL_SEEDS if self.seed is None else self.seed
+        return f"{self.pair}/{self.method}/{seed}"
+
+
+def cells_of(study: Study) -> list[Cell]:
+    """Every run in execution order: baselines first, then seed by seed, long runs first."""
+    baselines = [Cell(pair, role) for role in reversed(REFERENCES) for pair in study.models]
+    by_length = sorted(study.recipes.values(), key=lambda recipe: -recipe.budget)
+    runs = [
+        Cell(pair, recipe.name, seed)
+        for seed in study.seeds
+        for recipe in by_length
+        for pair in study.models
+    ]
+    return baselines + runs
