@@ -9,12 +9,12 @@ import pytest
 from typer.testing import CliRunner
 
 from conftest import toy_table
+from launching import run_study
 from potstill.cli import app
 from potstill.cli.launch import checked, fill, predict
 from potstill.errors import PotstillError
 from potstill.settings import Budget, Price
 from potstill.study.budget import Ledger
-from potstill.study.executors.local import LocalScheduler
 from potstill.study.loading import read_study
 from potstill.study.schema import Study
 from potstill.study.storage import Cell, CellFolder, StudyFolder, cells_of
@@ -100,38 +100,36 @@ def toy(tmp_path: Path, **changes: object) -> Study:
     return read_study(toy_table(tmp_path, **table))
 
 
+@pytest.fixture(scope="module")
+def priced(tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, StudyFolder]:
+    """A study of two methods and two seeds, with pre-flight, at 3,600 dollars an hour."""
+    tmp = tmp_path_factory.mktemp("priced")
+    study = toy(tmp, price={"hour": 3600.0}, seeds=[0, 1])
+    fill(study, tmp / "out", 1, True)
+    return study, StudyFolder(tmp / "out")
+
+
 def test_a_spent_budget_stops_between_steps_and_goes_on(
     tmp_path: Path, looks_at_once: None
 ) -> None:
-    whole = StudyFolder(tmp_path / "whole")
-    fill(toy(tmp_path), whole.path, 1, False)
-    cell = Cell("toy", "on_policy_gkd", 0)
-    record = whole.cell(cell).result
+    whole = run_study(toy(tmp_path), tmp_path / "whole", workers=0)
+    key = Cell("toy", "on_policy_gkd", 0)
+    record = whole.cell(key).result
     assert record is not None
     half = Spent.read(record).count() / 2
     part = StudyFolder(tmp_path / "part")
     with pytest.raises(BudgetReached, match=r"of budget\.tokens"):
-        run_inline(toy(tmp_path, budget={"tokens": half}), part)
-    place = part.cell(cell)
-    assert place.result is None and place.running is None and 1 < place.steps < 12
+        run_study(toy(tmp_path, budget={"tokens": half}), part.path, workers=0)
+    run = part.cell(key)
+    assert run.result is None and run.running is None and 1 < run.steps < 12
     with pytest.raises(BudgetReached):  # nothing begins while it is spent
         fill(toy(tmp_path, budget={"tokens": half}), part.path, 1, False)
-    assert place.result is None
+    assert run.result is None
     fill(toy(tmp_path, budget={"tokens": 1e9}), part.path, 1, False)
-    again = place.result
-    assert again is not None and place.metrics == whole.cell(cell).metrics
+    again = run.result
+    assert again is not None and run.metrics == whole.cell(key).metrics
     assert again["tokens"] == record["tokens"]
     assert not list(part.path.rglob(".spent"))
-
-
-def run_inline(study: Study, folder: StudyFolder) -> None:
-    """A worker's work in this process, where the clock of the ledger is the test's."""
-    from potstill.study.run import run_cell
-
-    folder.open(study)
-    ledger = folder.ledger(study)
-    for cell in cells_of(study):
-        run_cell(study, folder, cell, ledger=ledger)
 
 
 def test_a_study_that_would_exceed_its_budget_is_refused_before_it_begins(tmp_path: Path) -> None:
@@ -143,9 +141,8 @@ def test_a_study_that_would_exceed_its_budget_is_refused_before_it_begins(tmp_pa
     assert "--no-preflight" in refused.value.hint and not (tmp_path / "out").exists()
 
 
-def test_what_was_predicted_is_kept_and_close(tmp_path: Path) -> None:
-    study, folder = toy(tmp_path), StudyFolder(tmp_path / "out")
-    fill(study, folder.path, 1, True)
+def test_what_was_predicted_is_kept_and_close(priced: tuple[Study, StudyFolder]) -> None:
+    study, folder = priced
     predicted = folder.predicted["toy"]
     assert predicted.keys() == {"on_policy_gkd", "off_policy", "teacher", "untrained"}
     for method in ("on_policy_gkd", "off_policy"):
@@ -155,52 +152,50 @@ def test_what_was_predicted_is_kept_and_close(tmp_path: Path) -> None:
     assert set(predict(checked(study))["toy"]) == set(predicted)
 
 
-def test_gradings_and_references_are_paid_for(tmp_path: Path) -> None:
-    study, folder = toy(tmp_path), StudyFolder(tmp_path / "out")
-    folder.open(study)
-    LocalScheduler(study, folder, 1).run(lambda: None, every=0.02)
-    for cell in cells_of(study):
-        record = folder.cell(cell).result
+def test_evaluations_and_baselines_are_paid_for(priced: tuple[Study, StudyFolder]) -> None:
+    study, folder = priced
+    assert len(cells_of(study)) == 6
+    for key in cells_of(study):
+        record = folder.cell(key).result
         assert record is not None
         tokens = record["tokens"]
-        role = "teacher" if cell.method == "teacher" else "student"
+        role = "teacher" if key.method == "teacher" else "student"
         assert tokens[f"graded_{role}_sampled"] > 0 and tokens["graded_prompt"] > 0
         assert record["peak_bytes"] > 0
         kinds = ("student_sampled", "teacher_sampled", "teacher_scored", "trained")
         assert Spent.read(record).count() == sum(tokens.get(kind, 0) for kind in kinds)
-        assert (Spent.read(record).count() > 0) == (cell.seed is not None)
+        assert (Spent.read(record).count() > 0) == (key.seed is not None)
 
 
-def test_the_report_holds_costs_against_what_was_predicted(tmp_path: Path) -> None:
+def test_the_report_compares_costs_with_the_prediction(
+    priced: tuple[Study, StudyFolder], tmp_path: Path
+) -> None:
     from potstill.report import write_report
     from potstill.report.costs import costs
     from potstill.report.data import load
 
-    study = toy(tmp_path, price={"hour": 3600.0}, seeds=[0, 1])
-    folder = StudyFolder(tmp_path / "out")
-    fill(study, folder.path, 1, True)
-    rows = {row.method: row for row in costs(load(folder.path), "toy")}
-    mine = rows["on_policy_gkd"]
-    records = [folder.cell(Cell("toy", "on_policy_gkd", seed)).result for seed in (0, 1)]
-    seconds = sum(record["seconds"] for record in records if record) / 2
-    assert mine.runs == 2 and mine.usd == pytest.approx(seconds)
-    assert mine.predicted == folder.predicted["toy"]["on_policy_gkd"]
-    gains = [record["accuracy"] for record in records if record]
+    _, folder = priced
+    row = {row.method: row for row in costs(load(folder.path), "toy")}["on_policy_gkd"]
+    results = [folder.cell(Cell("toy", "on_policy_gkd", seed)).result for seed in (0, 1)]
+    records = [record for record in results if record]
+    seconds = sum(record["seconds"] for record in records) / 2
+    assert len(records) == row.runs == 2 and row.usd == pytest.approx(seconds)
+    assert row.predicted == folder.predicted["toy"]["on_policy_gkd"]
     untrained = folder.cell(Cell("toy", "untrained")).result
     assert untrained is not None
-    points = 100 * (sum(gains) / 2 - untrained["accuracy"])
-    assert mine.usd_per_point == pytest.approx(seconds / points)
-    assert mine.device_seconds == pytest.approx(seconds)  # one device a run
-    assert mine.spent.flops is None and mine.flops_per_point is None  # a bigram table has no size
-    kinds = {name: kind.tokens for name, kind in mine.kinds.items()}
+    accuracy = sum(record["accuracy"] for record in records) / 2
+    points = 100 * (accuracy - untrained["accuracy"])
+    assert row.usd_per_point == pytest.approx(seconds / points)
+    assert row.device_seconds == pytest.approx(seconds)  # one device a run
+    assert row.spent.flops is None and row.flops_per_point is None  # a bigram table has no size
+    kinds = {name: kind.tokens for name, kind in row.kinds.items()}
     graded = kinds.pop("graded"), kinds.pop("prompt")
-    assert min(graded) > 0 and sum(kinds.values()) == pytest.approx(mine.spent.count())
-    assert mine.peak_bytes == max(record["peak_bytes"] for record in records if record)
+    assert min(graded) > 0 and sum(kinds.values()) == pytest.approx(row.spent.count())
+    assert row.peak_bytes == max(record["peak_bytes"] for record in records)
     text = write_report(folder.path).html.read_text()
     assert "Tokens and operations by kind" in text
     assert "What it cost" in text and "a point gained" in text
-    free = StudyFolder(tmp_path / "free")
-    fill(toy(tmp_path), free.path, 1, False)
+    free = run_study(toy(tmp_path), tmp_path / "free", workers=0)
     (row, _) = costs(load(free.path), "toy")
     assert row.usd is None and row.predicted is None
     assert "No price is set" in write_report(free.path).html.read_text()

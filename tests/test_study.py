@@ -7,95 +7,97 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import tomli_w
 
 from conftest import toy_table
+from launching import Gate, command, run_study, wait_for
 from potstill.engines.fake import FakeEngine
 from potstill.errors import NonFinite, PotstillError, StorageError
-from potstill.study.executors.local import LocalScheduler
 from potstill.study.files import write_text
 from potstill.study.loading import read_study
-from potstill.study.run import prepare, run_cell
+from potstill.study.run import run_cell
 from potstill.study.schema import Study
-from potstill.study.storage import Cell, CellFolder, StudyFolder, cells_of
+from potstill.study.storage import REFERENCES, Cell, CellFolder, StudyFolder, cells_of
 from potstill.training import checkpoint
 from potstill.types import Prompt, Trajectory
 
 KEPT = ("metrics.jsonl", "examples.jsonl")
 
 
-def fill(study: Study, path: Path, workers: int = 2) -> StudyFolder:
-    folder = StudyFolder(path)
-    prepare(study)
-    folder.open(study)
-    LocalScheduler(study, folder, workers).run(lambda: None, every=0.05)
-    return folder
-
-
 def content(folder: Path) -> dict[str, object]:
-    """Everything of a study that must not depend on clocks: metrics, texts, outcomes."""
-    found: dict[str, object] = {}
+    """Everything of a study that must not depend on clocks: metrics, completions, outcomes."""
+    files: dict[str, object] = {}
     for path in sorted((folder / "cells").rglob("*")):
         if path.name in KEPT:
-            found[str(path.relative_to(folder))] = path.read_bytes()
+            files[str(path.relative_to(folder))] = path.read_bytes()
         elif path.name == "result.json":
             record = json.loads(path.read_text())
             keep = ("status", "steps", "accuracy", "flexible", "outcomes", "tokens")
-            found[str(path.relative_to(folder))] = {key: record.get(key) for key in keep}
-    return found
+            files[str(path.relative_to(folder))] = {key: record.get(key) for key in keep}
+    return files
+
+
+def part(study: Study, whole: Path) -> dict[str, object]:
+    """The content of a whole study, limited to the runs of a smaller one."""
+    folders = {f"cells/{key}" for key in cells_of(study)}
+    return {n: c for n, c in content(whole).items() if n.rpartition("/")[0] in folders}
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, Path]:
-    """An uninterrupted study."""
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, Path]:
+    """The table and the folder of an uninterrupted study: nine methods, two seeds."""
     tmp = tmp_path_factory.mktemp("whole")
-    study = read_study(toy_table(tmp))
-    fill(study, tmp / "out")
-    return study, tmp / "out"
+    table = toy_table(tmp)
+    run_study(read_study(table), tmp / "out")
+    return table, tmp / "out"
 
 
-def test_the_folder_is_as_documented(whole: tuple[Study, Path]) -> None:
-    study, path = whole
-    cells = cells_of(study)
-    assert len(cells) == 2 + 9 * 2
-    for cell in cells:
-        place = StudyFolder(path).cell(cell)
-        assert place.result is not None and place.result["status"] == "done", place.result
-        assert place.running is None and not (place.path / "checkpoints").exists()
-        if cell.seed is not None:
-            assert [row["step"] for row in place.metrics] == list(range(place.result["steps"] + 1))
-            assert place.texts[0]["teacher"]
-            assert (place.path / "student").is_dir()
-            assert len(place.result["outcomes"]["strict"]) == 20
+def test_the_folder_is_as_documented(whole: tuple[dict, Path]) -> None:
+    table, path = whole
+    keys = cells_of(read_study(table))
+    assert len(keys) == 2 + 9 * 2
+    for key in keys:
+        run = StudyFolder(path).cell(key)
+        assert run.result is not None and run.result["status"] == "done", run.result
+        assert run.running is None and not (run.path / "checkpoints").exists()
+        if key.seed is not None:
+            assert [row["step"] for row in run.metrics] == list(range(run.result["steps"] + 1))
+            assert run.texts[0]["teacher"]
+            assert (run.path / "student").is_dir()
+            assert len(run.result["outcomes"]["strict"]) == 20
     settings = StudyFolder(path).settings
     assert settings is not None
     assert {"torch", "revision", "python"} <= settings["provenance"].keys()
     assert not [p for p in path.rglob("*") if ".partial" in p.name or p.name.startswith(".result")]
 
 
-def test_workers_do_not_change_the_numbers(whole: tuple[Study, Path], tmp_path: Path) -> None:
-    study, path = whole
-    fill(study, tmp_path / "one", workers=1)
-    assert content(tmp_path / "one") == content(path)
+@pytest.mark.parametrize("workers", [0, 1])
+def test_workers_do_not_change_the_numbers(
+    whole: tuple[dict, Path], tmp_path: Path, workers: int
+) -> None:
+    """Two workers, one, and this process. All nine methods are in the test that kills a study."""
+    table, path = whole
+    study = read_study({**table, "methods": ["replay_buffer", "teacher_seeded"]})
+    run_study(study, tmp_path / "other", workers)
+    expected = part(study, path)
+    assert len(expected) == 3 * 6 and content(tmp_path / "other") == expected
 
 
-def test_run_again_does_nothing(whole: tuple[Study, Path]) -> None:
-    study, path = whole
+def test_run_again_does_nothing(whole: tuple[dict, Path]) -> None:
+    table, path = whole
     before = {p: p.stat().st_mtime_ns for p in (path / "cells").rglob("result.json")}
-    fill(study, path)
+    assert len(before) == 20
+    run_study(read_study(table), path)
     assert {p: p.stat().st_mtime_ns for p in (path / "cells").rglob("result.json")} == before
 
 
 def test_the_grid_may_grow_but_settings_may_not_change(tmp_path: Path) -> None:
     table = toy_table(tmp_path, methods=["on_policy_gkd"], seeds=[0])
-    fill(read_study(table), tmp_path / "out")
+    run_study(read_study(table), tmp_path / "out", workers=0)
     first = content(tmp_path / "out")
-    fill(read_study({**table, "seeds": [0, 1]}), tmp_path / "out")
+    run_study(read_study({**table, "seeds": [0, 1]}), tmp_path / "out", workers=0)
     grown = content(tmp_path / "out")
     assert len(grown) == len(first) + 3 and first.items() <= grown.items()
     for change, says in (
@@ -127,47 +129,58 @@ def test_a_folder_that_another_study_is_opening_is_no_strange_folder(
     assert StudyFolder(tmp_path / "out").settings is not None
 
 
-def command(table: dict, tmp_path: Path, out: Path, workers: int = 2) -> list[str]:
-    file = tmp_path / "toy.toml"
-    file.write_text(tomli_w.dumps(table))
-    return [
-        *(sys.executable, "-m", "potstill", "study", str(file)),
-        *("--out", str(out), "--workers", str(workers), "--no-figures", "--no-preflight"),
-    ]
+def start(words: list[str]) -> subprocess.Popen:
+    """A study in a process group of its own, so that it can be killed with its workers."""
+    return subprocess.Popen(words, start_new_session=True, stderr=subprocess.DEVNULL)
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 60.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited too long"
-        time.sleep(0.01)
+def kill(process: subprocess.Popen, out: Path) -> None:
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (out / "report.html").exists()
+
+
+def steps(out: Path) -> list[int]:
+    """The steps of each run in progress."""
+    marks = out.glob("cells/*/*/*/.running")
+    runs = [CellFolder(mark.parent) for mark in marks]
+    return [run.steps for run in runs if run.path.parent.name not in REFERENCES]
+
+
+def test_killed_in_mid_run_and_resumed_gives_the_same_bytes(
+    whole: tuple[dict, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before and after a run's first checkpoint, and when other runs have ended."""
+    table, out, gate = whole[0], tmp_path / "out", Gate(tmp_path, monkeypatch)
+    order = ["extended_on_policy", "replay_buffer"]
+    methods = [*order, *(name for name in read_study(table).recipes if name not in order)]
+    words = command({**table, "methods": methods}, tmp_path / "toy.toml", out, "--workers", 2)
+    for at in (3, 7, 21):
+        gate.close(at)
+        process = start(words)
+        wait_for(lambda at=at: steps(out).count(at) == 2)
+        kill(process, out)
+    assert len(list(out.rglob("result.json"))) == 2 + 8
+    gate.open()
+    run_study(read_study({**table, "methods": methods}), out, workers=0)
+    assert content(out) == content(whole[1])
 
 
 def kill_and_resume(table: dict, tmp_path: Path, moments: list[int]) -> dict[str, object]:
     """SIGKILL the study and its workers whenever so many metric lines exist, then let it finish."""
     out = tmp_path / "killed"
+    words = command(table, tmp_path / "toy.toml", out, "--workers", 2)
     for lines in moments:
-        process = subprocess.Popen(
-            command(table, tmp_path, out), start_new_session=True, stderr=subprocess.DEVNULL
-        )
+        process = start(words)
 
         def enough(lines: int = lines) -> bool:
             files = list(out.glob("cells/*/*/*/metrics.jsonl"))
             return sum(file.read_bytes().count(b"\n") for file in files) >= lines
 
         wait_for(enough)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        assert not (out / "report.html").exists()
-    subprocess.run(command(table, tmp_path, out), check=True, capture_output=True)
+        kill(process, out)
+    subprocess.run(words, check=True, capture_output=True)
     return content(out)
-
-
-def test_killed_in_mid_cell_and_resumed_gives_the_same_bytes(
-    whole: tuple[Study, Path], tmp_path: Path
-) -> None:
-    table = whole[0].to_toml()
-    assert kill_and_resume(table, tmp_path, [10, 70, 130]) == content(whole[1])
 
 
 @pytest.mark.slow
@@ -180,45 +193,53 @@ def test_killed_and_resumed_on_the_torch_engine(tmp_path: Path) -> None:
         "train": {"steps": 12, "batch_size": 6, "checkpoint_every": 3},
         "eval": {"problems": 20, "every": 6, "probe_every": 4},
     }
-    fill(read_study(table), tmp_path / "whole")
+    run_study(read_study(table), tmp_path / "whole")
     assert kill_and_resume(table, tmp_path, [8, 17]) == content(tmp_path / "whole")
 
 
-def test_an_orphaned_worker_leaves(tmp_path: Path) -> None:
+def test_an_orphaned_worker_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """SIGKILL the study process alone: its workers notice and end; the folder stays resumable."""
-    table = toy_table(tmp_path, train={"steps": 3000}, methods=["on_policy_gkd"])
-    out = tmp_path / "out"
-    process = subprocess.Popen(command(table, tmp_path, out), stderr=subprocess.DEVNULL)
-    wait_for(lambda: any(out.glob("cells/toy/on_policy_gkd/*/.running")))
-    marks = list(out.glob("cells/toy/*/*/.running"))
-    pids = {json.loads(mark.read_text())["pid"] for mark in marks}
+    gate, out = Gate(tmp_path, monkeypatch), tmp_path / "out"
+    gate.close(1)
+    table = toy_table(tmp_path, methods=["on_policy_gkd"])
+    words = command(table, tmp_path / "toy.toml", out, "--workers", 1)
+    process = subprocess.Popen(words, stderr=subprocess.DEVNULL)
+    wait_for(lambda: steps(out) == [1])
+    (mark,) = out.glob("cells/toy/on_policy_gkd/*/.running")
+    pid = json.loads(mark.read_text())["pid"]
+    assert Path(f"/proc/{pid}/fd").exists()
     process.kill()
     process.wait()
-    wait_for(lambda: not any(Path(f"/proc/{pid}/fd").exists() for pid in pids), 15)
+    wait_for(lambda: not Path(f"/proc/{pid}/fd").exists(), 15)
+    assert StudyFolder(out).settings is not None
 
 
-def test_two_studies_on_one_folder_share_the_work(tmp_path: Path) -> None:
-    table = toy_table(tmp_path, train={"steps": 30})
-    out = tmp_path / "out"
-    both = [
-        subprocess.Popen(command(table, tmp_path, out, workers=1), stderr=subprocess.DEVNULL)
-        for _ in range(2)
-    ]
+def test_two_studies_on_one_folder_share_the_work(
+    whole: tuple[dict, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate, out = Gate(tmp_path, monkeypatch), tmp_path / "out"
+    gate.close(5)
+    table = {**whole[0], "methods": ["extended_on_policy", "hybrid", "kl_anchored"]}
+    words = command(table, tmp_path / "toy.toml", out, "--workers", 1)
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    both = [subprocess.Popen(words, **quiet) for _ in range(2)]
+    wait_for(lambda: steps(out) == [5, 5])  # each has taken a run
+    gate.open()
     assert [process.wait() for process in both] == [0, 0]
-    alone = fill(read_study(table), tmp_path / "alone")
-    assert content(out) == content(alone.path)
+    expected = part(read_study(table), whole[1])
+    assert len(expected) == 3 * 8 and content(out) == expected
 
 
-def test_a_held_cell_is_not_run_twice(toy: Study, tmp_path: Path) -> None:
-    place = CellFolder(tmp_path / "cell")
-    with place.lock() as mine:
-        assert mine
+def test_a_held_run_is_not_run_twice(tmp_path: Path) -> None:
+    run = CellFolder(tmp_path / "run")
+    with run.lock() as locked:
+        assert locked
         code = (
             "import sys; from pathlib import Path; from potstill.study.storage import CellFolder\n"
-            "with CellFolder(Path(sys.argv[1])).lock() as mine: print(mine)"
+            "with CellFolder(Path(sys.argv[1])).lock() as locked: print(locked)"
         )
         shown = subprocess.run(
-            [sys.executable, "-c", code, str(place.path)],
+            [sys.executable, "-c", code, str(run.path)],
             capture_output=True,
             text=True,
             check=True,
@@ -259,28 +280,29 @@ def test_a_learning_rate_that_explodes_fails_the_cell_and_not_the_study(tmp_path
     table = toy_table(
         tmp_path, methods=["on_policy_gkd"], seeds=[0], train={"learning_rate": 1e308}
     )
-    folder = fill(read_study(table), tmp_path / "out")
+    folder = run_study(read_study(table), tmp_path / "out")
     results = folder.results(cells_of(read_study(table)))
     assert [r["status"] for r in results.values()] == ["done", "done", "failed"]
     assert "not a number" in list(results.values())[-1]["cause"]
 
 
-def test_a_disk_that_refuses_stops_the_study_and_keeps_what_is_finished(
-    whole: tuple[Study, Path], tmp_path: Path
+def test_storage_that_fails_stops_the_study_and_keeps_what_is_finished(
+    whole: tuple[dict, Path], tmp_path: Path
 ) -> None:
-    """Real workers whose files cannot grow past a limit: two lines, code 2, and nothing is lost."""
+    """Real workers whose files cannot grow past 16 kB: two lines, code 2, and nothing is lost."""
     out = tmp_path / "out"
-    words = command(whole[0].to_toml(), tmp_path, out)
-    limited = ["bash", "-c", 'ulimit -f 4; trap "" XFSZ; exec "$@"', "bash", *words]
+    table = {**whole[0], "methods": ["extended_on_policy", "hybrid"]}
+    words = command(table, tmp_path / "toy.toml", out, "--workers", 2)
+    limited = ["bash", "-c", 'ulimit -f 16; trap "" XFSZ; exec "$@"', "bash", *words]
     failed = subprocess.run(limited, capture_output=True, text=True, check=False)
     assert failed.returncode == 2, failed.stderr
     assert "error: cannot write" in failed.stderr and "hint: free space" in failed.stderr
     kept = content(out)
     ended = [name for name in kept if name.endswith("result.json")]
-    assert not (out / "report.html").exists()
-    subprocess.run(words, check=True, capture_output=True)
+    assert ended and not (out / "report.html").exists()
+    run_study(read_study(table), out, workers=0)
     again = content(out)
-    assert again == content(whole[1])
+    assert again == part(read_study(table), whole[1])
     assert {name: again[name] for name in ended} == {name: kept[name] for name in ended}
 
 
@@ -346,7 +368,7 @@ def test_all_methods_killed_and_resumed_on_the_torch_engine(tmp_path: Path) -> N
         "train": {"steps": 10, "batch_size": 6, "checkpoint_every": 3, "lora_rank": 4},
         "eval": {"problems": 20, "every": 5, "probe_every": 4},
     }
-    fill(read_study(table), tmp_path / "whole")
+    run_study(read_study(table), tmp_path / "whole")
     killed = kill_and_resume(table, tmp_path, [10, 25, 40, 60, 80])
     assert killed == content(tmp_path / "whole")
 

@@ -7,19 +7,18 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
-import tomli_w
 from typer.testing import CliRunner
 
 import trackers as readers
 from conftest import free_port, toy_table
+from launching import Gate, command, run_study, wait_for
 from potstill.cli import app
 from potstill.errors import PotstillError
 from potstill.study.files import JsonlTail
-from potstill.study.loading import read_study
+from potstill.study.loading import load_study, read_study
 from potstill.study.schema import Study
 from potstill.study.storage import Cell, StudyFolder, cells_of
 from potstill.study.tracking.exporter import following
@@ -27,6 +26,7 @@ from potstill.study.tracking.follower import Follower, troubles
 from potstill.study.tracking.protocol import numbers, run_opener
 from potstill.study.tracking.redact import without_secrets
 from potstill.study.tracking.registry import TRACKERS
+from test_cli import call
 
 KEY = "0123456789abcdef" * 2 + "deadbeef"
 NAMES = ["wandb", "tensorboard", "trackio", "mlflow"]
@@ -40,95 +40,65 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-def command(table: dict, tmp_path: Path, out: Path) -> list[str]:
-    file = tmp_path / "toy.toml"
-    file.write_text(tomli_w.dumps(table))
-    words = ["study", str(file), "--out", str(out), "--no-figures", "--no-preflight"]
-    return [sys.executable, "-m", "potstill", *words]
-
-
-def run(
-    words: list[str], environment: dict[str, str] | None = None
-) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(words, check=False, capture_output=True, text=True, env=environment)
-
-
-def curves(name: str, out: Path, cell: Cell) -> readers.Curves:
+def curves(name: str, out: Path, key: Cell) -> readers.Curves:
     if name == "tensorboard":
-        return readers.tensorboard(out / "track", str(cell))
-    return getattr(readers, name)(out / "track", "toy", str(cell))
+        return readers.tensorboard(out / "track", str(key))
+    return getattr(readers, name)(out / "track", "toy", str(key))
+
+
+def note(out: Path, key: Cell, tracker: str) -> dict:
+    """What a run's folder records of a tracker; empty before it does."""
+    file = StudyFolder(out).cell(key).path / "tracking" / f"{tracker}.json"
+    return json.loads(file.read_text()) if file.exists() else {}
 
 
 def check_all(out: Path, study: Study) -> None:
-    for cell in cells_of(study):
-        if cell.seed is not None:
-            place = StudyFolder(out).cell(cell)
-            assert place.result is not None and place.result["status"] == "done"
-            for name in study.track:
-                found = curves(name, out, cell)
-                readers.same(found, place.metrics)
-                told = {k: v for values in found.values() for k, v in values.items()}
-                wanted = pytest.approx(place.result["accuracy"])
-                assert name == "wandb" or told["result/accuracy"] == wanted, name
-                note = json.loads((place.path / "tracking" / f"{name}.json").read_text())
-                assert note["ended"] and not note["trouble"], note
+    """Every tracker has of every run the rows of metrics.jsonl, and its result."""
+    keys = [key for key in cells_of(study) if key.seed is not None]
+    assert keys and study.track
+    for key in keys:
+        place = StudyFolder(out).cell(key)
+        assert place.result is not None and place.result["status"] == "done"
+        for name in study.track:
+            steps = curves(name, out, key)
+            readers.same(steps, place.metrics)
+            values = {k: v for row in steps.values() for k, v in row.items()}
+            wanted = pytest.approx(place.result["accuracy"])
+            assert name == "wandb" or values["result/accuracy"] == wanted, name
+            state = note(out, key, name)
+            assert state["ended"] and not state["trouble"], state
 
 
-def test_what_trackers_have_is_what_the_folder_holds(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_trackers_have_what_the_folder_holds_also_of_a_run_that_was_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """The first run is killed in its midst, the second runs undisturbed: no step of either is
+    missing or there twice."""
     offline(monkeypatch)
-    table = toy_table(tmp_path, methods=["on_policy_gkd", "hybrid"], track=NAMES)
-    out = tmp_path / "out"
-    done = run(command(table, tmp_path, out))
-    assert done.returncode == 0, done.stderr
-    assert "warning" not in done.stderr and "Trackio" not in done.stdout
+    gate = Gate(tmp_path, monkeypatch)
+    gate.close(6)
+    table = toy_table(tmp_path, methods=["on_policy_gkd", "hybrid"], seeds=[0], track=NAMES)
+    out, killed = tmp_path / "out", Cell("toy", "on_policy_gkd", 0)
+    words = command(table, tmp_path / "toy.toml", out)[3:]
+    process = subprocess.Popen(
+        [sys.executable, __file__, words[1], str(out)], start_new_session=True
+    )
+    wait_for(lambda: all(note(out, killed, name).get("sent") == 6 for name in NAMES))
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    before = {name: note(out, killed, name)["id"] for name in NAMES}
+    gate.open()
+    assert call(*words) == 0
+    stdout, stderr = capsys.readouterr()
+    assert "warning" not in stderr and "Trackio" not in stdout
     check_all(out, read_study(table))
+    assert {name: note(out, killed, name)["id"] for name in NAMES} == before
     names = set().union(*map(set, curves("mlflow", out, Cell("toy", "hybrid", 0)).values()))
     published = ("loss", "score", "kl_divergence", "phase", "on_policy_loss", "off_policy_loss")
     published += ("seed_tokens", "buffer_size")
     assert {f"train/{name}" for name in published} | {"eval/avg_score"} <= names
-    for file in out.rglob("*"):
-        assert not file.is_file() or KEY.encode() not in file.read_bytes(), file
-
-
-def test_killed_and_resumed_no_step_is_missing_or_there_twice(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    offline(monkeypatch)
-    table = toy_table(
-        tmp_path,
-        methods=["on_policy_gkd"],
-        seeds=[0],
-        track=NAMES,
-        train={"steps": 2000, "checkpoint_every": 300},
-        eval={"every": 200, "probe_every": 20},
-    )
-    out, cell = tmp_path / "out", Cell("toy", "on_policy_gkd", 0)
-    place = StudyFolder(out).cell(cell)
-
-    def sent(name: str) -> int:
-        note = place.path / "tracking" / f"{name}.json"
-        return json.loads(note.read_text())["sent"] if note.exists() else -1
-
-    process = subprocess.Popen(
-        command(table, tmp_path, out), start_new_session=True, stderr=subprocess.DEVNULL
-    )
-    end = time.monotonic() + 120
-    while not all(sent(name) > 0 for name in NAMES):
-        assert time.monotonic() < end and process.poll() is None
-        time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    before = {
-        name: json.loads((place.path / "tracking" / f"{name}.json").read_text())["id"]
-        for name in NAMES
-    }
-    subprocess.run(command(table, tmp_path, out), check=True, capture_output=True)
-    check_all(out, read_study(table))
-    for name, was in before.items():
-        note = json.loads((place.path / "tracking" / f"{name}.json").read_text())
-        assert note["id"] == was
+    files = [file for file in out.rglob("*") if file.is_file()]
+    assert files and not [file for file in files if KEY.encode() in file.read_bytes()]
 
 
 def test_an_unknown_tracker_or_one_that_is_missing_is_refused(
@@ -150,23 +120,24 @@ def test_an_unknown_tracker_or_one_that_is_missing_is_refused(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_tracker_out_of_reach_fails_no_cell_and_is_told_later(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_tracker_out_of_reach_fails_no_run_and_is_told_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     offline(monkeypatch)
     address = f"http://me:hunter2@127.0.0.1:{free_port()}"  # nobody listens there
     table = toy_table(tmp_path, methods=["on_policy_gkd"], track=["mlflow", "tensorboard"])
     out, study = tmp_path / "out", read_study(table)
-    environment = {**os.environ, "MLFLOW_TRACKING_URI": address}
-    words = command(table, tmp_path, out)
-    done = run(words, environment)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.count("warning tracker mlflow") == 1
-    assert "tensorboard" not in done.stderr
+    words = command(table, tmp_path / "toy.toml", out)[3:]
+    with monkeypatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", address)
+        assert call(*words) == 0
+    stderr = capsys.readouterr().err
+    assert stderr.count("warning tracker mlflow") == 1
+    assert "tensorboard" not in stderr
     folder = StudyFolder(out)
     assert troubles(folder, cells_of(study)).keys() == {"mlflow"}
-    for file in out.rglob("*"):
-        assert not file.is_file() or b"hunter2" not in file.read_bytes(), file
+    files = [file for file in out.rglob("*") if file.is_file()]
+    assert files and not [file for file in files if b"hunter2" in file.read_bytes()]
     again = CliRunner().invoke(app, ["track", str(out)])
     assert again.exit_code == 0, again.output
     assert again.stdout.splitlines() == ["mlflow: complete", "tensorboard: complete"]
@@ -176,7 +147,7 @@ def test_a_tracker_out_of_reach_fails_no_cell_and_is_told_later(
 def test_a_finished_study_is_sent_to_another_tracker(tmp_path: Path) -> None:
     table = toy_table(tmp_path, methods=["hybrid"], seeds=[0])
     out = tmp_path / "out"
-    subprocess.run(command(table, tmp_path, out), check=True, capture_output=True)
+    run_study(read_study(table), out, workers=0)
     with pytest.raises(PotstillError, match="names no tracker"):
         CliRunner().invoke(app, ["track", str(out)], catch_exceptions=False)
     done = CliRunner().invoke(app, ["track", str(out), "--to", "tensorboard"])
@@ -265,3 +236,15 @@ def test_following_nothing_starts_nothing(tmp_path: Path) -> None:
     with following(StudyFolder(tmp_path), []):
         pass
     assert not list(tmp_path.iterdir())
+
+
+def main(file: str, out: str) -> None:
+    """A study and its exporters, to be killed together."""
+    study = load_study(file)
+    StudyFolder(Path(out)).open(study)
+    with following(StudyFolder(Path(out)), study.track):
+        run_study(study, Path(out), workers=0)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

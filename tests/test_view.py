@@ -73,7 +73,7 @@ def test_other_processes_are_watched_to_their_end(
 
     def sleep(seconds: float) -> None:
         assert seconds == 0.1
-        Pool(study, folder, 1, halves.pop(0)).run(lambda: None, every=0.02)
+        LocalScheduler(study, folder, 1, halves.pop(0)).run(lambda: None, every=0.02)
 
     monkeypatch.setattr("potstill.cli.watch.sleep", sleep)
     shown = CliRunner().invoke(app, ["watch", str(folder.path), "--every", "0.1"])
