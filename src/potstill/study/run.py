@@ -29,9 +29,10 @@ from potstill.study.validation import check_routes, check_window
 from potstill.tasks import Task, check_disjoint, load_task
 from potstill.tasks.context.builder import Briefing
 from potstill.training.evaluation import TeacherCompletions, evaluate
-from potstill.training.loop import Trained, train
+from potstill.training.loop import train
 from potstill.training.metering import Metered, Usage
 from potstill.training.run import RunSpec
+from potstill.training.session import Trained
 from potstill.training.spending import BudgetReached
 from potstill.types import Evaluation, ModelSpec, Role
 
