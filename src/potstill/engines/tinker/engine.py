@@ -25,6 +25,7 @@ from potstill.engines.prompts import Prompting
 from potstill.engines.registry import ENGINES
 from potstill.engines.tinker.client import Row, Sampler, Service, Trainer
 from potstill.engines.tinker.conformance import facts_of, sampler_facts_of
+from potstill.engines.tinker.parts import Part, completion, row, stats_of
 from potstill.engines.torch.loading import Pair
 from potstill.errors import NonFinite, PotstillError
 from potstill.settings import TinkerSettings
@@ -40,28 +41,12 @@ from potstill.types import (
     Rows,
     Sample,
     StepStats,
-    Term,
 )
 
 TRIES = 4  # number of attempts at an operation, each on a new session
 SAVED = 20  # number of steps after which the state is saved on the server, to limit replays
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, eq=False)
-class Part:
-    """One term of one datum: the sum of -weights x advantages x p(target) / p_sampler(target)."""
-
-    datum: Datum
-    term: Term
-    advantages: Floats | None  # (T,) for sampled losses; None for cross-entropy
-
-    @property
-    def coefficients(self) -> Floats:
-        """Factors (T,) of the importance ratios."""
-        weights = self.term.weights.astype(np.float32)
-        return weights if self.advantages is None else weights * self.advantages
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,7 +169,7 @@ class TinkerEngine(Prompting):
 
     def measure(self, data: Sequence[Datum]) -> StepStats:
         parts = self._parts(data)
-        return _stats(parts, self._current_scores(parts), 0.0)
+        return stats_of(parts, self._current_scores(parts), 0.0)
 
     def step(self, data: Sequence[Datum], learning_rate: float) -> StepStats:
         parts = self._parts(data)
@@ -196,8 +181,8 @@ class TinkerEngine(Prompting):
             return trainer.step(update.rows, update.loss, learning_rate, self.max_grad_norm)
 
         logprobs, norm = self._with_trainer(take)
-        scores = [_completion(part, values) for part, values in zip(parts, logprobs, strict=True)]
-        stats = _stats(parts, scores, norm)
+        scores = [completion(part, values) for part, values in zip(parts, logprobs, strict=True)]
+        stats = stats_of(parts, scores, norm)
         if not np.isfinite(stats.loss):
             self._restore()
             raise NonFinite(f"loss {stats.loss}, gradient norm {norm}")
@@ -237,7 +222,7 @@ class TinkerEngine(Prompting):
         """
         plain = all(part.advantages is None for part in parts)
         if plain and self.facts.reduction == "sum":
-            return [_row(part, part.coefficients, part.coefficients * 0) for part in parts], (
+            return [row(part, part.coefficients, part.coefficients * 0) for part in parts], (
                 "cross_entropy"
             )
         current = iter(self._current_scores([p for p in parts if p.advantages is None]))
@@ -247,16 +232,16 @@ class TinkerEngine(Prompting):
             if self.facts.reduction == "sequence mean":
                 scale = len(part.datum.completion) * len(parts)
             reference = next(current) if part.advantages is None else part.datum.logprobs
-            rows.append(_row(part, part.coefficients * np.float32(scale), reference))
+            rows.append(row(part, part.coefficients * np.float32(scale), reference))
         return rows, "importance_sampling"
 
     def _current_scores(self, parts: Sequence[Part]) -> list[Floats]:
         """Return log-probabilities (T,) of the targets under the current student."""
         if not parts:
             return []
-        rows = [_row(part, part.coefficients * 0, part.coefficients * 0) for part in parts]
+        rows = [row(part, part.coefficients * 0, part.coefficients * 0) for part in parts]
         logprobs = self._with_trainer(lambda trainer: trainer.forward(rows))
-        return [_completion(part, values) for part, values in zip(parts, logprobs, strict=True)]
+        return [completion(part, values) for part, values in zip(parts, logprobs, strict=True)]
 
     def _with_trainer(self, work: Callable[[Trainer], T]) -> T:
         return self._retry(lambda: work(self._student()))
@@ -358,42 +343,6 @@ def _is_lost(error: Exception) -> bool:
         return True
     text = str(error).lower()
     return any(sign in text for sign in ("not loaded", "stale", "session", "promise", "timed out"))
-
-
-def _row(part: Part, advantages: Floats, reference: Floats) -> Row:
-    """Convert a part to a sequence; the prompt's positions have weight 0."""
-    prompt, completion = part.datum.read_by("student")
-    zeros = np.zeros(len(prompt) - 1, np.float32)
-    ids = (prompt + completion)[:-1]
-
-    def pad(values: Floats) -> Floats:
-        return np.concatenate([zeros, values.astype(np.float32)])
-
-    counts = pad(np.ones(len(completion), np.float32))
-    targets = (*prompt[1:], *part.datum.targets)
-    return Row(ids, targets, counts, pad(advantages), pad(reference))
-
-
-def _completion(part: Part, values: Floats) -> Floats:
-    """Return the completion's part (T,) of a row's values (N,)."""
-    return values[len(part.datum.read_by("student")[0]) - 1 :]
-
-
-def _stats(parts: Sequence[Part], logprobs: Sequence[Floats], norm: float) -> StepStats:
-    """Compute the losses of a step from the log-probabilities before it."""
-    total, sums, counts = 0.0, dict[str, float](), dict[str, int]()
-    for part, logp in zip(parts, logprobs, strict=True):
-        if part.advantages is None:
-            values = -logp.astype(float)
-        else:
-            values = -np.exp(logp.astype(float) - part.datum.logprobs) * part.advantages
-        total += float((part.term.weights * values).sum())
-        counted = part.term.weights != 0
-        key = "anchor" if part.term.loss.to == "init" else part.datum.source
-        sums[key] = sums.get(key, 0.0) + float(values[counted].sum())
-        counts[key] = counts.get(key, 0) + int(counted.sum())
-    means = {key: sums[key] / count for key, count in counts.items() if count}
-    return StepStats(total, norm, means)
 
 
 ENGINE = TinkerEngine
