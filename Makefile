@@ -1,5 +1,6 @@
 # `make study`: set up and run the embedded quick study, ending in a report.
 # `make test`: set up and run the checks that CI runs.
+# `make smoke`: one test each of a training service, a Ray cluster, two processes and a browser.
 # `make docs`: build the documentation in site/.
 # `make test-cluster`: several processes as one engine, and a Ray cluster, on this machine.
 # `make test-server`: the Tinker engine on a real training service, installed and started here.
@@ -12,7 +13,7 @@ QUESTIONS ?=
 # The tinker SDK leaves sockets to the collector.
 QUIET := -W ignore::ResourceWarning -W ignore::pytest.PytestUnraisableExceptionWarning
 
-.PHONY: study test docs test-cluster test-server test-browser test-all bench clean
+.PHONY: study test smoke chromium docs test-cluster test-server test-browser test-all bench clean
 
 study: .venv/ready
 	$(BIN)/potstill study $(ARGS)
@@ -22,6 +23,13 @@ test: .venv/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest -q -n 2 -m "not slow and not server and not browser and not cluster"
+
+# One process: a server or a cluster is slow enough on two cores.
+smoke: .venv/ready chromium
+	$(BIN)/pytest -q -m smoke $(QUIET)
+
+chromium:
+	command -v chromium || command -v chromium-browser || { apt-get update -qq && apt-get install -y -qq chromium; }
 
 docs: .venv/ready
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
@@ -34,8 +42,7 @@ test-cluster: .venv/ready
 test-server: .venv/ready
 	$(BIN)/pytest -q -m "server and not slow" $(QUIET)
 
-test-browser: .venv/ready
-	command -v chromium || command -v chromium-browser || { apt-get update && apt-get install -y chromium; }
+test-browser: .venv/ready chromium
 	$(BIN)/pytest -q -m browser tests/test_browser.py
 
 test-all: .venv/ready

@@ -75,6 +75,7 @@ def spread(
     return tasks
 
 
+@pytest.mark.smoke
 def test_a_killed_worker_changes_no_number(
     nodes: str, whole: tuple[Study, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

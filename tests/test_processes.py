@@ -96,6 +96,7 @@ def test_what_several_processes_cannot_do_is_refused(monkeypatch: pytest.MonkeyP
         one_engine(read_study({"engine": "fake"}), 1)
 
 
+@pytest.mark.smoke
 def test_the_contract_holds_over_two_processes() -> None:
     out = two("-m", "tests.two_processes", "tests/test_engine_contract.py", "-q", "-k", "torch")
     assert " passed" in out and "failed" not in out, out

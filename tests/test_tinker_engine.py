@@ -108,7 +108,10 @@ def opened(models: Path, request: pytest.FixtureRequest) -> Iterator[Opener]:
 
 
 @pytest.mark.server
-@pytest.mark.parametrize("method", sorted(METHODS))
+@pytest.mark.parametrize(
+    "method",
+    [pytest.param(m, marks=pytest.mark.smoke if m == "mixture" else ()) for m in sorted(METHODS)],
+)
 def test_the_first_loss_is_the_torch_engines(opened: Opener, models: Path, method: str) -> None:
     """The same batch on both engines, at the moments where the recipe does something else."""
     engine, recipe = opened(), sampled(method)
