@@ -23,7 +23,7 @@ from torch import Tensor
 
 from benchmarks.beside import ROOT, spread, trl_python
 from benchmarks.peers.alone import measure
-from potstill.algorithms.losses import REVERSE_KL, reverse_kl
+from potstill.algorithms.losses import REVERSE_KL
 from potstill.engines.torch.lm_head import States
 from potstill.engines.torch.loss_terms import Columns, Tally, take
 from potstill.types import Datum, ModelSpec, Prompt, Term
@@ -35,7 +35,7 @@ def whole(mine: Tensor, head: Tensor, its: Tensor, other: Tensor) -> tuple[float
     """Rows of all positions at once."""
     mine.requires_grad_(True)
     logp, logq = (mine @ head.T).log_softmax(-1), (its @ other.T).log_softmax(-1)
-    loss = reverse_kl(logp, logq).mean()
+    loss = REVERSE_KL.value(logp, logq).mean()
     loss.backward()
     assert mine.grad is not None
     return loss.item(), mine.grad

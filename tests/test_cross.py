@@ -14,7 +14,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from conftest import monitored
-from potstill.algorithms.losses import GOLD, gold, jsd, loss, loss_to_toml, reverse_kl_sampled, uld
+from potstill.algorithms.losses import GOLD, JSD, REVERSE_KL_SAMPLED, loss, loss_to_toml
+from potstill.algorithms.losses.gold import uld
 from potstill.algorithms.methods import METHODS
 from potstill.algorithms.recipe import Recipe
 from potstill.cli import main
@@ -38,7 +39,7 @@ from potstill.training.evaluation import evaluate
 from potstill.training.objective import build
 from potstill.training.recorder import Memory
 from potstill.training.rollout import collect
-from potstill.types import Datum, Limits, Loss, Prompt, Trajectory
+from potstill.types import Datum, Limits, Prompt, Trajectory
 
 SAMPLED = "reverse_kl_sampled"
 TASK = load_task("arithmetic")
@@ -124,7 +125,7 @@ def test_credit_gives_the_gradient_of_the_divergence_over_spans(name: str) -> No
         scores = torch.stack(toy.score(toy.q, toy.its, its)).numpy()
         sampler = logp.detach().numpy()
         found = span_credit(spans, spread_scores(spans, scores, len(ids)), sampler)
-        values = reverse_kl_sampled(logp, logp.detach(), torch.from_numpy(found).double())
+        values = REVERSE_KL_SAMPLED.value(logp, logp.detach(), torch.from_numpy(found).double())
         chance = logp.sum().exp().detach()
         sampled = sampled + chance * values.sum()
         once = [values[span.student].mean().item() for span in spans]  # a span's divergence, once
@@ -169,7 +170,7 @@ def written_out(
     ]
     size = max(len(rest_p), len(rest_q))
     falling = [sorted(r, reverse=True) + [0.0] * (size - len(r)) for r in (rest_p, rest_q)]
-    return jsd(*rows, beta).item() + sum(abs(x - y) for x, y in zip(*falling, strict=True))
+    return JSD(beta).value(*rows).item() + sum(abs(x - y) for x, y in zip(*falling, strict=True))
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.5, 1.0])
@@ -185,7 +186,7 @@ def test_gold_by_value_and_by_gradient(beta: float, shared: list[tuple[int, int]
         return written_out(p, logq.exp().tolist(), shared, beta)
 
     leaf = logits.clone().requires_grad_()
-    got = gold(leaf.log_softmax(-1), logq, ids, beta)
+    got = GOLD(beta).value(leaf.log_softmax(-1), logq, ids)
     assert got.item() == pytest.approx(value(logits), abs=1e-5)
     (slope,) = torch.autograd.grad(got, leaf)
     for i in range(4):
@@ -193,13 +194,14 @@ def test_gold_by_value_and_by_gradient(beta: float, shared: list[tuple[int, int]
         step[i] = 1e-6
         want = (value(logits + step) - value(logits - step)) / 2e-6
         assert slope[i].item() == pytest.approx(want, abs=1e-5)
-    batch = gold(logits.log_softmax(-1).expand(3, 4), logq.expand(3, 6), ids, beta)
+    batch = GOLD(beta).value(logits.log_softmax(-1).expand(3, 4), logq.expand(3, 6), ids)
     torch.testing.assert_close(batch, got.detach().expand(3))
 
 
 def test_gold_is_nought_for_equal_rows_and_reads_as_a_loss() -> None:
     logp = torch.randn(5).log_softmax(-1)
-    assert gold(logp, logp, torch.tensor([[0, 0], [3, 3]]), 0.5).item() == pytest.approx(0.0)
+    shared = torch.tensor([[0, 0], [3, 3]])
+    assert GOLD(0.5).value(logp, logp, shared).item() == pytest.approx(0.0)
     assert loss({"gold": 0.5}) == GOLD(0.5) == loss(loss_to_toml(GOLD(0.5)))
     for wrong in ("gold", {"gold": 1.5}):
         with pytest.raises(PotstillError, match="beta in") as caught:
@@ -265,7 +267,7 @@ def naive(data: list[Datum], shared: np.ndarray) -> tuple[float, dict[str, torch
                 at = weights[span.student].gt(0).item()
                 pairs = torch.from_numpy(shared)
                 gold_total = (
-                    gold_total + at * gold(p[span.student], q[span.teacher], pairs, 0.5).sum()
+                    gold_total + at * GOLD(0.5).value(p[span.student], q[span.teacher], pairs).sum()
                 )
                 gold_count += at
         if datum.terms[0].loss.name == "cross_entropy":
@@ -504,7 +506,7 @@ def test_an_open_pair_refuses_what_a_file_did_not_show(engine: CrossEngine, tmp_
     datum = dataclasses.replace(
         build(recipe, batch[:1], engine)[0], completion=(5,), targets=(5,), logprobs=-weights
     )
-    term = dataclasses.replace(datum.terms[0], loss=Loss("gold", beta=0.5), weights=weights)
+    term = dataclasses.replace(datum.terms[0], loss=GOLD(0.5), weights=weights)
     with pytest.raises(PotstillError, match="share theirs"):
         plain.measure([dataclasses.replace(datum, terms=(term,))])
     models = (zoo.folder("tiny-llama", "student"), zoo.folder("tiny-qwen", "teacher"))

@@ -11,7 +11,15 @@ import pytest
 from scipy.stats import binom
 
 from conftest import prompt_of
-from potstill.algorithms.losses import CROSSED, CROSSING
+from potstill.algorithms.losses import (
+    CROSS_ENTROPY,
+    CROSSED,
+    CROSSING,
+    LOSSES,
+    REVERSE_KL_SAMPLED,
+    ReverseKL,
+    ReverseKLSampled,
+)
 from potstill.engines.protocol import Engine
 from potstill.engines.registry import ENGINES, open_engine
 from potstill.errors import NonFinite, PotstillError
@@ -100,15 +108,13 @@ def data(engine: Engine, loss: Loss, seed: int = 0) -> list[Datum]:
 
 
 def losses_of(engine: Engine) -> list[Loss]:
-    knobs: dict[str, dict[str, Any]] = {
-        "gold": {"beta": 0.5},
-        "jsd": {"beta": 0.5},
-        "topk_jsd": {"beta": 0.5, "top_k": 4},
-        "topk_forward_kl": {"top_k": 4},
-        "topk_reverse_kl": {"top_k": 4},
-        "truncated_reverse_kl": {"top_k": 4},
-    }
-    return [Loss(name, **knobs.get(name, {})) for name in sorted(engine.losses)]
+    return [_on_few_ids(LOSSES[name]) for name in sorted(engine.losses)]
+
+
+def _on_few_ids(loss: Loss) -> Loss:
+    """A loss on 4 ids where it has a count of them."""
+    numbers = loss.settings
+    return loss.with_settings(**numbers | {"k": 4}) if "k" in numbers else loss
 
 
 def test_lists_the_losses_that_the_registry_states(make: Maker) -> None:
@@ -238,18 +244,18 @@ def test_every_listed_loss_goes_down(make: Maker) -> None:
 def test_reverse_kl_to_itself_is_zero(make: Maker) -> None:
     engine = make()
     whole_rows(engine)
-    stats = engine.step(data(engine, Loss("reverse_kl", to="init")), 0.01)
+    stats = engine.step(data(engine, ReverseKL(to="init")), 0.01)
     assert abs(stats.loss) < 1e-6 and stats.grad_norm < 1e-5
 
 
 def test_the_sampled_anchor_pulls_towards_the_student_of_step_zero(make: Maker) -> None:
     """Nothing at step 0; later r (log p - log p0) of each token, whoever wrote it."""
     engine = make()
-    anchor = Loss("reverse_kl_sampled", to="init")
+    anchor = ReverseKLSampled(to="init")
     text = [Datum(**{**d.__dict__, "source": "teacher"}) for d in data(engine, anchor)]
     assert engine.measure(text).loss == pytest.approx(0, abs=1e-6)
     for _ in range(2):
-        engine.step(data(engine, Loss("cross_entropy")), 0.02)
+        engine.step(data(engine, CROSS_ENTROPY), 0.02)
     rows = [(d.prompt, d.completion) for d in text]
     p, start = (np.concatenate(engine.score(role, rows)) for role in ("student", "init"))
     sampler = np.concatenate([d.logprobs for d in text])
@@ -263,7 +269,7 @@ def test_the_sampled_anchor_pulls_towards_the_student_of_step_zero(make: Maker) 
 
 def test_the_next_sample_uses_the_new_weights(make: Maker) -> None:
     engine = make()
-    batch = data(engine, Loss("cross_entropy"))
+    batch = data(engine, CROSS_ENTROPY)
     rows = [(datum.prompt, datum.completion) for datum in batch]
     before = np.concatenate(engine.score("student", rows))
     first, teacher = samples(engine), engine.score("teacher", rows)
@@ -290,7 +296,7 @@ def test_weights_of_zero_train_nothing(make: Maker) -> None:
                 "terms": tuple(Term(t.loss, np.zeros_like(t.weights)) for t in datum.terms),
             }
         )
-        for datum in data(engine, Loss("cross_entropy"))
+        for datum in data(engine, CROSS_ENTROPY)
     ]
     rows = [(datum.prompt, datum.completion) for datum in silent]
     before = engine.score("student", rows)
@@ -302,7 +308,7 @@ def test_weights_of_zero_train_nothing(make: Maker) -> None:
 
 def test_terms_add_up(make: Maker) -> None:
     """Two terms in one step are the sum of each alone, in the loss that is reported."""
-    alone, pair = [], (Loss("cross_entropy"), losses_of(make())[-1])
+    alone, pair = [], (CROSS_ENTROPY, losses_of(make())[-1])
     for loss in pair:
         engine = make()
         alone.append(engine.step(data(engine, loss), 0.0).loss)
@@ -319,7 +325,7 @@ def test_saved_and_loaded_goes_on_to_the_same_numbers(
     make: Maker, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     engine = make()
-    batch = data(engine, Loss("reverse_kl_sampled"))
+    batch = data(engine, REVERSE_KL_SAMPLED)
     engine.step(batch, 0.01)
     engine.save(tmp_path / "state")
     want = [engine.step(batch, 0.01) for _ in range(3)]
@@ -341,7 +347,7 @@ def test_not_a_number_is_raised_and_changes_nothing(make: Maker) -> None:
                 "terms": tuple(Term(t.loss, np.full_like(t.weights, np.nan)) for t in datum.terms),
             }
         )
-        for datum in data(engine, Loss("cross_entropy"))
+        for datum in data(engine, CROSS_ENTROPY)
     ]
     rows = [(datum.prompt, datum.completion) for datum in bad]
     before = engine.score("student", rows)

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 
 from conftest import prompt_of
+from potstill.algorithms.losses import CROSS_ENTROPY, REVERSE_KL
 from potstill.engines.fake import FakeEngine
 from potstill.engines.flops import Size
 from potstill.engines.registry import open_engine
 from potstill.settings import TorchSettings
 from potstill.training.metering import Metered, Usage
 from potstill.training.spending import Spent, total
-from potstill.types import Datum, Loss, ModelSpec, Prompt, Term
+from potstill.types import Datum, ModelSpec, Prompt, Term
 
 
 @pytest.mark.parametrize("pair", ["tiny-qwen", "tiny-llama"])
@@ -31,7 +32,7 @@ def test_a_forward_and_a_backward_pass_are_what_torch_counts(pair: str) -> None:
     with FlopCounterMode(display=False) as counter:
         engine.score("student", [row])
     assert counter.get_total_flops() == pytest.approx(size.forward([(n - c, c)]) + masked, rel=0.02)
-    term = Term(Loss("cross_entropy"), np.full(c, 1 / c, np.float32))
+    term = Term(CROSS_ENTROPY, np.full(c, 1 / c, np.float32))
     datum = Datum(*row, row[1], (term,), "teacher", np.zeros(c, np.float32))
     with FlopCounterMode(display=False) as counter:
         engine.step([datum], 0.0)
@@ -59,7 +60,7 @@ def test_a_meter_counts_each_kind_and_goes_on_after_a_restart() -> None:
     sizes = {role: meter.size(role) for role in ("student", "teacher")}
     data = []
     for prompt, sample in zip(prompts, samples, strict=True):
-        term = Term(Loss("reverse_kl"), np.full(len(sample.tokens), 0.1, np.float32))
+        term = Term(REVERSE_KL, np.full(len(sample.tokens), 0.1, np.float32))
         data.append(
             Datum(prompt, sample.tokens, sample.tokens, (term,), "student", sample.logprobs)
         )

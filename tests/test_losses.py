@@ -5,28 +5,34 @@ from __future__ import annotations
 
 import itertools
 import math
+import pickle
+import subprocess
+import sys
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
 from potstill.algorithms.losses import (
+    CROSS_ENTROPY,
     CROSSING,
     FAULTY,
+    FORWARD_KL,
+    GOLD,
     JSD,
     LOSSES,
     REVERSE_KL,
-    anchor_sampled,
-    cross_entropy,
-    forward_kl,
-    jsd,
+    REVERSE_KL_SAMPLED,
+    Divergence,
+    ReverseKLSampled,
+    TopK,
+    TruncatedReverseKL,
     loss,
     loss_to_toml,
-    reverse_kl,
-    reverse_kl_sampled,
-    row_divergence,
     top_k,
-    with_tail,
 )
+from potstill.algorithms.losses.divergences import with_tail
 from potstill.errors import PotstillError
 from potstill.types import Loss
 
@@ -60,21 +66,21 @@ def enumerated(name: str, p: list[float], q: list[float], beta: float, k: int) -
 
 
 CASES = [
-    (Loss("forward_kl"), 0.0, 0),
-    (Loss("reverse_kl"), 0.0, 0),
-    *((Loss("jsd", beta=b), b, 0) for b in (0.1, 0.5, 0.9)),
-    *((Loss("topk_reverse_kl", top_k=k), 0.0, k) for k in (1, 2, 4)),
-    (Loss("topk_forward_kl", top_k=3), 0.0, 3),
-    (Loss("topk_jsd", beta=0.3, top_k=2), 0.3, 2),
+    (FORWARD_KL, 0.0, 0),
+    (REVERSE_KL, 0.0, 0),
+    *((JSD(b), b, 0) for b in (0.1, 0.5, 0.9)),
+    *((TopK(REVERSE_KL, k), 0.0, k) for k in (1, 2, 4)),
+    (TopK(FORWARD_KL, 3), 0.0, 3),
+    (TopK(JSD(0.3), 2), 0.3, 2),
 ]
 
 
 @pytest.mark.parametrize(("case", "beta", "k"), CASES, ids=str)
-def test_row_divergences_match_enumeration(case: Loss, beta: float, k: int) -> None:
+def test_divergences_match_enumeration(case: Divergence, beta: float, k: int) -> None:
     torch.manual_seed(0)
     student = torch.randn(3, V, dtype=torch.float64, requires_grad=True)
     teacher = torch.randn(3, V, dtype=torch.float64)
-    values = row_divergence(case, student.log_softmax(-1), teacher.log_softmax(-1))
+    values = case.value(student.log_softmax(-1), teacher.log_softmax(-1))
     (gradient,) = torch.autograd.grad(values.sum(), student)
     for row in range(3):
         logits, q = student[row].tolist(), softmax(teacher[row].tolist())
@@ -90,9 +96,9 @@ def test_row_divergences_match_enumeration(case: Loss, beta: float, k: int) -> N
             assert gradient[row, i].item() == pytest.approx(slope, abs=1e-8)
 
 
-def test_every_row_loss_has_a_case() -> None:
-    rows = {name for name, needs in LOSSES.items() if needs == "row"}
-    assert rows - FAULTY - CROSSING == {case.name for case, _, _ in CASES}
+def test_every_divergence_has_a_case() -> None:
+    names = {name for name, example in LOSSES.items() if example.needs == "full_logprobs"}
+    assert names - FAULTY - CROSSING == {case.name for case, _, _ in CASES}
 
 
 def test_the_truncated_loss_is_what_it_is_accused_of() -> None:
@@ -102,8 +108,8 @@ def test_the_truncated_loss_is_what_it_is_accused_of() -> None:
     for kept in (0.9, 0.5, 0.1):
         p = [kept * 0.6, kept * 0.4, 1 - kept]
         want = sum(p[i] * (math.log(p[i]) - q[i].item()) for i in range(2))
-        loss = Loss("truncated_reverse_kl", top_k=2)
-        values.append(row_divergence(loss, torch.tensor(p, dtype=torch.float64).log(), q).item())
+        logp = torch.tensor(p, dtype=torch.float64).log()
+        values.append(TruncatedReverseKL(2).value(logp, q).item())
         assert values[-1] == pytest.approx(want, abs=1e-12)
     assert min(values) < 0 and values[1] < values[0]
 
@@ -112,7 +118,7 @@ def test_cross_entropy_value_and_gradient() -> None:
     torch.manual_seed(1)
     logits = torch.randn(4, V, dtype=torch.float64, requires_grad=True)
     target = torch.tensor([0, 3, 4, 1])
-    values = cross_entropy(logits.log_softmax(-1), target)
+    values = CROSS_ENTROPY.value(logits.log_softmax(-1), target)
     (gradient,) = torch.autograd.grad(values.sum(), logits)
     for row, y in enumerate(target.tolist()):
         p = softmax(logits[row].tolist())
@@ -126,11 +132,11 @@ def test_sampled_reverse_kl_has_the_exact_gradient_in_expectation() -> None:
     torch.manual_seed(2)
     logits = torch.randn(V, dtype=torch.float64, requires_grad=True)
     logq = torch.randn(V, dtype=torch.float64).log_softmax(-1)
-    (exact,) = torch.autograd.grad(reverse_kl(logits.log_softmax(-1), logq), logits)
+    (exact,) = torch.autograd.grad(REVERSE_KL.value(logits.log_softmax(-1), logq), logits)
     expected = torch.zeros(V, dtype=torch.float64)
     for y in range(V):
         logp = logits.log_softmax(-1)
-        value = reverse_kl_sampled(logp[y], logp[y].detach(), logq[y])
+        value = REVERSE_KL_SAMPLED.value(logp[y], logp[y].detach(), logq[y])
         (gradient,) = torch.autograd.grad(value, logits)
         expected += logp[y].exp().detach() * gradient
     assert torch.allclose(expected, exact, atol=1e-12)
@@ -142,7 +148,7 @@ def test_sampled_reverse_kl_corrects_for_an_older_sampler() -> None:
     logits = torch.randn(V, dtype=torch.float64, requires_grad=True)
     old, logq = (torch.randn(V, dtype=torch.float64).log_softmax(-1) for _ in range(2))
     logp = logits.log_softmax(-1)
-    values = reverse_kl_sampled(logp, old, logq)
+    values = REVERSE_KL_SAMPLED.value(logp, old, logq)
     mean = (old.exp() * values).sum()  # = - sum_y p(y) (log q(y) - log p_old(y))
     (got,) = torch.autograd.grad(mean, logits)
     fresh = logits.detach().requires_grad_()
@@ -156,8 +162,9 @@ def test_sampled_anchor_is_the_divergence_whoever_wrote_the_tokens() -> None:
     torch.manual_seed(4)
     logits = torch.randn(V, dtype=torch.float64, requires_grad=True)
     sampler, logp0 = (torch.randn(V, dtype=torch.float64).log_softmax(-1) for _ in range(2))
-    mean = (sampler.exp() * anchor_sampled(logits.log_softmax(-1), sampler, logp0)).sum()
-    exact = reverse_kl(logits.log_softmax(-1), logp0)
+    anchor = ReverseKLSampled(to="init")
+    mean = (sampler.exp() * anchor.value(logits.log_softmax(-1), sampler, logp0)).sum()
+    exact = REVERSE_KL.value(logits.log_softmax(-1), logp0)
     assert mean.item() == pytest.approx(exact.item(), abs=1e-12)
     (got,), (want,) = (torch.autograd.grad(value, logits) for value in (mean, exact))
     assert torch.allclose(got, want, atol=1e-12)
@@ -184,7 +191,7 @@ def test_divergences_agree_with_trl(beta: float) -> None:
     torch.manual_seed(4)
     student = torch.randn(7, 50, dtype=torch.float64, requires_grad=True)
     teacher = torch.randn(7, 50, dtype=torch.float64)
-    mine = jsd(student.log_softmax(-1), teacher.log_softmax(-1), beta)
+    mine = JSD(beta).value(student.log_softmax(-1), teacher.log_softmax(-1))
     its = trl_generalized_jsd(student, teacher, beta)
     assert torch.allclose(mine, its, atol=1e-12)
     both = [torch.autograd.grad(x.sum(), student, retain_graph=True)[0] for x in (mine, its)]
@@ -193,8 +200,8 @@ def test_divergences_agree_with_trl(beta: float) -> None:
 
 def test_jsd_ends_are_the_two_kls() -> None:
     p, q = (torch.randn(3, V).log_softmax(-1) for _ in range(2))
-    assert torch.equal(jsd(p, q, 0.0), forward_kl(p, q))
-    assert torch.equal(jsd(p, q, 1.0), reverse_kl(p, q))
+    assert torch.equal(JSD(0.0).value(p, q), FORWARD_KL.value(p, q))
+    assert torch.equal(JSD(1.0).value(p, q), REVERSE_KL.value(p, q))
 
 
 def test_tail_bucket_keeps_the_mass_and_divergences_stay_positive() -> None:
@@ -203,19 +210,19 @@ def test_tail_bucket_keeps_the_mass_and_divergences_stay_positive() -> None:
     p, q = p.log_softmax(-1), q.log_softmax(-1)
     kept = q.topk(4).indices
     assert torch.allclose(with_tail(p, kept).exp().sum(-1), torch.ones(64, dtype=torch.float64))
-    for name in ("topk_reverse_kl", "topk_forward_kl"):
-        values = row_divergence(Loss(name, top_k=4), p, q)
+    for base in (REVERSE_KL, FORWARD_KL):
+        values = TopK(base, 4).value(p, q)
         assert (values >= 0).all()
-        exact = row_divergence(Loss(name.removeprefix("topk_")), p, q)
+        exact = base.value(p, q)
         assert (values <= exact + 1e-12).all()  # merging outcomes never raises a KL
-        assert torch.allclose(row_divergence(Loss(name, top_k=20), p, q), exact)
+        assert torch.allclose(TopK(base, 20).value(p, q), exact)
 
 
 def test_equal_models_give_zero_and_no_gradient() -> None:
     logits = torch.randn(3, V, dtype=torch.float64, requires_grad=True)
     logq = logits.detach().log_softmax(-1)
     for case, _, _ in CASES:
-        values = row_divergence(case, logits.log_softmax(-1), logq)
+        values = case.value(logits.log_softmax(-1), logq)
         (gradient,) = torch.autograd.grad(values.sum(), logits)
         assert values.abs().max() < 1e-12 and gradient.abs().max() < 1e-12
 
@@ -224,7 +231,21 @@ def test_equal_models_give_zero_and_no_gradient() -> None:
     "value", ["reverse_kl", {"jsd": 0.5}, {"topk_reverse_kl": 64}, {"topk_jsd": 8, "beta": 0.3}]
 )
 def test_losses_survive_toml(value: object) -> None:
+    assert loss_to_toml(loss(value)) == value
     assert loss(loss_to_toml(loss(value))) == loss(value)
+
+
+@pytest.mark.parametrize("example", LOSSES.values(), ids=str)
+def test_every_loss_is_a_value(example: Loss) -> None:
+    """It is read from its own TOML form, and differs from itself towards another model."""
+    again = loss(loss_to_toml(example))
+    assert again == example and hash(again) == hash(example) and str(again) == str(example)
+    assert pickle.loads(pickle.dumps(example)) == example
+    changes: list[dict[str, Any]] = [{"to": "init"}, {"cap": 2.0}]
+    for change in changes:
+        other = replace(example, **change)
+        assert other != example and (other.name, other.needs) == (example.name, example.needs)
+    assert (example.to, example.cap) == ("teacher", None)
 
 
 @pytest.mark.parametrize(
@@ -234,6 +255,10 @@ def test_losses_survive_toml(value: object) -> None:
         ({"jsd": 1.5}, "beta in [0, 1]"),
         ({"jsd": "x"}, "takes a number"),
         ({"topk_reverse_kl": 0}, "at least one id"),
+        ({"topk_reverse_kl": 2.5}, "at least one id"),
+        ({"topk_jsd": 8}, "beta in [0, 1]"),
+        ({"topk_reverse_kl": 8, "beta": 0.5}, 'has no "beta"'),
+        ({"reverse_kl": 0.5}, "takes no number"),
         ("jsd", "beta in [0, 1]"),
         ({}, "a name or a table"),
         ({"jsd": 0.5, "forward_kl": 1}, "one name"),
@@ -249,5 +274,29 @@ def test_python_names_read_like_the_table() -> None:
     assert str(JSD(0.5)) == "jsd(0.5)"
     assert str(top_k(REVERSE_KL, 16)) == "topk_reverse_kl(16)"
     assert str(top_k(JSD(0.5), 16)) == "topk_jsd(16)"
+    assert JSD(1) == loss({"jsd": 1}) and str(JSD(1)) == "jsd(1.0)"
+    assert top_k(JSD(0.3), 8) == TopK(JSD(0.3), 8) == loss({"topk_jsd": 8, "beta": 0.3})
     pairs = itertools.combinations([JSD(0.5), JSD(0.4), REVERSE_KL], 2)
     assert all(a != b for a, b in pairs)
+
+
+@pytest.mark.parametrize(
+    "base", [CROSS_ENTROPY, REVERSE_KL_SAMPLED, GOLD(0.5), TopK(REVERSE_KL, 2)]
+)
+def test_top_k_takes_a_divergence_over_the_whole_vocabulary(base: Any) -> None:
+    with pytest.raises(PotstillError, match="a divergence over the whole vocabulary") as refused:
+        top_k(base, 4)
+    assert "top_k(REVERSE_KL, 64)" in refused.value.hint
+
+
+@pytest.mark.parametrize("beta", [-0.1, 1.5, float("nan"), None, "x", True])
+def test_a_share_is_a_number_in_the_unit_interval(beta: Any) -> None:
+    for kind in (JSD, GOLD):
+        with pytest.raises(PotstillError, match=r"has a beta in \[0, 1\]"):
+            kind(beta)
+
+
+def test_losses_are_listed_without_torch() -> None:
+    code = "import sys, potstill.algorithms.losses; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"

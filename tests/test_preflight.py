@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from conftest import prompt_of, toy_table
-from potstill.algorithms.losses import CROSSING, LOSSES
+from potstill.algorithms.losses import CROSS_ENTROPY, CROSSING, LOSSES, token_logprobs
 from potstill.algorithms.recipe import Recipe
 from potstill.diagnostics.faults import FAULTS, PUBLISHED
 from potstill.diagnostics.preflight import Check
@@ -19,7 +19,7 @@ from potstill.engines.registry import open_engine
 from potstill.study.loading import read_study
 from potstill.study.run import preflight_pair
 from potstill.study.schema import Study
-from potstill.types import Datum, Loss, Prompt, StepStats, Trajectory
+from potstill.types import Datum, Prompt, StepStats, Trajectory
 
 # What no look at step 0 can know.
 LATER = {"learning_rate_spike"}
@@ -129,10 +129,8 @@ def test_the_reference_agrees_with_the_losses(name: str) -> None:
     """Two implementations that share no code, on random rows."""
     import torch
 
-    from potstill.algorithms.losses import cross_entropy, reverse_kl_sampled, row_divergence
-
-    knobs = {"beta": 0.3} if name.endswith("jsd") else {}
-    loss = Loss(name, **knobs, top_k=4 if name.startswith(("topk", "trunc")) else None)
+    numbers = {"beta": 0.3, "k": 4}
+    loss = LOSSES[name].with_settings(**{key: numbers[key] for key in LOSSES[name].settings})
     torch.manual_seed(0)
     p, q = (torch.randn(6, 11, dtype=torch.float64).log_softmax(-1) for _ in range(2))
     y = (0, 3, 10, 2, 2, 7)
@@ -142,13 +140,13 @@ def test_the_reference_agrees_with_the_losses(name: str) -> None:
     )
     ids = torch.tensor(y)
     if name == "cross_entropy":
-        its = cross_entropy(p, ids)
+        its = loss.value(p, ids)
     elif name == "reverse_kl_sampled":
-        its = reverse_kl_sampled(
-            -cross_entropy(p, ids), torch.from_numpy(sampler).double(), -cross_entropy(q, ids)
+        its = loss.value(
+            token_logprobs(p, ids), torch.from_numpy(sampler).double(), token_logprobs(q, ids)
         )
     else:
-        its = row_divergence(loss, p, q)
+        its = loss.value(p, q)
     np.testing.assert_allclose(mine, its.numpy(), atol=1e-7)
 
 
@@ -163,7 +161,7 @@ def test_preflight_leaves_the_weights_as_they_were(models: Path) -> None:
     rows = [(prompt_of(engine, "7"), (5, 6, 7))]
     before = engine.score("student", rows)[0]
     weights = np.full(3, 1 / 3, np.float32)
-    datum = Datum(*rows[0], rows[0][1], (Term(Loss("cross_entropy"), weights),), "teacher", weights)
+    datum = Datum(*rows[0], rows[0][1], (Term(CROSS_ENTROPY, weights),), "teacher", weights)
     with restored(engine):
         engine.step([datum], 0.1)
         assert not np.array_equal(before, engine.score("student", rows)[0])

@@ -13,6 +13,7 @@ import pytest
 from tests.proxy import KINDS, badly
 
 from conftest import prompt_of
+from potstill.algorithms.losses import REVERSE_KL_SAMPLED
 from potstill.algorithms.methods import METHODS
 from potstill.algorithms.recipe import Recipe
 from potstill.engines.registry import open_engine
@@ -23,9 +24,9 @@ from potstill.settings import Pair
 from potstill.study.loading import read_study
 from potstill.training.objective import build
 from potstill.training.rollout import collect
-from potstill.types import Datum, Limits, Loss, Problem, Term
+from potstill.types import Datum, Limits, Problem, Term
 
-SAMPLED = Loss("reverse_kl_sampled")
+SAMPLED = REVERSE_KL_SAMPLED
 
 
 def sampled(name: str) -> Recipe:

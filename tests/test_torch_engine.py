@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from conftest import prompt_of
-from potstill.algorithms.losses import row_divergence
+from potstill.algorithms.losses import CROSS_ENTROPY
 from potstill.algorithms.recipe import Recipe
 from potstill.engines.torch import lm_head as heads
 from potstill.engines.torch import loss_terms as terms
@@ -23,7 +23,7 @@ from potstill.errors import PotstillError
 from potstill.settings import TorchSettings
 from potstill.training.objective import build
 from potstill.training.rollout import collect
-from potstill.types import Datum, Limits, Loss, ModelSpec, Problem
+from potstill.types import Datum, Limits, ModelSpec, Problem
 
 
 def open_pair(models: Path, family: str = "qwen", **settings: object) -> TorchEngine:
@@ -61,7 +61,7 @@ def naive_step(models: Path, family: str, data: list[Datum]) -> tuple[float, flo
                 if term.loss.name == "cross_entropy":
                     value = -p[target]
                 else:
-                    value = row_divergence(term.loss, p, rows[term.loss.to][at].detach())
+                    value = term.loss.value(p, rows[term.loss.to][at].detach())
                 total = total + float(term.weights[i]) * value
     total.backward()
     gradients = {name: p.grad for name, p in student.named_parameters()}
@@ -337,7 +337,7 @@ def test_teacher_rows_are_only_for_losses_that_need_them(models: Path) -> None:
     del engine.models.held["teacher"]
     engine.step(data, 0.01)
     assert "teacher" not in engine.models.held
-    assert {term.loss for datum in data for term in datum.terms} == {Loss("cross_entropy")}
+    assert {term.loss for datum in data for term in datum.terms} == {CROSS_ENTROPY}
 
 
 def test_a_student_in_float16_is_refused(models: Path) -> None:

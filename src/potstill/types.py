@@ -7,9 +7,10 @@ Log-probabilities are in nats. Behaviour is left to the packages above.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,10 @@ Source = Literal["student", "teacher"]
 Ids = tuple[int, ...]
 Floats = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.float64]  # (T, V) log-probabilities
+
+# Inputs of a loss beside the student's own log-probabilities: the written tokens alone, the
+# teacher's log-probability of each token, or the teacher's full-vocabulary log-probs.
+Needs = Literal["tokens", "token_scores", "full_logprobs"]
 
 
 def teacher_role(name: str) -> Role:
@@ -161,27 +166,38 @@ class ModelSpec:
 
 
 @dataclass(frozen=True)
-class Loss:
-    """A per-token loss as data; its mathematics is in `potstill.algorithms.losses`.
+class Loss(ABC):
+    """A per-token loss; the classes are in `potstill.algorithms.losses`.
 
     Args:
-        name: one of `potstill.algorithms.losses.LOSSES`.
-        beta: the teacher's share in the mixture of `jsd`, in [0, 1].
-        top_k: how many ids of the target's row the `topk_*` losses keep beside the tail bucket.
         to: the model that the student is pulled towards.
-        cap: nats; a token's divergence above it counts as much, and is not trained; the advantage
-            of `reverse_kl_sampled` is cut to it either way.
+        cap: nats; the part of a token's divergence above it is constant, and so is not trained; the
+            advantage of `reverse_kl_sampled` is cut to it either way.
     """
 
-    name: str
-    beta: float | None = None
-    top_k: int | None = None
-    to: Role = "teacher"
-    cap: float | None = None
+    to: Role = field(default="teacher", kw_only=True)
+    cap: float | None = field(default=None, kw_only=True)
+
+    needs: ClassVar[Needs]
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """The key in `potstill.algorithms.losses.LOSSES`."""
+
+    @property
+    def settings(self) -> dict[str, float]:
+        """The loss's own numbers, in the order of a study file."""
+        own = (item.name for item in fields(self) if item.name not in ("to", "cap"))
+        return {name: getattr(self, name) for name in own}
+
+    def with_settings(self, **settings: Any) -> Self:
+        """The loss with other numbers of its own."""
+        return replace(self, **settings)
 
     def __str__(self) -> str:
-        knob = self.beta if self.top_k is None else self.top_k
-        return self.name if knob is None else f"{self.name}({knob})"
+        numbers = [*self.settings.values()]
+        return f"{self.name}({numbers[0]})" if numbers else self.name
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 from potstill.algorithms.losses import (
     CROSS_ENTROPY,
-    LOSSES,
     REVERSE_KL,
     REVERSE_KL_SAMPLED,
     loss,
@@ -139,7 +138,7 @@ class Recipe:
                 "1 is the study's steps, 2 is twice as many",
             )
         self._check_sources(refuse)
-        if LOSSES[self.teacher_loss.name] == "token_scores":
+        if self.teacher_loss.needs == "token_scores":
             refuse(
                 f"{self.teacher_loss} needs tokens that the student sampled, and the teacher wrote "
                 "these",
@@ -148,7 +147,7 @@ class Recipe:
 
     def _check_sources(self, refuse: Callable[..., None]) -> None:
         """Fields about who writes and what is capped: each needs what it is about."""
-        needs = {LOSSES[loss.name] for loss in self.losses if loss.to == "teacher"}
+        needs = {loss.needs for loss in self.losses if loss.to == "teacher"}
         for key in ("clip_advantage", "kl_cap"):
             value = getattr(self, key)
             if isinstance(value, bool) or not 0 <= value < float("inf"):
@@ -158,7 +157,7 @@ class Recipe:
                 f"clip_advantage is about advantages, and {self.student_loss} has none",
                 'write student_loss = "reverse_kl_sampled", or kl_cap for whole rows',
             )
-        if self.kl_cap and "row" not in needs:
+        if self.kl_cap and "full_logprobs" not in needs:
             refuse(
                 "kl_cap is about divergences over whole rows, and no loss here is one",
                 'write student_loss = "reverse_kl", or clip_advantage for the sampled one',
@@ -167,7 +166,9 @@ class Recipe:
             refuse(f"interleave counts ids, got {self.interleave!r}", "5 lets the 5 likeliest pass")
         if self.interleave < 0:
             refuse(f"interleave counts ids, got {self.interleave}", "0 is off")
-        if self.interleave and (not self.uses_student or LOSSES[self.student_loss.name] != "row"):
+        if self.interleave and (
+            not self.uses_student or self.student_loss.needs != "full_logprobs"
+        ):
             refuse(
                 "interleave needs student prompts and a loss over whole rows, as not every token "
                 "is the student's",

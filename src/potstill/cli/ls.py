@@ -117,15 +117,15 @@ def _losses() -> Records:
 
     needs = {
         "tokens": "tokens",
-        "row": "the teacher's full-vocabulary log-probs",
+        "full_logprobs": "the teacher's full-vocabulary log-probs",
         "token_scores": "the teacher's log-prob of each token",
     }
     return [
         {
             "loss": name,
-            "needs": "a teacher with another tokenizer" if name in CROSSING else needs[need],
+            "needs": "a teacher with another tokenizer" if name in CROSSING else needs[loss.needs],
         }
-        for name, need in LOSSES.items()
+        for name, loss in LOSSES.items()
         if name not in FAULTY
     ]
 

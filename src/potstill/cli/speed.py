@@ -19,7 +19,6 @@ from typing import Any
 from rich.console import Console
 from rich.progress import track
 
-from potstill.algorithms.losses import LOSSES
 from potstill.algorithms.recipe import Recipe
 from potstill.algorithms.schedules import constant
 from potstill.engines.host import one_of_several
@@ -96,11 +95,11 @@ def bench(study: Study, pair: str, repeats: int) -> Bench:
         times, rows = _measure(engine, recipe, problems, study.train, repeats)
         peak = engine.memory()[0]
         machines, losses = engine.machines(), [loss for loss, _ in losses_for(recipe, "student")]
-        targets = {loss.to for loss in losses if LOSSES[loss.name] == "row"}
+        targets = {loss.to for loss in losses if loss.needs == "full_logprobs"}
         bounds = engine.bounds(machines, rows, targets)
     finally:
         engine.close()
-    aside = {"scoring"} if all(LOSSES[loss.name] != "token_scores" for loss in losses) else set()
+    aside = {"scoring"} if all(loss.needs != "token_scores" for loss in losses) else set()
     prompt, completion = (sum(row[i] for row in rows) / len(rows) for i in (0, 1))
     return Bench(
         pair=pair,

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from potstill.algorithms.losses import TruncatedReverseKL
 from potstill.diagnostics import diagnosis
 from potstill.diagnostics.faults.explaining import Mistakes, as_if, candidates
 from potstill.diagnostics.probe import Probe, mean, repetition
@@ -28,7 +29,7 @@ from potstill.training import objective
 from potstill.training.evaluation import TeacherCompletions
 from potstill.training.rollout import draw
 from potstill.training.run import RunSpec
-from potstill.types import Finding, Loss, StepStats, Trajectory
+from potstill.types import Finding, StepStats, Trajectory
 
 # Between two passes over one batch: relative, and for losses below 0.1 nats a tenth of it absolute.
 STEP_TOLERANCE = 1e-3
@@ -192,7 +193,7 @@ class Monitor:
         truncated = "truncated_reverse_kl" in self.engine.losses
         if truncated and self.spec.recipe.student_loss.name == "reverse_kl":
             for kept in KEPT:
-                loss = Loss("truncated_reverse_kl", top_k=kept)
+                loss = TruncatedReverseKL(kept)
                 recipe = dataclasses.replace(self.spec.recipe, student_loss=loss)
                 data = objective.build(recipe, batch, self.engine)
                 reports[f"top_k_without_tail:{kept}"] = self.engine.measure(data)

@@ -12,14 +12,16 @@ import math
 import os
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import load_file, save_file
 
+from potstill.algorithms.losses import CrossEntropy, ReverseKL, ReverseKLSampled
 from potstill.engines.host import host_memory
 from potstill.engines.prompts import Prompting
 from potstill.engines.registry import ENGINES
@@ -30,6 +32,7 @@ from potstill.types import (
     Expectation,
     Floats,
     Ids,
+    Loss,
     Prompt,
     Reading,
     Role,
@@ -185,30 +188,12 @@ class FakeEngine(Prompting):
 
     def _term(self, datum: Datum, term: Term, gradient: Table) -> Table:
         """Return per-token values (T,), and add the term's gradient to `gradient`."""
+        loss = term.loss
         before = np.array([datum.prompt.read_by("student")[-1], *datum.completion[:-1]])
-        logp = log_softmax(self._tables["student"][before])
-        p, rows, targets = np.exp(logp), np.arange(len(before)), np.array(datum.targets)
-        hit = np.zeros_like(p)
-        hit[rows, targets] = 1.0
-        if term.loss.name == "cross_entropy":
-            values, slope = -logp[rows, targets], p - hit
-        elif term.loss.name == "reverse_kl":
-            ratio = logp - self._rows(term.loss.to, *datum.read_by(term.loss.to))
-            values = (p * ratio).sum(-1)
-            slope = p * (ratio - values[:, None])
-            if term.loss.cap is not None:
-                slope *= (values <= term.loss.cap)[:, None]
-                values = values.clip(max=term.loss.cap)
-        elif term.loss.to == "init":
-            start = self._rows("init", *datum.read_by("init"))
-            distance = (logp - start)[rows, targets]
-            values = np.exp(logp[rows, targets] - datum.logprobs) * distance
-            slope = values[:, None] * (hit - p)
-        else:
-            assert term.loss.name == "reverse_kl_sampled" and datum.teacher_logprobs is not None
-            advantage = datum.teacher_logprobs.astype(float) - datum.logprobs
-            values = -np.exp(logp[rows, targets] - datum.logprobs) * advantage
-            slope = values[:, None] * (hit - p)
+        logp, logq = log_softmax(self._tables["student"][before]), None
+        if loss.needs == "full_logprobs" or loss.to == "init":
+            logq = self._rows(loss.to, *datum.read_by(loss.to))
+        values, slope = CLOSED_FORMS[type(loss)](loss, datum, logp, logq)
         np.add.at(gradient, before, term.weights[:, None] * slope)
         return values
 
@@ -247,5 +232,55 @@ class FakeEngine(Prompting):
     def close(self) -> None:
         """Do nothing: there is nothing to release."""
 
+
+def _cross_entropy(
+    loss: Loss, datum: Datum, logp: Table, logq: Table | None
+) -> tuple[Table, Table]:
+    """-log p(y), and p - 1[y]."""
+    at, hit = _chosen(datum, logp)
+    return -logp[at], np.exp(logp) - hit
+
+
+def _reverse_kl(loss: Loss, datum: Datum, logp: Table, logq: Table | None) -> tuple[Table, Table]:
+    """KL(p, q), and p (log p - log q - KL(p, q))."""
+    assert logq is not None
+    p, ratio = np.exp(logp), logp - logq
+    values = (p * ratio).sum(-1)
+    slope = p * (ratio - values[:, None])
+    if loss.cap is not None:
+        slope *= (values <= loss.cap)[:, None]
+        values = values.clip(max=loss.cap)
+    return values, slope
+
+
+def _reverse_kl_sampled(
+    loss: Loss, datum: Datum, logp: Table, logq: Table | None
+) -> tuple[Table, Table]:
+    """-r A with r = p(y) / s(y), and -r A (1[y] - p)."""
+    at, hit = _chosen(datum, logp)
+    ratio = np.exp(logp[at] - datum.logprobs)
+    if logq is not None:  # towards the student of step 0
+        values = ratio * (logp[at] - logq[at])
+    else:
+        assert datum.teacher_logprobs is not None
+        values = -ratio * (datum.teacher_logprobs.astype(float) - datum.logprobs)
+    return values, values[:, None] * (hit - np.exp(logp))
+
+
+def _chosen(datum: Datum, logp: Table) -> tuple[tuple[Any, Any], Table]:
+    """Where the targets are in a table (T, V), as an index and as ones in a table of zeros."""
+    at, hit = (np.arange(len(logp)), np.array(datum.targets)), np.zeros_like(logp)
+    hit[at] = 1.0
+    return at, hit
+
+
+# Values (T,) of a loss and their gradients (T, V) with respect to the student's logits, from the
+# student's log-probabilities (T, V) and, where the loss needs them, another model's.
+ClosedForm = Callable[[Loss, Datum, Table, Table | None], tuple[Table, Table]]
+CLOSED_FORMS: dict[type[Loss], ClosedForm] = {
+    CrossEntropy: _cross_entropy,
+    ReverseKL: _reverse_kl,
+    ReverseKLSampled: _reverse_kl_sampled,
+}
 
 ENGINE = FakeEngine

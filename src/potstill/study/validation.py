@@ -47,7 +47,7 @@ def check_recipe(recipe: Recipe, study: Study, losses: frozenset[str]) -> None:
         if used.name in FAULTY:
             raise PotstillError(
                 f"{recipe.name} asks for {used}, which is not a divergence",
-                f"write {{ topk_reverse_kl = {used.top_k or 64} }}, which has a tail bucket",
+                f"write {{ topk_reverse_kl = {used.settings['k']} }}, which has a tail bucket",
             )
         if used.name not in losses:
             raise PotstillError(
@@ -77,7 +77,8 @@ def check_tokenizers(study: Study, pair: str, differ: bool | None) -> None:
                 )
             if differ is False and used.name in CROSSING:
                 raise PotstillError(
-                    f"{recipe.name}: {ONE_TOKENIZER} ({pair})", f"write {{ jsd = {used.beta} }}"
+                    f"{recipe.name}: {ONE_TOKENIZER} ({pair})",
+                    f"write {{ jsd = {used.settings['beta']} }}",
                 )
         if differ and recipe.anchor and recipe.uses_teacher and recipe.anchor_loss != REVERSE_KL:
             raise PotstillError(

@@ -17,7 +17,6 @@ from typing import Literal
 
 import numpy as np
 
-from potstill.algorithms.losses import LOSSES
 from potstill.engines.flops import Size
 from potstill.engines.protocol import Engine, Wrapper, bare
 from potstill.types import (
@@ -192,7 +191,7 @@ class Metered(Wrapper):
             usage.work("teacher_scored" if is_teacher(role) else "trained", role, rows)
         for datum in data:
             usage.tokens["trained"] += int(np.count_nonzero(datum.terms[0].weights))
-            if any(t.loss.to == "teacher" and LOSSES[t.loss.name] == "row" for t in datum.terms):
+            if any(t.loss.to == "teacher" and t.loss.needs == "full_logprobs" for t in datum.terms):
                 usage.tokens["teacher_scored"] += len(datum.completion)
         return stats
 
@@ -206,6 +205,6 @@ def targets(data: Sequence[Datum]) -> dict[Role, list[tuple[int, int]]]:
     """Tokens (prompt, completion) that each model reads for losses on its full vocabulary."""
     lengths: dict[Role, list[tuple[int, int]]] = defaultdict(list)
     for datum in data:
-        for role in {t.loss.to for t in datum.terms if LOSSES[t.loss.name] == "row"}:
+        for role in {t.loss.to for t in datum.terms if t.loss.needs == "full_logprobs"}:
             lengths[role] += _read([datum], role)
     return dict(lengths)

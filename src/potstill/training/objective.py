@@ -13,7 +13,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from potstill.algorithms.losses import LOSSES
 from potstill.algorithms.recipe import Recipe, anchor_losses
 from potstill.engines.protocol import Engine
 from potstill.types import Datum, Floats, Loss, Source, Term, Trajectory
@@ -22,9 +21,8 @@ from potstill.types import Datum, Floats, Loss, Source, Term, Trajectory
 def losses_for(recipe: Recipe, source: Source) -> list[tuple[Loss, float]]:
     """The losses on tokens that `source` wrote, each with its factor."""
     main = recipe.student_loss if source == "student" else recipe.teacher_loss
-    need = LOSSES[main.name]
-    cap = recipe.clip_advantage if need == "token_scores" else recipe.kl_cap
-    if cap and need != "tokens":
+    cap = recipe.clip_advantage if main.needs == "token_scores" else recipe.kl_cap
+    if cap and main.needs != "tokens":
         main = dataclasses.replace(main, cap=float(cap))
     return [(main, 1.0), *((loss, recipe.anchor) for loss in anchor_losses(recipe))]
 
@@ -64,7 +62,7 @@ def build(recipe: Recipe, batch: Sequence[Trajectory], engine: Engine) -> list[D
 def _teacher_scores(
     recipe: Recipe, batch: Sequence[Trajectory], engine: Engine
 ) -> list[Floats | None]:
-    if LOSSES[recipe.student_loss.name] != "token_scores":
+    if recipe.student_loss.needs != "token_scores":
         return [None] * len(batch)
     student = [t for t in batch if t.source == "student"]
     scores = engine.score("teacher", [(t.prompt, t.completion) for t in student])

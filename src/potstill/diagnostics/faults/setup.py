@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from potstill.algorithms.losses import TruncatedReverseKL
 from potstill.algorithms.recipe import Recipe
 from potstill.diagnostics.faults.base import Fault
 from potstill.tasks import Task
 from potstill.training.run import RunSpec
-from potstill.types import Loss, Problem
+from potstill.types import Problem
 
 
 class AnchorAbsent(Fault):
@@ -40,7 +41,7 @@ class TopKWithoutTail(Fault):
     remedy = "add one bucket for the mass outside the top k: use topk_reverse_kl"
 
     def apply(self, run: RunSpec) -> RunSpec:
-        loss = Loss("truncated_reverse_kl", top_k=8)
+        loss = TruncatedReverseKL(8)
         recipe = dataclasses.replace(run.recipe, student_loss=loss, clip_advantage=0.0)
         return dataclasses.replace(run, recipe=recipe)
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from potstill.algorithms.losses import GOLD, JSD
 from potstill.diagnostics.preflight.reference import Terms, definition, moments, trained_mask
 from potstill.engines.cross_tokenizer.alignment import Ints, Span, align
 from potstill.engines.cross_tokenizer.token_bytes import TokenBytes
@@ -28,7 +29,7 @@ def trained(engine: CrossTokenizer, data: Sequence[Datum]) -> Rows:
         p = engine.rows("student", datum.prompt, datum.completion)
         targets = Trajectory(datum.prompt, datum.targets, datum.logprobs, datum.source)
         for term in datum.terms:
-            if term.loss.name == "gold":
+            if isinstance(term.loss, GOLD):
                 assert datum.match is not None
                 q = engine.teacher_rows(*datum.read_by("teacher"))
                 same = datum.match.positions >= 0
@@ -67,7 +68,7 @@ def _values(engine: CrossTokenizer, loss: Loss, t: Trajectory) -> tuple[Rows, An
         return definition(loss, p, q, t), mask
     (prompt, ids), spans = engine.teacher_reading(t.prompt, t.completion)
     q = engine.teacher_rows(prompt, ids)
-    if loss.name == "gold":
+    if isinstance(loss, GOLD):
         return _gold_values(engine, loss, p, q, spans, mask)
     values, sampler = np.zeros(len(p)), t.logprobs.astype(float)
     student = p[np.arange(len(p)), list(t.completion)]
@@ -82,7 +83,7 @@ def _values(engine: CrossTokenizer, loss: Loss, t: Trajectory) -> tuple[Rows, An
 
 
 def _gold_values(
-    engine: CrossTokenizer, loss: Loss, p: Rows, q: Rows, spans: Sequence[Span], mask: Any
+    engine: CrossTokenizer, loss: GOLD, p: Rows, q: Rows, spans: Sequence[Span], mask: Any
 ) -> tuple[Rows, Any]:
     values, counted = np.zeros(len(p)), np.zeros(len(p))
     for span in spans:
@@ -95,14 +96,14 @@ def _gold_values(
     return values, mask * counted
 
 
-def _gold(loss: Loss, p: Rows, q: Rows, shared: Ints) -> Rows:
+def _gold(loss: GOLD, p: Rows, q: Rows, shared: Ints) -> Rows:
     """The hybrid loss (n,) of log-probabilities (n, V) and (n, W), written out."""
     out = np.zeros(len(p))
     for i, rows in enumerate(zip(np.exp(p), np.exp(q), strict=True)):
         kept = [row[ids] for row, ids in zip(rows, shared.T, strict=True)]
         rest = [np.delete(row, ids) for row, ids in zip(rows, shared.T, strict=True)]
         both = [np.append(a, b.sum()).clip(1e-30) for a, b in zip(kept, rest, strict=True)]
-        plain = Loss("jsd", beta=loss.beta)
+        plain = JSD(loss.beta)
         a, b = (np.log(row)[None] for row in both)
         out[i] = definition(
             plain, a, b, Trajectory(Prompt.of((0,)), (0,), np.zeros(1, np.float32), "student")

@@ -6,7 +6,14 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from potstill.algorithms.losses import CROSSING, FAULTY, GOLD_HINT, REVERSE_KL, REVERSE_KL_SAMPLED
+from potstill.algorithms.losses import (
+    CROSSING,
+    FAULTY,
+    GOLD_HINT,
+    REVERSE_KL,
+    REVERSE_KL_SAMPLED,
+    ReverseKL,
+)
 from potstill.algorithms.recipe import Recipe
 from potstill.diagnostics.preflight import crossed
 from potstill.diagnostics.preflight.rehearsal import BATCH, Check, Rehearsal, refusal, restored
@@ -16,7 +23,7 @@ from potstill.training import objective
 from potstill.training.evaluation import evaluate
 from potstill.training.rollout import collect, draw, generator
 from potstill.training.run import RunSpec
-from potstill.types import Datum, Floats, Loss, Reading, Role, Term
+from potstill.types import Datum, Floats, Reading, Role, Term
 
 PROBLEMS = 64  # held-out problems of the capability gap
 TEXTS = 200  # training problems on which tokenizers are compared
@@ -102,7 +109,7 @@ def self_divergence(rehearsal: Rehearsal) -> list[Check]:
     if "reverse_kl" not in rehearsal.engine.losses:
         return []
     readings, sampled = _sampled(rehearsal.engine, rehearsal.any_run(), "student", 4)
-    loss, total = Loss("reverse_kl", to="init"), sum(map(len, sampled))
+    loss, total = ReverseKL(to="init"), sum(map(len, sampled))
     data = [
         Datum(p, c, c, (Term(loss, np.full(len(c), 1 / total, np.float32)),), "student", s)
         for (p, c), s in zip(readings, sampled, strict=True)

@@ -10,7 +10,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from potstill.algorithms.losses import LOSSES
+from potstill.algorithms.losses import (
+    JSD,
+    CrossEntropy,
+    ForwardKL,
+    ReverseKL,
+    ReverseKLSampled,
+    TopK,
+    TruncatedReverseKL,
+)
 from potstill.engines.protocol import Engine
 from potstill.types import Datum, Floats, Loss, Rows, Trajectory
 
@@ -56,7 +64,7 @@ def observed(engine: Engine, datum: Datum) -> Rows:
     targets = Trajectory(datum.prompt, datum.targets, datum.logprobs, datum.source)
     for term in datum.terms:
         q = p
-        if LOSSES[term.loss.name] != "tokens":
+        if term.loss.needs != "tokens":
             q = engine.rows(term.loss.to, *datum.reading(term.loss.to))
         if term.loss.name == "reverse_kl_sampled" and datum.teacher_logprobs is not None:
             q[np.arange(len(datum.targets)), list(datum.targets)] = datum.teacher_logprobs
@@ -65,36 +73,48 @@ def observed(engine: Engine, datum: Datum) -> Rows:
 
 
 def definition(loss: Loss, p: Rows, q: Rows, t: Trajectory) -> Rows:
-    """Per-token values (T,) of a loss, written out. Rows are log-probabilities (T, V)."""
+    """Per-token values (T,) of a loss, written out; p and q are log-probabilities (T, V)."""
     y = (np.arange(len(t.completion)), np.array(t.completion))
-    if loss.name == "cross_entropy":
-        return np.asarray(-p[y])
-    if loss.name == "reverse_kl_sampled":
-        sampler = t.logprobs.astype(float)
-        if loss.to == "init":
-            return np.asarray(np.exp(p[y] - sampler) * (p[y] - q[y]))
-        advantage = q[y] - sampler
-        if loss.cap is not None:
-            advantage = advantage.clip(-loss.cap, loss.cap)
-        return np.asarray(-np.exp(p[y] - sampler) * advantage)
+    match loss:
+        case CrossEntropy():
+            return np.asarray(-p[y])
+        case ReverseKLSampled():
+            sampler = t.logprobs.astype(float)
+            if loss.to == "init":
+                return np.asarray(np.exp(p[y] - sampler) * (p[y] - q[y]))
+            advantage = q[y] - sampler
+            if loss.cap is not None:
+                advantage = advantage.clip(-loss.cap, loss.cap)
+            return np.asarray(-np.exp(p[y] - sampler) * advantage)
     values = _divergence(loss, np.exp(p), np.exp(q))
     return values if loss.cap is None else values.clip(max=loss.cap)
 
 
 def _divergence(loss: Loss, p: Rows, q: Rows) -> Rows:
-    """Per-token divergences (T,) of rows of probabilities (T, V)."""
-    if loss.top_k and loss.top_k < q.shape[1]:
-        kept = np.argsort(-q, axis=1, kind="stable")[:, : loss.top_k]
-        p, q = (np.take_along_axis(x, kept, 1) for x in (p, q))
-        if loss.name.startswith("topk_"):
-            p, q = (np.concatenate([x, 1 - x.sum(1, keepdims=True)], 1) for x in (p, q))
-    if loss.name.endswith("forward_kl") or loss.beta == 0:
-        return _kl(q, p)
-    if loss.name.endswith("reverse_kl") or loss.beta == 1:
-        return _kl(p, q)
-    beta = loss.beta or 0.0
-    m = beta * q + (1 - beta) * p
-    return beta * _kl(q, m) + (1 - beta) * _kl(p, m)
+    """Per-token divergences (T,) of probabilities (T, V)."""
+    match loss:
+        case ForwardKL() | JSD(beta=0):
+            return _kl(q, p)
+        case ReverseKL() | JSD(beta=1):
+            return _kl(p, q)
+        case JSD(beta=beta):
+            m = beta * q + (1 - beta) * p
+            return beta * _kl(q, m) + (1 - beta) * _kl(p, m)
+        case TopK(base=base, k=k):
+            if k < q.shape[1]:
+                p, q = (np.c_[x, 1 - x.sum(1)] for x in _kept(k, p, q))
+            return _divergence(base, p, q)
+        case TruncatedReverseKL(k=k):
+            return _kl(*_kept(k, p, q))
+    raise NotImplementedError(f"{loss} is not written out here")
+
+
+def _kept(k: int, p: Rows, q: Rows) -> tuple[Rows, Rows]:
+    """The probabilities (T, K) of the likeliest ids of q."""
+    if k >= q.shape[1]:
+        return p, q
+    ids = np.argsort(-q, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(p, ids, 1), np.take_along_axis(q, ids, 1)
 
 
 def _kl(a: Rows, b: Rows) -> Rows:

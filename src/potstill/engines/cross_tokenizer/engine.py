@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from potstill.algorithms.losses import CROSSED, CROSSING, GOLD_HINT, LOSSES
+from potstill.algorithms.losses import CROSSED, CROSSING, GOLD_HINT
 from potstill.engines.cross_tokenizer.alignment import (
     Span,
     align,
@@ -224,13 +224,13 @@ class CrossEngine(Prompting):
     def _translated(self, datum: Datum) -> Datum:
         losses = {t.loss for t in datum.terms if t.loss.to == "teacher"}
         for loss in losses:
-            if LOSSES[loss.name] == "row" and loss.name not in CROSSING:
+            if loss.needs == "full_logprobs" and loss.name not in CROSSING:
                 raise PotstillError(
                     f"{loss} needs the teacher's log-probs over the student's vocabulary, and the "
                     "tokenizers of this pair differ",
                     GOLD_HINT,
                 )
-        if all(LOSSES[loss.name] == "tokens" for loss in losses):
+        if all(loss.needs == "tokens" for loss in losses):
             return datum
         (prompt, ids), spans = self.teacher_reading(*datum.reading("teacher"))
         scores = datum.teacher_logprobs

@@ -203,7 +203,7 @@ class TinkerEngine(Prompting):
             advantages = None
             if term.loss.to == "init":
                 advantages = next(start) - next(now)
-            elif term.loss.name == "reverse_kl_sampled":
+            elif term.loss.needs == "token_scores":
                 assert datum.teacher_logprobs is not None
                 advantages = datum.teacher_logprobs - datum.logprobs
             found.append(Part(datum, term, advantages))

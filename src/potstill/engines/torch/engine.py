@@ -16,7 +16,7 @@ import numpy as np
 import torch
 import transformers
 
-from potstill.algorithms.losses import CROSSING, LOSSES, cross_entropy
+from potstill.algorithms.losses import CROSSING, LOSSES, token_logprobs
 from potstill.engines.flops import Machine, Size
 from potstill.engines.prompts import Prompting, by_reader
 from potstill.engines.torch.distributed import SINGLE, World
@@ -147,7 +147,7 @@ class TorchEngine(Prompting):
     def score(self, role: Role, rows: Sequence[Reading]) -> list[Floats]:
         def work(states: States, _: Sequence[Ids], completions: Sequence[Ids]) -> list[Floats]:
             tokens = flat(completions, states.hidden.device)
-            scores = [-cross_entropy(states.log_probs(at), tokens[at]) for at in states.slices()]
+            scores = [token_logprobs(states.log_probs(at), tokens[at]) for at in states.slices()]
             parts = torch.cat(scores).split(states.lengths) if scores else ()
             return [part.float().cpu().numpy() for part in parts]
 

@@ -12,13 +12,12 @@ import torch
 from torch import Tensor
 
 from potstill.algorithms.losses import (
-    LOSSES,
     ONE_TOKENIZER,
-    anchor_sampled,
-    cross_entropy,
-    gold,
-    reverse_kl_sampled,
-    row_divergence,
+    Divergence,
+    SampledLoss,
+    TokenLoss,
+    TwoVocabularies,
+    token_logprobs,
 )
 from potstill.errors import PotstillError
 from potstill.types import Datum, Loss, Role, Term
@@ -28,7 +27,7 @@ BLOCK = 1 << 20  # maximum entries of a block of logits on a CPU: 4 MB in float3
 
 def needs_rows(loss: Loss) -> bool:
     """Return whether a loss needs another model's log-probs, or those of the student of step 0."""
-    return LOSSES[loss.name] == "row" or loss.to == "init"
+    return loss.needs == "full_logprobs" or loss.to == "init"
 
 
 class Columns:
@@ -41,7 +40,7 @@ class Columns:
             flat([d.terms[i].weights for d in data], device) for i in range(len(losses))
         ]
         self.shared = next((torch.from_numpy(d.match.shared) for d in data if d.match), None)
-        if any(LOSSES[loss.name] == "token_scores" for loss in losses):
+        if any(loss.needs == "token_scores" for loss in losses):
             self.sampler = flat([d.logprobs for d in data], device)
             scores = [d.teacher_logprobs for d in data if d.teacher_logprobs is not None]
             self.teacher = flat(scores, device) if len(scores) == len(data) else None
@@ -96,22 +95,24 @@ def take(
 
 def _values(loss: Loss, logp: Tensor, columns: Columns, at: slice, other: Tensor | None) -> Tensor:
     """Return a loss (n,) of the student's log-probs (n, V) and another model's logits (n, V)."""
-    if loss.name == "cross_entropy":
-        return cross_entropy(logp, columns.targets[at])
-    if loss.name == "reverse_kl_sampled":
-        mine = -cross_entropy(logp, columns.targets[at])
+    targets = columns.targets[at]
+    if isinstance(loss, TokenLoss):
+        return loss.value(logp, targets)
+    if isinstance(loss, SampledLoss):
         if other is not None:  # towards the student of step 0
-            its = -cross_entropy(other.log_softmax(-1), columns.targets[at])
-            return anchor_sampled(mine, columns.sampler[at], its)
-        assert columns.teacher is not None
-        return reverse_kl_sampled(mine, columns.sampler[at], columns.teacher[at])
+            logq_y = token_logprobs(other.log_softmax(-1), targets)
+        else:
+            assert columns.teacher is not None
+            logq_y = columns.teacher[at]
+        return loss.value(token_logprobs(logp, targets), columns.sampler[at], logq_y)
     assert other is not None
-    if loss.name == "gold":
+    logq = other.log_softmax(-1)
+    if isinstance(loss, TwoVocabularies):
         if columns.shared is None:
             raise PotstillError(ONE_TOKENIZER, "write { jsd = 0.5 }")
-        assert loss.beta is not None
-        return gold(logp, other.log_softmax(-1), columns.shared.to(logp.device), loss.beta)
-    values = row_divergence(loss, logp, other.log_softmax(-1))
+        return loss.value(logp, logq, columns.shared.to(logp.device))
+    assert isinstance(loss, Divergence)
+    values = loss.value(logp, logq)
     return values if loss.cap is None else values.clamp_max(loss.cap)
 
 
@@ -124,7 +125,7 @@ def expectation(logp: Tensor, tokens: Tensor, previous: Tensor, eos_ids: list[in
         previous: (n,) the tokens before them.
         eos_ids: ids that end a completion.
     """
-    p, scores = logp.exp(), -cross_entropy(logp, tokens)
+    p, scores = logp.exp(), token_logprobs(logp, tokens)
     return torch.stack(
         [
             scores,
