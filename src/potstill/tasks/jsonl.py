@@ -26,14 +26,16 @@ def read_jsonl(path: str | Path, keys: Sequence[str]) -> list[dict[str, Any]]:
         PotstillError: the file is missing or empty, or a line is empty, malformed or lacks a key.
     """
     try:
-        lines = Path(path).expanduser().read_text(encoding="utf-8").splitlines()
+        text = Path(path).expanduser().read_text(encoding="utf-8-sig")  # with or without a BOM
     except (OSError, ValueError) as error:  # not UTF-8, or no path at all
         raise PotstillError(
             f'cannot read "{path}": {error}', "give a JSON Lines file in UTF-8"
         ) from None
-    if not lines:
+    if not text:
         raise PotstillError(f'"{path}" is empty', "give at least one JSON object, one a line")
     want = "{" + ", ".join(f'"{key}": "..."' for key in keys) + "}"
+    # not splitlines: U+2028 and others of its kind may stand in a JSON string
+    lines = text.removesuffix("\n").split("\n")
     return [_row(line, f"{path}, line {n}", keys, want) for n, line in enumerate(lines, 1)]
 
 
