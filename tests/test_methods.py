@@ -244,5 +244,12 @@ def test_wrong_recipe_tables_are_refused(table: dict, says: str, hint: str) -> N
     assert hint in caught.value.hint
 
 
+def test_a_budget_is_a_multiple_of_the_steps() -> None:
+    steps = {
+        budget: Recipe(name="x", budget=budget).total_steps(25) for budget in (0.01, 0.5, 1, 2)
+    }
+    assert steps == {0.01: 1, 0.5: 12, 1: 25, 2: 50}
+
+
 def test_whole_row_losses_work_on_teacher_tokens_too() -> None:
     assert Recipe(name="x", on_policy=0.5, teacher_loss="forward_kl", student_loss=JSD(0.5)).losses

@@ -186,6 +186,10 @@ class Recipe:
                 "write prefix = { linear = [20, 0], until = 0.8 }: none from 80 % right on",
             )
 
+    def total_steps(self, steps: int) -> int:
+        """Optimizer steps of one run in a study of so many steps."""
+        return max(1, round(steps * self.budget))
+
     @property
     def uses_student(self) -> bool:
         return self.on_policy.range[1] > 0

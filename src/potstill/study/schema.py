@@ -147,7 +147,7 @@ class Study(Part):
 
     def total_steps(self, recipe: Recipe) -> int:
         """Optimizer steps of one run."""
-        return max(1, round(self.train.steps * recipe.budget))
+        return recipe.total_steps(self.train.steps)
 
     def to_toml(self) -> dict[str, Any]:
         """The table of a study file, with every default."""

@@ -56,7 +56,7 @@ def train(
         BudgetReached: the budget is spent; a later call continues from the checkpoint.
     """
     recorder = recorder or Memory()
-    total = max(1, round(settings.steps * recipe.budget))
+    total = recipe.total_steps(settings.steps)
     limits = Limits(settings.max_tokens, settings.temperature, settings.teacher_temperature)
     session = open_session(
         engine, task, settings, evaluation, teacher_completions, recorder, monitor

@@ -94,7 +94,7 @@ def estimate(
     cache: set[tuple[int, ...]] = set()  # filled in the order in which a study runs
     for recipe in sorted(recipes, key=lambda recipe: -recipe.budget):
         training = _training(recipe, steps, settings, cache)
-        count = max(1, round(settings.steps * recipe.budget))
+        count = recipe.total_steps(settings.steps)
         evaluated = evaluations["student"] * -(-count // evaluation.every)
         probes = -(-count // evaluation.probe_every) + 1
         runs[recipe.name] = training + evaluated + probe * probes
@@ -171,7 +171,7 @@ def _training(
     recipe: Recipe, steps: Mapping[StepKind, Step], settings: Train, cache: set[tuple[int, ...]]
 ) -> Spent:
     """Cost of all steps of a run, each with the kind of its stretch; adds to the cache."""
-    count, batch = max(1, round(settings.steps * recipe.budget)), settings.batch_size
+    count, batch = recipe.total_steps(settings.steps), settings.batch_size
     stretches = moments(recipe)
     kinds: Counter[StepKind] = Counter()
     saved = 0.0
