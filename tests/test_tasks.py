@@ -12,6 +12,7 @@ from potstill.tasks import check_disjoint, load_task
 from potstill.tasks.arithmetic import Arithmetic, split_of
 from potstill.tasks.grading import flexible_number, grade_exact, grade_number, strict_number
 from potstill.tasks.gsm8k import GSM8K
+from potstill.tasks.overlap import overlap
 from potstill.types import Grade, Problem
 
 GSM8K_FILES = Path(__file__).parents[2] / "shared" / "data" / "gsm8k"
@@ -148,6 +149,39 @@ def test_a_bad_line_is_named(tmp_path: Path, text: str, says: str) -> None:
     assert caught.value.hint
 
 
+@pytest.mark.parametrize("end", ["\u2028", "\u2029", "\u0085", "\x0b", "\x0c"])
+def test_a_line_ends_at_a_newline_alone(tmp_path: Path, end: str) -> None:
+    """A JSON string may hold what Unicode takes for the end of a line."""
+    path = tmp_path / "lines.jsonl"
+    row = json.dumps({"question": f"a{end}b", "answer": f"4{end}"}, ensure_ascii=False)
+    path.write_text(f"{row}\n{GOOD}", encoding="utf-8")
+    task = load_task("jsonl", train_path=str(path), test_path=str(path))
+    assert [problem.question for problem in task.train] == [f"a{end}b", "2+2"]
+    assert task.train[0].answer == f"4{end}"
+    path.write_text(f'{GOOD}{{"question": "a{end}\n', encoding="utf-8")
+    with pytest.raises(PotstillError, match="line 2: not JSON"):
+        _ = load_task("jsonl", train_path=str(path), test_path=str(path)).train
+
+
+@pytest.mark.parametrize("control", ["\x0b", "\x0c"])
+def test_a_raw_control_character_is_an_error_of_its_line(tmp_path: Path, control: str) -> None:
+    path = tmp_path / "lines.jsonl"
+    path.write_text(f'{GOOD}{{"question": "a{control}b", "answer": "4"}}\n{GOOD}')
+    with pytest.raises(PotstillError, match=r"line 2: not JSON \(Invalid control character"):
+        _ = load_task("jsonl", train_path=str(path), test_path=str(path)).train
+
+
+@pytest.mark.parametrize(
+    "form", ["\ufeff{0}\n{0}\n", "{0}\r\n{0}\r\n", "{0}\n{0}", "\ufeff{0}\r\n{0}"]
+)
+def test_files_of_other_systems_read_the_same(tmp_path: Path, form: str) -> None:
+    """A byte order mark, CRLF, a last line without an end."""
+    path = tmp_path / "lines.jsonl"
+    path.write_bytes(form.format(GOOD.strip()).encode())
+    task = load_task("jsonl", train_path=str(path), test_path=str(path))
+    assert [(problem.question, problem.answer) for problem in task.train] == [("2+2", "4")] * 2
+
+
 def test_missing_and_binary_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
     for name in ("absent", "binary"):
@@ -178,6 +212,13 @@ def test_overlap_is_refused(tmp_path: Path) -> None:
     task = load_task("jsonl", train_path=str(path), test_path=str(path))
     with pytest.raises(PotstillError, match=r"never graded on.*test-0 is train-0"):
         check_disjoint(task, task.test)
+
+
+def test_questions_overlap_where_only_white_space_differs() -> None:
+    train = [Problem("a", "2 +  2?", ""), Problem("b", "3?", "")]
+    held_out = [Problem("c", "1?", ""), Problem("d", " 2 + 2?\n", ""), Problem("e", "2+2?", "")]
+    assert [(one.id, other.id) for one, other in overlap(train, held_out)] == [("d", "a")]
+    assert not overlap([], held_out) and not overlap(train, [])
 
 
 def test_gsm8k_in_its_published_format(tmp_path: Path) -> None:

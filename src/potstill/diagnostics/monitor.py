@@ -25,6 +25,7 @@ from potstill.diagnostics.sampler import SAMPLER_GAP, sampler_gap
 from potstill.engines.protocol import Engine
 from potstill.settings import Eval, Train
 from potstill.tasks import Task
+from potstill.tasks.overlap import overlap
 from potstill.training import objective
 from potstill.training.evaluation import TeacherCompletions
 from potstill.training.rollout import draw
@@ -95,8 +96,7 @@ class Monitor:
             task: the task as the run evaluates it.
             evaluated: number of its test problems that are evaluated.
         """
-        known = {" ".join(p.question.split()) for p in self.spec.task.train}
-        shared = sum(" ".join(p.question.split()) in known for p in task.test[:evaluated])
+        shared = len(overlap(self.spec.task.train, task.test[:evaluated]))
         checks = []
         if shared:
             checks = [_check("graded problems trained on", shared, 0, "eval_on_train")]

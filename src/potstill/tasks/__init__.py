@@ -7,10 +7,11 @@ class and list it in `TASKS`.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from potstill.errors import PotstillError, did_you_mean
+from potstill.tasks.overlap import overlap
 from potstill.types import Grade, Problem
 
 
@@ -82,18 +83,10 @@ def load_task(name: str, **options: Any) -> Task:
 
 def check_disjoint(task: Task, graded: Sequence[Problem]) -> None:
     """Refuse a task whose graded problems are also trained on."""
-    questions: Mapping[str, str] = {_key(problem): problem.id for problem in task.train}
-    shared = [
-        (problem.id, questions[_key(problem)]) for problem in graded if _key(problem) in questions
-    ]
-    if shared:
+    if shared := overlap(task.train, graded):
         test, train = shared[0]
         raise PotstillError(
             f"problems used for training are never graded on: {len(shared)} of {len(graded)} "
-            f"graded problems are in the training set (first: {test} is {train})",
+            f"graded problems are in the training set (first: {test.id} is {train.id})",
             "remove them from one of the two files",
         )
-
-
-def _key(problem: Problem) -> str:
-    return " ".join(problem.question.split())

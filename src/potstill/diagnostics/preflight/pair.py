@@ -19,6 +19,7 @@ from potstill.diagnostics.preflight import crossed
 from potstill.diagnostics.preflight.rehearsal import BATCH, Check, Rehearsal, refusal, restored
 from potstill.diagnostics.sampler import SAMPLER_GAP, sampler_gap
 from potstill.engines.protocol import Engine
+from potstill.tasks.overlap import overlap
 from potstill.training import objective
 from potstill.training.evaluation import evaluate
 from potstill.training.rollout import collect, draw, generator
@@ -57,11 +58,9 @@ def disjoint(rehearsal: Rehearsal) -> list[Check]:
     """Check that no evaluated problem is a training problem."""
     task, name = rehearsal.any_run().task, "train and test"
     evaluated = task.test[: rehearsal.evaluation.problems]
-    known = {" ".join(p.question.split()) for p in task.train}
-    shared = [p.id for p in evaluated if " ".join(p.question.split()) in known]
-    if shared:
+    if shared := overlap(task.train, evaluated):
         share = f"{len(shared)} of {len(evaluated)}"
-        evidence = f"{share} evaluated problems are training problems ({shared[0]}, ...)"
+        evidence = f"{share} evaluated problems are training problems ({shared[0][0].id}, ...)"
         return [refusal(name, evidence, "eval_on_train")]
     evidence = f"none of {len(evaluated)} evaluated problems is a training problem"
     return [Check(name, "passed", evidence)]

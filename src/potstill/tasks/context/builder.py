@@ -18,6 +18,7 @@ from potstill.tasks.context import Context
 from potstill.tasks.context.kinds import Draft, FewShot, Hint, Retrieval
 from potstill.tasks.context.retrieval import Search
 from potstill.tasks.jsonl import read_jsonl
+from potstill.tasks.overlap import question_key
 from potstill.tasks.rendering import Messages
 from potstill.types import Problem
 
@@ -76,7 +77,7 @@ class Briefing:
         Args:
             graded: the held-out problems that the study grades.
         """
-        questions = {_key(problem.question): problem.id for problem in graded}
+        questions = {question_key(problem.question): problem.id for problem in graded}
         for part in self.context.parts:
             if isinstance(part, FewShot):
                 self._check_examples(part, questions)
@@ -101,7 +102,7 @@ class Briefing:
                 f"{len(pool)}",
                 f"lower n below {len(pool)}, or give more examples",
             )
-        shared = [one.id for one in pool if _key(one.question) in questions]
+        shared = [one.id for one in pool if question_key(one.question) in questions]
         if shared:
             raise PotstillError(
                 f"examples are never graded: {len(shared)} of {len(pool)} are graded problems "
@@ -124,7 +125,7 @@ class Briefing:
             raise PotstillError(
                 f"retrieval shows {part.k} documents, {part.path} has {len(texts)}", "lower k"
             )
-        for text in map(_key, texts):
+        for text in map(question_key, texts):
             held = next((name for question, name in questions.items() if question in text), None)
             if held is not None:
                 raise PotstillError(
@@ -180,8 +181,3 @@ def _read(part: Retrieval) -> list[str]:
             f"give a folder with {' or '.join(TEXTS)} files, or a JSON Lines file",
         )
     return [text for text in texts if text]
-
-
-def _key(text: str) -> str:
-    """A text for comparison, as `tasks.check_disjoint` compares: white space folded."""
-    return " ".join(text.split())
