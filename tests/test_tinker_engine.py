@@ -69,7 +69,7 @@ def test_whole_rows_are_refused_before_anything_opens() -> None:
 
 
 def test_a_server_that_is_not_there_is_said_at_once() -> None:
-    with pytest.raises(PotstillError, match="no training service answers"):
+    with pytest.raises(PotstillError, match="does not answer as a training service"):
         connect("http://127.0.0.1:9")
 
 

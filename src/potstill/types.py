@@ -21,7 +21,7 @@ Ids = tuple[int, ...]
 Floats = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.float64]  # (T, V) log-probabilities
 
-# Inputs of a loss beside the student's own log-probabilities: the written tokens alone, the
+# Inputs of a loss in addition to the student's own log-probabilities: the written tokens alone, the
 # teacher's log-probability of each token, or the teacher's full-vocabulary log-probs.
 Needs = Literal["tokens", "token_scores", "full_logprobs"]
 
@@ -79,7 +79,7 @@ class Expectation:
     """A model's expectations at each completion token; empty where the engine has none."""
 
     logprobs: Floats = field(default_factory=_nothing)  # (T,) of the token itself, in nats
-    entropy: Floats = field(default_factory=_nothing)  # (T,) of the whole row, in nats
+    entropy: Floats = field(default_factory=_nothing)  # (T,) of the whole distribution, in nats
     copy: Floats = field(default_factory=_nothing)  # (T,) probability of the token just read
     end: Floats = field(default_factory=_nothing)  # (T,) probability of EOS
     rank: Floats = field(default_factory=_nothing)  # (T,) ids that are likelier than the token

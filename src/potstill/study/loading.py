@@ -187,7 +187,7 @@ def _explain(error: ValidationError, where: str) -> PotstillError:
 
 
 def _default_hint(path: list[str]) -> str:
-    """What the field would be if it were left out."""
+    """Suggest to leave out a field, with its default."""
     value: Any = Study()
     for part in path:
         value = getattr(value, part, None)

@@ -1,7 +1,7 @@
 """Executes one run of a study, from its settings to its recorded result.
 
-A run that fails is recorded with its cause, and the study continues. Unavailable storage is no
-fault of the run, and stops the study. Executors decide which runs execute where.
+A run that fails is recorded with its cause, and the study continues. Unavailable storage stops
+the study, and is not recorded as a failure of the run. Executors decide which runs execute where.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ KINDS = {  # of failures, by exception
 def prepare(study: Study) -> Task:
     """Load the task and check what depends on its problems. Opens no model."""
     task = load_task(**study.task)
-    for name, wanted, available in (
+    for name, needed, available in (
         ("eval.problems", study.eval.problems, len(task.test)),
         ("eval.probe", study.eval.probe, len(task.train)),
     ):
-        if wanted > available:
+        if needed > available:
             raise PotstillError(
-                f"{name} asks for {wanted} problems, the task has {available}", f"lower {name}"
+                f"{name} asks for {needed} problems, the task has {available}", f"lower {name}"
             )
     held_out = task.test[: study.eval.problems]
     check_disjoint(task, held_out)

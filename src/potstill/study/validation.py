@@ -71,7 +71,7 @@ def check_tokenizers(study: Study, pair: str, differ: bool | None) -> None:
         for used in recipe.losses:
             if differ and used.to == "teacher" and used.name not in CROSSED:
                 raise PotstillError(
-                    f"{recipe.name} needs {used}, the teacher's whole row over the student's "
+                    f"{recipe.name} needs {used}, the teacher's log-probs over the student's "
                     f'vocabulary, and the tokenizers of pair "{pair}" differ',
                     GOLD_HINT,
                 )
@@ -82,7 +82,7 @@ def check_tokenizers(study: Study, pair: str, differ: bool | None) -> None:
                 )
         if differ and recipe.anchor and recipe.uses_teacher and recipe.anchor_loss != REVERSE_KL:
             raise PotstillError(
-                f"{recipe.name} anchors the teacher's text by {recipe.anchor_loss}, which needs "
+                f"{recipe.name} anchors the teacher's completions by {recipe.anchor_loss}, which needs "
                 f'the probability that each token was sampled with; the teacher of pair "{pair}" '
                 "has sampled other tokens",
                 'write anchor_loss = "reverse_kl"',

@@ -115,7 +115,7 @@ def _boundaries(student: Sequence[Token], teacher: Sequence[Token]) -> list[tupl
     tail = min(common_prefix(texts[0][::-1], texts[1][::-1]), min(map(len, texts)) - head)
     counts = []
     for side, text in ((student, texts[0]), (teacher, texts[1])):
-        first: dict[int, int] = {}  # offset in the student's text -> number of tokens up to it
+        first: dict[int, int] = {}  # offset in the student's bytes -> number of tokens up to it
         for count, end in enumerate(accumulate(len(token or b"") for token in side), 1):
             if 0 < end <= head:
                 first.setdefault(end, count)

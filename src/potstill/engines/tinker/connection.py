@@ -97,7 +97,7 @@ def _check_reachable(url: str) -> None:
             pass
     except (OSError, ValueError) as error:
         raise Unreachable(
-            f"no training service answers at {url}: {error}",
+            f"{url} does not answer as a training service: {error}",
             "start it, and give its full address",
         ) from error
 

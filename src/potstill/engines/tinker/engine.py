@@ -198,7 +198,7 @@ class TinkerEngine(Prompting):
         anchored = [Part(d, term, None) for d, term in terms if term.loss.to == "init"]
         rows = [(part.datum.prompt, part.datum.completion) for part in anchored]
         start, now = iter(self.score("init", rows)), iter(self._current_scores(anchored))
-        found = []
+        parts = []
         for datum, term in terms:
             advantages = None
             if term.loss.to == "init":
@@ -206,10 +206,10 @@ class TinkerEngine(Prompting):
             elif term.loss.needs == "token_scores":
                 assert datum.teacher_logprobs is not None
                 advantages = datum.teacher_logprobs - datum.logprobs
-            found.append(Part(datum, term, advantages))
-        if not all(np.isfinite(part.coefficients).all() for part in found):
+            parts.append(Part(datum, term, advantages))
+        if not all(np.isfinite(part.coefficients).all() for part in parts):
             raise NonFinite("a weight or an advantage is not a number")
-        return found
+        return parts
 
     def _rows(self, parts: Sequence[Part]) -> tuple[list[Row], str]:
         """Return the rows and the server loss whose gradient is that of the given terms.

@@ -104,8 +104,8 @@ class StudyFolder:
         with writing(self.path), tempfile.TemporaryDirectory(dir=existing, prefix=".potstill-"):
             pass
 
-    def _check_settings(self, stored: dict[str, Any], wanted: dict[str, Any]) -> None:
-        if changes := _changes(stored, wanted):
+    def _check_settings(self, stored: dict[str, Any], current: dict[str, Any]) -> None:
+        if changes := _changes(stored, current):
             raise PotstillError(
                 f'"{self.path}" holds a study with other settings ({"; ".join(changes)})',
                 "use another --out, or the settings of its study.toml; adding methods, pairs and "
@@ -154,11 +154,11 @@ def _with_defaults(settings: dict[str, Any]) -> dict[str, Any]:
         return settings  # a field was removed: the comparison names it
 
 
-def _changes(stored: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+def _changes(stored: dict[str, Any], current: dict[str, Any]) -> list[str]:
     """Differences between two studies' settings that would change a number."""
     changes = []
-    for key in sorted((stored.keys() | wanted.keys()) - set(NEUTRAL)):
-        old, new = stored.get(key), wanted.get(key)
+    for key in sorted((stored.keys() | current.keys()) - set(NEUTRAL)):
+        old, new = stored.get(key), current.get(key)
         if key in GROWING:
             lost = [value for value in old or [] if value not in (new or [])]
             changes += [f"{key} lost {lost}"] if lost else []

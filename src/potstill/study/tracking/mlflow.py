@@ -2,7 +2,7 @@
 
 Runs go to the server in `MLFLOW_TRACKING_URI`, else to a database in the study's folder.
 `mlflow-skinny`, the client without server and models, is enough. After a restart a run is found by
-its tag, and continued after the last step that MLflow has, in batches of whole rows.
+its tag, and continued after the last step that MLflow has, in batches of complete steps.
 """
 
 from __future__ import annotations

@@ -214,7 +214,7 @@ class RayScheduler:
 
 
 def outcome_of(ray: Any, task: Any) -> Outcome | str:
-    """How a task ended; text if it crashed.
+    """Return the outcome of a task; text if it crashed.
 
     Raises:
         PotstillError: it could not start, because the node lacks potstill or Ray rejects the

@@ -43,7 +43,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How an attempt ended. A run that has failed is done as well."""
+    """The end of an attempt. A run that has failed is done as well."""
 
     kind: Literal["done", "held", "budget", "storage", "error"]
     host: str
