@@ -25,6 +25,8 @@ SOURCE = ROOT / "src" / "potstill"
 
 # Packages and modules of src/potstill that still have to be rewritten.
 EXEMPT: tuple[str, ...] = ("algorithms", "report", "settings.py", "study", "tasks")
+# Names of fields on disk, which stay.
+ON_DISK = {("types.py", "found")}
 # Names that several classes still have.
 SHARED: frozenset[str] = frozenset(
     {"Answer", "Entry", "Line", "Pair", "Part", "Row", "Run", "Size"}
@@ -260,7 +262,7 @@ CHECKED = [*TEXTS, *(path for path in sources() if package(path) not in EXEMPT)]
 
 @pytest.mark.parametrize("path", CHECKED, ids=lambda path: str(path.relative_to(ROOT)))
 def test_plain_words(path: Path) -> None:
-    wrong = places(path)
+    wrong = [place for place in places(path) if (path.name, place.word) not in ON_DISK]
     assert not wrong, "\n".join(map(str, wrong))
 
 
