@@ -28,9 +28,7 @@ EXEMPT: tuple[str, ...] = ("algorithms", "report", "settings.py", "study", "task
 # Names of fields on disk, which stay.
 ON_DISK = {("types.py", "found")}
 # Names that several classes still have.
-SHARED: frozenset[str] = frozenset(
-    {"Answer", "Entry", "Line", "Pair", "Part", "Row", "Run", "Size"}
-)
+SHARED: frozenset[str] = frozenset({"Answer", "Entry", "Line", "Part"})
 
 # Words and phrases in prose, in any case; white space and line ends count as one blank.
 PROSE: dict[str, str] = {

@@ -38,7 +38,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
-class Row:
+class TrainingRow:
     """One sequence of a training request: position i of `ids` predicts `targets[i]`."""
 
     ids: Ids  # (N,) prompt and completion without the last token
@@ -216,7 +216,7 @@ class Trainer:
     def __init__(self, service: Service, client: Any) -> None:
         self.service, self.client = service, client
 
-    def forward(self, rows: Sequence[Row]) -> list[Floats]:
+    def forward(self, rows: Sequence[TrainingRow]) -> list[Floats]:
         """Return log-probabilities (N,) of the targets, without training."""
         self._check(rows)
         request = [self._datum(row, "cross_entropy") for row in rows]
@@ -224,7 +224,11 @@ class Trainer:
         return self._logprobs(self.service.answer(future, "a forward pass"), rows)
 
     def step(
-        self, rows: Sequence[Row], loss: str, learning_rate: float, max_grad_norm: float = 0.0
+        self,
+        rows: Sequence[TrainingRow],
+        loss: str,
+        learning_rate: float,
+        max_grad_norm: float = 0.0,
     ) -> tuple[list[Floats], float]:
         """Take one optimizer step on all rows.
 
@@ -264,14 +268,14 @@ class Trainer:
         client = settle(self.client.save_weights_and_get_sampling_client())
         return Sampler(self.service, client)
 
-    def _check(self, rows: Sequence[Row]) -> None:
+    def _check(self, rows: Sequence[TrainingRow]) -> None:
         self.service.check_ids(ids for row in rows for ids in (row.ids, row.targets))
         for row in rows:
             parts = (row.targets, row.counts, row.advantages, row.logprobs)
             assert all(len(part) == len(row.ids) for part in parts)
             assert all(np.isfinite(part).all() for part in parts[1:])
 
-    def _datum(self, row: Row, loss: str) -> Any:
+    def _datum(self, row: TrainingRow, loss: str) -> Any:
         from tinker import types
 
         inputs: dict[str, Any] = {"target_tokens": np.array(row.targets, np.int64)}
@@ -285,7 +289,7 @@ class Trainer:
             model_input=types.ModelInput.from_ints(list(row.ids)), loss_fn_inputs=inputs
         )
 
-    def _logprobs(self, answer: Any, rows: Sequence[Row]) -> list[Floats]:
+    def _logprobs(self, answer: Any, rows: Sequence[TrainingRow]) -> list[Floats]:
         logprobs = []
         for row, output in zip(rows, answer.loss_fn_outputs, strict=True):
             values = np.asarray(output["logprobs"].to_numpy(), np.float32)

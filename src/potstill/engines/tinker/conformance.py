@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from potstill.engines.tinker.client import Row, Sampler, Service, Trainer
+from potstill.engines.tinker.client import Sampler, Service, Trainer, TrainingRow
 from potstill.engines.tinker.connection import settle
 from potstill.errors import PotstillError
 from potstill.types import Floats, Ids
@@ -57,11 +57,11 @@ def texts(vocabulary: int) -> tuple[Ids, Ids]:
     return tuple(ids[:6]), tuple(ids[6:])
 
 
-def row_of(ids: Ids, weight: float = 1.0, targets: Ids | None = None) -> Row:
+def row_of(ids: Ids, weight: float = 1.0, targets: Ids | None = None) -> TrainingRow:
     """Return a sequence whose targets are the next tokens, unless given."""
     size = len(ids) - 1
     ones = np.ones(size, np.float32)
-    return Row(ids[:-1], targets or ids[1:], ones, ones * np.float32(weight), ones * 0)
+    return TrainingRow(ids[:-1], targets or ids[1:], ones, ones * np.float32(weight), ones * 0)
 
 
 class Server:

@@ -23,10 +23,10 @@ import numpy as np
 from potstill.engines.host import host_memory
 from potstill.engines.prompts import Prompting
 from potstill.engines.registry import ENGINES
-from potstill.engines.tinker.client import Row, Sampler, Service, Trainer
+from potstill.engines.tinker.client import Sampler, Service, Trainer, TrainingRow
 from potstill.engines.tinker.conformance import facts_of, sampler_facts_of
-from potstill.engines.tinker.parts import Part, completion, row, stats_of
-from potstill.engines.torch.loading import Pair
+from potstill.engines.tinker.parts import WeightedTerm, completion, row, stats_of
+from potstill.engines.torch.loading import ModelPair
 from potstill.errors import NonFinite, PotstillError
 from potstill.settings import TinkerSettings
 from potstill.tasks.rendering import Messages, render
@@ -53,7 +53,7 @@ T = TypeVar("T")
 class Update:
     """The request of one optimizer step."""
 
-    rows: list[Row]
+    rows: list[TrainingRow]
     loss: str
     learning_rate: float
 
@@ -91,7 +91,7 @@ class TinkerEngine(Prompting):
                 "a training service trains LoRA adapters, got lora_rank 0",
                 "set train.lora_rank, 32 is usual",
             )
-        pair = Pair.open(student, teacher, None, None)
+        pair = ModelPair.open(student, teacher, None, None)
         self.tokenizer, self.eos, self.vocabulary = pair.tokenizer, pair.eos, pair.vocabulary
         self.seed, self.rank, self.max_grad_norm = seed, lora_rank, max_grad_norm
         student_url, in_flight = settings.base_url, settings.in_flight
@@ -192,10 +192,10 @@ class TinkerEngine(Prompting):
             self._save_state()
         return stats
 
-    def _parts(self, data: Sequence[Datum]) -> list[Part]:
+    def _parts(self, data: Sequence[Datum]) -> list[WeightedTerm]:
         """Return every term of every datum, with the advantages of sampled losses."""
         terms = [(d, term) for d in data if d.completion for term in d.terms]
-        anchored = [Part(d, term, None) for d, term in terms if term.loss.to == "init"]
+        anchored = [WeightedTerm(d, term, None) for d, term in terms if term.loss.to == "init"]
         rows = [(part.datum.prompt, part.datum.completion) for part in anchored]
         start, now = iter(self.score("init", rows)), iter(self._current_scores(anchored))
         parts = []
@@ -206,12 +206,12 @@ class TinkerEngine(Prompting):
             elif term.loss.needs == "token_scores":
                 assert datum.teacher_logprobs is not None
                 advantages = datum.teacher_logprobs - datum.logprobs
-            parts.append(Part(datum, term, advantages))
+            parts.append(WeightedTerm(datum, term, advantages))
         if not all(np.isfinite(part.coefficients).all() for part in parts):
             raise NonFinite("a weight or an advantage is not a number")
         return parts
 
-    def _rows(self, parts: Sequence[Part]) -> tuple[list[Row], str]:
+    def _rows(self, parts: Sequence[WeightedTerm]) -> tuple[list[TrainingRow], str]:
         """Return the rows and the server loss whose gradient is that of the given terms.
 
         A server that sums takes cross-entropy's weights unchanged. A server that averages over each
@@ -235,7 +235,7 @@ class TinkerEngine(Prompting):
             rows.append(row(part, part.coefficients * np.float32(scale), reference))
         return rows, "importance_sampling"
 
-    def _current_scores(self, parts: Sequence[Part]) -> list[Floats]:
+    def _current_scores(self, parts: Sequence[WeightedTerm]) -> list[Floats]:
         """Return log-probabilities (T,) of the targets under the current student."""
         if not parts:
             return []

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from potstill.engines.tinker.client import Row
+from potstill.engines.tinker.client import TrainingRow
 from potstill.types import Datum, Floats, StepStats, Term
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
+class WeightedTerm:
     """One term of one datum: the sum of -weights x advantages x p(target) / p_sampler(target)."""
 
     datum: Datum
@@ -26,7 +26,7 @@ class Part:
         return weights if self.advantages is None else weights * self.advantages
 
 
-def row(part: Part, advantages: Floats, reference: Floats) -> Row:
+def row(part: WeightedTerm, advantages: Floats, reference: Floats) -> TrainingRow:
     """Convert a part to a sequence; the prompt's positions have weight 0."""
     prompt, completion = part.datum.read_by("student")
     zeros = np.zeros(len(prompt) - 1, np.float32)
@@ -37,15 +37,15 @@ def row(part: Part, advantages: Floats, reference: Floats) -> Row:
 
     counts = pad(np.ones(len(completion), np.float32))
     targets = (*prompt[1:], *part.datum.targets)
-    return Row(ids, targets, counts, pad(advantages), pad(reference))
+    return TrainingRow(ids, targets, counts, pad(advantages), pad(reference))
 
 
-def completion(part: Part, values: Floats) -> Floats:
+def completion(part: WeightedTerm, values: Floats) -> Floats:
     """Return the completion's part (T,) of a row's values (N,)."""
     return values[len(part.datum.read_by("student")[0]) - 1 :]
 
 
-def stats_of(parts: Sequence[Part], logprobs: Sequence[Floats], norm: float) -> StepStats:
+def stats_of(parts: Sequence[WeightedTerm], logprobs: Sequence[Floats], norm: float) -> StepStats:
     """Compute the losses of a step from the log-probabilities before it."""
     total, sums, counts = 0.0, dict[str, float](), dict[str, int]()
     for part, logp in zip(parts, logprobs, strict=True):

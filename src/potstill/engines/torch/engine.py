@@ -21,7 +21,7 @@ from potstill.engines.flops import Machine, Size
 from potstill.engines.prompts import Prompting, by_reader
 from potstill.engines.torch.distributed import SINGLE, World
 from potstill.engines.torch.lm_head import States
-from potstill.engines.torch.loading import Pair
+from potstill.engines.torch.loading import ModelPair
 from potstill.engines.torch.loss_terms import expectation, flat
 from potstill.engines.torch.models import Models, check_one_device_each
 from potstill.engines.torch.roofline import least_decoding, measure, size_of
@@ -87,7 +87,7 @@ class TorchEngine(Prompting):
             torch.set_num_threads(settings.threads)
         if not world.single:
             check_one_device_each(settings.student, settings.teacher)
-        pair = Pair.open(student, teacher, settings.student, settings.teacher, self.cross)
+        pair = ModelPair.open(student, teacher, settings.student, settings.teacher, self.cross)
         self.pair = pair.with_teachers(teachers or {})
         self.tokenizer, self.eos, self.notes = self.pair.tokenizer, self.pair.eos, self.pair.notes
         self.vocabulary, self.world = self.pair.vocabulary, world

@@ -52,7 +52,7 @@ def autocast(spec: ModelSpec) -> contextlib.AbstractContextManager[Any]:
 
 
 @dataclass(frozen=True)
-class Pair:
+class ModelPair:
     """A student and its teachers, with their tokenizers and placements."""
 
     student: str
@@ -96,11 +96,11 @@ class Pair:
         """Return the placement of a role's model; all teachers share one."""
         return self.teacher_spec if is_teacher(role) else self.student_spec
 
-    def with_teachers(self, teachers: Mapping[str, str]) -> Pair:
+    def with_teachers(self, teachers: Mapping[str, str]) -> ModelPair:
         """Add teachers, validated like the first one; all heads are truncated to the smallest."""
         pair, specs = self, (self.student_spec, self.teacher_spec)
         for name in teachers.values():
-            other = Pair.open(self.student, name, *specs)
+            other = ModelPair.open(self.student, name, *specs)
             pair = dataclasses.replace(
                 pair,
                 eos=pair.eos | other.eos,
@@ -117,7 +117,7 @@ class Pair:
         student_spec: ModelSpec | None,
         teacher_spec: ModelSpec | None,
         cross: bool = False,
-    ) -> Pair:
+    ) -> ModelPair:
         """Read both tokenizers and configs (no weights), and check that they fit together.
 
         Args:
@@ -288,7 +288,7 @@ def add_lora(model: Any, rank: int) -> Any:
 
 
 def export_student(
-    pair: Pair, model: Any, folder: Path, *, lora: bool, weights: dict[str, Any] | None = None
+    pair: ModelPair, model: Any, folder: Path, *, lora: bool, weights: dict[str, Any] | None = None
 ) -> None:
     """Write the student as a folder that transformers can load, atomically.
 

@@ -22,7 +22,7 @@ from potstill.engines.host import host_memory
 from potstill.engines.torch.distributed import World
 from potstill.engines.torch.fsdp import Sharded, gathered, scattered
 from potstill.engines.torch.loading import (
-    Pair,
+    ModelPair,
     add_lora,
     autocast,
     checkpoint_activations,
@@ -49,7 +49,7 @@ class Models:
     """
 
     def __init__(
-        self, pair: Pair, world: World, settings: TorchSettings, *, lora_rank: int, seed: int
+        self, pair: ModelPair, world: World, settings: TorchSettings, *, lora_rank: int, seed: int
     ) -> None:
         self.pair, self.world, self.lora_rank, self.seed = pair, world, lora_rank, seed
         self.checkpointed = settings.gradient_checkpointing

@@ -20,7 +20,7 @@ from potstill.engines.prompts import addressed
 from potstill.engines.torch.distributed import World
 from potstill.engines.torch.fsdp import gathered
 from potstill.engines.torch.lm_head import States, matched_states, read
-from potstill.engines.torch.loading import Pair
+from potstill.engines.torch.loading import ModelPair
 from potstill.engines.torch.loss_terms import Columns, Tally, idle, needs_rows, take
 from potstill.engines.torch.models import Models
 from potstill.errors import NonFinite
@@ -39,7 +39,7 @@ class Stepper:
     """
 
     def __init__(
-        self, pair: Pair, models: Models, world: World, batch_tokens: int, max_grad_norm: float
+        self, pair: ModelPair, models: Models, world: World, batch_tokens: int, max_grad_norm: float
     ) -> None:
         self.pair, self.models, self.world = pair, models, world
         self.batch_tokens, self.max_grad_norm = batch_tokens, max_grad_norm
@@ -137,7 +137,7 @@ class Stepper:
 
 
 def read_states(
-    pair: Pair,
+    pair: ModelPair,
     models: Models,
     role: Role,
     model: Any,

@@ -42,7 +42,7 @@ CHATML = (
 
 
 @dataclass(frozen=True)
-class Size:
+class Shape:
     """Shape and training length of one embedded model."""
 
     hidden: int
@@ -103,8 +103,8 @@ class Family:
 
     config: Callable[..., Any]
     tokenizer: Callable[[list[str]], PreTrainedTokenizerFast]
-    teacher: Size
-    student: Size
+    teacher: Shape
+    student: Shape
     examples: Callable[[list[Problem], int], list[Example]] = without_context
     start: tuple[str, str] | None = None  # the embedded model that provides initial weights
 
@@ -189,8 +189,8 @@ def llama_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     )
 
 
-TEACHER = Size(hidden=128, layers=3, heads=4, kv_heads=4, mlp=384, steps=1500)
-STUDENT = Size(
+TEACHER = Shape(hidden=128, layers=3, heads=4, kv_heads=4, mlp=384, steps=1500)
+STUDENT = Shape(
     hidden=96,
     layers=2,
     heads=4,
@@ -219,7 +219,7 @@ FAMILIES = {
 }
 
 
-def new_model(family: Family, size: Size, tokenizer: PreTrainedTokenizerFast) -> Any:
+def new_model(family: Family, size: Shape, tokenizer: PreTrainedTokenizerFast) -> Any:
     """Create an untrained model of this size, with its head tied to the embedding."""
     extra = {"head_dim": size.hidden // size.heads} if family.config is Qwen3Config else {}
     config = family.config(
@@ -288,7 +288,7 @@ def _tokenize(tokenizer: Any, text: str) -> tuple[int, ...]:
 def train(
     model: Any,
     tokenizer: Any,
-    size: Size,
+    size: Shape,
     seed: int,
     note: Callable[[int, float], None],
     examples: Callable[[list[Problem], int], list[Example]] = without_context,
@@ -330,7 +330,7 @@ def build(
     """
     family = FAMILIES[pair]
     tokenizer = family.tokenizer(corpus())
-    size: Size = getattr(family, role)
+    size: Shape = getattr(family, role)
     seed = 2 * seed + (role == "student")
     torch.set_num_threads(1)  # the order of sums must not depend on the number of cores
     torch.manual_seed(seed)

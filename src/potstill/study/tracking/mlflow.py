@@ -28,7 +28,7 @@ BATCH = 1000  # most metrics of a batch
 LONGEST = 500  # characters of a parameter that every store accepts
 
 
-class Run:
+class MlflowRun:
     """One run of an MLflow experiment."""
 
     def __init__(self, info: RunInfo) -> None:
@@ -83,4 +83,4 @@ class Run:
         self._client.set_terminated(self._run, "FAILED" if failed else "FINISHED")
 
 
-open_run = Run
+open_run = MlflowRun

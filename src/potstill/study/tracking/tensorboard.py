@@ -23,7 +23,7 @@ from potstill.settings import flatten
 from potstill.study.tracking.protocol import Row, RunInfo, summary
 
 
-class Run:
+class TensorboardRun:
     """The event file of one run."""
 
     def __init__(self, info: RunInfo) -> None:
@@ -57,4 +57,4 @@ class Run:
         self._writer.close()
 
 
-open_run = Run
+open_run = TensorboardRun

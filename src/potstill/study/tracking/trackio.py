@@ -18,7 +18,7 @@ from typing import Any
 from potstill.study.tracking.protocol import Row, RunInfo, summary
 
 
-class Run:
+class TrackioRun:
     """One run of a Trackio project."""
 
     def __init__(self, info: RunInfo) -> None:
@@ -72,4 +72,4 @@ def project(study: str) -> str:
     return re.sub(r"[^\w-]", "-", study)
 
 
-open_run = Run
+open_run = TrackioRun

@@ -19,7 +19,7 @@ from potstill.study.tracking.protocol import Row, RunInfo, summary
 TIMEOUT = 20.0  # seconds for the server to answer
 
 
-class Run:
+class WandbRun:
     """One run at Weights & Biases."""
 
     def __init__(self, info: RunInfo) -> None:
@@ -57,4 +57,4 @@ class Run:
         self._run.finish(exit_code=int(result.get("status") == "failed"))
 
 
-open_run = Run
+open_run = WandbRun
