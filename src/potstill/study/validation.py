@@ -83,8 +83,8 @@ def check_tokenizers(study: Study, pair: str, differ: bool | None) -> None:
         if differ and recipe.anchor and recipe.uses_teacher and recipe.anchor_loss != REVERSE_KL:
             raise PotstillError(
                 f"{recipe.name} anchors the teacher's completions by {recipe.anchor_loss}, which "
-                f'needs the probability that each token was sampled with; the teacher of pair "{pair}" '
-                "has sampled other tokens",
+                "needs the probability that each token was sampled with; the teacher of pair "
+                f'"{pair}" has sampled other tokens',
                 'write anchor_loss = "reverse_kl"',
             )
 
