@@ -25,8 +25,8 @@ SOURCE = ROOT / "src" / "potstill"
 
 # Packages and modules of src/potstill that still have to be rewritten.
 EXEMPT: tuple[str, ...] = ("algorithms", "report", "settings.py", "study", "tasks")
-# Names of fields on disk, which stay.
-ON_DISK = {("types.py", "found")}
+# Names of fields on disk and in JSON, which stay.
+ON_DISK = {("types.py", "found"), ("check.py", "cells")}
 # Names that several classes still have.
 SHARED: frozenset[str] = frozenset({"Answer", "Entry", "Line", "Part"})
 

@@ -109,7 +109,7 @@ def _spent_row(name: str, spent: Spent, price: Price) -> dict[str, Any]:
     priced = any(price.model_dump().values())
     return {
         "predicted": name,
-        "CPU-hours": f"{spent.seconds / 3600:.2g}",
+        "hours that cells compute": f"{spent.seconds / 3600:.2g}",
         "tokens": f"{spent.count():.3g}",
         "FLOPs": "unknown" if spent.flops is None else f"{spent.flops:.3g}",
         "USD": f"{spent.usd(price):.3g}" if priced else "no price is set",
