@@ -196,7 +196,7 @@ class Leader:
         call = [(name, arguments, options)]
         self._run(lambda: dist.broadcast_object_list(call, 0, group=self._calls))
 
-    def _run(self, work: Callable[[], Any]) -> Any:
+    def _run(self, work: Callable[[], Value]) -> Value:
         """Run this process's part of a call.
 
         A `PotstillError` or `NonFinite` is raised in every process alike, so the followers stay in
@@ -265,7 +265,7 @@ def follow(build: Callable[..., Any]) -> None:
                 dist.destroy_process_group()
 
 
-def _serve(build: Callable[..., Any], world: World, calls: Any) -> None:
+def _serve(build: Callable[..., Any], world: World, calls: dist.ProcessGroup) -> None:
     """Repeat the leader's calls until it closes the engine."""
     engine = None
     while True:

@@ -19,7 +19,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from potstill.engines.torch.loading import without_adapters
@@ -35,7 +35,7 @@ PLAIN = frozenset(
 class Embedded:
     """The output of an embedding, at which autograd stops."""
 
-    def __init__(self, module: Any, ids: Tensor) -> None:
+    def __init__(self, module: nn.Embedding, ids: Tensor) -> None:
         self.module, self.ids = module, ids
         self.out = F.embedding(ids, module.weight.detach()).requires_grad_()
 

@@ -43,7 +43,7 @@ def resolve(spec: ModelSpec) -> ModelSpec:
     return dataclasses.replace(spec, device=device, dtype=dtype)
 
 
-def autocast(spec: ModelSpec) -> contextlib.AbstractContextManager[Any]:
+def autocast(spec: ModelSpec) -> contextlib.AbstractContextManager[object]:
     """Compute in the placement's dtype, although trained weights are stored in float32."""
     if spec.dtype == "float32":
         return contextlib.nullcontext()
@@ -288,7 +288,7 @@ def add_lora(model: Any, rank: int) -> Any:
 
 
 def export_student(
-    pair: ModelPair, model: Any, folder: Path, *, lora: bool, weights: dict[str, Any] | None = None
+    pair: ModelPair, model: Any, folder: Path, *, lora: bool, weights: dict[str, torch.Tensor] | None = None
 ) -> None:
     """Write the student as a folder that transformers can load, atomically.
 

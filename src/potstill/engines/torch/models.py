@@ -74,7 +74,7 @@ class Models:
         role = self._holder(role)
         return not self.world.single and (not is_teacher(role) or self._shard_teacher)
 
-    def no_grad(self) -> contextlib.AbstractContextManager[Any]:
+    def no_grad(self) -> contextlib.AbstractContextManager[object]:
         """Turn off gradients.
 
         Inference mode is used in a single process only: weights that FSDP gathers in inference mode
@@ -98,7 +98,7 @@ class Models:
         holder = self._holder(role)
         return self.held[holder] if holder in self.held else self._load(holder)
 
-    def gathered_embeddings(self, role: Role) -> contextlib.AbstractContextManager[Any]:
+    def gathered_embeddings(self, role: Role) -> contextlib.AbstractContextManager[object]:
         """Gather a sharded model's embedding and head, as long as `lm_head.States` are used."""
         shards = self._shards.get(self._holder(role))
         return shards.gathered_embeddings() if shards else contextlib.nullcontext()

@@ -20,7 +20,7 @@ from potstill.engines.torch.loading import without_adapters
 SECONDS = 0.3  # minimum duration of each measurement
 
 
-def measure(device: Any, dtype: torch.dtype) -> Machine:
+def measure(device: torch.device | str, dtype: torch.dtype) -> Machine:
     """Measure the peak rates of reading 512 MB and of multiplying square matrices.
 
     Models that fit into a processor's cache may be read faster.
@@ -36,7 +36,7 @@ def measure(device: Any, dtype: torch.dtype) -> Machine:
     return Machine(read, best)
 
 
-def _best(work: Callable[[], Any], device: torch.device) -> float:
+def _best(work: Callable[[], object], device: torch.device) -> float:
     """Return the shortest time of several repetitions; on a GPU of ten calls at once."""
     times: list[float] = []
     calls = 10 if device.type == "cuda" else 1
