@@ -250,7 +250,7 @@ def test_unknown_faults_and_known_bad_losses_are_refused(tmp_path: Path) -> None
         ({"faults": ["eos_untrained"] * 2}, "twice", "once"),
         (
             {"recipe": {"x": {"student_loss": {"truncated_reverse_kl": 4}}}, "methods": ["x"]},
-            "no divergence",
+            "not a divergence",
             "topk_reverse_kl",
         ),
     ):

@@ -159,7 +159,7 @@ def test_a_study_with_them_passes_preflight_and_runs(models: Path, tmp_path: Pat
     assert not refused
     assert run_cell(study, folder, Cell("mine", "teacher"))["status"] == "done"
     record = run_cell(study, folder, Cell("mine", "mixture", 0))
-    assert record["status"] == "done" and 'chosen by "subject"' in record["notes"][-1]
+    assert record["status"] == "done" and '"subject" selects the teacher' in record["notes"][-1]
 
 
 def test_the_report_tells_accuracy_by_teacher(tmp_path: Path) -> None:
@@ -200,7 +200,7 @@ def test_the_report_tells_accuracy_by_teacher(tmp_path: Path) -> None:
     [
         ({"route": "subject", "teachers": {}}, {}, "0 further teachers"),
         ({"route": "", "teachers": {"code": "b"}}, {}, "route = ''"),
-        ({"teachers": {"code": "nowhere"}}, {}, "no folder here"),
+        ({"teachers": {"code": "nowhere"}}, {}, "neither a local folder"),
         ({"teachers": {"a:b": "tiny-qwen/student"}}, {}, "without a colon"),
         ({}, {"subject": "music"}, 'subject = "music", for which there is no teacher'),
         ({"route": "topic"}, {}, 'no problem has the key "topic"'),

@@ -49,7 +49,7 @@ def test_no_page_fetches_anything(site: Path) -> None:
 def test_the_reference_shows_signatures_arguments_and_doctests(site: Path) -> None:
     text = (site / "api.html").read_text(encoding="utf-8")
     assert 'id="potstill.training.loop.train"' in text
-    assert "whose problems a pair" in text  # an argument of open_engine
+    assert "the task of the problems" in text  # an argument of open_engine
     assert "<code>&gt;&gt;&gt;" not in text and "linear" in text
     assert re.search(r'class="(?:language-pycon )?highlight"', text)
 
