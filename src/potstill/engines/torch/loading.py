@@ -288,7 +288,12 @@ def add_lora(model: Any, rank: int) -> Any:
 
 
 def export_student(
-    pair: ModelPair, model: Any, folder: Path, *, lora: bool, weights: dict[str, torch.Tensor] | None = None
+    pair: ModelPair,
+    model: Any,
+    folder: Path,
+    *,
+    lora: bool,
+    weights: dict[str, torch.Tensor] | None = None,
 ) -> None:
     """Write the student as a folder that transformers can load, atomically.
 
