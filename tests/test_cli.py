@@ -72,7 +72,7 @@ BAD_FILES: dict[str, tuple[dict[str, Any], str]] = {
     "unknown pair": ({"pairs": ["tony"]}, 'unknown pair "tony"'),
     "unknown task": ({"task": "arithmetics"}, 'unknown task "arithmetics"'),
     "task without a name": ({"task": {"name": 3}}, 'unknown task "3"'),
-    "unknown task option": ({"task": {"mach": "exact"}}, 'no option "mach"'),
+    "unknown task option": ({"task": {"mach": "exact"}}, 'unknown key "mach"'),
     "unknown engine": ({"engine": "troch"}, 'unknown engine "troch"'),
     "unknown loss": (
         {"methods": ["a"], "recipe": {"a": {"student_loss": "reverse_lk"}}},
@@ -130,7 +130,7 @@ def test_a_wrong_study_file_is_refused_before_anything_is_written(
         (["check", "name.x=3"], "quick: name: "),
         (["check", "train.stepps=3"], 'unknown key "train.stepps"'),
         (["check", "seeds=one,two"], "seeds"),
-        (["check", "task.dificulty=3"], 'no option "dificulty"'),
+        (["check", "task.dificulty=3"], 'unknown key "dificulty"'),
         (["check", "--preflite"], "no such option: --preflite"),
         (["chek"], "no such command 'chek'"),
         (["check", "--json=3"], "option '--json' does not take a value"),

@@ -23,7 +23,7 @@ from potstill.engines.fake import FakeEngine
 from potstill.engines.protocol import bare
 from potstill.engines.registry import open_engine
 from potstill.engines.torch.engine import TorchEngine
-from potstill.errors import PotstillError
+from potstill.errors import PotstillError, PotstillErrors
 from potstill.settings import Eval, Pair, Train
 from potstill.study.loading import read_study
 from potstill.study.run import prepare, run_cell
@@ -32,6 +32,7 @@ from potstill.tasks import load_task
 from potstill.tasks.arithmetic import Arithmetic
 from potstill.tasks.context import read_context
 from potstill.tasks.context.builder import Briefing
+from potstill.tasks.context.kinds import FewShot
 from potstill.tasks.context.retrieval import Search
 from potstill.tasks.rendering import render
 from potstill.training import checkpoint
@@ -129,15 +130,17 @@ def test_a_hybrid_keeps_its_order(tmp_path: Path) -> None:
     [
         ({"few_shots": 3}, 'unknown context "few_shots"', "few_shot"),
         ({"few_shot": {"m": 3}}, 'unknown key "m"', "n"),
-        ({"few_shot": 0}, "at least 1", "usual"),
-        ({"few_shot": "many"}, "valid integer", "keys"),
-        ({"few_shot": {"by": "magic"}}, "'seed' or 'similarity'", "keys"),
-        ({"system": " "}, "empty", "told"),
+        ({"few_shot": 0}, "n is a whole number, at least 1, got 0", "usual"),
+        ({"few_shot": "many"}, "n is a whole number, at least 1, got 'many'", "usual"),
+        ({"few_shot": {"by": "magic"}}, "'seed' or 'similarity', got 'magic'", "'seed'"),
+        ({"system": " "}, "not empty", "instruction"),
+        ({"system": 3}, "valid string, got 3", "studies/"),
         ({"system": "a", "hint": {}}, "one kind", "hybrid"),
         ({"chain_of_thought": "no place"}, "{question}", "place"),
         ({"hint": {"template": "{question}"}}, "{hint}", "place"),
-        ({"retrieval": {}}, "required", "path"),
+        ({"retrieval": {}}, "path is required, got nothing", "keys: path"),
         ({"retrieval": {"path": "x", "k": 0}}, "at least 1", "usual"),
+        ({"hint": {"graded": "perhaps"}}, "graded: input should be a valid boolean", "True"),
         ({"hybrid": []}, "list of contexts", "write"),
         ({"hybrid": [{"hybrid": [{"system": "a"}]}]}, "holds a hybrid", "one list"),
         ({"hybrid": ["few_shot"]}, "a table", "few_shot"),
@@ -147,6 +150,19 @@ def test_wrong_tables_are_refused(table: dict, says: str, hint: str) -> None:
     with pytest.raises(PotstillError, match=says) as refused:
         read_context(table, "pair.x.context")
     assert hint in refused.value.hint and "pair.x.context" in str(refused.value)
+
+
+def test_all_errors_of_a_context_are_reported_together() -> None:
+    parts = [{"system": ""}, {"few_shot": {"n": 0, "m": 1}}, 3, {"hint": {}}, {"hunt": {}}]
+    with pytest.raises(PotstillErrors, match=r"^5 errors\n") as refused:
+        read_context({"hybrid": parts}, "pair.x.context")
+    rules = [str(error) for error in refused.value.errors]
+    for rule, place in zip(
+        rules, ("[0].system", "[1].few_shot", "[1].few_shot", "", "[4]"), strict=True
+    ):
+        assert rule.startswith(f"pair.x.context.hybrid{place}: ") and rule in str(refused.value)
+    with pytest.raises(PotstillError, match="few_shot: n is a whole number"):
+        FewShot(n=0)
 
 
 def jsonl(folder: Path, name: str, rows: list[dict]) -> str:

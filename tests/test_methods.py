@@ -3,7 +3,8 @@ do."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import pickle
+from dataclasses import FrozenInstanceError, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from potstill.algorithms.methods import METHODS
 from potstill.algorithms.recipe import Recipe, Replay, recipe_from_toml
 from potstill.algorithms.schedules import linear
 from potstill.engines.fake import FakeEngine
-from potstill.errors import PotstillError
+from potstill.errors import PotstillError, PotstillErrors
 from potstill.settings import Eval, Train
 from potstill.study.loading import read_study
 from potstill.study.storage import cells_of
@@ -235,13 +236,44 @@ def test_wrong_recipes_are_refused(fields: dict, says: str) -> None:
     [
         ({"from": "teacher_seded"}, "unknown method", "teacher_seeded"),
         ({"prefx": 3}, "unknown key", "prefix"),
-        ({"replay": {"capcity": 3}}, "capcity", "README"),
+        ({"replay": {"capcity": 3}}, 'unknown key "replay.capcity"', "capacity"),
+        ({"replay": 3}, "replay is a table", "capacity"),
+        ({"form": "mixture"}, 'unknown key "form"', "from"),
+        ({"name": "yours"}, 'unknown key "name"', "[recipe.NAME]"),
+        ({"anchor": "strong"}, "anchor is a weight", "0.1 is usual"),
+        ({"anchor": True}, "anchor is a weight", "0.1 is usual"),
+        ({"hypothesis": 3}, "hypothesis is text", "leave it out"),
     ],
 )
 def test_wrong_recipe_tables_are_refused(table: dict, says: str, hint: str) -> None:
     with pytest.raises(PotstillError, match=says) as caught:
         recipe_from_toml("mine", table, METHODS)
     assert hint in caught.value.hint
+
+
+def test_all_errors_of_a_recipe_are_reported_together() -> None:
+    table = {"anchor": -1, "budget": 0, "prefx": 3, "replay": {"capacity": 0}, "kl_cap": "x"}
+    with pytest.raises(PotstillErrors, match=r"^5 errors\n") as caught:
+        recipe_from_toml("mine", {**table, "from": "mixture"}, METHODS)
+    rules = [str(error) for error in caught.value.errors]
+    for key in ("anchor", "budget", "prefx", "replay.capacity", "kl_cap"):
+        (rule,) = (rule for rule in rules if key in rule)
+        assert rule.startswith('recipe "mine": ') and rule in str(caught.value)
+    assert all(error.hint and error.hint in caught.value.hint for error in caught.value.errors)
+    with pytest.raises(PotstillErrors, match=r"^2 errors\n"):  # rules of several fields
+        Recipe(name="x", on_policy=0.0, prefix=3, interleave=2)
+
+
+def test_recipes_are_values() -> None:
+    """What a recipe is said to be does not make it another one; a copy is checked again."""
+    one, other = Recipe(name="x", anchor=1, hypothesis="a"), Recipe(name="x", anchor=1.0, rule="b")
+    assert one == other and hash(one) == hash(other)
+    assert replace(one, anchor=0.5) != one
+    with pytest.raises(PotstillError, match="anchor is a weight"):
+        replace(one, anchor=-1)
+    with pytest.raises(FrozenInstanceError):
+        one.anchor = 2.0  # type: ignore[misc]
+    assert pickle.loads(pickle.dumps(METHODS["replay_buffer"])) == METHODS["replay_buffer"]
 
 
 def test_a_budget_is_a_multiple_of_the_steps() -> None:

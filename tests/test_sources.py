@@ -135,15 +135,15 @@ def test_a_capped_token_is_not_trained(models: Path) -> None:
     [
         ({"kl_cap": -1}, "in nats and >= 0"),
         ({"clip_advantage": 2.0}, "about advantages"),
-        ({"kl_cap": 2.0, "student_loss": "reverse_kl_sampled"}, "over whole rows"),
-        ({"reject_wrong": True}, "about teacher text"),
+        ({"kl_cap": 2.0, "student_loss": "reverse_kl_sampled"}, "full-vocabulary divergences"),
+        ({"reject_wrong": True}, "about teacher completions"),
         ({"reject_wrong": "yes", "on_policy": 0}, "true or false"),
         ({"prefix_over": "luck"}, "time or success"),
         ({"prefix_over": "success", "prefix": 4}, "schedule to run over"),
-        ({"interleave": -2}, "counts ids"),
-        ({"interleave": 2.5}, "counts ids"),
+        ({"interleave": -2}, "a count of ids"),
+        ({"interleave": 2.5}, "a count of ids"),
         ({"interleave": 3, "on_policy": 0}, "needs student prompts"),
-        ({"interleave": 3, "student_loss": "reverse_kl_sampled"}, "loss over whole rows"),
+        ({"interleave": 3, "student_loss": "reverse_kl_sampled"}, "a full-vocabulary loss"),
     ],
 )
 def test_fields_without_what_they_are_about_are_refused(fields: dict, says: str) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from potstill.errors import PotstillError
+from potstill.errors import PotstillError, PotstillErrors
 from potstill.tasks import check_disjoint, load_task
 from potstill.tasks.arithmetic import Arithmetic, split_of
 from potstill.tasks.grading import flexible_number, grade_exact, grade_number, strict_number
@@ -111,17 +111,30 @@ def test_arithmetic_says_when_it_has_too_few() -> None:
     ("name", "options", "says", "hint"),
     [
         ("gsm9k", {}, "unknown task", "gsm8k"),
-        ("arithmetic", {"dificulty": 2}, "no option", "difficulty"),
-        ("arithmetic", {"difficulty": "hard"}, "difficulty", "options:"),
-        ("arithmetic", {"difficulty": 99}, "1 to 8", "task.difficulty"),
-        ("arithmetic", {"style": "poems"}, "style", "options:"),
-        ("jsonl", {}, "train_path", "options:"),
+        ("arithmetic", {"dificulty": 2}, 'unknown key "dificulty"', "difficulty"),
+        ("arithmetic", {"difficulty": "hard"}, "difficulty is 1 to 8 .* got 'hard'", "default, 2"),
+        ("arithmetic", {"difficulty": 99}, "difficulty is 1 to 8 operations, got 99", "default, 2"),
+        ("arithmetic", {"digits": 0}, "digits is 1 to 4 digits, got 0", "default, 2"),
+        ("arithmetic", {"train_size": 0}, "1 to 1,000,000 problems, got 0", "default, 5000"),
+        ("arithmetic", {"style": "poems"}, "style: .*'words' or 'expressions'", "default, 'words'"),
+        ("jsonl", {"test_path": "x"}, "train_path is required, got test_path", "keys: train_path"),
+        ("gsm8k", {"promt": "x"}, 'task "gsm8k": unknown key "promt"', "prompt"),
     ],
 )
 def test_wrong_tasks_are_refused(name: str, options: dict, says: str, hint: str) -> None:
     with pytest.raises(PotstillError, match=says) as caught:
         load_task(name, **options)
     assert hint in caught.value.hint
+
+
+def test_all_errors_of_a_task_are_reported_together() -> None:
+    options = {"difficulty": 0, "digits": 9, "stile": "words"}
+    with pytest.raises(PotstillErrors, match=r"^3 errors\n") as caught:
+        load_task("arithmetic", **options)
+    for error, key in zip(caught.value.errors, ("difficulty", "digits", "stile"), strict=True):
+        assert str(error).startswith('task "arithmetic": ') and key in str(error)
+    with pytest.raises(PotstillError, match="1 to 8 operations, got 99"):
+        Arithmetic(difficulty=99)
 
 
 GOOD = '{"question": "2+2", "answer": "4"}\n'

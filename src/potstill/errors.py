@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 
 class PotstillError(ValueError):
@@ -65,3 +66,60 @@ def did_you_mean(got: str, choices: Iterable[str], what: str = "choices") -> str
     names = sorted(choices)
     near = difflib.get_close_matches(got, names, n=1)
     return f'did you mean "{near[0]}"?' if near else f"{what}: {', '.join(names)}"
+
+
+class PotstillErrors(PotstillError):
+    """Several errors in one: a numbered line of the message each, and of the hint."""
+
+    def __init__(self, errors: Sequence[PotstillError]) -> None:
+        self.errors = tuple(errors)
+        super().__init__(
+            f"{len(errors)} errors{_numbered(map(str, errors))}",
+            f"one for each{_numbered(error.hint or '-' for error in errors)}",
+        )
+
+    def __reduce__(self) -> Any:
+        return type(self), (self.errors,)
+
+
+def _numbered(lines: Iterable[str]) -> str:
+    return "".join(f"\n  {n}. {line}" for n, line in enumerate(lines, 1))
+
+
+class Errors:
+    """Collects the errors of several checks, to raise them together.
+
+    >>> errors = Errors()
+    >>> for number in (1, -1):
+    ...     with errors:
+    ...         if number < 0:
+    ...             raise PotstillError(f"a count is at least 0, got {number}", "write 0")
+    >>> errors.check()
+    Traceback (most recent call last):
+    potstill.errors.PotstillError: a count is at least 0, got -1
+    """
+
+    def __init__(self) -> None:
+        self.found: list[PotstillError] = []
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> bool:
+        if not isinstance(error, PotstillError) or isinstance(error, StorageError):
+            return False
+        self.add(error)
+        return True
+
+    def add(self, error: PotstillError) -> None:
+        self.found += error.errors if isinstance(error, PotstillErrors) else (error,)
+
+    def check(self) -> None:
+        """Raise what was collected, if anything: one error as it is, several as one."""
+        if self.found:
+            raise together(self.found)
+
+
+def together(errors: Sequence[PotstillError]) -> PotstillError:
+    """One error as it is, several as `PotstillErrors`."""
+    return errors[0] if len(errors) == 1 else PotstillErrors(errors)

@@ -1,16 +1,18 @@
-"""A method as a value: who writes the tokens, from where, what each token is told, what holds it
-back.
+"""A method as a value: sampling mixture, teacher prefix, a loss for each source, KL anchor, replay.
 
-A recipe is checked when it is made, long before a model loads. Nothing here runs: `rollout`
-reads the sources, `objective` the losses, `loop` the budget.
+A recipe is validated when it is made, long before a model loads. Nothing here runs: `rollout` reads
+who writes the tokens, `objective` the losses, `loop` the number of steps.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Iterator, Mapping
+from dataclasses import field
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import PlainValidator, model_validator
+from pydantic.dataclasses import dataclass
 
 from potstill.algorithms.losses import (
     CROSS_ENTROPY,
@@ -20,53 +22,65 @@ from potstill.algorithms.losses import (
     loss_to_toml,
 )
 from potstill.algorithms.schedules import Schedule, constant, schedule
-from potstill.errors import PotstillError, did_you_mean
+from potstill.errors import PotstillError, did_you_mean, together
+from potstill.fields import CLOSED, limits, reported
 from potstill.types import Loss
 
 ALWAYS, NEVER = constant(1.0), constant(0.0)
 
 
-@dataclass(frozen=True)
+def _strict(rule: str, hint: str = "", **bounds: Any) -> Any:
+    """Limits of a field that takes values of its own type alone: no text for a number."""
+    return limits(rule, hint, strict=True, **bounds)
+
+
+AnyLoss = Annotated[Loss, PlainValidator(loss)]
+AnySchedule = Annotated[Schedule, PlainValidator(schedule)]
+Nats = Annotated[float, _strict("in nats and >= 0", "0 is off", ge=0)]
+Text = Annotated[str, _strict("text")]
+
+
+@reported("replay")
+@dataclass(frozen=True, config=CLOSED)
 class Replay:
     """A bounded buffer between sampling and training.
 
-    A batch is drawn from the buffer with weight 1 + step_added / step, so that recent work is
-    likelier. The fresh trajectories enter first.
+    A batch is drawn from the buffer with weight 1 + step_added / step, so that recent trajectories
+    are likelier. The new trajectories enter first.
+
+    Args:
+        capacity: size of the buffer in batches: capacity * batch_size trajectories.
     """
 
-    capacity: int = 50  # steps' worth of trajectories: capacity * batch_size entries
-
-    def __post_init__(self) -> None:
-        if self.capacity < 1:
-            raise PotstillError(
-                f"replay keeps at least one step, got capacity {self.capacity}",
-                "leave replay out to train on fresh trajectories only",
-            )
+    capacity: Annotated[
+        int, _strict("at least one step", "leave replay out to train on new samples only", ge=1)
+    ] = 50
 
 
-@dataclass(frozen=True)
+@reported("recipe", also=("from",))
+@dataclass(frozen=True, config=CLOSED)
 class Recipe:
     """One method. The defaults are on-policy distillation with the exact reverse KL.
 
     Args:
-        name: how tables and folders call it.
+        name: its name in tables and folders.
         on_policy: share of each step's prompts that the student answers, in [0, 1].
         prefix: leading completion tokens that the teacher writes for the student.
         student_loss: loss on the student's tokens.
         teacher_loss: loss on the teacher's tokens.
         anchor: weight of KL(p, p0), the pull towards the student of step 0.
-        anchor_loss: how it is worked out: "reverse_kl" over whole rows, or "reverse_kl_sampled"
-            from the tokens' own log-probabilities, where an engine has no rows.
-        replay: train on draws from a buffer instead of the fresh batch.
-        reject_wrong: leave out teacher texts that the task's strict grader finds wrong.
-        clip_advantage: cut the advantages of `reverse_kl_sampled` to this, in nats; 0 is off.
-        kl_cap: most nats of one token's divergence; what is above is not trained. 0 is off.
-        prefix_over: what the prefix's schedule runs over: "time", or "success", the running share
-            of the student's texts that are right, so that the seed shrinks as the student learns.
-        interleave: the student writes, and the teacher puts a token of its own wherever the
-            student's is not among its so many likeliest; 0 is off.
+        anchor_loss: how the anchor is computed: "reverse_kl" from full-vocabulary log-probs, or
+            "reverse_kl_sampled" from those of the tokens, where an engine has no others.
+        replay: train on draws from a buffer instead of the new batch.
+        reject_wrong: leave out teacher completions that the task's strict grader finds wrong.
+        clip_advantage: clip the advantages of `reverse_kl_sampled` to this, in nats; 0 is off.
+        kl_cap: cap of one token's divergence in nats; above it there is no gradient. 0 is off.
+        prefix_over: the variable of the prefix's schedule: "time", or "success", the running
+            share of the student's completions that are right.
+        interleave: the student writes, and the teacher replaces each token that is not among its
+            so many likeliest; 0 is off.
         budget: multiple of the study's steps.
-        hypothesis: what the method bets on, in a sentence.
+        hypothesis: the method's claim, in a sentence.
         rule: the method in symbols.
         source: where it comes from.
 
@@ -74,114 +88,95 @@ class Recipe:
     40.0
     """
 
-    name: str
-    on_policy: Schedule = ALWAYS
-    prefix: Schedule = NEVER
-    student_loss: Loss = REVERSE_KL
-    teacher_loss: Loss = CROSS_ENTROPY
-    anchor: float = 0.0
-    anchor_loss: Loss = REVERSE_KL
-    replay: Replay | None = None
-    reject_wrong: bool = False
-    clip_advantage: float = 0.0
-    kl_cap: float = 0.0
-    prefix_over: Literal["time", "success"] = "time"
-    interleave: int = 0
-    budget: float = 1.0
-    hypothesis: str = field(default="", compare=False)
-    rule: str = field(default="", compare=False)
-    source: str = field(default="", compare=False)
+    name: Text
+    on_policy: AnySchedule = ALWAYS
+    prefix: AnySchedule = NEVER
+    student_loss: AnyLoss = REVERSE_KL
+    teacher_loss: AnyLoss = CROSS_ENTROPY
+    anchor: Annotated[float, _strict("a weight >= 0", "0 is off, 0.1 is usual", ge=0)] = 0.0
+    anchor_loss: AnyLoss = REVERSE_KL
+    replay: Annotated[Replay | None, limits("a table", "write { capacity = 50 }")] = None
+    reject_wrong: Annotated[bool, _strict("true or false")] = False
+    clip_advantage: Nats = 0.0
+    kl_cap: Nats = 0.0
+    prefix_over: Annotated[
+        Literal["time", "success"], limits("time or success", 'write "success"')
+    ] = "time"
+    interleave: Annotated[int, _strict("a count of ids", "0 is off, 5 is usual", ge=0)] = 0
+    budget: Annotated[
+        float,
+        _strict(
+            "a multiple of the steps above 0 and up to 1000",
+            "1 is the study's steps, 2 is twice as many",
+            gt=0,
+            le=1000,
+        ),
+    ] = 1.0
+    hypothesis: Text = field(default="", compare=False)
+    rule: Text = field(default="", compare=False)
+    source: Text = field(default="", compare=False)
 
-    def __post_init__(self) -> None:
-        for key, read in (
-            ("on_policy", schedule),
-            ("prefix", schedule),
-            ("student_loss", loss),
-            ("teacher_loss", loss),
-            ("anchor_loss", loss),
-        ):
-            object.__setattr__(self, key, read(getattr(self, key)))
-        if isinstance(self.replay, Mapping):
-            object.__setattr__(self, "replay", Replay(**self.replay))
-        elif not isinstance(self.replay, Replay | None):
-            raise PotstillError(
-                f'recipe "{self.name}": replay is a table, got {self.replay!r}',
-                "write { capacity = 50 }",
-            )
-        self._check()
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        errors = [PotstillError(text, hint) for text, hint in self._conflicts()]
+        if errors:
+            raise together(errors)
+        return self
 
-    def _check(self) -> None:
-        def refuse(rule: str, hint: str = "") -> None:
-            raise PotstillError(f'recipe "{self.name}": {rule}', hint)
-
+    def _conflicts(self) -> Iterator[tuple[str, str]]:
+        """Rules that are broken by fields together, each with a hint."""
         if not self.name.isidentifier():
-            refuse("a name is letters, digits and underscores", 'for example "seed_long"')
+            yield (
+                f'a name is letters, digits and underscores, got "{self.name}"',
+                'for example "seed_long"',
+            )
         low, high = self.on_policy.range
         if low < 0 or high > 1:
-            refuse(
-                f"on_policy is a share in [0, 1], got {self.on_policy}", "0.7 is 70 % of prompts"
-            )
+            yield f"on_policy is a share in [0, 1], got {self.on_policy}", "0.7 is 70 % of prompts"
         if self.prefix.range[0] < 0:
-            refuse(f"prefix counts tokens, got {self.prefix}", "0 is no prefix")
+            yield f"prefix counts tokens, got {self.prefix}", "0 is no prefix"
         if self.prefix.range[1] > 0 and high == 0:
-            refuse("a prefix needs student prompts, but on_policy is 0", "leave prefix out")
-        if not 0 <= self.anchor < float("inf"):
-            refuse(f"anchor is a weight >= 0, got {self.anchor}", "0 is off, 0.1 is usual")
+            yield "a prefix needs student prompts, but on_policy is 0", "leave prefix out"
         if self.anchor_loss not in (REVERSE_KL, REVERSE_KL_SAMPLED):
-            refuse(
+            yield (
                 f"an anchor is KL(p, p0), got anchor_loss {self.anchor_loss}",
-                'write "reverse_kl", or "reverse_kl_sampled" where an engine has no whole rows',
+                'write "reverse_kl", or "reverse_kl_sampled" where an engine has no '
+                "full-vocabulary log-probs",
             )
-        if not 0 < self.budget <= 1000:
-            refuse(
-                f"budget is a multiple of the steps above 0 and up to 1000, got {self.budget}",
-                "1 is the study's steps, 2 is twice as many",
-            )
-        self._check_sources(refuse)
         if self.teacher_loss.needs == "token_scores":
-            refuse(
+            yield (
                 f"{self.teacher_loss} needs tokens that the student sampled, and the teacher wrote "
                 "these",
-                'use "cross_entropy" or a whole-row loss as teacher_loss',
+                'use "cross_entropy" or a full-vocabulary loss as teacher_loss',
             )
+        yield from self._caps_without_losses()
+        yield from self._sources_without_prompts()
 
-    def _check_sources(self, refuse: Callable[..., None]) -> None:
-        """Fields about who writes and what is capped: each needs what it is about."""
+    def _caps_without_losses(self) -> Iterator[tuple[str, str]]:
         needs = {loss.needs for loss in self.losses if loss.to == "teacher"}
-        for key in ("clip_advantage", "kl_cap"):
-            value = getattr(self, key)
-            if isinstance(value, bool) or not 0 <= value < float("inf"):
-                refuse(f"{key} is in nats and >= 0, got {value}", "0 is off")
         if self.clip_advantage and "token_scores" not in needs:
-            refuse(
+            yield (
                 f"clip_advantage is about advantages, and {self.student_loss} has none",
-                'write student_loss = "reverse_kl_sampled", or kl_cap for whole rows',
+                'write student_loss = "reverse_kl_sampled", or kl_cap for full-vocabulary losses',
             )
         if self.kl_cap and "full_logprobs" not in needs:
-            refuse(
-                "kl_cap is about divergences over whole rows, and no loss here is one",
+            yield (
+                "kl_cap is about full-vocabulary divergences, and no loss here is one",
                 'write student_loss = "reverse_kl", or clip_advantage for the sampled one',
             )
-        if isinstance(self.interleave, bool) or not isinstance(self.interleave, int):
-            refuse(f"interleave counts ids, got {self.interleave!r}", "5 lets the 5 likeliest pass")
-        if self.interleave < 0:
-            refuse(f"interleave counts ids, got {self.interleave}", "0 is off")
-        if self.interleave and (
-            not self.uses_student or self.student_loss.needs != "full_logprobs"
-        ):
-            refuse(
-                "interleave needs student prompts and a loss over whole rows, as not every token "
+
+    def _sources_without_prompts(self) -> Iterator[tuple[str, str]]:
+        full = self.student_loss.needs == "full_logprobs"
+        if self.interleave and not (self.uses_student and full):
+            yield (
+                "interleave needs student prompts and a full-vocabulary loss, as not every token "
                 "is the student's",
                 'write student_loss = "reverse_kl" or { jsd = 0.5 }',
             )
-        if self.reject_wrong not in (True, False):
-            refuse(f"reject_wrong is true or false, got {self.reject_wrong!r}")
         if self.reject_wrong and not self.uses_teacher:
-            refuse("reject_wrong is about teacher text, but on_policy is 1", "lower on_policy")
-        if self.prefix_over not in ("time", "success"):
-            refuse(f"prefix_over is time or success, got {self.prefix_over!r}", 'write "success"')
+            yield "reject_wrong is about teacher completions, but on_policy is 1", "lower on_policy"
         if self.prefix_over == "success" and self.prefix.kind == "constant":
-            refuse(
+            yield (
                 "a prefix over success has a schedule to run over, got a constant",
                 "write prefix = { linear = [20, 0], until = 0.8 }: none from 80 % right on",
             )
@@ -200,7 +195,7 @@ class Recipe:
 
     @property
     def losses(self) -> tuple[Loss, ...]:
-        """Every loss that a run of this recipe computes, the anchor included."""
+        """Every loss that a run of this recipe computes, including the anchor."""
         used = [self.student_loss] * self.uses_student + [self.teacher_loss] * self.uses_teacher
         return (*used, *(anchor_losses(self)))
 
@@ -235,19 +230,12 @@ def recipe_from_toml(name: str, table: Mapping[str, Any], known: Mapping[str, Re
             f'recipe "{name}" starts from the unknown method "{base}"',
             did_you_mean(str(base), known, "methods"),
         )
-    allowed = {item.name for item in dataclasses.fields(Recipe)} - {"name"}
-    for key in fields:
-        if key not in allowed:
-            raise PotstillError(
-                f'unknown key "{key}" in [recipe.{name}]',
-                did_you_mean(key, allowed | {"from"}, "keys"),
-            )
-    start = known[base] if base is not None else Recipe(name=name)
+    if "name" in fields:
+        raise PotstillError(
+            f'recipe "{name}": unknown key "name"',
+            "it is the name of the table, [recipe.NAME]",
+        )
+    start = known[str(base)] if base is not None else Recipe(name=name)
     if base is not None:
         fields.setdefault("hypothesis", f"a variant of {base}")
-    try:
-        return dataclasses.replace(start, name=name, **fields)
-    except PotstillError:
-        raise
-    except (TypeError, ValueError, OverflowError) as error:  # a value of another type
-        raise PotstillError(f"[recipe.{name}]: {error}", "see the recipes in the README") from None
+    return dataclasses.replace(start, name=name, **fields)

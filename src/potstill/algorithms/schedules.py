@@ -1,4 +1,4 @@
-"""Schedules: functions of progress t in [0, 1), as values that print, compare and read from TOML.
+"""Schedules: functions of progress t in [0, 1) that print, compare and read from TOML.
 
 Progress is step / total steps, so a longer budget stretches a schedule instead of cutting it.
 """
@@ -12,12 +12,19 @@ from typing import Any
 
 from potstill.errors import PotstillError, did_you_mean
 
+FORMS = "write a number, { linear = [20, 0], until = 0.5 } or { switch = [0, 1], at = 0.5 }"
+LARGEST = 1e300  # integers above it are no floats
+
 
 @dataclass(frozen=True)
 class Schedule:
     """A value over progress. Build one with `constant`, `linear`, `cosine` or `switch`.
 
-    `start` holds at t = 0, `end` from t = `until` on; `kind` says how it goes between.
+    Args:
+        kind: its shape between the ends, a key of `SHAPES`.
+        start: value at t = 0.
+        end: value from t = `until` on.
+        until: progress in (0, 1] at which the end is reached.
     """
 
     kind: str
@@ -68,7 +75,7 @@ class Schedule:
         return f"{arrow} {self.kind}" + (f" until {self.until:g}" if self.until < 1 else "")
 
 
-# What is left of the start at fraction x of the way, from 1 at x = 0 towards 0 at x = 1.
+# Weight of the start at fraction x of the way, from 1 at x = 0 towards 0 at x = 1.
 SHAPES: dict[str, Callable[[float], float]] = {
     "constant": lambda x: 1.0,
     "linear": lambda x: 1.0 - x,
@@ -121,16 +128,22 @@ def schedule(value: Any) -> Schedule:
     """
     if isinstance(value, Schedule):
         return value
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return constant(value)
-    shape = "a number, { linear = [20, 0], until = 0.5 } or { switch = [0, 1], at = 0.5 }"
     if not isinstance(value, Mapping) or not value:
-        raise PotstillError(f"a schedule is a number or a table, got {value!r}", f"write {shape}")
+        return constant(_number("a schedule is a number or a table", value))
     table = dict(value)
-    until = table.pop("until", table.pop("at", 1.0))
+    until = _number("until is a progress", table.pop("until", table.pop("at", 1.0)))
     if len(table) != 1:
-        raise PotstillError(f"a schedule has one kind, got {sorted(table)}", f"write {shape}")
+        raise PotstillError(f"a schedule has one kind, got {sorted(table)}", FORMS)
     ((kind, ends),) = table.items()
     if not isinstance(ends, list | tuple) or len(ends) != 2:
-        raise PotstillError(f"{kind} takes [start, end], got {ends!r}", f"write {shape}")
-    return Schedule(kind, float(ends[0]), float(ends[1]), float(until))
+        raise PotstillError(f"{kind} takes [start, end], got {ends!r}", FORMS)
+    start, end = (_number(f"{kind} takes [start, end]", number) for number in ends)
+    return Schedule(kind, start, end, until)
+
+
+def _number(rule: str, value: Any) -> float:
+    """A number of a study file, or a `PotstillError` with the rule."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or (isinstance(value, int) and abs(value) > LARGEST):
+        raise PotstillError(f"{rule}, got {value!r}", FORMS)
+    return float(value)

@@ -1,13 +1,13 @@
-"""`arithmetic`: generated word problems in GSM8K's answer format, for tiny models and honest
-tests.
+"""`arithmetic`: generated word problems in GSM8K's answer format, for tiny models.
 
 A story starts with a number of things and gains or loses some, `difficulty` times over. The
 worked answer has one line a step and ends with `#### n`. Every problem's numbers hash into
-exactly one split, so that train, dev and test cannot share an expression, whatever their seeds
-and sizes. `dev` exists to choose settings on: no reported study grades on it. It leaves out
+exactly one split, so that train, dev and test share no expression, whatever their seeds and
+sizes. The dev split is for choosing settings: no reported study is evaluated on it. It leaves out
 multiplication and division, which models of a million parameters do not learn in minutes.
 
-Each problem has a key `first`, "gain" or "loss", by which several teachers can share them.
+Each problem has a key `first`, "gain" or "loss", by which it can be given to one of several
+teachers.
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ from __future__ import annotations
 import random
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic.dataclasses import dataclass
 
 from potstill.errors import PotstillError
+from potstill.fields import CLOSED, limits, reported
 from potstill.tasks.grading import grade_number
 from potstill.types import Grade, Problem
 
@@ -39,7 +41,7 @@ def split_of(expression: str) -> Split:
 
 
 def _keys(expression: str) -> dict[str, str]:
-    """What a problem has beside its question and answer.
+    """The keys of a problem besides its question and answer.
 
     >>> _keys("47-38+19")
     {'first': 'loss'}
@@ -47,7 +49,8 @@ def _keys(expression: str) -> dict[str, str]:
     return {"first": "gain" if expression.lstrip("0123456789").startswith("+") else "loss"}
 
 
-@dataclass(frozen=True)
+@reported('task "arithmetic"')
+@dataclass(frozen=True, config=CLOSED)
 class Arithmetic:
     """Word problems over chained sums.
 
@@ -56,17 +59,18 @@ class Arithmetic:
         digits: digits of each operand, 1 to 4.
         style: "words" (a short story) or "expressions" (`47+38-19=`).
         seed: picks the problems; the splits stay disjoint across seeds.
-        train_size: training problems.
-        test_size: held-out problems that can be graded on.
-        held_out: "dev" grades on the dev split instead, to choose settings without touching test.
+        train_size: number of training problems.
+        test_size: number of held-out problems.
+        held_out: "dev" takes the held-out problems from the dev split, to choose settings without
+            touching test.
     """
 
-    difficulty: int = 2
-    digits: int = 2
+    difficulty: Annotated[int, limits("1 to 8 operations", ge=1, le=8)] = 2
+    digits: Annotated[int, limits("1 to 4 digits", ge=1, le=4)] = 2
     style: Style = "words"
     seed: int = 0
-    train_size: int = 5000
-    test_size: int = 1000
+    train_size: Annotated[int, limits("1 to 1,000,000 problems", ge=1, le=10**6)] = 5000
+    test_size: Annotated[int, limits("1 to 100,000 problems", ge=1, le=10**5)] = 1000
     held_out: Literal["test", "dev"] = "test"
 
     name = "arithmetic"
@@ -81,19 +85,6 @@ class Arithmetic:
 
     def grade(self, problem: Problem, text: str) -> Grade:
         return grade_number(problem.answer, text)
-
-    def __post_init__(self) -> None:
-        for key, low, high in (
-            ("difficulty", 1, 8),
-            ("digits", 1, 4),
-            ("train_size", 1, 10**6),
-            ("test_size", 1, 10**5),
-        ):
-            value = getattr(self, key)
-            if not low <= value <= high:
-                raise PotstillError(
-                    f"arithmetic's {key} is {low} to {high}, got {value}", f"set task.{key}"
-                )
 
     def problems(self, split: Split, count: int) -> list[Problem]:
         """The first `count` distinct problems of a split, the same for the same seed."""

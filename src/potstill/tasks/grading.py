@@ -1,7 +1,7 @@
 """Reading a number out of a model's text: the two extractors of GSM8K's standard harness.
 
-Strict wants the number after `####`; flexible takes the last number anywhere. Whatever cannot be
-read is wrong, never an exception: the text comes from a model.
+Strict takes the number after `####`, flexible the last number anywhere. A text that cannot be read
+is wrong, never an exception: it comes from a model.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ def strict_number(text: str) -> Decimal | None:
     >>> strict_number("2+2=4\\n#### 4")
     Decimal('4')
     """
-    found = _STRICT.search(text)
-    return to_number(found.group(1)) if found else None
+    match = _STRICT.search(text)
+    return to_number(match.group(1)) if match else None
 
 
 def flexible_number(text: str) -> Decimal | None:
@@ -48,8 +48,8 @@ def flexible_number(text: str) -> Decimal | None:
     >>> flexible_number("so 3 + 4 is 7.")
     Decimal('7')
     """
-    found = _NUMBER.findall(text)
-    return to_number(found[-1]) if found else None
+    numbers = _NUMBER.findall(text)
+    return to_number(numbers[-1]) if numbers else None
 
 
 def grade_number(answer: str, text: str) -> Grade:
@@ -62,8 +62,7 @@ def grade_number(answer: str, text: str) -> Grade:
 
 
 def grade_exact(answer: str, text: str) -> Grade:
-    """Grade by equality: strict to the letter (outer white space apart), flexible without case and
-    with inner white space folded."""
+    """Grade by equality; flexible ignores case and folds white space, strict strips the ends."""
     fold = " ".join
     same = fold(answer.casefold().split()) == fold(text.casefold().split())
     return Grade(strict=answer.strip() == text.strip(), flexible=same)

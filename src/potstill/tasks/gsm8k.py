@@ -1,5 +1,4 @@
-"""`gsm8k`: grade-school maths word problems, from the hub or from local files in the published
-format.
+"""`gsm8k`: grade-school maths word problems, from the hub or from files in the published format.
 
 Source: Cobbe et al., arXiv 2110.14168. The calculator marks `<<a+b=c>>` are dropped from the
 worked solutions. It leaves out few-shot prompting.
@@ -9,11 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from pydantic.dataclasses import dataclass
+
 from potstill.errors import PotstillError
+from potstill.fields import CLOSED, reported
 from potstill.tasks.grading import grade_number, strict_number
 from potstill.tasks.jsonl import read_jsonl
 from potstill.types import Grade, Problem
@@ -21,14 +22,15 @@ from potstill.types import Grade, Problem
 HUB = "openai/gsm8k"
 
 
-@dataclass(frozen=True)
+@reported('task "gsm8k"')
+@dataclass(frozen=True, config=CLOSED)
 class GSM8K:
     """GSM8K with its own train and test split.
 
     Args:
         train_path: local JSON Lines in the published format; empty loads the hub's train split.
         test_path: the same for the test split.
-        prompt: what the model reads, `{question}` in its place.
+        prompt: the text that the model reads, with `{question}` in the question's place.
     """
 
     train_path: str = ""

@@ -1,20 +1,21 @@
-"""`jsonl`: a user's own prompts and answers, and the reader of JSON Lines files that other tasks
-use.
+"""`jsonl`: a user's own prompts and answers, and the reader of JSON Lines files for other tasks.
 
-One object a line with a question and an answer; the file is read whole and checked line by line
-before anything else happens, and a bad line is named by its number.
+One object a line with a question and an answer. The file is read as a whole and validated line by
+line before anything else happens; an error names the line by its number.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic.dataclasses import dataclass
+
 from potstill.errors import PotstillError
+from potstill.fields import CLOSED, reported
 from potstill.tasks.grading import grade_exact, grade_number, to_number
 from potstill.types import Grade, Problem
 
@@ -61,25 +62,26 @@ def _row(line: str, where: str, keys: Sequence[str], want: str) -> dict[str, Any
 
 
 def _text(value: Any) -> str:
-    """A value that a row has beside question and answer, where it is text or a number."""
-    known = isinstance(value, str | int | float) and not isinstance(value, bool)
-    return str(value) if known else ""
+    """A further value of a record as text; empty if it is neither text nor a number."""
+    plain = isinstance(value, str | int | float) and not isinstance(value, bool)
+    return str(value) if plain else ""
 
 
-@dataclass(frozen=True)
+@reported('task "jsonl"')
+@dataclass(frozen=True, config=CLOSED)
 class Jsonl:
     """Problems from two files of one JSON object a line.
 
-    A row may have a worked "solution", and other keys that a context or a router asks for.
+    A record may have a worked "solution", and other keys for a context or for choosing its teacher.
 
     Args:
         train_path: file of the training problems.
         test_path: file of the held-out problems.
         match: "numeric" grades the number after #### (strict) and the last number (flexible);
             "exact" compares the text.
-        question_key: the key that holds what the model reads.
-        answer_key: the key that holds the reference answer.
-        prompt: what the model reads, `{question}` in its place.
+        question_key: the key of the question.
+        answer_key: the key of the reference answer.
+        prompt: the text that the model reads, with `{question}` in the question's place.
     """
 
     train_path: str
@@ -115,8 +117,8 @@ class Jsonl:
                     'write the number, or set match = "exact"',
                 )
             question = self.prompt.replace("{question}", row[self.question_key])
-            asked = {self.question_key, self.answer_key}
-            rest = {key: _text(value) for key, value in row.items() if key not in asked}
+            own = {self.question_key, self.answer_key}
+            rest = {key: _text(value) for key, value in row.items() if key not in own}
             solution = rest.pop("solution", "")
             problems.append(Problem(f"{split}-{n - 1}", question, answer, solution, rest))
         return problems

@@ -1,30 +1,31 @@
-"""What the teacher alone sees before the problem: context distillation.
+"""Privileged context: text that the teacher alone reads in front of a problem.
 
 A context is a value, read from `context = { KIND = ... }` of a pair: one kind, or `hybrid`, a list
-of several in order. `parts` says what each kind adds, `briefing` gives it the task's problems,
-`informed` puts it in front of what an engine's teacher reads, `window` holds it against the
-model's limit.
+of several in order. `kinds` has the text of each kind, `builder` fills it with the task's problems.
 
-Decided here, where no rule was written:
+Rules of this package:
 
-- The student, the student of step 0 (the anchor) and the untrained row read the problem alone.
-- The teacher reads its context wherever it writes, scores or is graded, so that the teacher row is
-  the pair's teacher. With a hint its row has read the graded problems' solutions: a ceiling, and
-  shown as one; `graded = false` grades it without. No text that the student trains on comes from
-  a graded problem, whatever the context.
-- Examples come from training problems or from a file, never from what is graded, and a problem is
-  no example of itself. Of the hybrid's texts the first one named stands first.
+- The student, the student of step 0 (the anchor) and the untrained baseline read the problem alone.
+- The teacher reads its context wherever it writes, scores or is evaluated, so that the teacher
+  baseline is the pair's teacher. With a hint that baseline has read the solutions of the evaluated
+  problems: a ceiling, and shown as one; `graded = false` evaluates it without. No completion that
+  the student trains on comes from an evaluated problem, whatever the context.
+- Examples come from training problems or from a file, never from evaluated problems, and a problem
+  is not an example of itself. Texts of a hybrid have the order of its list.
 
-It leaves out contexts that change while a run trains.
+It leaves out contexts that change during training.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
-from potstill.errors import PotstillError, did_you_mean
+from pydantic import TypeAdapter, ValidationError
+
+from potstill.errors import Errors, PotstillError, did_you_mean
+from potstill.fields import explain
 from potstill.tasks.context.kinds import KINDS, Hint, Part
 
 __all__ = ["KINDS", "Context", "read_context"]
@@ -32,13 +33,13 @@ __all__ = ["KINDS", "Context", "read_context"]
 
 @dataclass(frozen=True)
 class Context:
-    """What a pair's teacher reads beside the problem, part after part."""
+    """The parts of a teacher's context, in order."""
 
     parts: tuple[Part, ...]
 
     @property
     def ceiling(self) -> bool:
-        """Whether the teacher's row is graded with the graded problems' own hints."""
+        """Whether the teacher is evaluated with hints of the evaluated problems."""
         return any(isinstance(part, Hint) and part.graded for part in self.parts)
 
     def __str__(self) -> str:
@@ -50,10 +51,10 @@ def read_context(table: Mapping[str, Any], where: str = "context") -> Context:
 
     Args:
         table: as in a study file.
-        where: how errors call it.
+        where: its name in error messages.
 
     Raises:
-        PotstillError: an unknown kind, an unknown key or a value of another type.
+        PotstillError: an unknown kind, an unknown key or a value that breaks its limits.
     """
     if len(table) != 1:
         raise PotstillError(
@@ -61,50 +62,44 @@ def read_context(table: Mapping[str, Any], where: str = "context") -> Context:
             "several in order are { hybrid = [{ system = ... }, { few_shot = ... }] }",
         )
     ((kind, value),) = table.items()
-    if kind != "hybrid":
-        return Context((_part(str(kind), value, where),))
-    if not isinstance(value, list | tuple) or not value:
+    if kind == "hybrid":
+        return _hybrid(value, f"{where}.hybrid")
+    return Context((_part(str(kind), value, where),))
+
+
+def _hybrid(tables: Any, where: str) -> Context:
+    """Several contexts in order."""
+    if not isinstance(tables, list | tuple) or not tables:
         raise PotstillError(
-            f"{where}.hybrid is a list of contexts, got {value!r}",
+            f"{where} is a list of contexts, got {tables!r}",
             "write hybrid = [{ system = ... }, { few_shot = ... }]",
         )
     parts: list[Part] = []
-    for n, inner in enumerate(value):
-        if not isinstance(inner, Mapping):
-            raise PotstillError(
-                f"{where}.hybrid: a context is a table, got {inner!r}", "write { few_shot = 4 }"
-            )
-        if "hybrid" in inner:
-            raise PotstillError(f"{where}.hybrid holds a hybrid", "write one list of all parts")
-        parts += read_context(inner, f"{where}.hybrid[{n}]").parts
+    errors = Errors()
+    for n, table in enumerate(tables):
+        with errors:
+            if not isinstance(table, Mapping):
+                raise PotstillError(
+                    f"{where}: a context is a table, got {table!r}", "write { few_shot = 4 }"
+                )
+            if "hybrid" in table:
+                raise PotstillError(f"{where} holds a hybrid", "write one list of all parts")
+            parts += read_context(table, f"{where}[{n}]").parts
+    errors.check()
     return Context(tuple(parts))
 
 
 def _part(kind: str, value: Any, where: str) -> Part:
     """One part from its table, or from the bare value of its first field."""
-    from pydantic import ConfigDict, TypeAdapter, ValidationError
-
     if kind not in KINDS:
         raise PotstillError(
             f'{where}: unknown context "{kind}"', did_you_mean(kind, {*KINDS, "hybrid"}, "contexts")
         )
-    known = [item.name for item in fields(KINDS[kind])]
-    given = dict(value) if isinstance(value, Mapping) else {known[0]: value}
-    for key in given:
-        if key not in known:
-            raise PotstillError(
-                f'{where}.{kind}: unknown key "{key}"', did_you_mean(str(key), known, "keys")
-            )
-    KINDS[kind].__pydantic_config__ = ConfigDict(extra="forbid")
+    part = KINDS[kind]
+    first = next(iter(part.__dataclass_fields__))
+    table = dict(value) if isinstance(value, Mapping) else {first: value}
     try:
-        found: Part = TypeAdapter(KINDS[kind]).validate_python(given)
+        read: Part = TypeAdapter(part).validate_python(table)
     except ValidationError as error:
-        first = error.errors()[0]
-        if isinstance(cause := first.get("ctx", {}).get("error"), PotstillError):
-            raise PotstillError(f"{where}.{kind}: {cause}", cause.hint) from None
-        key = ".".join(map(str, first["loc"])) or kind
-        raise PotstillError(
-            f"{where}.{kind}, {key}: {first['msg']}, got {first['input']!r}",
-            f"its keys: {', '.join(known)}",
-        ) from None
-    return found
+        raise explain(error, f"{where}.{kind}", part) from None
+    return read
