@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from test_cli import call
 
 FILES = Path(__file__).parents[2] / "shared" / "data" / "gsm8k"
 pytestmark = pytest.mark.skipif(not FILES.is_dir(), reason="GSM8K's files are not here")
@@ -29,25 +29,25 @@ teacher = "{teacher}"
 [train]
 steps = 3
 batch_size = 4
-max_tokens = 48
+max_tokens = 32
 learning_rate = 1e-4
 lora_rank = {rank}
 
 [eval]
-problems = 50
+problems = 20
 probe = 4
 """
 
 
 def make_pair(folder: Path, family: str) -> tuple[Path, Path]:
-    """A student of 2 and a teacher of 5 million parameters with random weights."""
+    """A student of 2 and a teacher of 3 million parameters with random weights."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Qwen3Config
 
     from potstill.engines import zoo
 
     tokenizer = AutoTokenizer.from_pretrained(zoo.folder(f"tiny-{family}", "student"))
-    for role, layers in (("student", 2), ("teacher", 6)):
+    for role, layers in (("student", 2), ("teacher", 3)):
         torch.manual_seed(layers)
         config = {"qwen": Qwen3Config, "llama": LlamaConfig}[family](
             vocab_size=len(tokenizer),
@@ -69,8 +69,12 @@ def make_pair(folder: Path, family: str) -> tuple[Path, Path]:
     return folder / "student", folder / "teacher"
 
 
-@pytest.mark.parametrize(("family", "rank"), [("llama", 0), ("qwen", 8)])
-def test_gsm8k_runs_through_the_command_line(tmp_path: Path, family: str, rank: int) -> None:
+@pytest.mark.parametrize(
+    ("family", "rank", "preflight"), [("llama", 0, "--no-preflight"), ("qwen", 8, "--preflight")]
+)
+def test_gsm8k_runs_through_the_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], family: str, rank: int, preflight: str
+) -> None:
     student, teacher = make_pair(tmp_path, family)
     file = tmp_path / "gsm8k.toml"
     text = STUDY.format(
@@ -82,26 +86,19 @@ def test_gsm8k_runs_through_the_command_line(tmp_path: Path, family: str, rank: 
     )
     file.write_text(text)
     out = tmp_path / "out"
-    words = [sys.executable, "-m", "potstill", "study", str(file), "--out", str(out), "--json"]
-    subprocess.run(words, check=True, capture_output=True)
+    assert call("study", file, "--out", out, "--no-figures", "--json", preflight) == 0
     records = json.loads((out / "results.json").read_text())["cells"]
     assert [record["status"] for record in records] == ["done"] * 3
     (trained,) = (record for record in records if record["method"] == "mixture")
     assert trained["steps"] == 3 and trained["tokens"]["trained"] > 100
-    place = out / "cells" / "own" / "mixture" / "0"
-    assert len(json.loads((place / "result.json").read_text())["outcomes"]["strict"]) == 50
-    _untrained, *lines = (place / "metrics.jsonl").read_text().splitlines()
+    run = out / "cells" / "own" / "mixture" / "0"
+    assert len(json.loads((run / "result.json").read_text())["outcomes"]["strict"]) == 20
+    _untrained, *lines = (run / "metrics.jsonl").read_text().splitlines()
     losses = [json.loads(line)["train/loss"] for line in lines]
     assert len(losses) == 3 and all(loss > 0 for loss in losses)
-    assert (place / "student" / "adapter").is_dir() == (rank > 0)
-    graded = [sys.executable, "-m", "potstill", "eval", str(place / "student"), "--task", "gsm8k"]
-    graded += [
-        f"test_path={FILES / 'test.jsonl'}",
-        "--problems",
-        "5",
-        "--max-tokens",
-        "16",
-        "--json",
-    ]
-    done = subprocess.run(graded, check=True, capture_output=True, text=True)
-    assert json.loads(done.stdout)["problems"] == 5
+    assert (run / "student" / "adapter").is_dir() == (rank > 0)
+    capsys.readouterr()
+    problems = f"test_path={FILES / 'test.jsonl'}"
+    words = ["--task", "gsm8k", problems, "--problems", 5, "--max-tokens", 16, "--json"]
+    assert call("eval", run / "student", *words) == 0
+    assert json.loads(capsys.readouterr().out)["problems"] == 5
