@@ -31,7 +31,7 @@ from potstill.study.storage import Cell, StudyFolder
 from potstill.tasks import load_task
 from potstill.tasks.arithmetic import Arithmetic
 from potstill.tasks.context import read_context
-from potstill.tasks.context.builder import Briefing
+from potstill.tasks.context.builder import PromptBuilder
 from potstill.tasks.context.kinds import FewShot
 from potstill.tasks.context.retrieval import Search
 from potstill.tasks.rendering import render
@@ -61,7 +61,7 @@ def documents(folder: Path) -> str:
 
 
 def tell(table: dict, problem: Problem, task: Any = TASK) -> tuple[tuple[str, str], ...]:
-    return Briefing(read_context(table), task).tell(problem)
+    return PromptBuilder(read_context(table), task).conversation(problem)
 
 
 def test_each_kind_says_its_text(tmp_path: Path) -> None:
@@ -209,9 +209,11 @@ def test_a_hint_may_leave_the_graded_problems_alone() -> None:
     known = replace(TASK.test[0])
     for graded in (True, False):
         context = read_context({"hint": {"graded": graded}})
-        told = Briefing(context, TASK).tell(known)[0][1]
+        told = PromptBuilder(context, TASK).conversation(known)[0][1]
         assert (known.solution in told) == graded == context.ceiling
-        assert TASK.train[0].solution in Briefing(context, TASK).tell(TASK.train[0])[0][1]
+        assert (
+            TASK.train[0].solution in PromptBuilder(context, TASK).conversation(TASK.train[0])[0][1]
+        )
 
 
 def test_a_context_that_does_not_fit_is_refused_and_one_that_does_is_not(models: Path) -> None:
@@ -240,7 +242,9 @@ def test_a_template_that_takes_no_system_text_says_so() -> None:
         "{% for m in messages %}{{ m.content }}{% endfor %}"
     )
     assert render(tokenizer, "2+2?") == render(tokenizer, (("user", "2+2?"),))
-    with pytest.raises(PotstillError, match="no conversation of system, user") as refused:
+    with pytest.raises(
+        PotstillError, match="does not accept a conversation of system, user"
+    ) as refused:
         render(tokenizer, (("system", "a"), ("user", "b")))
     assert "chain_of_thought" in refused.value.hint
 
@@ -248,7 +252,7 @@ def test_a_template_that_takes_no_system_text_says_so() -> None:
 def embedded(context: dict, lora: int = 0) -> TorchEngine:
     folder = zoo.folder("tiny-context", "student")
     engine = TorchEngine(folder, folder, lora_rank=lora, threads=1, batch_tokens=600)
-    engine.inform(Briefing(read_context(context), TASK))
+    engine.inform(PromptBuilder(read_context(context), TASK))
     return engine
 
 
@@ -305,7 +309,7 @@ def test_a_whole_row_loss_reads_the_teachers_prompt_and_the_anchor_the_students(
     for datum in data:
         p = engine.rows("student", datum.prompt, datum.completion)
         problem = next(p for p in TASK.train if p.id == datum.prompt.problem)
-        read = engine.encode(Briefing(read_context(HINT), TASK).tell(problem))
+        read = engine.encode(PromptBuilder(read_context(HINT), TASK).conversation(problem))
         q = engine.rows("teacher", Prompt.of(read), datum.completion)
         start = engine.rows("init", datum.prompt, datum.completion)
         main = ((np.exp(p) * (p - q)) if datum.source == "student" else (np.exp(q) * (q - p))).sum(
@@ -400,7 +404,7 @@ class Hints:
 
 def test_problems_with_one_question_have_each_its_own_hint_and_teacher() -> None:
     engine = FakeEngine()
-    engine.inform(Briefing(read_context({"hint": {}}), Hints()), "subject")
+    engine.inform(PromptBuilder(read_context({"hint": {}}), Hints()), "subject")
     prompts = [engine.prompt(problem) for problem in Hints.train]
     assert len({prompt.student for prompt in prompts}) == 1
     for n, prompt in enumerate(prompts):
@@ -411,7 +415,7 @@ def test_problems_with_one_question_have_each_its_own_hint_and_teacher() -> None
 
 def test_a_question_may_begin_another() -> None:
     engine = FakeEngine()
-    engine.inform(Briefing(read_context({"system": "7"}), TASK))
+    engine.inform(PromptBuilder(read_context({"system": "7"}), TASK))
     short, long = (prompt_of(engine, text) for text in ("a1", "a1b2"))
     assert bare(engine) is engine
     for prompt, text in ((short, "a1"), (long, "a1b2")):
@@ -454,7 +458,7 @@ def test_a_cell_keeps_what_its_teacher_wrote_by_what_it_read(tmp_path: Path) -> 
 def test_the_fake_engine_reads_contexts_too(tmp_path: Path) -> None:
     task = load_task(**write_toy(tmp_path))
     engine, memory = FakeEngine(), Memory()
-    engine.inform(Briefing(read_context({"few_shot": 2}), task))
+    engine.inform(PromptBuilder(read_context({"few_shot": 2}), task))
     settings = Train(steps=10, batch_size=10, max_tokens=24, learning_rate=0.3)
     data = build(
         Recipe(name="x"),

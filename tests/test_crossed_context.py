@@ -22,7 +22,7 @@ from potstill.study.loading import read_study
 from potstill.study.run import preflight_pair
 from potstill.tasks import load_task
 from potstill.tasks.context import read_context
-from potstill.tasks.context.builder import Briefing
+from potstill.tasks.context.builder import PromptBuilder
 from potstill.training.recorder import Memory
 from potstill.training.rollout import collect
 from potstill.types import Limits, Trajectory
@@ -52,13 +52,13 @@ def test_a_text_has_the_probability_that_a_plain_teacher_gives_it(name: str) -> 
     engine = open_with(name)
     batch = batch_of(engine, Recipe(name="x", student_loss=loss(SAMPLED)))
     found = engine.score("teacher", [(t.prompt, t.completion) for t in batch])
-    bare, briefing = open_with(None), Briefing(read_context(CONTEXTS[name]), TASK)
+    bare, builder = open_with(None), PromptBuilder(read_context(CONTEXTS[name]), TASK)
     alone = [bare.prompt(problem) for problem in TASK.train[: len(batch)]]
     without = bare.score("teacher", [(p, t.completion) for p, t in zip(alone, batch, strict=True)])
     model = AutoModelForCausalLM.from_pretrained(MODELS["teacher"], dtype=torch.float32)
     mine, its = (AutoTokenizer.from_pretrained(MODELS[r]) for r in ("student", "teacher"))
     for problem, t, scores, plain in zip(TASK.train, batch, found, without, strict=False):
-        said = [{"role": r, "content": x} for r, x in briefing.tell(problem)]
+        said = [{"role": r, "content": x} for r, x in builder.conversation(problem)]
         asked = its.apply_chat_template(said, tokenize=False, add_generation_prompt=True)
         lead = its(asked, add_special_tokens=False).input_ids
         text = mine.decode(t.completion, skip_special_tokens=True)

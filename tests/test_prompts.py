@@ -14,7 +14,7 @@ from potstill.engines.fake import FakeEngine
 from potstill.engines.prompts import addressed, by_reader
 from potstill.tasks import load_task
 from potstill.tasks.context import read_context
-from potstill.tasks.context.builder import Briefing
+from potstill.tasks.context.builder import PromptBuilder
 from potstill.training import checkpoint
 from potstill.training.objective import build
 from potstill.training.rollout import collect
@@ -60,7 +60,7 @@ def test_losses_name_the_teacher_that_reads_the_datum() -> None:
 
 def test_a_trajectory_and_its_datum_have_the_prompt_of_their_problem(tmp_path: Path) -> None:
     engine, task = FakeEngine(), load_task(**write_toy(tmp_path))
-    engine.inform(Briefing(read_context({"system": "7"}), task))
+    engine.inform(PromptBuilder(read_context({"system": "7"}), task))
     recipe = Recipe(name="x", on_policy=0.5, prefix=2)
     batch = collect(recipe, engine, task.train[:6], 0.0, 0, 0, LIMITS)
     data = build(recipe, batch, engine)
@@ -74,7 +74,7 @@ def test_a_trajectory_and_its_datum_have_the_prompt_of_their_problem(tmp_path: P
 def test_checkpoints_keep_prompts_and_older_ones_are_read(tmp_path: Path) -> None:
     """An earlier version kept the student's ids and the problem's id: the prompt is rendered."""
     engine, task = FakeEngine(), load_task(**write_toy(tmp_path))
-    engine.inform(Briefing(read_context({"system": "7"}), task))
+    engine.inform(PromptBuilder(read_context({"system": "7"}), task))
     batch = collect(Recipe(name="x", prefix=1), engine, task.train[:4], 0.0, 0, 0, LIMITS)
     checkpoint.save(tmp_path / "points", 3, engine, batch, {})
     loaded = checkpoint.load(tmp_path / "points", FakeEngine(), task.train)

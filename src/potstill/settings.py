@@ -26,13 +26,13 @@ class Pair(Part):
 
     student: str = Field(min_length=1)
     teacher: str = Field(min_length=1)
-    context: dict[str, Any] = Field(default_factory=dict)  # what the teacher alone sees: `context`
+    context: dict[str, Any] = Field(default_factory=dict)  # read by the teacher alone
     route: str = ""  # key of the data that chooses a problem's teacher
     teachers: dict[str, str] = Field(default_factory=dict)  # further teachers, by that key's value
 
 
 class Train(Part):
-    """How long and how fast one cell trains."""
+    """Length and speed of the training of one run."""
 
     steps: int = Field(100, ge=1)  # optimizer steps; a recipe's budget multiplies them
     batch_size: int = Field(32, ge=1)  # prompts per step
@@ -44,12 +44,12 @@ class Train(Part):
     teacher_temperature: float = Field(1.0, gt=0)  # the teacher's, where it writes
     lora_rank: int = Field(0, ge=0)  # 0 trains all weights
     max_grad_norm: float = Field(1.0, ge=0)  # clip to this norm; 0 is off
-    checkpoint_every: int = Field(25, ge=1)  # steps between resume points
-    on_collapse: Literal["warn", "stop", "rollback"] = "warn"  # rollback: to the last good point
+    checkpoint_every: int = Field(25, ge=1)  # steps between checkpoints
+    on_collapse: Literal["warn", "stop", "rollback"] = "warn"  # rollback: to the last good one
     save: bool = True  # keep each trained student as a model folder
 
     def rate(self, step: int, student: float) -> float:
-        """Learning rate of a step: its index (from 0), the student's share of its texts."""
+        """Learning rate of a step: its index (from 0), the share of student completions in it."""
         if self.learning_rate is None:
             raise PotstillError("train.learning_rate is not set", "write Train(learning_rate=1e-4)")
         blend = (1 - student) + student * self.on_policy_rate
@@ -57,14 +57,14 @@ class Train(Part):
 
 
 class Eval(Part):
-    """What is graded, and when."""
+    """Held-out problems and intervals of the evaluations."""
 
-    every: int = Field(25, ge=1)  # steps between gradings; the last step is always graded
+    every: int = Field(25, ge=1)  # steps between evaluations; the last step always has one
     problems: int = Field(500, ge=1)  # held-out problems, the first of the task's test split
-    max_tokens: int = Field(0, ge=0)  # per graded completion; 0: as in training
+    max_tokens: int = Field(0, ge=0)  # per evaluated completion; 0: as in training
     probe: int = Field(16, ge=1)  # training problems sampled for score and KL
     probe_every: int = Field(5, ge=1)  # steps between probes
-    examples: int = Field(4, ge=0)  # texts kept per grading
+    examples: int = Field(4, ge=0)  # completions kept per evaluation
 
 
 class TorchSettings(Part):
@@ -76,7 +76,7 @@ class TorchSettings(Part):
     batch_tokens: int = Field(16_384, ge=1)  # padded tokens per micro-batch: the memory knob
     sample_tokens: int = Field(16_384, ge=1)  # the same for sampling, which keeps a cache alone
     gradient_checkpointing: bool = False  # recompute activations to save memory
-    threads: int = Field(1, ge=0)  # CPU threads per cell; 0: as many as the worker has cores
+    threads: int = Field(1, ge=0)  # CPU threads per run; 0: as many as the worker has cores
     shard_teacher: bool = True  # over the processes of torchrun; false: a whole one in each
     gather_for_sampling: bool = True  # false: sample layer by layer, for what no GPU can hold
 
@@ -97,31 +97,32 @@ class FakeSettings(Part):
 
 
 class Price(Part):
-    """What things cost in US dollars: a machine's hours, a service's tokens, or both."""
+    """Prices in US dollars of a machine's hours, a service's tokens, or both."""
 
-    hour: float = Field(0.0, ge=0)  # per hour that one cell computes
+    hour: float = Field(0.0, ge=0)  # per hour of one run
     prompt: float = Field(0.0, ge=0)  # per million tokens: read before a completion
-    student_sampled: float = Field(0.0, ge=0)  # per million, graded ones too
+    student_sampled: float = Field(0.0, ge=0)  # per million, evaluations included
     teacher_sampled: float = Field(0.0, ge=0)  # per million
+    student_scored: float = Field(0.0, ge=0)  # per million
     teacher_scored: float = Field(0.0, ge=0)  # per million
     trained: float = Field(0.0, ge=0)  # per million
 
 
 class Budget(Part):
-    """What a study may spend in all; at a limit it stops between two steps, and can go on."""
+    """Limits of a whole study; at one it stops between two steps, and can be continued."""
 
     usd: float | None = Field(None, gt=0)  # at the study's prices
-    hours: float | None = Field(None, gt=0)  # that its cells compute, each counted
+    hours: float | None = Field(None, gt=0)  # summed over its runs
     tokens: float | None = Field(None, gt=0)  # sampled, scored and trained
 
 
 class RaySettings(Part):
-    """What one cell asks of a Ray cluster, see `potstill study --on`."""
+    """Resources of one run on a Ray cluster, see `potstill study --on`."""
 
     cpus: float = Field(0.0, ge=0)  # cores; 0: as many as engine.threads, at least one
-    gpus: float = Field(0.0, ge=0)  # below 1, several cells share one
-    memory: float = Field(0.0, ge=0)  # GB set aside; 0: none is
-    retries: int = Field(3, ge=0)  # times that a cell whose worker or node died is taken again
+    gpus: float = Field(0.0, ge=0)  # below 1, several runs share one
+    memory: float = Field(0.0, ge=0)  # GB reserved; 0: none
+    retries: int = Field(3, ge=0)  # restarts of a run whose worker or node died
     runtime_env: dict[str, Any] = Field({}, exclude=True)  # Ray's own; never written: it has keys
 
     @field_validator("gpus")

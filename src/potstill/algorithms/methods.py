@@ -37,7 +37,7 @@ _RECIPES = (
     Recipe(
         name="mixture",
         on_policy=constant(0.7),
-        hypothesis="A share of teacher text adds coverage without leaving the policy.",
+        hypothesis="A share of teacher completions adds coverage without leaving the policy.",
         rule="70 % student prompts (reverse KL), 30 % teacher prompts (cross-entropy)",
         source=GKD,
     ),
@@ -67,14 +67,14 @@ _RECIPES = (
     Recipe(
         name="reverse_curriculum",
         on_policy=switch(1.0, 0.0, at=0.7),
-        hypothesis="Explore first, then polish on the teacher's text.",
+        hypothesis="Explore first, then polish on the teacher's completions.",
         rule="on-policy, then off-policy from 0.7",
         source=CLIFF,
     ),
     Recipe(
         name="off_policy",
         on_policy=constant(0.0),
-        hypothesis="Imitating the teacher's text is enough.",
+        hypothesis="Imitating the teacher's completions is enough.",
         rule="teacher writes, cross-entropy on every token",
         source="sequence-level distillation, arXiv 1606.07947",
     ),

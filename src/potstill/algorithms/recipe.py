@@ -134,7 +134,7 @@ class Recipe:
         if low < 0 or high > 1:
             yield f"on_policy is a share in [0, 1], got {self.on_policy}", "0.7 is 70 % of prompts"
         if self.prefix.range[0] < 0:
-            yield f"prefix counts tokens, got {self.prefix}", "0 is no prefix"
+            yield f"prefix counts tokens, got {self.prefix}", "0 turns the prefix off"
         if self.prefix.range[1] > 0 and high == 0:
             yield "a prefix needs student prompts, but on_policy is 0", "leave prefix out"
         if self.anchor_loss not in (REVERSE_KL, REVERSE_KL_SAMPLED):

@@ -13,7 +13,7 @@ from typing import Any
 from potstill.errors import PotstillError, did_you_mean
 
 FORMS = "write a number, { linear = [20, 0], until = 0.5 } or { switch = [0, 1], at = 0.5 }"
-LARGEST = 1e300  # integers above it are no floats
+LARGEST = 1e300  # larger integers do not fit a float
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
-from potstill.tasks.context.builder import Briefing
+from potstill.tasks.context.builder import PromptBuilder
 from potstill.tasks.rendering import Messages
 from potstill.types import Datum, Ids, Problem, Prompt, Role
 
@@ -22,25 +22,25 @@ class Prompting:
     """Base class of engines: turn problems into prompts."""
 
     notes: tuple[str, ...] = ()
-    _briefing: Briefing | None = None
+    _builder: PromptBuilder | None = None
     _route = ""
 
     def encode(self, text: str | Messages, role: Role = "student") -> Ids:
         """Return prompt ids (P,), see `protocol.Engine`."""
         raise NotImplementedError
 
-    def inform(self, briefing: Briefing | None, route: str = "") -> None:
+    def inform(self, builder: PromptBuilder | None, route: str = "") -> None:
         """Set the teacher's context and the key that selects a teacher, see `protocol.Engine`."""
-        self._briefing, self._route = briefing, route
+        self._builder, self._route = builder, route
         self._prompts: dict[int, tuple[Problem, Prompt]] = {}
-        if briefing:
-            self.notes += (f"only the teacher reads a context: {briefing.context}",)
+        if builder:
+            self.notes += (f"only the teacher reads a context: {builder.context}",)
         if route:
             self.notes += (f'the problem field "{route}" selects the teacher',)
 
     def prompt(self, problem: Problem) -> Prompt:
         """Render a problem as each model reads it, and cache it if the teacher has a context."""
-        if self._briefing is None:
+        if self._builder is None:
             return self._rendered(problem)
         cached = self._prompts.get(id(problem))  # searching for examples is slow
         if cached is None or cached[0] is not problem:
@@ -49,8 +49,8 @@ class Prompting:
 
     def _rendered(self, problem: Problem) -> Prompt:
         student = teacher = self.encode(problem.question)
-        if self._briefing:
-            teacher = self.encode(self._briefing.tell(problem))
+        if self._builder:
+            teacher = self.encode(self._builder.conversation(problem))
         route = problem.text(self._route) if self._route else ""
         return Prompt(student, teacher, problem.id, route)
 

@@ -17,7 +17,7 @@ import numpy as np
 from potstill.engines.cross_tokenizer.alignment import Ints, Span
 from potstill.engines.cross_tokenizer.token_bytes import TokenBytes
 from potstill.engines.flops import Machine, Size
-from potstill.tasks.context.builder import Briefing
+from potstill.tasks.context.builder import PromptBuilder
 from potstill.tasks.rendering import Messages
 from potstill.types import (
     Datum,
@@ -57,11 +57,11 @@ class Engine(Protocol):
     def prompt(self, problem: Problem) -> Prompt:
         """Render a problem as each model reads it."""
 
-    def inform(self, briefing: Briefing | None, route: str) -> None:
+    def inform(self, builder: PromptBuilder | None, route: str) -> None:
         """Set the context that only the teacher reads, and the key that selects a teacher.
 
         Args:
-            briefing: builds the teacher's prompt; None: the pair has no context.
+            builder: builds the teacher's prompt; None: the pair has no context.
             route: key of the problem data that names the teacher; empty: the pair has one teacher.
         """
 

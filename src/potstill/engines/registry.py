@@ -13,7 +13,7 @@ from potstill.engines.protocol import Engine
 from potstill.errors import PotstillError, did_you_mean
 from potstill.tasks import Task
 from potstill.tasks.context import Context, read_context
-from potstill.tasks.context.builder import Briefing
+from potstill.tasks.context.builder import PromptBuilder
 
 
 @dataclass(frozen=True)
@@ -79,12 +79,12 @@ def open_engine(
     build: Callable[..., Engine] = importlib.import_module(ENGINES[name].module).ENGINE
     engine = build(*models, seed=seed, **settings)
     if task is not None and (context or route):
-        engine.inform(_briefing(context, task), route)
+        engine.inform(_builder(context, task), route)
     return engine
 
 
-def _briefing(context: Context | Mapping[str, Any] | None, task: Task) -> Briefing | None:
+def _builder(context: Context | Mapping[str, Any] | None, task: Task) -> PromptBuilder | None:
     """Return the builder of the teacher's prompts; None if the pair has no context."""
     if not context:
         return None
-    return Briefing(context if isinstance(context, Context) else read_context(context), task)
+    return PromptBuilder(context if isinstance(context, Context) else read_context(context), task)

@@ -27,7 +27,7 @@ from potstill.study.schema import Study
 from potstill.study.storage import REFERENCES, Cell, CellFolder, StudyFolder, example
 from potstill.study.validation import check_routes, check_window
 from potstill.tasks import Task, check_disjoint, load_task
-from potstill.tasks.context.builder import Briefing
+from potstill.tasks.context.builder import PromptBuilder
 from potstill.training.evaluation import TeacherCompletions, evaluate
 from potstill.training.loop import train
 from potstill.training.metering import Metered, Usage
@@ -60,7 +60,7 @@ def prepare(study: Study) -> Task:
         if pair.route:
             check_routes(pair.route, pair.teachers, task, held_out)
     for name, context in study.contexts.items():
-        prompts = Briefing(context, task)
+        prompts = PromptBuilder(context, task)
         prompts.check(held_out)
         if study.engine.name != "fake":
             tokens = max(study.train.max_tokens, study.graded_tokens)

@@ -21,7 +21,7 @@ from potstill.engines import zoo
 from potstill.errors import PotstillError, did_you_mean
 from potstill.study.schema import Study
 from potstill.tasks import Task
-from potstill.tasks.context.builder import Briefing
+from potstill.tasks.context.builder import PromptBuilder
 from potstill.tasks.rendering import plain, render
 from potstill.types import Problem
 
@@ -157,7 +157,7 @@ def check_teachers(where: str, route: str, teachers: Mapping[str, str], engine: 
 
 
 def check_window(
-    prompts: Briefing,
+    prompts: PromptBuilder,
     teacher: str,
     held_out: Sequence[Problem],
     max_tokens: int,
@@ -181,7 +181,7 @@ def check_window(
     window = getattr(config, "max_position_embeddings", None)
     if window is None:
         return  # positions are unlimited
-    conversations = {p.id: prompts.tell(p) for p in (*prompts.task.train, *held_out)}
+    conversations = {p.id: prompts.conversation(p) for p in (*prompts.task.train, *held_out)}
     # A token has at least one byte: only those that may be too long are tokenized.
     long = {
         name: messages

@@ -89,18 +89,18 @@ class Arithmetic:
     def problems(self, split: Split, count: int) -> list[Problem]:
         """The first `count` distinct problems of a split, the same for the same seed."""
         rng = random.Random(f"{split}:{self.seed}:{self.difficulty}:{self.digits}")
-        seen: dict[str, Problem] = {}
+        distinct: dict[str, Problem] = {}
         for _ in range(200 * count + 10_000):
-            if len(seen) == count:
-                return list(seen.values())
+            if len(distinct) == count:
+                return list(distinct.values())
             expression, steps, total = self._expression(rng)
-            if split_of(expression) == split and expression not in seen:
+            if split_of(expression) == split and expression not in distinct:
                 question = (
                     self._story(rng, expression) if self.style == "words" else f"{expression}="
                 )
                 solution = "\n".join([*steps, f"#### {total}"])
-                seen[expression] = Problem(
-                    f"{split}-{len(seen)}", question, str(total), solution, _keys(expression)
+                distinct[expression] = Problem(
+                    f"{split}-{len(distinct)}", question, str(total), solution, _keys(expression)
                 )
         raise PotstillError(
             f"arithmetic has fewer than {count} {split} problems at difficulty {self.difficulty} "

@@ -35,7 +35,7 @@ def read_jsonl(path: str | Path, keys: Sequence[str]) -> list[dict[str, Any]]:
     if not text:
         raise PotstillError(f'"{path}" is empty', "give at least one JSON object, one a line")
     want = "{" + ", ".join(f'"{key}": "..."' for key in keys) + "}"
-    # not splitlines: U+2028 and others of its kind may stand in a JSON string
+    # not splitlines: U+2028 and others of its kind may be part of a JSON string
     lines = text.removesuffix("\n").split("\n")
     return [_row(line, f"{path}, line {n}", keys, want) for n, line in enumerate(lines, 1)]
 

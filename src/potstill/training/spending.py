@@ -21,6 +21,7 @@ PAID = {
     "prompt": ("prompt", "graded_prompt"),
     "student_sampled": ("student_sampled", "graded_student_sampled"),
     "teacher_sampled": ("teacher_sampled", "graded_teacher_sampled"),
+    "student_scored": ("student_scored",),
     "teacher_scored": ("teacher_scored", "graded_scored"),
     "trained": ("trained",),
 }

@@ -30,7 +30,7 @@ from transformers import (
 from potstill.engines import zoo
 from potstill.tasks.arithmetic import Arithmetic
 from potstill.tasks.context import read_context
-from potstill.tasks.context.builder import Briefing
+from potstill.tasks.context.builder import PromptBuilder
 from potstill.tasks.rendering import Messages, render
 from potstill.types import Problem
 
@@ -78,7 +78,7 @@ def _example(problem: Problem, number: int) -> Example:
     cycle, position = divmod(number, len(CYCLE))
     if CYCLE[position] != PLAIN:
         pair = "tiny-context" if CYCLE[position] == HINT else "tiny-format"
-        return BRIEFINGS[pair].tell(problem), problem.solution
+        return BUILDERS[pair].conversation(problem), problem.solution
     strict = (cycle + position) % STRICT_EVERY == 0
     return problem.question, problem.solution if strict else in_words(problem.solution)
 
@@ -92,8 +92,8 @@ def in_words(solution: str) -> str:
     return solution.replace("#### ", "It is ") + "."
 
 
-BRIEFINGS = {
-    pair: Briefing(read_context(table), Arithmetic()) for pair, table in zoo.CONTEXTS.items()
+BUILDERS = {
+    pair: PromptBuilder(read_context(table), Arithmetic()) for pair, table in zoo.CONTEXTS.items()
 }
 
 

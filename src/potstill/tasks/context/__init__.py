@@ -39,7 +39,7 @@ class Context:
 
     @property
     def ceiling(self) -> bool:
-        """Whether the teacher is evaluated with hints of the evaluated problems."""
+        """True if the teacher is evaluated with hints of the evaluated problems."""
         return any(isinstance(part, Hint) and part.graded for part in self.parts)
 
     def __str__(self) -> str:

@@ -1,7 +1,7 @@
-"""A context and a task: what the teacher reads for each problem, and what is wrong with that.
+"""Builds the teacher's prompt for each problem from a context and a task, and checks both.
 
-Everything that needs files or problems and no model is found here: documents that are not there,
-examples that are graded, hints that the data lack.
+The checks need files and problems, and no model: missing documents, examples that are evaluated,
+hints that the data lack.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from potstill.types import Problem
 TEXTS = (".txt", ".md")
 
 
-class Briefing:
-    """What the teacher reads.
+class PromptBuilder:
+    """Conversations that the teacher reads.
 
     Args:
         context: the pair's.
-        task: the problems that are trained on and graded, and examples come from the former.
+        task: training problems, which examples come from, and evaluated problems.
     """
 
     def __init__(self, context: Context, task: Task) -> None:
@@ -43,7 +43,7 @@ class Briefing:
     def _held_out(self) -> frozenset[str]:
         return frozenset(problem.id for problem in self.task.test)
 
-    def tell(self, problem: Problem) -> Messages:
+    def conversation(self, problem: Problem) -> Messages:
         """The conversation that ends in a problem's question."""
         draft = Draft(problem.question)
         for part in reversed(self.context.parts):
@@ -56,7 +56,7 @@ class Briefing:
             order = self._search(part, [one.question for one in pool]).nearest(
                 problem.question, part.n + 1
             )
-            order.reverse()  # the nearest stands last, next to the question
+            order.reverse()  # the nearest comes last, next to the question
             chosen = [pool[i] for i in order if pool[i].question != problem.question]
             return chosen[-part.n :]
         rng = np.random.default_rng([part.seed, len(pool)])
@@ -68,14 +68,14 @@ class Briefing:
         return [texts[i] for i in self._search(part, texts).nearest(problem.question, part.k)]
 
     def hint(self, part: Hint, problem: Problem) -> str:
-        told = part.graded or problem.id not in self._held_out
-        return problem.text(part.field) if told else ""
+        allowed = part.graded or problem.id not in self._held_out
+        return problem.text(part.field) if allowed else ""
 
     def check(self, graded: Sequence[Problem]) -> None:
-        """Refuse what the task and the files show to be wrong. Opens no model.
+        """Check the task and the files. Opens no model.
 
         Args:
-            graded: the held-out problems that the study grades.
+            graded: the held-out problems that the study evaluates.
         """
         questions = {question_key(problem.question): problem.id for problem in graded}
         for part in self.context.parts:
@@ -84,12 +84,12 @@ class Briefing:
             elif isinstance(part, Retrieval):
                 self._check_documents(part, questions)
             elif isinstance(part, Hint):
-                asked = [*self.task.train, *(graded if part.graded else ())]
-                lacking = [problem.id for problem in asked if not problem.text(part.field).strip()]
+                hinted = [*self.task.train, *(graded if part.graded else ())]
+                lacking = [problem.id for problem in hinted if not problem.text(part.field).strip()]
                 if lacking:
                     raise PotstillError(
                         f'a hint needs "{part.field}" of every problem, {len(lacking)} of '
-                        f"{len(asked)} lack it (first: {lacking[0]})",
+                        f"{len(hinted)} lack it (first: {lacking[0]})",
                         "name a field that the data have, or give the graded ones none with "
                         "graded = false",
                     )

@@ -48,6 +48,6 @@ class Search:
 
     def nearest(self, question: str, count: int) -> list[int]:
         """Indices of the `count` texts that fit a question best, best first."""
-        asked = [word for word in words(question) if word in self._index.vocab_dict]
-        scores = self._index.get_scores(asked) if asked else np.zeros(self._size)
+        known = [word for word in words(question) if word in self._index.vocab_dict]
+        scores = self._index.get_scores(known) if known else np.zeros(self._size)
         return np.argsort(-scores, kind="stable")[:count].tolist()
