@@ -25,7 +25,7 @@ from potstill.cli.launch import fill
 from potstill.cli.tables import print_table
 from potstill.engines.zoo.save import save_pair
 from potstill.report import write_report
-from potstill.report.stats import Row
+from potstill.report.results import Row
 from potstill.study.loading import read_study
 from potstill.study.schema import Study
 

@@ -22,6 +22,20 @@ from potstill.types import Evaluation, Grade, Graded, Problem
 UNTRAINED, TEACHER = 0.48, 0.88  # share of problems solved
 GAIN = {"off_policy": 0.10, "kl_anchored": 0.04, "mixture": 0.06, "reverse_curriculum": -0.2}
 
+FINDING = {  # as a run records a collapse
+    "kind": "collapse",
+    "cause": "unshifted_targets",
+    "step": 5,
+    "found": 10,
+    "evidence": "<i>0% of the probe right</i>",
+    "advice": "shift",
+}
+HOSTILE = (  # a completion that a page must show and must not run
+    "<script>window.hacked = 1</script><img src=x onerror='window.hacked = 1'>"
+    "</pre></script><svg onload=window.hacked=1>\u202egnitrow\u0007\x00"
+    "<a href='javascript:window.hacked=1'>" + "x" * 100_000
+)
+
 Fate = Mapping[str, Any]  # see write_study
 
 

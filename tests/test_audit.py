@@ -1,4 +1,4 @@
-"""The audit: what runs, what stands for what, and a verdict that says no more than the counts."""
+"""The audit: which variants run, which are read for which, and a verdict from the counts alone."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from potstill.diagnostics.faults import PUBLISHED
 from potstill.report.audit import (
     ALL,
     CLEAN,
-    Entry,
     Rate,
+    VariantResult,
+    effects,
     matrix,
     paragraph,
     study_of,
     variants,
-    verdicts,
 )
-from potstill.report.audit_page import to_markdown
+from potstill.report.pages.audit import to_markdown
 from potstill.report.stats import Interval
 from potstill.study.loading import read_study
 
 
-def entry(method: str, variant: str, ran_as: str, runs: int, collapsed: int) -> Entry:
-    return Entry("p", method, variant, ran_as, Interval(0.5, 0.4, 0.6), runs, collapsed)
+def entry(method: str, variant: str, ran_as: str, runs: int, collapsed: int) -> VariantResult:
+    return VariantResult("p", method, variant, ran_as, Interval(0.5, 0.4, 0.6), runs, collapsed)
 
 
 def test_variants_cover_the_plan_and_run_no_more_than_needed() -> None:
@@ -69,7 +69,7 @@ def test_a_fault_that_alone_collapses_suffices_and_one_that_rescues_is_necessary
             entry(method, "only-stale_sampler", "only-stale_sampler", 10, 1),
             entry(method, "without-stale_sampler", "without-stale_sampler", 10, 10),
         ]
-    first, second = verdicts(entries, ["unshifted_targets", "stale_sampler"])
+    first, second = effects(entries, ["unshifted_targets", "stale_sampler"])
     assert (first.suffices, first.necessary) == (True, True)
     assert (second.suffices, second.necessary) == (False, False)
     assert str(first.alone) == "20 of 20 runs (83 to 100 %)"
@@ -85,10 +85,10 @@ def test_the_matrix_can_be_pasted() -> None:
     base = read_study({"methods": ["hybrid", "mixture"], "pairs": ["tiny-llama"]})
     known = Interval(0.5, 0.4, 0.6)
     entries = [
-        Entry("tiny-llama", "hybrid", CLEAN, CLEAN, known, 10, 0),
-        Entry("tiny-llama", "mixture", CLEAN, CLEAN, None, 0, 0),
-        Entry("tiny-llama", "hybrid", ALL, ALL, None, 10, 10),
-        Entry("tiny-llama", "mixture", ALL, CLEAN, known, 10, 0),
+        VariantResult("tiny-llama", "hybrid", CLEAN, CLEAN, known, 10, 0),
+        VariantResult("tiny-llama", "mixture", CLEAN, CLEAN, None, 0, 0),
+        VariantResult("tiny-llama", "hybrid", ALL, ALL, None, 10, 10),
+        VariantResult("tiny-llama", "mixture", ALL, CLEAN, known, 10, 0),
     ]
     pooled, alone = (table.splitlines() for table in to_markdown(base, entries, []).split("\n\n"))
     assert pooled[0] == "| tiny-llama | clean | all |"
@@ -104,9 +104,9 @@ def test_few_runs_prove_nothing() -> None:
         entry("hybrid", "only-unshifted_targets", "only-unshifted_targets", 2, 2),
         entry("hybrid", "without-unshifted_targets", "without-unshifted_targets", 2, 0),
     ]
-    (found,) = verdicts(entries, ["unshifted_targets"])
+    (found,) = effects(entries, ["unshifted_targets"])
     assert not found.suffices and not found.necessary
-    assert verdicts(entries[:2], ["unshifted_targets"]) == []
+    assert effects(entries[:2], ["unshifted_targets"]) == []
 
 
 @pytest.mark.parametrize(("hits", "runs", "low", "high"), [(0, 10, 0, 31), (10, 10, 69, 100)])

@@ -1,4 +1,4 @@
-"""Studies beside each other: what is paired, what is refused, what is said."""
+"""Studies compared with the first one: pairing, refusals, and the words for both."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from typer.testing import CliRunner
 from potstill.cli import app
 from potstill.errors import PotstillError
 from potstill.report import stats
-from potstill.report.compare import compare
-from potstill.report.compare_page import reading, write_comparison
-from potstill.report.compare_table import to_markdown, to_record
+from potstill.report.compare import compare, readings
+from potstill.report.pages.comparison import write_comparison
+from potstill.report.results import outcome_matrix
+from potstill.report.tables.comparison import to_markdown
 from potstill.study.storage import Cell, StudyFolder
 from studies import small_study, write_study
 
@@ -33,52 +34,54 @@ def study(path: Path, fate: Any = lambda cell: {}, **changes: Any) -> Path:
 def outcomes(path: Path, method: str, *seeds: int) -> np.ndarray:
     """(S, P) as recorded, strict."""
     cells = [Cell("tiny-qwen", method, seed) for seed in seeds]
-    return stats.outcome_matrix(StudyFolder(path).results(cells).values())
+    return outcome_matrix(StudyFolder(path).results(cells).values())
 
 
 def test_the_same_seeds_and_problems_are_paired_by_both(tmp_path: Path) -> None:
     a = study(tmp_path / "a")
     b = study(tmp_path / "b", train={"steps": 40, "max_tokens": 32})
-    told = compare([a, b])
-    assert told.pairing["tiny-qwen"][0].startswith("B − A: paired by problem and by seed;")
-    assert ("train.steps", "20", "40") in told.settings
-    assert not any(key.startswith("eval") or key == "name" for key, *_ in told.settings)
-    entry = next(e for e in told.entries if e.method == "hybrid")
+    comparison = compare([a, b])
+    assert comparison.pairing["tiny-qwen"][0].startswith("B − A: paired by problem and by seed;")
+    assert ("train.steps", "20", "40") in comparison.settings
+    assert not any(key.startswith("eval") or key == "name" for key, *_ in comparison.settings)
+    entry = next(e for e in comparison.entries if e.method == "hybrid")
     before, after = (outcomes(path, "hybrid", 0, 1) for path in (a, b))
     assert entry.differences[0] is None and entry.differences[1]
     assert entry.differences[1].mean == pytest.approx(after.mean() - before.mean())
 
 
 def test_a_study_does_not_differ_from_its_copy(tmp_path: Path) -> None:
-    told = compare([study(tmp_path / "a"), study(tmp_path / "b")])
-    assert told.settings == () and told.left == ()
-    for entry in told.entries:
+    comparison = compare([study(tmp_path / "a"), study(tmp_path / "b")])
+    assert comparison.settings == () and comparison.left == ()
+    for entry in comparison.entries:
         assert entry.differences[1] and entry.differences[1].mean == 0.0
-    assert reading(told, told.entries) == ["B against A: no clear difference in any of 2 methods."]
+    assert readings(comparison, comparison.entries) == [
+        "B against A: no significant difference in any of 2 methods."
+    ]
 
 
 def test_other_seeds_are_said(tmp_path: Path) -> None:
-    told = compare([study(tmp_path / "a"), study(tmp_path / "b", seeds=[5, 6, 7])])
-    assert "paired by problem; the seeds differ" in told.pairing["tiny-qwen"][0]
+    comparison = compare([study(tmp_path / "a"), study(tmp_path / "b", seeds=[5, 6, 7])])
+    assert "paired by problem; the seeds differ" in comparison.pairing["tiny-qwen"][0]
 
 
 def test_other_problems_are_not_paired_and_that_is_said(tmp_path: Path) -> None:
     many = {"every": 10, "problems": 60, "probe_every": 5}
-    told = compare([study(tmp_path / "a"), study(tmp_path / "b", eval=many)])
+    comparison = compare([study(tmp_path / "a"), study(tmp_path / "b", eval=many)])
     assert (
-        "not paired, the graded problems differ (40 and 60 of them)"
-        in (told.pairing["tiny-qwen"][0])
+        "not paired, the problems differ (40 and 60 of them)"
+        in (comparison.pairing["tiny-qwen"][0])
     )
-    assert all(entry.differences[1] for entry in told.entries)
+    assert all(entry.differences[1] for entry in comparison.entries)
 
 
-def test_texts_decide_what_the_same_problems_are(tmp_path: Path) -> None:
+def test_completions_decide_what_the_same_problems_are(tmp_path: Path) -> None:
     a, b = study(tmp_path / "a"), study(tmp_path / "b")
     path = StudyFolder(b).cell(Cell("tiny-qwen", "untrained")).path / "examples.jsonl"
     first, *rest = path.read_text().splitlines()
     path.write_text("\n".join([json.dumps(json.loads(first) | {"question": "another"}), *rest, ""]))
     assert "not paired" in compare([a, b]).pairing["tiny-qwen"][0]
-    path.write_text("")  # unknown: the teacher's texts are asked
+    path.write_text("")  # unknown: the teacher's completions decide
     assert "paired by problem and by seed;" in compare([a, b]).pairing["tiny-qwen"][0]
     (path.parents[2] / "teacher" / "all" / "examples.jsonl").write_text("")
     assert "by the settings" in compare([a, b]).pairing["tiny-qwen"][0]
@@ -86,8 +89,8 @@ def test_texts_decide_what_the_same_problems_are(tmp_path: Path) -> None:
 
 def test_p_is_corrected_over_the_methods_alone(tmp_path: Path) -> None:
     """Reference rows are no hypotheses: they are left as they are."""
-    told = compare([study(tmp_path / "a"), study(tmp_path / "b", seeds=[5, 6])])
-    methods = [e.method for e in told.entries]
+    comparison = compare([study(tmp_path / "a"), study(tmp_path / "b", seeds=[5, 6])])
+    methods = [e.method for e in comparison.entries]
     assert methods == ["untrained", "teacher", "on_policy_gkd", "hybrid"]
     raw = [
         stats.unpaired(
@@ -97,15 +100,15 @@ def test_p_is_corrected_over_the_methods_alone(tmp_path: Path) -> None:
         )
         for method in ("on_policy_gkd", "hybrid")
     ]
-    found = [e.differences[1] for e in told.entries[2:]]
-    assert found == stats.holm(raw)
+    found = [e.differences[1] for e in comparison.entries[2:]]
+    assert found == stats.corrected(raw)
 
 
 def test_what_one_study_alone_has_is_left_and_named(tmp_path: Path) -> None:
     a = study(tmp_path / "a", methods=["on_policy_gkd", "mixture"])
-    told = compare([a, study(tmp_path / "b")])
-    assert told.left == ("A alone has tiny-qwen mixture.", "B alone has tiny-qwen hybrid.")
-    assert {e.method for e in told.entries} == {"untrained", "teacher", "on_policy_gkd"}
+    comparison = compare([a, study(tmp_path / "b")])
+    assert comparison.left == ("A alone has tiny-qwen mixture.", "B alone has tiny-qwen hybrid.")
+    assert {e.method for e in comparison.entries} == {"untrained", "teacher", "on_policy_gkd"}
 
 
 @pytest.mark.parametrize("broken", ["skip", "fail"])
@@ -114,24 +117,24 @@ def test_unfinished_and_failed_studies_are_compared_as_far_as_they_are(
 ) -> None:
     a = study(tmp_path / "a")
     b = study(tmp_path / "b", lambda cell: {broken: "x"} if cell.method == "hybrid" else {})
-    told = compare([a, b])
-    entry = next(e for e in told.entries if e.method == "hybrid")
+    comparison = compare([a, b])
+    entry = next(e for e in comparison.entries if e.method == "hybrid")
     assert entry.differences == (None, None)
-    json.dumps(to_record(told))
-    assert write_comparison(told, tmp_path / "c.html").stat().st_size < 4e6
+    json.dumps(comparison.to_json())
+    assert write_comparison(comparison, tmp_path / "c.html").stat().st_size < 4e6
 
 
 def test_labels_tell_equal_names_apart(tmp_path: Path) -> None:
-    told = compare([study(tmp_path / "x" / "quick"), study(tmp_path / "y" / "quick")])
-    assert [s.label for s in told.sides] == ["x/quick", "y/quick"]
+    comparison = compare([study(tmp_path / "x" / "quick"), study(tmp_path / "y" / "quick")])
+    assert [s.label for s in comparison.sides] == ["x/quick", "y/quick"]
 
 
 def test_a_folder_with_a_hostile_name_is_text(tmp_path: Path) -> None:
     a = study(tmp_path / "<img src=x onerror=alert(1)>`|`")
-    told = compare([a, study(tmp_path / "b")])
-    html = write_comparison(told, tmp_path / "c.html").read_text()
+    comparison = compare([a, study(tmp_path / "b")])
+    html = write_comparison(comparison, tmp_path / "c.html").read_text()
     assert "<img" not in html and "&lt;img src=x" in html
-    for line in to_markdown(told).splitlines():
+    for line in to_markdown(comparison).splitlines():
         assert line.count("`") % 2 == 0
 
 
@@ -160,8 +163,10 @@ def test_the_command(tmp_path: Path) -> None:
     heads = ["method", "A", "A 95 %", "B", "B 95 %", "B − A", "B − A 95 %"]
     assert "\t".join(heads) in run.stdout and f"comparison: {out}" in run.stdout
     assert "paired by problem; the seeds differ" in run.stdout
-    told = json.loads(CliRunner().invoke(app, [*words, "--json"]).stdout)
-    assert [s["letter"] for s in told["studies"]] == ["A", "B"] and len(told["entries"]) == 4
+    comparison = json.loads(CliRunner().invoke(app, [*words, "--json"]).stdout)
+    assert [s["letter"] for s in comparison["studies"]] == ["A", "B"] and len(
+        comparison["entries"]
+    ) == 4
     markdown = CliRunner().invoke(app, [*words, "--markdown"]).stdout
     table = [line for line in markdown.splitlines() if line.startswith("| `")]
     assert len(table) == 4 and len({line.count("|") for line in table}) == 1

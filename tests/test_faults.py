@@ -15,7 +15,7 @@ from potstill.diagnostics.faults import FAULTS, PUBLISHED, apply
 from potstill.engines.fake import EOS, FakeEngine
 from potstill.engines.protocol import Wrapper, bare
 from potstill.errors import PotstillError
-from potstill.report import as_text, write_report
+from potstill.report import as_markdown, write_report
 from potstill.report.audit import FULL
 from potstill.settings import Eval, Train
 from potstill.study.executors.local import LocalScheduler
@@ -235,7 +235,7 @@ def test_a_study_with_faults_says_so_and_resumes(tmp_path: Path) -> None:
     metrics = [(f.cell(cell).path / "metrics.jsonl").read_bytes() for f in folders]
     assert metrics[0] == metrics[1]
     report = write_report(tmp_path / "whole")
-    assert as_text(report).startswith(
+    assert as_markdown(report).startswith(
         "FAULTS ARE ON IN THIS STUDY: stale_sampler, learning_rate_spike"
     )
     page = report.html.read_text()

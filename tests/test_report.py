@@ -19,21 +19,33 @@ import pytest
 
 from potstill.algorithms.methods import METHODS
 from potstill.errors import PotstillError
-from potstill.report import Report, as_markdown, as_text, stats, write_report
-from potstill.report import curves as curves_module
+from potstill.report import Report, as_markdown, stats, write_report
+from potstill.report.charts import curves
+from potstill.report.charts.heat_map import heat_map
+from potstill.report.charts.palette import looks
+from potstill.report.charts.points import pareto
+from potstill.report.completions import marked
 from potstill.report.data import load
-from potstill.report.palette import looks
-from potstill.report.points import pareto
+from potstill.report.formatting import visible
 from potstill.report.profile import profiles
 from potstill.report.published import COLUMNS, column
-from potstill.report.solved import problem_map
-from potstill.report.table import COLUMNS as CSV_COLUMNS
-from potstill.report.table import to_markdown
-from potstill.report.texts import marked, visible
+from potstill.report.tables.methods import terminal, to_markdown
+from potstill.study.loading import load_study
+from potstill.study.schema import PUBLISHED
 from potstill.study.storage import Cell, StudyFolder
-from studies import Fate, small_study, write_study
+from studies import FINDING, HOSTILE, Fate, small_study, write_study
 
-HOSTILE = "<script>alert(1)</script>\u202egnitrow\u0007" + "x" * 100_000 + "\n</pre><img src=x>"
+ROOT = Path(__file__).parents[1]
+
+
+CSV_COLUMNS = [
+    *("pair", "method", "seeds", "failed", "missing"),
+    *(f"accuracy{end}" for end in ("", "_low", "_high")),
+    *(f"flexible{end}" for end in ("", "_low", "_high")),
+    *(f"vs_baseline{end}" for end in ("", "_low", "_high", "_p")),
+    *(f"vs_untrained{end}" for end in ("", "_low", "_high", "_p")),
+    *("gap_closed", "equal_tokens", "tokens", "seconds"),
+]
 
 
 @pytest.fixture(autouse=True)
@@ -50,6 +62,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Report:
         pairs=["tiny-qwen", "tiny-llama"],
         methods=[*METHODS, "seed_long"],
         recipe={"seed_long": own},
+        published="distribution-cliff",
     )
 
     def fate(cell: Cell) -> Fate:
@@ -131,11 +144,11 @@ def test_the_profile_is_the_mean_of_the_runs_that_finished(written: Report) -> N
     found = {profile.method: profile for profile in profiles(data, "tiny-qwen")}
     done = [r for r in data.of("tiny-qwen", "hybrid") if r.status == "done"]
     steps = sum(run.steps for run in done) / len(done)
-    mine = found["hybrid"]
-    assert [part.activity for part in mine.parts] == ["scoring", "forward and backward", "other"]
-    assert [part.seconds for part in mine.parts] == pytest.approx([0.5, 1.0, 0.1 * steps])
-    assert sum(part.share for part in mine.parts) == pytest.approx(1.0)
-    assert mine.seconds == pytest.approx(1.5 + 0.1 * steps)
+    hybrid = found["hybrid"]
+    assert list(hybrid.activities) == ["scoring", "forward and backward", "other"]
+    assert list(hybrid.activities.values()) == pytest.approx([0.5, 1.0, 0.1 * steps])
+    assert sum(map(hybrid.share, hybrid.activities)) == pytest.approx(1.0)
+    assert hybrid.seconds == pytest.approx(1.5 + 0.1 * steps)
     assert "Where the time goes" in written.html.read_text()
 
 
@@ -158,7 +171,7 @@ def test_table_agrees_with_the_outcomes(written: Report) -> None:
 def test_csv_has_the_columns(written: Report) -> None:
     with written.csv.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert tuple(rows[0]) == CSV_COLUMNS
+    assert list(rows[0]) == [*CSV_COLUMNS, "published"]
     assert len(rows) == 2 * 12
     row = next(r for r in rows if r["method"] == "replay_buffer")
     assert (row["seeds"], row["failed"], row["missing"]) == ("1", "1", "0")
@@ -183,14 +196,15 @@ def test_page_runs_our_scripts_and_no_other(page: Page) -> None:
     (packed,) = [text for kind, text in page.scripts if kind == "text/plain"]
     library = gzip.decompress(b64decode(packed)).decode()
     policy = next(a["content"] for _, a in page.tags if a.get("http-equiv")) or ""
-    assert len(code) == 3 and "plotly.js v" in library[:300]
+    assert len(code) == 3 and "vegaEmbed" in library
     assert policy.count("sha256-") == 4
     for text in [*code, library]:
         assert b64encode(hashlib.sha256(text.encode()).digest()).decode() in policy
 
 
 def test_hostile_text_is_shown_and_harmless(page: Page, written: Report) -> None:
-    assert "<script>alert(1)</script>⟨U+202E⟩gnitrow⟨U+0007⟩xxx" in page.text
+    assert "<script>window.hacked = 1</script>" in page.text
+    assert "⟨U+202E⟩gnitrow⟨U+0007⟩⟨U+0000⟩<a href" in page.text
     assert "more characters]" in page.text
     assert "\u202e" not in page.text and "\u0007" not in page.text
     assert "not a number at step 3: <b>loss</b>" in page.text
@@ -201,9 +215,9 @@ def test_hostile_text_is_shown_and_harmless(page: Page, written: Report) -> None
 
 def test_page_tells_what_is_missing(page: Page) -> None:
     for text in (
-        "2 failed: a failed cell has no accuracy",
-        "Not finished: 4 of 44 cells",
-        "2 seeds: a bootstrap over so few seeds is too narrow",
+        "2 failed: a failed run has no accuracy",
+        "Not finished: 4 of 44 runs",
+        "2 seeds: intervals from so few seeds are too narrow",
         "tiny-qwen/off_policy/1 step 7 of 20",
         "1 of 2, 1 failed",
         "models of another size, another task (GSM8K), its own code",
@@ -211,11 +225,23 @@ def test_page_tells_what_is_missing(page: Page) -> None:
         assert text in " ".join(page.text.split()), text
 
 
-def test_charts_are_what_plotly_takes(page: Page) -> None:
-    import plotly.graph_objects as go
+def values(spec: dict, part: str) -> dict[str, dict]:
+    """Records of one part of a chart, by method."""
+    return {v["method"]: v for v in spec["data"]["values"] if v["part"] == part}
 
+
+def test_charts_compile_and_each_record_is_drawn(page: Page) -> None:
+    import vl_convert
+
+    assert page.specs
     for spec in page.specs:
-        go.Figure(spec)  # refuses unknown attributes
+        assert vl_convert.vegalite_to_vega(spec)["marks"]
+        tests = " ".join(layer["transform"][0]["filter"] for layer in spec["layer"])
+        for part in {value["part"] for value in spec["data"]["values"]}:
+            assert f"'{part}'" in tests or "isValid" in tests, part
+
+
+def test_charts_stand_in_order_and_hold_the_numbers(page: Page) -> None:
     half = page.charts[: len(page.charts) // 2]
     assert [name for name, _ in half] == [
         "accuracy",
@@ -235,41 +261,39 @@ def test_charts_are_what_plotly_takes(page: Page) -> None:
     ]
     drawn = dict(half)
     accuracy = drawn["eval-accuracy"]
-    start = {t["y"][0] for t in accuracy["data"] if t["meta"]["part"] in ("mean", "seed")}
-    untrained = next(t for t in accuracy["data"] if t["name"] == "untrained")
-    assert start == {untrained["y"][0]}
-    marks = {shape["name"]: shape["x0"] for shape in accuracy["layout"]["shapes"]}
-    assert marks == {"hybrid": 50.0, "reverse_curriculum": 70.0}
-    assert {t["name"] for t in drawn["seed-tokens"]["data"]} == {"teacher_seeded", "seed_long"}
-    beside = {t["name"] for t in drawn["seeding-effect"]["data"]}
-    assert beside == {"teacher_seeded", "seed_long", "on_policy_gkd"}
+    lines = [v for v in accuracy["data"]["values"] if v["part"] in ("mean", "seed")]
+    assert {v["y"][0] for v in lines} == {values(accuracy, "level")["untrained"]["y"][0]}
+    marks = {method: v["x"] for method, v in values(accuracy, "hand-over").items()}
+    assert marks == {"hybrid": [50.0], "reverse_curriculum": [70.0]}
+    assert set(values(drawn["seed-tokens"], "mean")) == {"teacher_seeded", "seed_long"}
+    assert set(values(drawn["seed-tokens"], "plan")) == {"teacher_seeded", "seed_long"}
+    compared = {"teacher_seeded", "seed_long", "on_policy_gkd"}
+    assert set(values(drawn["seeding-effect"], "mean")) == compared
 
 
-def test_hand_overs_stand_at_step_nought(page: Page) -> None:
+def test_hand_overs_are_at_step_0(page: Page) -> None:
     """20 steps: hybrid hands over after 10, reverse_curriculum after 14; probes every fifth."""
     cliff = dict(page.charts)["hand-over-score"]
-    means = {t["name"]: t for t in cliff["data"] if t["meta"]["part"] == "mean"}
+    means = values(cliff, "mean")
     assert means["hybrid"]["x"] == [-5, 0, 5, 10]
     assert means["reverse_curriculum"]["x"] == [-9, -4, 1, 6]
-    (line,) = cliff["layout"]["shapes"]
-    assert line["x0"] == 0 and line["name"] == ""
-    thin = next(t for t in cliff["data"] if t["meta"]["part"] == "seed")
-    assert thin["meta"]["seeds"] == [0, 1] and thin["x"].count(None) == 2
+    assert [v["x"] for v in values(cliff, "hand-over").values()] == [[0]]
+    thin = [v for v in cliff["data"]["values"] if v["part"] == "seed" and v["method"] == "hybrid"]
+    assert [v["seed"] for v in thin] == [0, 1]
 
 
-def test_the_problem_map_is_the_outcomes(written: Report, page: Page) -> None:
+def test_the_heat_map_is_the_outcomes(written: Report, page: Page) -> None:
     spec = dict(page.charts[: len(page.charts) // 2])["solved"]
-    row = next(t for t in spec["data"] if t["name"] == "hybrid")
+    row = values(spec, "solved")["hybrid"]
     records = [
         StudyFolder(written.html.parent).cell(Cell("tiny-qwen", "hybrid", seed)).result
         for seed in (0, 1)
     ]
-    told = dict(zip(row["customdata"][0], row["z"][0], strict=True))
+    shown = dict(zip(row["problem"], row["y"], strict=True))
     for problem in range(40):
         share = np.mean([int(r["outcomes"]["strict"][problem]) for r in records])
-        assert told[problem + 1] == share
-    ticks = spec["layout"]["yaxis"]
-    assert ticks["ticktext"][row["y"][0]] == "hybrid"
+        assert shown[problem + 1] == share
+    assert row["x"] == list(range(40))
 
 
 @pytest.mark.parametrize(
@@ -288,15 +312,15 @@ def test_pareto(points: dict[str, tuple[float, float]], best: list[str]) -> None
 
 def test_more_problems_than_columns_share_them() -> None:
     share = {"hybrid": np.r_[np.ones(1500), np.zeros(1500)]}
-    (row,) = problem_map(share)["data"]
-    assert len(row["z"][0]) == len(row["x"]) == 1000
-    assert row["z"][0][0] == 1.0 and row["z"][0][-1] == 0.0
+    (row,) = heat_map(share)["data"]["values"]
+    assert len(row["y"]) == len(row["x"]) == 1000
+    assert row["y"][0] == 1.0 and row["y"][-1] == 0.0
 
 
 def test_a_mean_needs_all_its_seeds(written: Report) -> None:
     data = load(written.html.parent)
-    loss = next(m for m in curves_module.METRICS if m.key == "train/loss")
-    found = {c.method: c for c in curves_module.curves(data, "tiny-qwen", loss)}
+    loss = next(m for m in curves.METRICS if m.key == "train/loss")
+    found = {c.method: c for c in curves.curves_of(data, "tiny-qwen", loss)}
     assert [seed for seed, _ in found["hybrid"].seeds] == [1]  # seed 0 has null losses
     assert "kl_anchored" in found and len(found["off_policy"].mean) == 20
     assert found["extended_on_policy"].progress(found["extended_on_policy"].mean)[-1] == 100.0
@@ -341,14 +365,14 @@ def test_a_torn_last_line_is_left_and_a_damaged_one_refused(tmp_path: Path) -> N
 
 def test_long_runs_are_thinned() -> None:
     steps = tuple(range(1, 1001))
-    line = curves_module._thin(curves_module.Line(steps, tuple(map(float, steps))))
-    assert len(line) <= curves_module.POINTS + 1 and line.steps[-1] == 1000
+    line = curves._thin(curves.Series(steps, tuple(map(float, steps))))
+    assert len(line) <= curves.POINTS + 1 and line.steps[-1] == 1000
 
 
 def test_figures_are_written(written: Report) -> None:
     names = {path.stem for path in written.figures if path.stem.startswith("tiny-qwen-")}
-    for name in ("accuracy", "difference-to-on_policy_gkd", "solved", "hand-over", "train-score"):
-        assert f"tiny-qwen-{name}" in names
+    charts = {name for name, _ in Page(written.html.read_text(encoding="utf-8")).charts}
+    assert names == {f"tiny-qwen-{name}" for name in charts} and "tiny-qwen-solved" in names
     assert len(written.figures) == 2 * 3 * len(names)
     for path in written.figures:
         if path.suffix == ".svg":
@@ -358,8 +382,10 @@ def test_figures_are_written(written: Report) -> None:
 
 
 def test_text_and_markdown_tables(written: Report) -> None:
-    text = as_text(written)
-    assert "tiny-llama" in text and text.endswith("38 of 44 cells done, 2 failed, 4 missing")
+    assert (written.done, written.cells, written.failed, written.missing) == (38, 44, 2, 4)
+    table = terminal([row for row in written.rows if row.pair == "tiny-llama"])
+    assert "hybrid" in [row["method"] for row in table] and len({*map(tuple, table)}) == 1
+    assert all(row["accuracy %"] for row in table if row["method"] in ("untrained", "teacher"))
     markdown = to_markdown(written.rows)
     assert markdown.count("| `seed_long` |") == 1 and markdown.splitlines()[0].count("gain") == 2
     assert len({line.count("|") for line in markdown.splitlines()}) == 1
@@ -387,16 +413,6 @@ def test_any_study_gives_a_page(tmp_path: Path, fate: Callable[[Cell], Fate], sa
     json.dumps(report.to_json(), allow_nan=False)
 
 
-FINDING = {
-    "kind": "collapse",
-    "cause": "unshifted_targets",
-    "step": 5,
-    "found": 10,
-    "evidence": "<i>0% of the probe right</i>",
-    "advice": "shift",
-}
-
-
 def test_what_broke_is_said_everywhere(tmp_path: Path) -> None:
     later = {**FINDING, "step": 10, "found": 15}
 
@@ -413,8 +429,7 @@ def test_what_broke_is_said_everywhere(tmp_path: Path) -> None:
     report = write_report(tmp_path)
     line = "collapsed: tiny-qwen hybrid, 2 of 2 runs, from step 5 to 10 on: unshifted_targets ("
     given_up = "seed 0 stopped at step 10 of 20, back to the student of step 0"
-    for text in (as_text(report), as_markdown(report)):
-        assert line in text and given_up in text
+    assert line in as_markdown(report) and given_up in as_markdown(report)
     page = report.html.read_text()
     assert line in page and given_up in page and "seeds 0, 1" in page
     assert "&lt;i&gt;0% of the probe right" in page and "<i>0%" not in page
@@ -431,7 +446,7 @@ def test_a_sound_study_says_how_many_runs_were_watched(tmp_path: Path) -> None:
     (folder.path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     report = write_report(tmp_path)
     assert "none deviates from its recipe: 1 run was watched" in report.html.read_text()
-    assert "collapsed:" not in as_text(report)
+    assert "collapsed:" not in as_markdown(report)
 
 
 def test_a_run_that_blew_up_has_a_finding(tmp_path: Path) -> None:
@@ -444,14 +459,14 @@ def test_a_run_that_blew_up_has_a_finding(tmp_path: Path) -> None:
             else {}
         ),
     )
-    assert "1 of 2 runs, from step" in as_text(write_report(tmp_path))
-    assert "not_a_number" in as_text(write_report(tmp_path))
+    assert "1 of 2 runs, from step" in as_markdown(write_report(tmp_path))
+    assert "not_a_number" in as_markdown(write_report(tmp_path))
 
 
 def test_a_single_cell_has_no_interval_over_seeds(tmp_path: Path) -> None:
     write_study(tmp_path / "one", small_study(methods=["mixture"], seeds=[3]))
     text = " ".join(Page(write_report(tmp_path / "one").html.read_text()).text.split())
-    assert "One seed: there is no interval over seeds." in text
+    assert "One seed: intervals cover the choice of problems, not of seeds." in text
     assert "on_policy_gkd is not in this study" in text
 
 
@@ -465,6 +480,41 @@ def test_a_pair_with_hostile_model_names(tmp_path: Path) -> None:
     assert all(path.parent == tmp_path / "own" / "figures" for path in report.figures)
 
 
+def test_a_study_that_does_not_ask_shows_nothing_of_the_published_one(tmp_path: Path) -> None:
+    write_study(tmp_path / "study", small_study(methods=["on_policy_gkd", "hybrid", "mixture"]))
+    report = write_report(tmp_path / "study")
+    page = Page(report.html.read_text(encoding="utf-8"))
+    assert not {name for name, _ in page.charts if name.startswith(("hand-over", "seed"))}
+    shown = page.text.split("hypothesis")[0].lower()  # a recipe cites its source
+    assert "published" not in shown and "cliff" not in shown
+    assert report.csv.read_text().splitlines()[0].split(",") == CSV_COLUMNS
+    assert not [
+        row for row in json.loads(report.results.read_text())["table"] if "published" in row
+    ]
+
+
+def test_studies_ask_for_the_published_one_by_name(tmp_path: Path) -> None:
+    with pytest.raises(PotstillError, match="unknown published study") as refused:
+        small_study(published="distribution-clif")
+    assert refused.value.hint == 'did you mean "distribution-cliff"?'
+    asked = [path.name for path in (ROOT / "studies").glob("*.toml") if load_study(path).published]
+    assert sorted(asked) == ["full.toml", "published-llama.toml", "published-qwen.toml"]
+    folder = write_study(tmp_path, small_study())
+    folder.check(small_study(published=PUBLISHED[0]))  # what a report shows is no other study
+    folder.open(small_study(published=PUBLISHED[0]))
+    assert load(tmp_path).study.published == PUBLISHED[0]
+
+
+def test_a_folder_without_the_key_is_reported(tmp_path: Path) -> None:
+    folder = write_study(tmp_path, small_study())
+    file = tmp_path / "study.toml"
+    text = file.read_text()
+    assert 'published = ""\n' in text
+    file.write_text(text.replace('published = ""\n', ""))
+    folder.check(small_study())
+    assert write_report(tmp_path).done == 6
+
+
 def test_no_study_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PotstillError, match="holds no study"):
         write_report(tmp_path)
@@ -475,15 +525,19 @@ def test_no_study_is_refused(tmp_path: Path) -> None:
 
 def test_every_method_looks_different() -> None:
     known = [*METHODS, *(f"own{i}" for i in range(12))]
-    assert len(set(looks(known, {}).values())) == len(known)
+    assert len(set(looks(known).values())) == len(known)
 
 
 def test_published_columns_cover_the_methods() -> None:
     for family, found in COLUMNS.items():
         assert set(found.accuracy) == set(METHODS) - {"off_policy"}, family
-    pair = small_study().models["tiny-qwen"].model_copy(update={"student": "x", "teacher": "y"})
-    assert column("mine", pair) is None
-    assert column("My-Llama", pair) is COLUMNS["llama"]
+    pair = {"student": "x", "teacher": "y"}
+    pairs = {"mine": pair, "My-Llama": pair}
+    known = {"pair": pairs, "pairs": list(pairs), "train": {"learning_rate": 1e-3}}
+    study = small_study(**known, published=PUBLISHED[0])
+    assert column(study, "mine") is None
+    assert column(study, "My-Llama") is COLUMNS["llama"]
+    assert column(small_study(**known), "My-Llama") is None  # it did not ask
 
 
 @pytest.mark.parametrize(
@@ -515,7 +569,7 @@ def test_marked(text: str, target: str, pieces: list[tuple[str, str]]) -> None:
     assert marked(text, target) == pieces
 
 
-def test_texts_stand_by_step_and_method(written: Report) -> None:
+def test_completions_are_shown_by_step_and_method(written: Report) -> None:
     html = written.html.read_text()
     texts = html[html.index('<table class="texts">') :]
     mine = texts[texts.index('data-method="hybrid"') :]
@@ -526,9 +580,9 @@ def test_texts_stand_by_step_and_method(written: Report) -> None:
 def test_a_report_needs_no_engine(written: Report) -> None:
     code = (
         "import sys; from pathlib import Path; import potstill.report as r;"
-        "early = {'scipy', 'plotly', 'matplotlib', 'jinja2'} & set(sys.modules);"
+        "early = {'scipy', 'vl_convert', 'jinja2'} & set(sys.modules);"
         f"r.write_report(Path({str(written.html.parent)!r}));"
-        "late = {'torch', 'transformers', 'matplotlib', 'potstill.training.loop',"
+        "late = {'torch', 'transformers', 'potstill.training.loop',"
         " 'potstill.study.run', 'potstill.engines.torch.engine',"
         " 'potstill.engines.fake'} & set(sys.modules);"
         "print(early | late)"

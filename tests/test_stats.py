@@ -11,7 +11,9 @@ import pytest
 from scipy.stats import binomtest, kstest
 
 from potstill.report import stats
-from potstill.report.stats import Difference, Row, accuracy_at, curve, difference, holm, interval
+from potstill.report.results import Row, curve, outcome_matrix
+from potstill.report.results import table as results_table
+from potstill.report.stats import Difference, accuracy_at, corrected, difference, interval
 from potstill.study.storage import Cell
 
 
@@ -117,14 +119,14 @@ def test_holm_against_numbers_by_hand() -> None:
         return Difference(0.1, 0.0, 0.2, p)
 
     # sorted 0.01, 0.02, 0.03, 0.04 times 4, 3, 2, 1, then the running maximum
-    corrected = holm([of(0.03), None, of(0.01), of(0.04), of(math.nan), of(0.02)])
-    p = [None if one is None else one.p for one in corrected]
+    family = corrected([of(0.03), None, of(0.01), of(0.04), of(math.nan), of(0.02)])
+    p = [None if one is None else one.p for one in family]
     assert p[1] is None and p[4] is not None and math.isnan(p[4])
     assert [p[i] for i in (2, 5, 0, 3)] == pytest.approx([0.04, 0.06, 0.06, 0.06])
-    assert [one.p for one in holm([of(0.7), of(0.6)]) if one] == [1.0, 1.0]
-    assert holm([None, None]) == [None, None] and holm([]) == []
+    assert [one.p for one in corrected([of(0.7), of(0.6)]) if one] == [1.0, 1.0]
+    assert corrected([None, None]) == [None, None] and corrected([]) == []
     same = of(0.02)
-    assert [one.p for one in holm([same, of(0.02)]) if one] == pytest.approx([0.04, 0.04])
+    assert [one.p for one in corrected([same, of(0.02)]) if one] == pytest.approx([0.04, 0.04])
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (4, 1)])
@@ -210,7 +212,7 @@ def metrics(cell: Cell) -> list[dict[str, Any]]:
 def table(
     results: Mapping[Cell, Mapping[str, Any]] = RESULTS, cells: Sequence[Cell] = CELLS
 ) -> dict[str, Row]:
-    return {row.method: row for row in stats.table(cells, METHODS, results, metrics)}
+    return {row.method: row for row in results_table(cells, METHODS, results, metrics)}
 
 
 def test_the_table_leaves_out_what_failed_and_what_is_missing() -> None:
@@ -257,13 +259,12 @@ def test_p_values_are_corrected_over_the_methods_of_a_pair() -> None:
     rows = table(results)
     mine = [Cell("p", name, 0) for name in METHODS]
     raw = [
-        difference(stats.outcome_matrix([results[c]]) - stats.outcome_matrix([record(0.5)])).p
-        for c in mine[1:]
+        difference(outcome_matrix([results[c]]) - outcome_matrix([record(0.5)])).p for c in mine[1:]
     ]
     raw.append(
         difference(
-            stats.outcome_matrix([results[Cell("p", "on_policy_gkd", s)] for s in (0, 1)])
-            - stats.outcome_matrix([record(0.5)])
+            outcome_matrix([results[Cell("p", "on_policy_gkd", s)] for s in (0, 1)])
+            - outcome_matrix([record(0.5)])
         ).p
     )
     against = [rows[name].against_untrained for name in ("hybrid", "off_policy", "on_policy_gkd")]
@@ -283,12 +284,12 @@ def test_a_reference_row_that_failed_costs_only_what_needs_it(gone: str) -> None
 
 def test_pairs_are_tables_of_their_own_and_nothing_is_no_error() -> None:
     twin = [Cell("q", cell.method, cell.seed) for cell in CELLS]
-    rows = stats.table([*CELLS, *twin], METHODS, RESULTS, metrics)
+    rows = results_table([*CELLS, *twin], METHODS, RESULTS, metrics)
     assert [row.pair for row in rows] == ["p"] * 5 + ["q"] * 5
-    alone = stats.table(CELLS, METHODS, RESULTS, metrics)
+    alone = results_table(CELLS, METHODS, RESULTS, metrics)
     assert rows[:5] == alone
     assert all(row.accuracy is None for row in rows[5:])
-    assert stats.table([], METHODS, {}, metrics) == []
+    assert results_table([], METHODS, {}, metrics) == []
 
 
 def test_unpaired_agrees_with_paired_where_nothing_is_shared() -> None:

@@ -1,4 +1,4 @@
-"""What the verdict says, case by case: never more than the numbers."""
+"""The verdict and the summary, case by case, as typed values: never more than the numbers."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from typing import Any
 
 import pytest
 
-from potstill.report import data, findings, stats, summary
-from potstill.report.reading import clear
-from potstill.report.stats import Difference, Interval, Row
-from potstill.report.verdict import Choice, Evidence, choose
-from studies import Fate, small_study, write_study
-from test_report import FINDING
+from potstill.report import data, findings, sentences, stats
+from potstill.report.results import Row
+from potstill.report.significance import direction
+from potstill.report.stats import Difference, Interval
+from potstill.report.summary import Summary, evidence, summarize
+from potstill.report.verdict import Cost, EqualTokens, Evidence, Outcome, judge
+from studies import FINDING, Fate, small_study, write_study
 
 UP, DOWN = Difference(0.05, 0.02, 0.08, 0.01), Difference(-0.05, -0.08, -0.02, 0.01)
 LEVEL = Difference(0.01, -0.02, 0.04, 0.6)
-HIGH = Difference(0.05, 0.01, 0.09, 0.08)  # an interval above zero that Holm's p does not bear out
+HIGH = Difference(0.05, 0.01, 0.09, 0.08)  # an interval above zero that Holm's p does not confirm
 ONE = Difference(0.05, float("nan"), float("nan"), float("nan"))
 TEN = tuple(range(10))
 
@@ -44,203 +45,222 @@ def row(method: str, accuracy: float | None, gain: Difference | None = UP, **mor
 
 A, B, C = row("a", 0.7), row("b", 0.69, tokens=5e4), row("c", 0.5)
 BASE = row("on_policy_gkd", 0.65)
-CASES: dict[str, tuple[Evidence, str, str, tuple[str, ...], list[str]]] = {
+LATE = {"a": "2 of 2 runs, from step 5 on: unshifted_targets"}
+# evidence, outcome, recommended methods, and other values of the verdict
+CASES: dict[str, tuple[Evidence, Outcome, tuple[str, ...], dict[str, Any]]] = {
     "nothing yet": (
         Evidence([row("a", None), row("b", None)], {}),
-        "nothing",
-        "No method has a result yet.",
+        Outcome.NOTHING,
         (),
-        ["Not run yet: a and b."],
+        {"not_run": ("a", "b"), "best": None, "collapsed": {}},
     ),
     "all failed": (
         Evidence([row("a", None, failed=("seed 0: x",))], {}),
-        "nothing",
-        "No method has a result yet.",
+        Outcome.NOTHING,
         (),
-        ["Failed in every run: a."],
+        {"failed": ("a",), "not_run": ()},
     ),
     "one method": (
         Evidence([A], {}),
-        "single",
-        "a: no other is in this study, and it has a result.",
+        Outcome.SINGLE,
         ("a",),
-        ["Highest mean: a, 70.0 % (67.0 to 73.0), +5.0 points (+2.0 to +8.0, p 0.010) on the"],
+        {"best": A, "methods": 1, "higher": False, "with_baseline": False},
     ),
     "the others failed": (
         Evidence([A, row("b", None, failed=("seed 0: x",))], {}),
-        "single",
-        "a: no other has a result.",
+        Outcome.SINGLE,
         ("a",),
-        ["Failed in every run: b."],
+        {"failed": ("b",), "methods": 2},
     ),
-    "clear": (
+    "an insignificant lead is a tie": (
         Evidence([A, B, C], {"b": UP, "c": HIGH}),
-        "tie",
-        "A tie of 2 methods: a has the highest mean.",
+        Outcome.TIE,
         ("a", "c"),
-        ["Not clearly below it: c.", "Clearly below it: b; the nearest is b: a has +5.0 points"],
+        {"tied": ("c",), "below": {"b": UP}, "nearest": "b", "cheapest": None},
     ),
     "clear of all": (
         Evidence([A, B, C], {"b": UP, "c": UP}),
-        "clear",
-        "a: clearly above every other method.",
+        Outcome.CLEAR,
         ("a",),
-        ["Clearly below it: b and c"],
+        {"below": {"b": UP, "c": UP}, "tied": (), "unclear": ()},
     ),
     "tie of all": (
         Evidence([A, B], {"b": LEVEL}),
-        "tie",
-        "A tie of all 2 methods: a has the highest mean, b spends least.",
+        Outcome.TIE,
         ("a", "b"),
-        ["Of these the cheapest is b, 50 k tokens a run; the dearest a, 100 k tokens a run."],
+        {
+            "tied": ("b",),
+            "rivals": 1,
+            "cheapest": Cost("b", 5e4, "tokens"),
+            "dearest": Cost("a", 1e5, "tokens"),
+        },
     ),
     "dollars before tokens": (
         Evidence([A, B], {"b": LEVEL}, price={"a": 0.5, "b": 2.0}),
-        "tie",
-        "A tie of all 2 methods: a has the highest mean and spends least.",
+        Outcome.TIE,
         ("a", "b"),
-        ["the cheapest is a, 0.5 USD a run; the dearest b, 2 USD a run."],
+        {"cheapest": Cost("a", 0.5, "USD"), "dearest": Cost("b", 2.0, "USD")},
     ),
-    "a tie that is no gain is left out": (
+    "a tie that is not a gain is left out": (
         Evidence([A, row("b", 0.69, LEVEL)], {"b": LEVEL}),
-        "gain",
-        "a: the one clear gain on no training, not clearly above b.",
+        Outcome.GAIN,
         ("a",),
-        ["Not clearly below it, and no clear gain on no training: b."],
+        {"unclear": ("b",), "other_gains": False},
     ),
-    "a clear gain that is clearly below, and one that is neither": (
+    "a significant gain that is significantly below, and one that is neither": (
         Evidence([A, B, row("c", 0.69, LEVEL)], {"b": UP, "c": LEVEL}),
-        "gain",
-        "a: clearly above every other clear gain on no training, not clearly above c.",
+        Outcome.GAIN,
         ("a",),
-        ["Not clearly below it, and no clear gain on no training: c.", "Clearly below it: b;"],
+        {"unclear": ("c",), "below": {"b": UP}, "other_gains": True},
     ),
     "no gain": (
         Evidence([row("a", 0.7, LEVEL), row("b", 0.6, DOWN)], {"b": UP}),
-        "no gain",
-        "None: no method is clearly better than no training.",
+        Outcome.NO_GAIN,
         (),
-        ["Clearly below the untrained student: b."],
+        {"below_untrained": ("b",)},
     ),
-    "the highest mean is no clear gain": (
+    "the highest mean is not a significant gain": (
         Evidence([row("a", 0.71, LEVEL), B], {"a": LEVEL}),
-        "gain",
-        "b: the one clear gain on no training, not clearly above a.",
+        Outcome.GAIN,
         ("b",),
-        [
-            "Highest mean of the clear gains: b, 69.0 %",
-            "Not clearly below it, and no clear gain on no training: a.",
-        ],
+        {"best": B, "higher": True, "unclear": ("a",)},
     ),
     "no untrained row": (
         Evidence([row("a", 0.7, None), row("b", 0.6, None)], {"b": UP}),
-        "clear",
-        "a: clearly above every other method.",
+        Outcome.CLEAR,
         ("a",),
-        ["The untrained student has no result: whether this is a gain is unknown."],
+        {"below_untrained": ()},
     ),
     "collapsed": (
-        Evidence([A, B], {}, collapsed={"a": "2 of 2 runs, from step 5 on: unshifted_targets"}),
-        "single",
-        "b: no other has a result.",
+        Evidence([A, B], {}, collapsed=LATE),
+        Outcome.SINGLE,
         ("b",),
-        ["Collapsed: a, 2 of 2 runs, from step 5 on: unshifted_targets."],
+        {"collapsed": LATE, "best": B, "higher": False},
     ),
     "all collapsed": (
         Evidence([A], {}, collapsed={"a": "1 of 2 runs"}),
-        "nothing",
-        "None: every method collapsed.",
+        Outcome.NOTHING,
         (),
-        ["Collapsed: a, 1 of 2 runs."],
+        {"collapsed": {"a": "1 of 2 runs"}},
     ),
     "faults on": (
         Evidence([A, B], {"b": UP}, faults=["stale_sampler"]),
-        "faults",
-        "None: faults are switched on (stale_sampler).",
+        Outcome.FAULTS,
         (),
-        ["Highest mean: a, 70.0 %"],
+        {"faults": ("stale_sampler",), "best": A},
     ),
     "few seeds, not finished": (
         Evidence([row("a", 0.7, seeds=(0, 1)), row("b", 0.6, seeds=(0,))], {"b": UP}, missing=1),
-        "clear",
-        "a: clearly above every other method (2 seeds only, not finished).",
+        Outcome.CLEAR,
         ("a",),
-        [],
+        {"seeds": 2, "few_seeds": True, "missing": 1},
     ),
-    "one seed": (
-        Evidence([row("a", 0.7, seeds=(3,)), row("b", 0.6, seeds=(3,))], {"b": UP}),
-        "clear",
-        "a: clearly above every other method (1 seed only).",
+    "enough seeds": (
+        Evidence([A, B], {"b": UP}),
+        Outcome.CLEAR,
         ("a",),
-        [],
+        {"seeds": 10, "few_seeds": False, "missing": 0},
     ),
-    "beside the baseline": (
+    "an insignificant lead on the baseline": (
         Evidence([row("a", 0.7, against_baseline=HIGH), BASE], {"on_policy_gkd": HIGH}),
-        "tie",
-        "A tie of all 2 methods: a has the highest mean.",
+        Outcome.TIE,
         ("a", "on_policy_gkd"),
-        [
-            "a against on_policy_gkd: +5.0 points (+1.0 to +9.0, p 0.080): not significant.",
-            "No method is clearly apart from on_policy_gkd.",
-        ],
+        {"with_baseline": True, "above_baseline": (), "below_baseline": (), "equal_tokens": None},
     ),
     "clear of the baseline": (
         Evidence([row("a", 0.7, against_baseline=UP), BASE], {"on_policy_gkd": UP}),
-        "clear",
-        "a: clearly above every other method.",
+        Outcome.CLEAR,
         ("a",),
-        ["Clearly apart from on_policy_gkd: above it a."],
+        {"above_baseline": ("a",), "below_baseline": ()},
+    ),
+    "below the baseline": (
+        Evidence([BASE, row("a", 0.5, against_baseline=DOWN)], {"a": UP}),
+        Outcome.CLEAR,
+        ("on_policy_gkd",),
+        {"above_baseline": (), "below_baseline": ("a",)},
     ),
     "twice the tokens": (
         Evidence(
             [row("a", 0.7, against_baseline=UP, tokens=2e5, equal_tokens=0.652), BASE],
             {"on_policy_gkd": UP},
         ),
-        "clear",
-        "a: clearly above every other method.",
+        Outcome.CLEAR,
         ("a",),
-        ["It spends 2.0 times the tokens of on_policy_gkd; where it had spent as many, it was"],
+        {"equal_tokens": EqualTokens(2.0, 0.652, 0.65)},
     ),
     "nothing to resample": (
         Evidence([row("a", 0.7, ONE), row("b", 0.6, ONE)], {"b": ONE}),
-        "no gain",
-        "None: no method is clearly better than no training.",
+        Outcome.NO_GAIN,
         (),
-        ["+5.0 points on the untrained student"],
+        {"below": {}, "unclear": ("b",)},
     ),
 }
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_choice(name: str) -> None:
-    told, kind, head, methods, lines = CASES[name]
-    found = choose(told)
-    assert (found.kind, found.head, found.methods) == (kind, head, methods)
-    for line in lines:
-        assert any(line in said for said in found.lines), found.lines
+def test_the_verdict(name: str) -> None:
+    given, outcome, recommended, values = CASES[name]
+    verdict = judge(given)
+    assert (verdict.outcome, verdict.recommended) == (outcome, recommended)
+    assert values
+    for key, value in values.items():
+        assert getattr(verdict, key) == value, key
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_only_what_is_recommended_is_clear_of_doubt(name: str) -> None:
-    """No case recommends a collapsed method, one under faults, or one that is no clear gain; above
-    every other is said of none that any other is not clearly below."""
-    told = CASES[name][0]
-    if "clearly above every other method" in choose(told).head:
-        assert all(clear(apart) == 1 for apart in told.apart.values())
-    for method in choose(told).methods:
-        assert method not in told.collapsed and not told.faults
-        (mine,) = (r for r in told.rows if r.method == method)
-        assert mine.against_untrained is None or mine.against_untrained.low > 0
+def test_only_what_the_numbers_show_is_recommended(name: str) -> None:
+    """No case recommends a collapsed method, one under faults, or an insignificant gain; the best
+    is called clear only where every other method is significantly below it."""
+    given = CASES[name][0]
+    verdict = judge(given)
+    if verdict.outcome is Outcome.CLEAR:
+        assert given.lead and all(direction(lead) == 1 for lead in given.lead.values())
+    for method in verdict.recommended:
+        assert method not in given.collapsed and not given.faults
+        (chosen,) = (r for r in given.rows if r.method == method)
+        assert chosen.against_untrained is None or chosen.against_untrained.low > 0
 
 
-def verdict(path: Path, fate: Mapping[tuple[str, int], Fate], **changes: Any) -> tuple[Any, ...]:
-    """The choice on tiny-qwen and the four answers of a small study with these fates."""
+@pytest.mark.parametrize("name", CASES)
+def test_every_verdict_has_a_headline_and_names_its_methods(name: str) -> None:
+    """The words are a writer's; the names and numbers in them are the verdict's."""
+    verdict = judge(CASES[name][0])
+    head, lines = sentences.headline(verdict), sentences.reasons(verdict)
+    assert head.endswith(".") and "  " not in head and all("  " not in line for line in lines)
+    if verdict.recommended and verdict.best:
+        assert verdict.best.method in head
+    text = " ".join(lines)
+    groups = (verdict.tied, verdict.unclear, verdict.below, verdict.collapsed, verdict.failed)
+    for group in (*groups, verdict.not_run, verdict.above_baseline, verdict.below_untrained):
+        assert all(method in text for method in group)
+
+
+def test_the_sentences_hold_the_numbers() -> None:
+    verdict = judge(CASES["tie of all"][0])
+    assert sentences.headline(verdict) == (
+        "All 2 methods tie: a has the highest mean, b costs least."
+    )
+    assert sentences.reasons(verdict) == [
+        "Highest mean: a, 70.0 % (67.0 to 73.0), +5.0 points (+2.0 to +8.0, p 0.010) over the "
+        "untrained student.",
+        "Not significantly worse: b.",
+        "Cheapest of these: b (50 k tokens a run); dearest: a (100 k tokens a run).",
+    ]
+
+
+def test_a_headline_names_what_makes_it_provisional() -> None:
+    head = sentences.headline(judge(CASES["few seeds, not finished"][0]))
+    assert head == (
+        "a is significantly better than every other method (2 seeds only, not finished)."
+    )
+
+
+def summary(path: Path, fate: Mapping[tuple[str, int], Fate], **changes: Any) -> Summary:
+    """The summary of a small study with these fates."""
     study = small_study(**changes)
     write_study(path, study, lambda cell: fate.get((cell.method, cell.seed or 0), {}))
-    found = data.load(path)
-    groups = findings.grouped(found)
-    chosen = summary.choices(found, groups)
-    return chosen["tiny-qwen"], summary.answers(found, groups, chosen), summary.untested(found)
+    loaded = data.load(path)
+    return summarize(loaded, findings.grouped(loaded))
 
 
 @pytest.fixture(autouse=True)
@@ -249,54 +269,83 @@ def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_sound_study_answers_the_four_questions(tmp_path: Path) -> None:
-    choice, answers, untested = verdict(tmp_path, {}, seeds=[0, 1, 2, 3, 4])
-    assert isinstance(choice, Choice) and choice.methods
-    assert [a.question for a in answers] == [
+    found = summary(tmp_path, {}, seeds=[0, 1, 2, 3, 4])
+    assert found.verdicts["tiny-qwen"].recommended
+    trust, cost, broke = found.trust, found.cost, found.breakage
+    assert (trust.seeds, trust.few_seeds, trust.problems, trust.few_problems) == (
+        5,
+        False,
+        40,
+        True,
+    )
+    assert trust.tone == "warn" and trust.embedded == ("tiny-qwen",) and not trust.faults
+    assert cost.usd is None and cost.seconds == pytest.approx(38, abs=0.5)
+    assert cost.runs == 12 and cost.shortest == cost.longest == 3.5 and cost.predicted is None
+    assert broke.tone == "good" and broke.runs == 12 and not broke.groups
+    assert "reverse_curriculum" in found.untested.methods and not found.untested.baselines
+    questions = [question for question, *_ in sentences.answers(found)]
+    assert questions == [
         "Which method?",
         "Can I trust that?",
         "What did it cost?",
         "Did anything break?",
     ]
-    _, trust, cost, broke = answers
-    assert trust.tone == "warn" and "Only 40 held-out problems" in " ".join(trust.lines)
-    assert cost.head == "38 s of computing" and "No price is set" in cost.lines[-1]
-    assert (broke.tone, broke.head) == ("good", "Nothing")
-    assert any("reverse_curriculum" in text for text in untested)
 
 
-def test_a_collapse_is_not_recommended_and_is_said(tmp_path: Path) -> None:
+def test_a_collapse_is_not_recommended_and_is_reported(tmp_path: Path) -> None:
     fate = {("hybrid", 0): {"findings": [FINDING]}, ("hybrid", 1): {"fail": "<b>disk</b>"}}
-    choice, answers, _ = verdict(tmp_path, fate)
-    assert "hybrid" not in choice.methods
-    assert any("Collapsed: hybrid, 1 of" in line for line in choice.lines)
-    assert answers[3].tone == "bad" and answers[3].head == "1 collapsed, 1 failed"
-    assert any("tiny-qwen/hybrid/1 failed: <b>disk</b>" in line for line in answers[3].lines)
+    found = summary(tmp_path, fate)
+    verdict, broke = found.verdicts["tiny-qwen"], found.breakage
+    assert "hybrid" not in verdict.recommended
+    assert verdict.collapsed["hybrid"].startswith("1 of 2 runs")
+    assert (broke.tone, broke.collapsed, broke.deviating, broke.missing) == ("bad", 1, 0, 0)
+    assert [str(run.cell) for run in broke.failed] == ["tiny-qwen/hybrid/1"]
+    lines = sentences.answers(found)[3][3]
+    assert any("tiny-qwen/hybrid/1 failed: <b>disk</b>" in line for line in lines)
 
 
-def test_losses_that_are_no_numbers_are_said(tmp_path: Path) -> None:
-    _, answers, _ = verdict(tmp_path, {("hybrid", 1): {"null": True}})
-    assert "Losses that are no numbers: tiny-qwen/hybrid/1." in answers[3].lines
+def test_a_deviation_is_reported_and_trusted_less(tmp_path: Path) -> None:
+    finding = {**FINDING, "kind": "deviation"}
+    found = summary(tmp_path, {("hybrid", 0): {"findings": [finding]}})
+    assert found.trust.deviating == ("tiny-qwen hybrid",) and found.trust.tone == "bad"
+    assert (found.breakage.collapsed, found.breakage.deviating) == (0, 1)
+    assert "hybrid" not in found.verdicts["tiny-qwen"].collapsed
 
 
-def test_faults_and_prices_are_said(tmp_path: Path) -> None:
-    choice, answers, _ = verdict(tmp_path, {}, faults=["stale_sampler"], price={"hour": 3.6})
-    assert choice.kind == "faults" and not choice.methods
-    assert answers[1].tone == "bad" and answers[1].head.startswith("No")
-    assert answers[2].head.endswith("USD")
+def test_losses_that_are_not_finite_are_reported(tmp_path: Path) -> None:
+    found = summary(tmp_path, {("hybrid", 1): {"null": True}})
+    assert found.breakage.not_finite == ("tiny-qwen/hybrid/1",)
+
+
+def test_faults_and_prices_are_reported(tmp_path: Path) -> None:
+    found = summary(tmp_path, {}, faults=["stale_sampler"], price={"hour": 3.6})
+    verdict = found.verdicts["tiny-qwen"]
+    assert verdict.outcome is Outcome.FAULTS and not verdict.recommended
+    assert found.tone == "warn" and found.trust.tone == "bad"
+    assert found.trust.faults == ("stale_sampler",)
+    assert found.cost.usd == pytest.approx(found.cost.seconds / 1000)
+    assert sentences.answers(found)[2][2].endswith("USD")
+
+
+def test_an_unfinished_study_is_reported(tmp_path: Path) -> None:
+    found = summary(tmp_path, {("hybrid", 1): {"stop": 3}, ("teacher", 0): {"skip": True}})
+    assert (found.trust.missing, found.breakage.missing, found.trust.runs) == (2, 2, 6)
+    assert found.breakage.tone == "warn" and found.untested.baselines == ("tiny-qwen teacher",)
+    assert found.verdicts["tiny-qwen"].missing == 2
 
 
 def test_a_difference_has_one_p_on_the_whole_page(tmp_path: Path) -> None:
-    """The best against the baseline stands in two families of comparisons: the larger p counts."""
+    """The best against the baseline belongs to two families of comparisons: the larger p counts."""
     methods = ["on_policy_gkd", "hybrid", "mixture", "off_policy", "extended_on_policy"]
     write_study(tmp_path, small_study(methods=methods))
-    found = data.load(tmp_path)
-    told = summary.evidence(found, "tiny-qwen", [])
-    rows = {r.method: r for r in told.rows}
-    for method, value in told.apart.items():
-        its = rows[method].against_baseline
-        if "on_policy_gkd" not in told.apart and its and value:
-            assert value.p >= its.p
-    if mine := told.apart.get("on_policy_gkd"):
-        (top,) = {*methods} - {*told.apart}
-        its = rows[top].against_baseline
-        assert its and mine.mean == pytest.approx(its.mean) and mine.p >= its.p
+    given = evidence(data.load(tmp_path), "tiny-qwen", [])
+    rows = {r.method: r for r in given.rows}
+    (top,) = {*methods} - {*given.lead}
+    table = {"on_policy_gkd": rows[top].against_baseline}
+    if top == "on_policy_gkd":
+        table = {method: r.against_baseline for method, r in rows.items() if method != top}
+    assert table
+    for method, other in table.items():
+        lead = given.lead[method]
+        assert lead and other and lead.p >= other.p
+        assert abs(lead.mean) == pytest.approx(abs(other.mean))

@@ -34,7 +34,7 @@ def audit(
     from potstill.cli.launch import fill
     from potstill.diagnostics.faults import PUBLISHED
     from potstill.report import audit as auditing
-    from potstill.report.audit_page import to_markdown, write_audit
+    from potstill.report.pages.audit import to_markdown, write_audit
     from potstill.study.storage import StudyFolder, cells_of
 
     base = study_of(words, auditing.QUICK if quick else auditing.FULL)
@@ -55,7 +55,7 @@ def audit(
         print(f"{written['verdict']}\n")
     if markdown:
         entries = auditing.matrix(base, path, faults)
-        print(to_markdown(base, entries, auditing.verdicts(entries, faults)))
+        print(to_markdown(base, entries, auditing.effects(entries, faults)))
     if not as_json:
         print(f"audit: {path / 'audit.html'}")
     raise typer.Exit(1 if failed else 0)

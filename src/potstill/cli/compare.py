@@ -44,13 +44,13 @@ def compare(
     differ are listed. With --markdown or --json no page is written.
     """
     from potstill.report.compare import compare as compared
-    from potstill.report.compare_page import write_comparison
-    from potstill.report.compare_table import to_markdown, to_record
+    from potstill.report.pages.comparison import write_comparison
+    from potstill.report.tables.comparison import to_markdown
     from potstill.study.storage import to_json
 
     comparison = compared(folders)
     if as_json:
-        print_json(json.loads(to_json(to_record(comparison))))
+        print_json(json.loads(to_json(comparison.to_json())))
     elif markdown:
         print(to_markdown(comparison), end="")
     else:
@@ -79,7 +79,7 @@ def print_comparison(comparison: Comparison) -> None:
 
 def _rows(comparison: Comparison, pair: str) -> list[dict[str, str]]:
     """A row for each method: the accuracies of all studies, then the differences to the first."""
-    from potstill.report.numbers import per_cent, signed
+    from potstill.report.formatting import per_cent, signed
 
     letters = [side.letter for side in comparison.sides]
     rows = []

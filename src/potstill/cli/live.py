@@ -22,7 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from potstill.diagnostics.diagnosis import ended, sentence
-from potstill.report.numbers import count, duration
+from potstill.report.formatting import count, duration
 from potstill.settings import Price
 from potstill.study.progress import Running, Snapshot, Watcher
 from potstill.study.schema import Study

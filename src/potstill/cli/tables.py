@@ -19,7 +19,7 @@ import typer
 
 if TYPE_CHECKING:
     from potstill.report import Report
-    from potstill.report.stats import Row as MethodRow
+    from potstill.report.results import Row as MethodRow
 
 Row = Mapping[str, Any]
 Look = Literal["", "bold", "dim"]
@@ -31,7 +31,10 @@ LONG = 24  # characters from which a text may wrap, to no less than this
 NOTHING = ("", "-")
 NUMBER = re.compile(r"[-+−<]? ?\.?\d[\d.,]*(?!\w)")  # begins with a number: aligned to the right
 # Columns of the method table in the order in which a narrow terminal goes without them.
-SPARE_IN_REPORT = ("flexible %", "equal tokens %", "tokens", "Holm p", "gap closed %")
+SPARE_IN_REPORT = (
+    *("flexible %", "at equal tokens %", "tokens", "gap closed %", "seeds done"),
+    "vs on_policy_gkd",
+)
 
 
 def print_table(rows: Sequence[Row], *, spare: Sequence[str] = ()) -> None:
@@ -214,11 +217,10 @@ def show_report(report: Report, as_json: bool) -> None:
 
 def print_methods(rows: Sequence[MethodRow], faults: Sequence[str]) -> None:
     """Print a table of methods for each pair, under a banner where faults are on."""
-    from potstill.report.table import SHOWN, faults_line, shown
+    from potstill.report.tables.methods import faults_line, terminal
 
     print(faults_line(faults), end="")
     for pair in dict.fromkeys(row.pair for row in rows):
         print(pair)
-        table = [dict(zip(SHOWN, shown(r), strict=True)) for r in rows if r.pair == pair]
-        print_table(table, spare=SPARE_IN_REPORT)
+        print_table(terminal([row for row in rows if row.pair == pair]), spare=SPARE_IN_REPORT)
         print()

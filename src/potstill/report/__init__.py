@@ -1,8 +1,9 @@
 """A study's folder as tables, figures and one page that works offline.
 
-Reads what is on disk and writes beside it: results.json, table.csv, report.html and, where asked
-for, figures/. It runs no model and imports neither the loop nor an engine; plotly, matplotlib and
-scipy load when needed.
+Reads files and writes next to them: results.json, table.csv, report.html and, on request,
+figures/. It runs no model and imports neither the loop nor an engine; its libraries load when they
+are needed. `results` makes the table of `stats`, `verdict` and `summary` judge it, `tables`,
+`charts`, `figures` and `pages` show it.
 """
 
 from __future__ import annotations
@@ -12,23 +13,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from potstill.report.stats import Row
+    from potstill.report.results import Row
 
-__all__ = ["Report", "as_markdown", "as_text", "write_report"]
+__all__ = ["Report", "as_markdown", "write_report"]
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a report wrote, and what it is about."""
+    """The files of a report, and its contents for programs and terminals."""
 
     study: str
     html: Path
     results: Path  # results.json
     csv: Path
     figures: tuple[Path, ...]
-    rows: tuple[Row, ...]  # the method table
+    rows: tuple[Row, ...]  # the results table
     table: tuple[dict[str, Any], ...]  # the same as plain columns, those of table.csv
-    cells: int  # of the whole grid
+    cells: int  # runs of the whole grid
     done: int
     failed: int
     missing: int
@@ -36,89 +37,77 @@ class Report:
     findings: tuple[str, ...] = ()  # what broke, a line each
     verdict: tuple[str, ...] = ()  # which method to use, a line a pair
     routes: str = ""  # accuracy by teacher as Markdown tables, where a pair has several
-    likeness: str = ""  # text against capability as a Markdown table, where a pair has a context
+    similarity: str = ""  # the similarity check as a Markdown table, where a pair has a context
     remarks: tuple[str, ...] = ()  # on similarity scores and on teachers that read hints
 
     def to_json(self) -> dict[str, Any]:
-        """What a program may want to know."""
+        """The values that a program may want."""
         files = {key: str(getattr(self, key)) for key in ("html", "results", "csv")}
         counts = {key: getattr(self, key) for key in ("cells", "done", "failed", "missing")}
-        drawn = [str(path) for path in self.figures]
-        told = {"study": self.study, "faults": list(self.faults)}
-        told |= {"findings": list(self.findings), "remarks": list(self.remarks)}
-        told |= {"verdict": list(self.verdict)}
-        return {**told, **counts, **files, "figures": drawn, "table": list(self.table)}
+        words = ("faults", "findings", "remarks", "verdict", "table")
+        lists = {key: list(getattr(self, key)) for key in words}
+        figures = [str(path) for path in self.figures]
+        return {"study": self.study, **lists, **counts, **files, "figures": figures}
 
 
 def as_markdown(report: Report) -> str:
-    """The method table to paste into a page."""
-    from potstill.report.table import faults_line, to_markdown
+    """The results table to paste into a page."""
+    from potstill.report.tables.methods import faults_line, to_markdown
 
-    told = (*report.findings, *report.remarks)
-    found = "".join(f"\n- {line.strip()}" for line in told)
-    more = (report.routes, report.likeness)
-    tables = to_markdown(report.rows) + "".join(text and f"\n{text}" for text in more)
-    return faults_line(report.faults) + tables + (found and f"{found}\n")
-
-
-def as_text(report: Report) -> str:
-    """The method tables and the count of cells, for a terminal."""
-    from potstill.report.table import faults_line, to_text
-
-    counts = f"{report.done} of {report.cells} cells done"
-    counts += f", {report.failed} failed" if report.failed else ""
-    counts += f", {report.missing} missing" if report.missing else ""
-    found = "".join(f"{line}\n" for line in (*report.findings, *report.remarks))
-    found += "".join(f"{line}\n" for line in report.verdict)
-    tables = f"{faults_line(report.faults)}{to_text(report.rows)}\n{found}"
-    return f"{tables}{report.study}: {counts}"
+    lines = "".join(f"\n- {line.strip()}" for line in (*report.findings, *report.remarks))
+    more = "".join(text and f"\n{text}" for text in (report.routes, report.similarity))
+    table = faults_line(report.faults) + to_markdown(report.rows) + more
+    return table + (lines and f"{lines}\n")
 
 
 def write_report(path: Path, *, figures: bool = False) -> Report:
-    """Write the report of a study into its folder; a study in work is reported as far as it is.
+    """Write the report of a study into its folder, as far as the study has come.
 
     Args:
         path: the study's folder.
         figures: also write SVG, PDF and PNG files.
 
     Raises:
-        PotstillError: the folder holds no study, or the disk refuses.
+        PotstillError: the folder holds no study, or cannot be written.
     """
-    from potstill.report import data, findings, page, palette, routes, summary, table, trap
+    from potstill.report import data, findings, sentences, similarity, summary
+    from potstill.report.charts import charts, palette
+    from potstill.report.figures import write_figures
+    from potstill.report.pages import study as page
+    from potstill.report.routes import routes
+    from potstill.report.tables import column, methods, more
     from potstill.study.storage import to_json, write_text
 
     path = Path(path)
-    found = data.load(path)
-    looks = palette.looks(found.known, found.recipes)
+    loaded = data.load(path)
+    pairs, looks = list(loaded.study.models), palette.looks(loaded.known)
+    groups = findings.grouped(loaded)
+    answered = summary.summarize(loaded, groups)
+    sections = {pair: charts(loaded, pair, looks, groups) for pair in pairs}
     html, results, csv = path / "report.html", path / "results.json", path / "table.csv"
-    groups = findings.grouped(found)
-    chosen = summary.choices(found, groups)
-    told = {**table.to_results(found), "verdict": summary.as_record(chosen)}
-    write_text(results, to_json(told) + "\n")
-    write_text(csv, table.to_csv(found))
-    write_text(html, page.render(found, looks, groups, chosen))
-    drawn: tuple[Path, ...] = ()
-    if figures:
-        from potstill.report.figures import write_figures
-
-        drawn = write_figures(found, looks, path / "figures")
-    counts, likeness = found.counts, trap.measured(found)
+    table = methods.to_records(loaded)
+    verdict = sentences.as_record(answered)
+    write_text(results, to_json({**methods.to_results(loaded), "verdict": verdict}) + "\n")
+    write_text(csv, column.to_csv(table))
+    write_text(html, page.render(loaded, looks, groups, answered, sections))
+    drawn = ((pair, [c for s in sections[pair] for c in s.charts]) for pair in pairs)
+    similar = similarity.similarities(loaded) if loaded.study.contexts else []
     return Report(
-        study=found.study.name,
+        study=loaded.study.name,
         html=html,
         results=results,
         csv=csv,
-        figures=drawn,
-        rows=tuple(found.rows),
-        table=tuple(table.flat(found, row) for row in found.rows),
-        cells=len(found.runs),
-        done=counts["done"],
-        failed=counts["failed"],
-        missing=counts["missing"],
-        faults=found.study.faults,
+        figures=write_figures(drawn, path / "figures") if figures else (),
+        rows=tuple(loaded.rows),
+        table=tuple(table),
+        cells=len(loaded.runs),
+        done=loaded.counts["done"],
+        failed=loaded.counts["failed"],
+        missing=loaded.counts["missing"],
+        faults=loaded.study.faults,
         findings=tuple(findings.lines(groups)),
-        verdict=tuple(summary.as_lines(chosen)),
-        routes=routes.to_markdown(routes.routes(found, pair) for pair in found.study.models),
-        likeness=trap.to_markdown(likeness) if found.study.contexts else "",
-        remarks=(*trap.lines(likeness), *trap.ceilings(found)),
+        verdict=tuple(f"{pair}: {record['head']}" for pair, record in verdict.items()),
+        routes=more.routes_markdown(routes(loaded, pair) for pair in pairs),
+        similarity=more.similarity_markdown(similar),
+        remarks=tuple(sentences.remarks(answered.trust)),
     )

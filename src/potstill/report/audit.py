@@ -1,10 +1,10 @@
-"""The audit: which fault causes the collapse?
+"""The audit of the published study: which fault causes the collapse?
 
 Every method is run clean, with all the published faults, with each one alone, and with all but
-one, over pairs and seeds, on the machinery of ordinary studies: one study a variant, resumable,
-in `variants/NAME`. Where a fault does not touch a recipe, nothing is run: `alone` is then the
-clean variant's number and `without` the full one's. What comes out is a matrix of accuracies and
-collapse rates with intervals, and what single faults suffice and are necessary.
+one, over pairs and seeds, as ordinary studies: one study a variant, resumable, in `variants/NAME`.
+Where a fault does not touch a recipe, nothing is run: `alone` is then the clean variant's number
+and `without` the full one's. The result is a matrix of accuracies and collapse rates with
+intervals, and the faults that suffice or are necessary. Pages are written by `pages.audit`.
 """
 
 from __future__ import annotations
@@ -17,18 +17,19 @@ from typing import Any
 from potstill.algorithms.methods import METHODS
 from potstill.algorithms.recipe import Recipe
 from potstill.diagnostics.faults import FAULTS, PUBLISHED
-from potstill.report.stats import Interval, interval, outcome_matrix
+from potstill.report.results import outcome_matrix
+from potstill.report.stats import Interval, holm, interval
 from potstill.study.loading import read_study
 from potstill.study.schema import Study
 from potstill.study.storage import Cell, StudyFolder
 
 COLLAPSED = 0.25  # a run has collapsed below this share of the untrained student's accuracy
-COLLAPSED_MOSTLY = 0.5  # of a method's runs, above which the verdict names it
+COLLAPSED_MOSTLY = 0.5  # of a method's runs, above which the verdict names the method
 CLEAN, ALL = "clean", "all"
 
 # The settings that the published study trained with, as far as a tiny pair allows; its student
-# tokens are trained on the sampled estimate of the reverse KL. `studies/published-*.toml` hold
-# the same, and say what differs.
+# tokens are trained on the sampled estimate of the reverse KL. `studies/published-*.toml` have the
+# same, and list the differences.
 PUBLISHED_TRAIN: dict[str, Any] = {
     "learning_rate": 1e-4,
     "on_policy_rate": 0.5,
@@ -41,7 +42,7 @@ SAMPLED = {
     for name, recipe in METHODS.items()
     if recipe.uses_student
 }
-# What `potstill audit` runs when it is given no file.
+# The study of `potstill audit` without a file.
 FULL: dict[str, Any] = {
     "name": "audit",
     "methods": [f"{n}_sampled" if r.uses_student else n for n, r in METHODS.items()],
@@ -75,17 +76,17 @@ def variants(recipes: Mapping[str, Recipe], faults: Sequence[str]) -> list[Varia
 
     Args:
         recipes: the methods to audit.
-        faults: those that are taken apart; `all` has every published one on.
+        faults: those to try alone and to leave out; `all` has every published one on.
     """
     methods = tuple(recipes)
-    found = [Variant(CLEAN, (), methods), Variant(ALL, PUBLISHED, methods)]
+    plan = [Variant(CLEAN, (), methods), Variant(ALL, PUBLISHED, methods)]
     for fault in faults:
         touched = tuple(m for m in methods if FAULTS[fault].touches(recipes[m]))
         rest = tuple(name for name in PUBLISHED if name != fault)
         if touched:
-            found.append(Variant(f"only-{fault}", (fault,), touched))
-            found.append(Variant(f"without-{fault}", rest, touched))
-    return found
+            plan.append(Variant(f"only-{fault}", (fault,), touched))
+            plan.append(Variant(f"without-{fault}", rest, touched))
+    return plan
 
 
 def study_of(base: Study, variant: Variant) -> Study:
@@ -97,13 +98,13 @@ def study_of(base: Study, variant: Variant) -> Study:
 
 
 @dataclass(frozen=True)
-class Entry:
+class VariantResult:
     """One field of the matrix: a method under a variant, on one pair."""
 
     pair: str
     method: str
     variant: str
-    ran_as: str  # the variant that stands for it: another one where the fault touches nothing
+    ran_as: str  # the variant that was run for it: another one where the fault touches nothing
     accuracy: Interval | None
     runs: int
     collapsed: int
@@ -120,8 +121,8 @@ class Rate:
     def bounds(self) -> tuple[float, float]:
         from scipy.stats import binomtest
 
-        found = binomtest(self.hits, self.runs).proportion_ci(method="exact")
-        return float(found.low), float(found.high)
+        exact = binomtest(self.hits, self.runs).proportion_ci(method="exact")
+        return float(exact.low), float(exact.high)
 
     def __str__(self) -> str:
         if not self.runs:
@@ -130,8 +131,8 @@ class Rate:
         return f"{self.hits} of {self.runs} runs ({100 * low:.0f} to {100 * high:.0f} %)"
 
 
-def matrix(base: Study, path: Path, faults: Sequence[str]) -> list[Entry]:
-    """Read every variant's results into the matrix; what has not run is missing from it."""
+def matrix(base: Study, path: Path, faults: Sequence[str]) -> list[VariantResult]:
+    """Read every variant's results into the matrix."""
     plan = {variant.name: variant for variant in variants(base.recipes, faults)}
     names = [CLEAN, ALL, *(f"{kind}-{fault}" for fault in faults for kind in ("only", "without"))]
     entries = []
@@ -145,42 +146,46 @@ def matrix(base: Study, path: Path, faults: Sequence[str]) -> list[Entry]:
     return entries
 
 
-def _entry(base: Study, folder: StudyFolder, pair: str, method: str, name: str, ran: str) -> Entry:
+def _entry(
+    base: Study, folder: StudyFolder, pair: str, method: str, name: str, ran: str
+) -> VariantResult:
     results = folder.results([Cell(pair, method, seed) for seed in base.seeds]).values()
     done = [record for record in results if record["status"] == "done"]
     exploded = sum(str(record.get("cause")).startswith("not a number") for record in results)
     untrained = (folder.cell(Cell(pair, "untrained")).result or {}).get("accuracy")
     if untrained is None:  # nothing to measure a collapse against
-        return Entry(pair, method, name, ran, None, 0, 0)
+        return VariantResult(pair, method, name, ran, None, 0, 0)
     accuracy = interval(outcome_matrix(done)) if done else None
     collapsed = sum(record["accuracy"] < COLLAPSED * untrained for record in done)
-    return Entry(pair, method, name, ran, accuracy, len(done) + exploded, collapsed + exploded)
+    return VariantResult(
+        pair, method, name, ran, accuracy, len(done) + exploded, collapsed + exploded
+    )
 
 
-def rate(entries: Sequence[Entry], variant: str, methods: Sequence[str] = ()) -> Rate:
-    """Collapses of a variant over pairs, seeds and those methods that it was really run for."""
-    mine = [
+def rate(entries: Sequence[VariantResult], variant: str, methods: Sequence[str] = ()) -> Rate:
+    """Collapses of a variant over pairs, seeds and the methods that it was run for."""
+    counted = [
         e
         for e in entries
         if e.variant == variant and (e.method in methods if methods else e.ran_as == variant)
     ]
-    return Rate(sum(e.collapsed for e in mine), sum(e.runs for e in mine))
+    return Rate(sum(e.collapsed for e in counted), sum(e.runs for e in counted))
 
 
-def mostly(entries: Sequence[Entry], variant: str, share: float) -> list[str]:
+def mostly(entries: Sequence[VariantResult], variant: str, share: float) -> list[str]:
     """Methods whose runs collapse under a variant in more than a share."""
-    found = []
+    methods = []
     for method in dict.fromkeys(e.method for e in entries):
-        mine = [e for e in entries if e.variant == e.ran_as == variant and e.method == method]
-        hits, runs = sum(e.collapsed for e in mine), sum(e.runs for e in mine)
+        own = [e for e in entries if e.variant == e.ran_as == variant and e.method == method]
+        hits, runs = sum(e.collapsed for e in own), sum(e.runs for e in own)
         if runs and hits > share * runs:
-            found.append(method)
-    return found
+            methods.append(method)
+    return methods
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What one fault does, over the methods that it touches."""
+class FaultEffect:
+    """The effect of one fault on the methods that it touches."""
 
     fault: str
     methods: tuple[str, ...]
@@ -193,23 +198,21 @@ class Verdict:
 
     @property
     def suffices(self) -> bool:
-        """Alone it collapses more runs than collapse clean."""
+        """True where more runs collapse with this fault alone than clean."""
         return self.p_alone < 0.05 and self.alone.hits * self.clean.runs > (
             self.clean.hits * self.alone.runs
         )
 
     @property
     def necessary(self) -> bool:
-        """Without it fewer runs collapse than with all."""
+        """True where fewer runs collapse with all other faults than with all."""
         return self.p_without < 0.05 and self.without.hits * self.full.runs < (
             self.full.hits * self.without.runs
         )
 
 
-def verdicts(entries: Sequence[Entry], faults: Sequence[str]) -> list[Verdict]:
-    """Judge each fault by the collapse rates of the runs that it touches."""
-    from statsmodels.stats.multitest import multipletests
-
+def effects(entries: Sequence[VariantResult], faults: Sequence[str]) -> list[FaultEffect]:
+    """The effect of each fault on the collapse rates of the runs that it touches."""
     drafts = []
     for fault in faults:
         only = f"only-{fault}"
@@ -218,13 +221,12 @@ def verdicts(entries: Sequence[Entry], faults: Sequence[str]) -> list[Verdict]:
         alone, without = rate(entries, only), rate(entries, f"without-{fault}")
         if methods and all(r.runs for r in (clean, full, alone, without)):
             p = _fisher(alone, clean), _fisher(without, full)
-            drafts.append(Verdict(fault, methods, clean, alone, full, without, *p))
+            drafts.append(FaultEffect(fault, methods, clean, alone, full, without, *p))
     if not drafts:
         return []
-    alone_p = multipletests([d.p_alone for d in drafts], method="holm")[1]
-    without_p = multipletests([d.p_without for d in drafts], method="holm")[1]
+    alone_p, without_p = holm([d.p_alone for d in drafts]), holm([d.p_without for d in drafts])
     return [
-        replace(draft, p_alone=float(a), p_without=float(b))
+        replace(draft, p_alone=a, p_without=b)
         for draft, a, b in zip(drafts, alone_p, without_p, strict=True)
     ]
 
@@ -236,37 +238,39 @@ def _fisher(a: Rate, b: Rate) -> float:
     return float(fisher_exact(table).pvalue)
 
 
-def paragraph(base: Study, entries: Sequence[Entry], found: Sequence[Verdict]) -> str:
-    """The verdict in words; every number has its interval, and nothing is said beyond them."""
+def paragraph(base: Study, entries: Sequence[VariantResult], found: Sequence[FaultEffect]) -> str:
+    """The verdict in words; every number has its interval."""
     methods = list(base.recipes)
     text = [
-        f"A run has collapsed when it ends below {COLLAPSED:.0%} of the untrained accuracy, or in "
-        "numbers that are none.",
+        f"A run has collapsed when it ends below {COLLAPSED:.0%} of the untrained accuracy, or "
+        "with a non-finite loss.",
         f"Clean, {rate(entries, CLEAN, methods)} collapse; with all published faults on, "
         f"{rate(entries, ALL, methods)}.",
     ]
-    for verdict in found:
-        if verdict.suffices or verdict.necessary:
-            kinds = ["suffices"] * verdict.suffices + ["is necessary"] * verdict.necessary
+    for effect in found:
+        if effect.suffices or effect.necessary:
+            kinds = ["suffices"] * effect.suffices + ["is necessary"] * effect.necessary
             text.append(
-                f"{verdict.fault} {' and '.join(kinds)}: alone it collapses {verdict.alone}, "
-                f"against {verdict.clean} clean; with all faults but it {verdict.without}, against "
-                f"{verdict.full} with all."
+                f"{effect.fault} {' and '.join(kinds)}: alone it collapses {effect.alone}, "
+                f"against {effect.clean} clean; with all other faults on {effect.without} "
+                f"collapse, against {effect.full} with all."
             )
-            if names := mostly(entries, f"only-{verdict.fault}", COLLAPSED_MOSTLY):
+            if names := mostly(entries, f"only-{effect.fault}", COLLAPSED_MOSTLY):
                 text.append(f"Alone it collapses most runs of {', '.join(names)}.")
-    clear = {v.fault for v in found if v.suffices or v.necessary}
-    if rest := [v.fault for v in found if v.fault not in clear]:
+    if rest := [e.fault for e in found if not (e.suffices or e.necessary)]:
         text.append(f"For {', '.join(rest)} neither could be shown.")
     text.append(
-        "This is about the models and the task that were run. It shows what these mistakes do to a "
-        "training loop; it does not measure the published pairs of 4 to 70 billion parameters."
+        "This holds for the models and the task that were run. It shows the effect of these "
+        "mistakes on a training loop; it does not measure the published pairs of 4 to 70 billion "
+        "parameters."
     )
     return " ".join(text)
 
 
-def summary(base: Study, entries: Sequence[Entry], found: Sequence[Verdict]) -> dict[str, Any]:
-    """The audit as plain data, for audit.json."""
+def summary(
+    base: Study, entries: Sequence[VariantResult], found: Sequence[FaultEffect]
+) -> dict[str, Any]:
+    """The contents of audit.json."""
     return {
         "study": base.to_toml(),
         "verdict": paragraph(base, entries, found),

@@ -1,22 +1,24 @@
-"""Several studies beside each other: the first is what the others are held against.
+"""Several studies compared with the first one.
 
 For every pair and method that the first shares with another one: both accuracies, and their
-difference with its interval. It is paired by problem where both graded the same problems, by seed
-too where both ran the same seeds; which of these holds is said with it. It draws no conclusion
-about which setting makes the difference: those that differ are listed.
+difference with its interval. It is paired by problem where both evaluated the same problems, and by
+seed where both ran the same seeds; the report says which. It does not attribute a difference to a
+setting: the settings that differ are listed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from potstill.errors import PotstillError
-from potstill.report import stats
 from potstill.report.data import StudyData, load
-from potstill.report.numbers import settings
-from potstill.report.stats import Difference, Row, outcome_matrix
+from potstill.report.formatting import settings
+from potstill.report.results import Row, outcome_matrix, paired
+from potstill.report.significance import direction
+from potstill.report.stats import Difference, corrected, unpaired
 from potstill.study.storage import REFERENCES, Cell
 
 LETTERS = "ABCDEFGH"
@@ -27,12 +29,12 @@ class Side:
     """One of the studies."""
 
     letter: str
-    label: str  # its folder's name, longer where two are alike
+    label: str  # its folder's name, longer where two are equal
     data: StudyData
 
 
 @dataclass(frozen=True)
-class Entry:
+class Compared:
     """One method on one pair, in every study."""
 
     pair: str
@@ -43,22 +45,40 @@ class Entry:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a comparison shows."""
+    """A comparison of studies."""
 
     sides: tuple[Side, ...]
-    entries: tuple[Entry, ...]
+    entries: tuple[Compared, ...]
     pairing: Mapping[str, tuple[str, ...]]  # by pair: how each other study is compared
     settings: tuple[tuple[str, ...], ...]  # a key and its value in each study, where they differ
-    left: tuple[str, ...]  # what is in one study alone, in words
+    left: tuple[str, ...]  # what only one study has, in words
 
     @property
     def pairs(self) -> list[str]:
         """Pairs that are compared."""
         return list(dict.fromkeys(entry.pair for entry in self.entries))
 
+    def to_json(self) -> dict[str, Any]:
+        """The comparison for programs; shares in [0, 1]."""
+        return {
+            "studies": [
+                {
+                    "letter": side.letter,
+                    "label": side.label,
+                    "study": side.data.study.name,
+                    "faults": list(side.data.study.faults),
+                }
+                for side in self.sides
+            ],
+            "entries": [asdict(entry) for entry in self.entries],
+            "pairing": {pair: list(words) for pair, words in self.pairing.items()},
+            "settings": [list(row) for row in self.settings],
+            "left": list(self.left),
+        }
+
 
 def compare(paths: Sequence[Path]) -> Comparison:
-    """Read the studies and hold the others against the first.
+    """Read the studies and compare the others with the first.
 
     Raises:
         PotstillError: fewer than two folders or too many, one twice, one that holds no study, or
@@ -79,12 +99,12 @@ def compare(paths: Sequence[Path]) -> Comparison:
             "give studies that ran the same method on a pair of the same name",
         )
     pairs = list(dict.fromkeys(pair for pair, _ in shared))
-    alike = {(p, s.letter): same_problems(first.data, s.data, p) for p in pairs for s in others}
-    entries = [entry for pair in pairs for entry in _entries(pair, shared, sides, alike)]
+    same = {(p, s.letter): same_problems(first.data, s.data, p) for p in pairs for s in others}
+    entries = [entry for pair in pairs for entry in _entries(pair, shared, sides, same)]
     return Comparison(
         sides=tuple(sides),
         entries=tuple(entries),
-        pairing={p: tuple(_words(first, s, p, alike[p, s.letter]) for s in others) for p in pairs},
+        pairing={p: tuple(_words(first, s, p, same[p, s.letter]) for s in others) for p in pairs},
         settings=tuple(differing([side.data for side in sides])),
         left=tuple(_left(sides, {*shared})),
     )
@@ -105,8 +125,8 @@ def _sides(paths: Sequence[Path]) -> list[Side]:
         name if names.count(name) == 1 else "/".join(path.parts[-2:])
         for name, path in zip(names, whole, strict=True)
     ]
-    found = zip(LETTERS, labels, paths, strict=False)
-    return [Side(letter, label, load(Path(path))) for letter, label, path in found]
+    given = zip(LETTERS, labels, paths, strict=False)
+    return [Side(letter, label, load(Path(path))) for letter, label, path in given]
 
 
 def _has(data: StudyData, pair: str, method: str) -> bool:
@@ -121,81 +141,73 @@ def _entries(
     pair: str,
     shared: Sequence[tuple[str, str]],
     sides: Sequence[Side],
-    alike: Mapping[tuple[str, str], str],
-) -> list[Entry]:
+    same: Mapping[tuple[str, str], str],
+) -> list[Compared]:
     """The methods of a pair; p-values are corrected over them, study by study."""
-    methods = [method for where, method in shared if where == pair]
+    methods = [method for name, method in shared if name == pair]
     columns: list[list[Difference | None]] = [[None] * len(methods)]
     for side in sides[1:]:
-        problems = bool(alike[pair, side.letter])
-        found = [_difference(side.data, sides[0].data, pair, m, problems) for m in methods]
-        trained = stats.holm([d for d, m in zip(found, methods, strict=True) if _trained(m)])
-        ends = [d for d, m in zip(found, methods, strict=True) if not _trained(m)]
-        columns.append([*ends, *trained])
+        problems = bool(same[pair, side.letter])
+        deltas = [_difference(side.data, sides[0].data, pair, m, problems) for m in methods]
+        n = sum(method in REFERENCES for method in methods)  # untrained and teacher come first
+        columns.append([*deltas[:n], *corrected(deltas[n:])])
     rows = [{r.method: r for r in s.data.rows if r.pair == pair} for s in sides]
     return [
-        Entry(pair, method, tuple(r.get(method) for r in rows), tuple(c[i] for c in columns))
+        Compared(pair, method, tuple(r.get(method) for r in rows), tuple(c[i] for c in columns))
         for i, method in enumerate(methods)
     ]
 
 
-def _trained(method: str) -> bool:
-    return method not in REFERENCES
-
-
 def _difference(
-    mine: StudyData, first: StudyData, pair: str, method: str, problems: bool
+    data: StudyData, first: StudyData, pair: str, method: str, problems: bool
 ) -> Difference | None:
     """Accuracy in one study minus that in the first."""
-    a, b = (
-        {r.cell.seed: r.record for r in x.of(pair, method) if r.status == "done"}
-        for x in (mine, first)
-    )
+    a, b = data.done(pair, method), first.done(pair, method)
     if not a or not b:
         return None
     one, other = outcome_matrix(a.values()), outcome_matrix(b.values())
     problems = problems and one.shape[1] == other.shape[1]
     if problems and a.keys() == b.keys():
-        return stats.paired(a, b)
-    return stats.unpaired(one, other, same_problems=problems)
+        return paired(a, b)
+    return unpaired(one, other, same_problems=problems)
 
 
 def same_problems(a: StudyData, b: StudyData, pair: str) -> str:
-    """How it is known that both graded the same problems; empty where they did not."""
-    mine, its = _graded(a, pair), _graded(b, pair)
-    if mine and its:
-        return "texts" if mine == its else ""
+    """The evidence that both evaluated the same problems; empty where they did not."""
+    one, other = _evaluated(a, pair), _evaluated(b, pair)
+    if one and other:
+        return "completions" if one == other else ""
     same = a.study.task == b.study.task and a.study.eval.problems == b.study.eval.problems
     return "settings" if same else ""
 
 
-def _graded(data: StudyData, pair: str) -> list[tuple[str, str, str]]:
-    """Id, question and answer of each graded problem, as a reference row recorded them."""
+def _evaluated(data: StudyData, pair: str) -> list[tuple[str, str, str]]:
+    """Id, question and answer of each problem, as recorded for the untrained student or teacher."""
     for role in REFERENCES:
         cell = Cell(pair, role)
         run = data.runs.get(cell)
-        texts = data.folder.cell(cell).texts if run and run.status == "done" else []
+        kept = data.folder.cell(cell).texts if run and run.status == "done" else []
         n = int(run.record.get("problems") or 0) if run else 0
-        if n and len(texts) >= n:
-            return [(str(r["problem"]), str(r["question"]), str(r["answer"])) for r in texts[:n]]
+        if n and len(kept) >= n:
+            return [(str(r["problem"]), str(r["question"]), str(r["answer"])) for r in kept[:n]]
     return []
 
 
-def _words(first: Side, side: Side, pair: str, how: str) -> str:
+def _words(first: Side, side: Side, pair: str, evidence: str) -> str:
     """How a study is compared with the first on a pair."""
     name = f"{side.letter} − {first.letter}"
     if pair not in side.data.study.models:
-        return f"{name}: {side.letter} has no such pair."
-    if not how:
+        return f"{name}: {side.letter} does not have this pair."
+    if not evidence:
         sizes = [s.data.study.eval.problems for s in (first, side)]
         return (
-            f"{name}: not paired, the graded problems differ ({sizes[0]} and {sizes[1]} of them); "
-            "intervals draw seeds and problems of each by itself."
+            f"{name}: not paired, the problems differ ({sizes[0]} and {sizes[1]} of them); "
+            "intervals draw seeds and problems of each study independently."
         )
-    known = "" if how == "texts" else " (by the settings: their texts are not recorded)"
+    known = "" if evidence == "completions" else " (by the settings: no completions are recorded)"
     if set(first.data.study.seeds) == set(side.data.study.seeds):
         return f"{name}: paired by problem and by seed{known}; by problem alone where a seed lacks."
-    return f"{name}: paired by problem{known}; the seeds differ and are drawn for each by itself."
+    return f"{name}: paired by problem{known}; the seeds differ and are drawn independently."
 
 
 def differing(studies: Sequence[StudyData]) -> list[tuple[str, ...]]:
@@ -211,9 +223,33 @@ def differing(studies: Sequence[StudyData]) -> list[tuple[str, ...]]:
 
 def _left(sides: Sequence[Side], shared: set[tuple[str, str]]) -> list[str]:
     """What is compared with nothing, a line a study."""
-    found = []
+    lines = []
     for side in sides:
-        mine = [(p, m) for p in side.data.study.models for m in side.data.recipes]
-        alone = [f"{pair} {method}" for pair, method in mine if (pair, method) not in shared]
-        found += [f"{side.letter} alone has {', '.join(alone)}."] * bool(alone)
-    return found
+        grid = [(p, m) for p in side.data.study.models for m in side.data.recipes]
+        alone = [f"{pair} {method}" for pair, method in grid if (pair, method) not in shared]
+        lines += [f"{side.letter} alone has {', '.join(alone)}."] * bool(alone)
+    return lines
+
+
+def readings(comparison: Comparison, entries: Sequence[Compared]) -> list[str]:
+    """The significant differences, in words."""
+    lines = []
+    for i, side in enumerate(comparison.sides[1:], 1):
+        name = f"{side.letter} against {comparison.sides[0].letter}"
+        known = {
+            entry.method: direction(value)
+            for entry in entries
+            if entry.method not in REFERENCES and (value := entry.differences[i])
+        }
+        higher = [method for method, side_of in known.items() if side_of > 0]
+        lower = [method for method, side_of in known.items() if side_of < 0]
+        parts = [f"significantly higher: {', '.join(higher)}"] * bool(higher)
+        parts += [f"significantly lower: {', '.join(lower)}"] * bool(lower)
+        if not known:
+            lines.append(f"{name}: no method has a result in both.")
+        elif not parts:
+            lines.append(f"{name}: no significant difference in any of {len(known)} methods.")
+        else:
+            rest = len(known) - len(higher) - len(lower)
+            lines.append(f"{name}: {'; '.join(parts)}; {rest} without a significant difference.")
+    return lines

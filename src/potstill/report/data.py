@@ -1,8 +1,7 @@
-"""Everything a report shows, read from a study's folder once.
+"""Everything that a report shows, read once from a study's folder.
 
-Reads settings, records, metrics and texts; opens no model and asks for none to be there, so that
-a folder can be reported on another machine. A cell in work, a failed cell and a missing one are
-all ordinary data.
+Reads settings, records and metrics. It opens no model and needs none, so that a folder can be
+reported on another machine. A running, a failed and a missing run are all ordinary data.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from pydantic import ValidationError
 from potstill.algorithms.methods import METHODS
 from potstill.algorithms.recipe import Recipe
 from potstill.errors import PotstillError
-from potstill.report import stats
+from potstill.report.results import Row, table
 from potstill.study.schema import Study
 from potstill.study.storage import REFERENCES, Cell, StudyFolder, cells_of
 
@@ -34,17 +33,17 @@ STEP = re.compile(r'\{"step": (\d+)')
 
 
 @dataclass(frozen=True, eq=False)
-class Run:
-    """One cell with what is recorded of it."""
+class RunData:
+    """One run with what is recorded of it."""
 
     cell: Cell
     record: Mapping[str, Any]  # result.json, empty where there is none
     metrics: Sequence[Mapping[str, Any]]  # one row a step, thinned where there are very many
-    total: int  # optimizer steps when it is whole; 0 for a reference row
+    total: int  # optimizer steps of the whole run; 0 for untrained and teacher
 
     @property
     def status(self) -> Status:
-        """Missing until there is a result, however far it has come."""
+        """Missing until there is a result, however many steps were made."""
         if not self.record:
             return "missing"
         return "done" if self.record.get("status") == "done" else "failed"
@@ -56,7 +55,13 @@ class Run:
 
     @property
     def cause(self) -> str:
+        """Why the run failed."""
         return str(self.record.get("cause") or "") if self.status == "failed" else ""
+
+    @property
+    def watched(self) -> bool:
+        """True where the run recorded the monitor's signals."""
+        return any("signal/teacher_loss" in row for row in self.metrics[:1])
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,8 +71,8 @@ class StudyData:
     folder: StudyFolder
     study: Study
     provenance: Mapping[str, str]  # where the study was started
-    runs: Mapping[Cell, Run]  # every cell of the grid
-    rows: Sequence[stats.Row]
+    runs: Mapping[Cell, RunData]  # every run of the grid
+    rows: Sequence[Row]
 
     @cached_property
     def recipes(self) -> dict[str, Recipe]:
@@ -80,16 +85,28 @@ class StudyData:
 
     @cached_property
     def counts(self) -> Counter[str]:
-        """Cells by status."""
+        """Runs by status."""
         return Counter(run.status for run in self.runs.values())
 
-    def of(self, pair: str, method: str) -> list[Run]:
-        """Runs of one method on one pair, by seed."""
-        found = [r for c, r in self.runs.items() if c.pair == pair and c.method == method]
-        return sorted(found, key=lambda run: run.cell.seed or 0)
+    @property
+    def watched(self) -> int:
+        """Runs that recorded the monitor's signals."""
+        return sum(run.watched for run in self.runs.values())
+
+    def of(self, pair: str, method: str, status: Status | None = None) -> list[RunData]:
+        """Runs of one method on one pair, by seed; with a status, only those."""
+        runs = [r for c, r in self.runs.items() if c.pair == pair and c.method == method]
+        return sorted(
+            (run for run in runs if status in (None, run.status)),
+            key=lambda run: run.cell.seed or 0,
+        )
+
+    def done(self, pair: str, method: str) -> dict[int | None, Mapping[str, Any]]:
+        """Records of the finished runs of one method on one pair, by seed."""
+        return {run.cell.seed: run.record for run in self.of(pair, method, "done")}
 
     def accuracy(self, pair: str, method: str) -> float | None:
-        """Strict accuracy of a reference row."""
+        """Strict accuracy of the untrained student or the teacher."""
         value = self.runs[Cell(pair, method)].record.get("accuracy")
         return float(value) if value is not None else None
 
@@ -98,7 +115,7 @@ def load(path: Path) -> StudyData:
     """Read a study's folder.
 
     Raises:
-        PotstillError: it is no study's folder, or its settings cannot be read.
+        PotstillError: it is not a study's folder, or its settings cannot be read.
     """
     folder = StudyFolder(path)
     settings = folder.settings
@@ -109,42 +126,42 @@ def load(path: Path) -> StudyData:
         study = Study.model_validate(settings)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
+        key = ".".join(map(str, first["loc"]))
         raise PotstillError(
-            f'"{path}/study.toml": {where}: {first["msg"]}', "it was written by another version"
+            f'"{path}/study.toml": {key}: {first["msg"]}', "it was written by another version"
         ) from None
     order = list(study.models)
     cells = sorted(cells_of(study), key=lambda cell: order.index(cell.pair))
     runs = {cell: _run(study, folder, cell) for cell in cells}
-    results = {cell: run.record for cell, run in runs.items() if run.record}
-    rows = stats.table(cells, list(study.recipes), results, lambda cell: runs[cell].metrics)
+    records = {cell: run.record for cell, run in runs.items() if run.record}
+    rows = table(cells, list(study.recipes), records, lambda cell: runs[cell].metrics)
     return StudyData(folder, study, provenance, runs, rows)
 
 
-def _run(study: Study, folder: StudyFolder, cell: Cell) -> Run:
+def _run(study: Study, folder: StudyFolder, cell: Cell) -> RunData:
     place = folder.cell(cell)
-    reference = cell.method in REFERENCES
-    total = 0 if reference else study.total_steps(study.recipes[cell.method])
-    rows = [] if reference else list(_rows(place.path / "metrics.jsonl", study, total))
-    return Run(cell, place.result or {}, rows, total)
+    trained = cell.method not in REFERENCES
+    total = study.total_steps(study.recipes[cell.method]) if trained else 0
+    rows = list(_rows(place.path / "metrics.jsonl", study, total)) if trained else []
+    return RunData(cell, place.result or {}, rows, total)
 
 
 def _rows(path: Path, study: Study, total: int) -> Iterator[dict[str, Any]]:
     """Rows of a run's metrics, thinned by their step alone: equal steps in every seed.
 
-    Gradings and probes are thinned by themselves, as they are rarer. A line that is left out is
-    not parsed, so that 10^5 steps take a second, not a minute.
+    Evaluations and probes are rarer and are thinned on their own. A line that is left out is not
+    parsed, so that 10^5 steps take a second, not a minute.
     """
     if not path.exists():
         return
-    every = [_stride(total, n) for n in (1, study.eval.every, study.eval.probe_every)]
+    strides = [_stride(total, n) for n in (1, study.eval.every, study.eval.probe_every)]
     last = ""
     with path.open(encoding="utf-8", newline="\n") as file:
         for line in file:
             if not line.endswith("\n"):
                 break  # torn: it is being written
-            found = STEP.match(line)
-            if not found or any(int(found[1]) % n == 0 for n in every):
+            step = STEP.match(line)
+            if not step or any(int(step[1]) % n == 0 for n in strides):
                 yield _parsed(line, path)
                 last = ""
             else:
@@ -165,5 +182,5 @@ def _parsed(line: str, path: Path) -> dict[str, Any]:
     except (json.JSONDecodeError, AttributeError) as error:
         raise PotstillError(
             f'"{path}" is damaged: {error}',
-            f'remove the folder "{path.parent}" to run its cell again',
+            f'remove the folder "{path.parent}" to run it again',
         ) from None

@@ -1,27 +1,26 @@
-"""What broke, for the page, the terminal and Markdown: findings of all runs, one line for the
-seeds that share a cause.
+"""Findings of all runs, grouped: one group for the seeds of a method that share a cause.
 
 It judges nothing: the findings are those that the runs recorded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from potstill.diagnostics.diagnosis import ended, failure, meaning
-from potstill.report.data import Run, StudyData
+from potstill.report.data import RunData, StudyData
 from potstill.types import Finding
 
 
 @dataclass(frozen=True)
-class Grouped:
+class FindingGroup:
     """One kind of finding with one cause in one method's runs on one pair."""
 
     pair: str
     method: str
-    runs: tuple[Run, ...]  # those that have it, by seed
+    runs: tuple[RunData, ...]  # those that have it, by seed
     of: int  # runs of the method that were watched
     findings: tuple[Finding, ...]  # one a run, in the same order
 
@@ -30,8 +29,13 @@ class Grouped:
         return self.findings[0]
 
     @property
+    def collapse(self) -> bool:
+        """True for a collapse, False for a deviation from the recipe."""
+        return self.first.kind == "collapse"
+
+    @property
     def what(self) -> str:
-        return "collapsed" if self.first.kind == "collapse" else "deviates"
+        return "collapsed" if self.collapse else "deviates"
 
     @property
     def seeds(self) -> str:
@@ -39,10 +43,12 @@ class Grouped:
 
     @property
     def onset(self) -> str:
+        """Steps at which it began."""
         return _range([finding.step for finding in self.findings])
 
     @property
-    def found(self) -> str:
+    def seen(self) -> str:
+        """Steps at which the monitor reported it."""
         return _range([finding.found for finding in self.findings])
 
     @property
@@ -51,43 +57,46 @@ class Grouped:
 
     @property
     def ended(self) -> list[str]:
-        """How runs were given up, each in words."""
+        """How runs were stopped early."""
         return [
             f"seed {run.cell.seed} {ended(run.record['ended'])}"
             for run in self.runs
-            if self.first.kind == "collapse" and run.record.get("ended")
+            if self.collapse and run.record.get("ended")
         ]
+
+    @property
+    def extent(self) -> str:
+        """How many runs, since which step, and the cause."""
+        return (
+            f"{len(self.runs)} of {self.of} runs, from step {self.onset} on: {self.first.cause} "
+            f"({self.meaning})"
+        )
 
     @property
     def sentence(self) -> str:
         """The group as a line for people."""
-        return (
-            f"{self.what}: {self.pair} {self.method}, {len(self.runs)} of {self.of} runs, from "
-            f"step {self.onset} on: {self.first.cause} ({self.meaning})"
-        )
+        return f"{self.what}: {self.pair} {self.method}, {self.extent}"
 
 
-def grouped(data: StudyData) -> list[Grouped]:
+def grouped(data: StudyData) -> list[FindingGroup]:
     """All findings, collapses first, then in table order."""
-    found: dict[tuple[str, str, str, str], list[tuple[Run, Finding]]] = {}
-    watched: dict[tuple[str, str], int] = {}
+    members: dict[tuple[str, str, str, str], list[tuple[RunData, Finding]]] = {}
     for cell, run in data.runs.items():
-        if run.metrics:
-            watched[cell.pair, cell.method] = watched.get((cell.pair, cell.method), 0) + 1
         for finding in findings(data, run):
             key = (cell.pair, cell.method, finding.kind, finding.cause)
-            found.setdefault(key, []).append((run, finding))
+            members.setdefault(key, []).append((run, finding))
+    recorded = Counter((c.pair, c.method) for c, run in data.runs.items() if run.metrics)
     groups = []
-    for (pair, method, _, _), members in found.items():
-        members.sort(key=lambda member: member[0].cell.seed or 0)
-        runs, mine = zip(*members, strict=True)
-        count = max(watched.get((pair, method), 0), len(runs))
-        groups.append(Grouped(pair, method, runs, count, mine))
-    return sorted(groups, key=lambda group: group.first.kind != "collapse")
+    for (pair, method, _, _), group in members.items():
+        group.sort(key=lambda member: member[0].cell.seed or 0)
+        runs, found = zip(*group, strict=True)
+        total = max(recorded[pair, method], len(runs))
+        groups.append(FindingGroup(pair, method, runs, total, found))
+    return sorted(groups, key=lambda group: not group.collapse)
 
 
-def findings(data: StudyData, run: Run) -> list[Finding]:
-    """Of one run: recorded with its result, or so far; a run that blew up has one of its own."""
+def findings(data: StudyData, run: RunData) -> list[Finding]:
+    """Findings of one run so far; a run whose loss became non-finite has one of its own."""
     recorded = run.record.get("findings")
     if recorded is None:
         recorded = data.folder.cell(run.cell).findings
@@ -96,16 +105,9 @@ def findings(data: StudyData, run: Run) -> list[Finding]:
     return [broken, *known] if broken else known
 
 
-def lines(groups: Sequence[Grouped]) -> list[str]:
+def lines(groups: Sequence[FindingGroup]) -> list[str]:
     """One line a group, for a terminal."""
     return [line for group in groups for line in (group.sentence, *(f"  {e}" for e in group.ended))]
-
-
-def watched(runs: Mapping[Any, Run]) -> int:
-    """Runs that recorded signals."""
-    return sum(
-        any("signal/teacher_loss" in row for row in run.metrics[:1]) for run in runs.values()
-    )
 
 
 def _range(values: Sequence[int]) -> str:

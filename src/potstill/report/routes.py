@@ -1,19 +1,20 @@
-"""Accuracy by the key that chooses among several teachers: what each teacher's problems gained.
+"""Accuracy by the key that chooses among several teachers: the gain on each teacher's problems.
 
-A mean over all problems hides that the problems of a weak teacher stand still. It judges nothing,
-and is empty for a pair with one teacher.
+A mean over all problems hides that the problems of a weak teacher do not improve. It judges
+nothing, and is empty for a pair with one teacher.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from potstill.report.data import StudyData
-from potstill.report.stats import Interval, interval, outcome_matrix
+from potstill.report.results import outcome_matrix
+from potstill.report.stats import Interval, interval
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Route:
 
     value: str  # empty: problems that have none under the key
     teacher: str
-    problems: int  # held-out ones that are graded
+    problems: int  # held-out problems that are evaluated
 
 
 @dataclass(frozen=True)
@@ -39,44 +40,23 @@ def routes(data: StudyData, pair: str) -> Routes | None:
     """A pair with several teachers and a finished run; None for any other."""
     models = data.study.models[pair]
     done = {
-        row.method: [r.record for r in data.of(pair, row.method) if r.status == "done"]
+        row.method: list(data.done(pair, row.method).values())
         for row in data.rows
         if row.pair == pair
     }
-    known = [record for records in done.values() for record in records if record.get("routes")]
-    if not models.route or not known:
+    routed = [record for records in done.values() for record in records if record.get("routes")]
+    if not models.route or not routed:
         return None
-    of = np.array(known[0]["routes"])
+    by_problem = np.array(routed[0]["routes"])
     values = tuple(
-        Route(value, models.teachers.get(value, models.teacher), count)
-        for value, count in Counter(of.tolist()).most_common()
+        Route(value, models.teachers.get(value, models.teacher), problems)
+        for value, problems in Counter(by_problem.tolist()).most_common()
     )
     rows = {
-        method: [_accuracy(records, of == one.value) for one in values]
+        method: [
+            interval(outcome_matrix(records)[:, by_problem == route.value]) if records else None
+            for route in values
+        ]
         for method, records in done.items()
     }
     return Routes(pair, models.route, values, rows)
-
-
-def _accuracy(records: Sequence[Mapping[str, object]], mine: np.ndarray) -> Interval | None:
-    return interval(outcome_matrix(records)[:, mine]) if records else None
-
-
-def to_markdown(found: Iterable[Routes | None]) -> str:
-    """A table a pair: accuracy in per cent with its interval."""
-    tables = []
-    for one in filter(None, found):
-        names = [(v.value or f"no {one.key}").replace("|", "\\|") for v in one.values]
-        heads = [f"{n} ({v.problems} problems)" for n, v in zip(names, one.values, strict=True)]
-        lines = [
-            f"| {one.pair}, by {one.key} | {' | '.join(heads)} |",
-            "|---|" + "--:|" * len(heads),
-        ]
-        for method, cells in one.rows.items():
-            told = [
-                f"{100 * c.mean:.1f} ({100 * c.low:.1f} to {100 * c.high:.1f})" if c else ""
-                for c in cells
-            ]
-            lines.append(f"| `{method}` | {' | '.join(told)} |")
-        tables.append("\n".join(lines) + "\n")
-    return "\n".join(tables)

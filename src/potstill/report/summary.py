@@ -1,200 +1,224 @@
-"""The four questions at the top of a report, answered from its numbers: which method, can I trust
-that, what did it cost, did anything break. And what was not tested.
+"""The four questions at the top of a report, as typed values: which method, can I trust that, what
+did it cost, did anything break? Their sentences are in `sentences.j2`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 from potstill.algorithms.methods import METHODS
-from potstill.report import stats
+from potstill.engines import zoo
 from potstill.report.costs import costs
-from potstill.report.data import Run, StudyData
-from potstill.report.findings import Grouped, watched
-from potstill.report.numbers import count, dollars, duration
-from potstill.report.reading import FEW_PROBLEMS, FEW_SEEDS, caveats
-from potstill.report.stats import Difference, Row
-from potstill.report.verdict import Choice, Evidence, best, choose
+from potstill.report.data import RunData, StudyData
+from potstill.report.findings import FindingGroup
+from potstill.report.results import BASELINE, Row, paired
+from potstill.report.significance import FEW_PROBLEMS, FEW_SEEDS
+from potstill.report.similarity import Similarity, similarities
+from potstill.report.stats import Difference, corrected
+from potstill.report.verdict import Evidence, Outcome, Verdict, best_row, judge
 from potstill.settings import Price
 from potstill.study.storage import REFERENCES
 from potstill.training.spending import Spent, total
 
 Tone = Literal["good", "warn", "bad", "plain"]
+FIRM = (Outcome.CLEAR, Outcome.GAIN, Outcome.TIE, Outcome.SINGLE)
 
 
 @dataclass(frozen=True)
-class Answer:
-    """One question with its answer in a few words and what lies behind it."""
+class Trust:
+    """How far the numbers can be trusted: the caveats of a study."""
 
-    question: str
-    tone: Tone
-    head: str
-    lines: tuple[str, ...] = ()
+    seeds: int
+    problems: int  # held-out
+    runs: int
+    missing: int
+    failed: int
+    without_baseline: bool  # no run of the method that others are compared with
+    embedded: tuple[str, ...]  # pairs of tiny embedded models
+    misleading: tuple[Similarity, ...]  # similar to the teacher, no more problems solved
+    ceilings: tuple[str, ...]  # pairs whose teacher reads hints of the evaluated problems
+    deviating: tuple[str, ...]  # "pair method" that trained something else than the recipe
+    checked: int  # runs that checked their own loss
+    faults: tuple[str, ...]
+
+    @property
+    def few_seeds(self) -> bool:
+        return self.seeds < FEW_SEEDS
+
+    @property
+    def few_problems(self) -> bool:
+        return self.problems < FEW_PROBLEMS
+
+    @property
+    def tone(self) -> Tone:
+        if self.faults or self.deviating:
+            return "bad"
+        return "warn" if self.few_seeds or self.few_problems or self.missing else "good"
 
 
-def choices(data: StudyData, groups: Sequence[Grouped]) -> dict[str, Choice]:
-    """Which method, by pair."""
-    return {pair: choose(evidence(data, pair, groups)) for pair in data.study.models}
+@dataclass(frozen=True)
+class CostSummary:
+    """What the whole study took."""
+
+    seconds: float
+    usd: float | None  # None where no price is set
+    tokens: float
+    runs: int
+    shortest: float | None  # seconds of a run, by method; None where none has finished
+    longest: float | None
+    predicted: float | None  # share of the actual time that pre-flight predicted
+    tone: Tone = "plain"
 
 
-def evidence(data: StudyData, pair: str, groups: Sequence[Grouped]) -> Evidence:
-    """What a choice on this pair rests on; the differences to the best are worked out here."""
+@dataclass(frozen=True)
+class Breakage:
+    """What went wrong."""
+
+    collapsed: int  # runs
+    deviating: int  # runs
+    missing: int
+    groups: tuple[FindingGroup, ...]
+    failed: tuple[RunData, ...]
+    not_finite: tuple[str, ...]  # runs with a step whose loss was not a finite number
+    runs: int
+    watched: int
+
+    @property
+    def tone(self) -> Tone:
+        if self.collapsed or self.deviating or self.failed:
+            return "bad"
+        return "warn" if self.missing else "good"
+
+
+@dataclass(frozen=True)
+class Untested:
+    """What the study cannot show."""
+
+    methods: tuple[str, ...]  # built-in methods that it does not have
+    baselines: tuple[str, ...]  # "pair role" of untrained and teacher without a result
+    task: str
+    pairs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The answers to the four questions, and the limits of the study."""
+
+    verdicts: Mapping[str, Verdict]  # by pair
+    trust: Trust
+    cost: CostSummary
+    breakage: Breakage
+    untested: Untested
+
+    @property
+    def tone(self) -> Tone:
+        """Of the first question."""
+        firm = all(verdict.outcome in FIRM for verdict in self.verdicts.values())
+        return "plain" if firm else "warn"
+
+
+def summarize(data: StudyData, groups: Sequence[FindingGroup]) -> Summary:
+    """All answers of a study."""
+    verdicts = {pair: judge(evidence(data, pair, groups)) for pair in data.study.models}
+    return Summary(verdicts, trust(data, groups), _cost(data), _broken(data, groups), _left(data))
+
+
+def evidence(data: StudyData, pair: str, groups: Sequence[FindingGroup]) -> Evidence:
+    """The data behind a verdict; the leads of the best method are computed here."""
     rows = [r for r in data.rows if r.pair == pair and r.method not in REFERENCES]
-    collapsed = {
-        group.method: f"{len(group.runs)} of {group.of} runs, from step {group.onset} on: "
-        f"{group.first.cause} ({group.meaning})"
-        for group in groups
-        if group.pair == pair and group.first.kind == "collapse"
-    }
-    top = best(rows, collapsed)
-    done = {
-        row.method: {r.cell.seed: r.record for r in data.of(pair, row.method) if r.status == "done"}
-        for row in rows
-    }
+    collapsed = {g.method: g.extent for g in groups if g.pair == pair and g.collapse}
+    top = best_row(rows, collapsed)
+    done = {row.method: data.done(pair, row.method) for row in rows}
     others = [r.method for r in rows if top and r.accuracy and r.method != top.method]
-    apart = [stats.paired(done[top.method], done[m]) if top else None for m in others]
+    leads = corrected([paired(done[top.method], done[m]) if top else None for m in others])
+    lead = dict(zip(others, leads, strict=True))
+    if top:
+        _agree(lead, {row.method: row for row in rows}, top.method)
     price = {row.method: row.usd for row in costs(data, pair) if row.usd is not None}
     missing = sum(r.status == "missing" for c, r in data.runs.items() if c.pair == pair)
-    named = dict(zip(others, stats.holm(apart), strict=True))
-    if top:
-        _agree(named, {row.method: row for row in rows}, top.method)
-    return Evidence(rows, named, collapsed, data.study.faults, price, missing)
+    return Evidence(rows, lead, collapsed, data.study.faults, price, missing)
 
 
-def _agree(apart: dict[str, Difference | None], rows: Mapping[str, Row], top: str) -> None:
+def _agree(lead: dict[str, Difference | None], rows: Mapping[str, Row], top: str) -> None:
     """A difference that the table has too, in another family of comparisons, keeps the larger p:
-    the page must not call one difference clear in one place and not in another."""
-    table = {stats.BASELINE: rows[top].against_baseline}
-    if top == stats.BASELINE:
+    one difference must not be significant in one place of the page and not in another."""
+    table = {BASELINE: rows[top].against_baseline}
+    if top == BASELINE:
         table = {method: row.against_baseline for method, row in rows.items()}
-    for method, found in table.items():
-        mine = apart.get(method)
-        if found and mine:
-            apart[method] = replace(mine, p=max(mine.p, found.p))
+    for method, other in table.items():
+        own = lead.get(method)
+        if other and own:
+            lead[method] = replace(own, p=max(own.p, other.p))
 
 
-def answers(data: StudyData, groups: Sequence[Grouped], chosen: dict[str, Choice]) -> list[Answer]:
-    """The four, in the order in which they are asked."""
-    sure = all(choice.kind in ("clear", "gain", "tie", "single") for choice in chosen.values())
-    heads = [f"{pair}: {choice.head}" for pair, choice in chosen.items()]
-    which = Answer("Which method?", "plain" if sure else "warn", "\n".join(heads))
-    return [which, _trust(data, groups), _cost(data), _broke(data, groups)]
+def trust(data: StudyData, groups: Sequence[FindingGroup]) -> Trust:
+    """The caveats of a study."""
+    study = data.study
+    contexts = study.contexts.items()
+    return Trust(
+        seeds=len(study.seeds),
+        problems=study.eval.problems,
+        runs=len(data.runs),
+        missing=data.counts["missing"],
+        failed=data.counts["failed"],
+        without_baseline=BASELINE not in study.methods,
+        embedded=tuple(p for p in study.models if p in zoo.PAIRS and p not in study.pair),
+        misleading=tuple(one for one in similarities(data) if one.misleading),
+        ceilings=tuple(name for name, context in contexts if context.ceiling),
+        deviating=tuple(sorted({f"{g.pair} {g.method}" for g in groups if not g.collapse})),
+        checked=data.watched,
+        faults=tuple(study.faults),
+    )
 
 
-def _trust(data: StudyData, groups: Sequence[Grouped]) -> Answer:
-    study, seen = data.study, watched(data.runs)
-    told = caveats(data)
-    seeds, problems = len(study.seeds), study.eval.problems
-    weak = seeds < FEW_SEEDS or problems < FEW_PROBLEMS or data.counts["missing"] > 0
-    deviates = sorted({f"{g.pair} {g.method}" for g in groups if g.first.kind == "deviation"})
-    if deviates:
-        told.insert(0, f"Trains something else than its recipe says: {', '.join(deviates)}.")
-    elif seen:
-        told.append(f"{seen} runs checked their own loss while they trained: none deviates.")
-    told.append("The best is picked after looking, which flatters it a little.")
-    tone: Tone = "bad" if study.faults or deviates else "warn" if weak else "good"
-    size = f"{_plural(seeds, 'seed')}, {problems} held-out problems"
-    head = {"warn": f"With care: {size}", "good": f"Yes, for these models: {size}"}.get(tone, "")
-    why = "faults are switched on" if study.faults else "runs deviate from their recipe"
-    return Answer("Can I trust that?", tone, head or f"No: {why}", tuple(told))
-
-
-def _cost(data: StudyData) -> Answer:
-    runs = [run for run in data.runs.values() if run.record]
-    spent, price = total(Spent.read(run.record) for run in runs), data.study.price
-    priced = price != Price()
-    head = f"{duration(spent.seconds)} of computing"
-    head += f", {dollars(spent.usd(price))} USD" if priced else ""
-    lines = [f"{count(spent.count())} completion tokens in {_plural(len(runs), 'cell')}."]
+def _cost(data: StudyData) -> CostSummary:
+    records = [run.record for run in data.runs.values() if run.record]
+    spent, price = total(map(Spent.read, records)), data.study.price
     rows = [row for pair in data.study.models for row in costs(data, pair)]
-    if rows:
-        low, high = (f(row.spent.seconds for row in rows) for f in (min, max))
-        lines.append(f"A run takes {duration(low)} to {duration(high)}.")
-    told = [(row.predicted.seconds, row.spent.seconds) for row in rows if row.predicted]
-    if told and (was := sum(b for _, b in told)):
-        share = 100 * sum(a for a, _ in told) / was
-        lines.append(f"Pre-flight had predicted {share:.0f} % of the time that it took.")
-    lines += ["No price is set ([price] in the study file): no dollars."] * (not priced)
-    return Answer("What did it cost?", "plain", head, tuple(lines))
+    seconds = [row.spent.seconds for row in rows]
+    known = [(row.predicted.seconds, row.spent.seconds) for row in rows if row.predicted]
+    actual = sum(took for _, took in known)
+    return CostSummary(
+        seconds=spent.seconds,
+        usd=spent.usd(price) if price != Price() else None,
+        tokens=spent.count(),
+        runs=len(records),
+        shortest=min(seconds, default=None),
+        longest=max(seconds, default=None),
+        predicted=sum(predicted for predicted, _ in known) / actual if actual else None,
+    )
 
 
-def _broke(data: StudyData, groups: Sequence[Grouped]) -> Answer:
-    bad = [group for group in groups if group.first.kind == "collapse"]
-    odd = [group for group in groups if group.first.kind == "deviation"]
-    sick, off = (len({str(r.cell) for g in some for r in g.runs}) for some in (bad, odd))
-    counts = data.counts
-    parts = [f"{sick} collapsed"] * bool(sick) + [f"{off} deviate from their recipe"] * bool(off)
-    parts += [f"{counts['failed']} failed"] * bool(counts["failed"])
-    parts += [f"{counts['missing']} missing"] * bool(counts["missing"])
-    lines = [group.sentence for group in [*bad, *odd]]
-    failed = [run for run in data.runs.values() if run.status == "failed"]
-    lines += [f"{run.cell} failed: {_cut(run.cause)}" for run in failed[:3]]
-    lines += [f"and {len(failed) - 3} more below"] * (len(failed) > 3)
-    if lost := _not_numbers(data):
-        lines.append(f"Losses that are no numbers: {', '.join(lost)}.")
-    if parts:
-        worst: Tone = "bad" if sick or off or counts["failed"] else "warn"
-        return Answer("Did anything break?", worst, ", ".join(parts), tuple(lines))
-    seen = watched(data.runs)
-    words = f"All {len(data.runs)} cells ended; {seen} runs were watched, none collapsed."
-    if not seen:
-        words = f"All {len(data.runs)} cells ended; no run recorded signals to judge it by."
-    return Answer("Did anything break?", "good", "Nothing", (*lines, words))
+def _broken(data: StudyData, groups: Sequence[FindingGroup]) -> Breakage:
+    def affected(collapse: bool) -> int:
+        return len({str(run.cell) for g in groups if g.collapse == collapse for run in g.runs})
 
-
-def _not_numbers(data: StudyData) -> list[str]:
-    """Runs whose recorded loss is null at some step: it was no number."""
-
-    def lost(run: Run) -> bool:
+    def lost(run: RunData) -> bool:
         return any(row["step"] and row.get("train/loss") is None for row in run.metrics)
 
-    named = [str(run.cell) for run in data.runs.values() if lost(run)]
-    return named if len(named) < 4 else [*named[:3], f"and {len(named) - 3} more"]
+    return Breakage(
+        collapsed=affected(collapse=True),
+        deviating=affected(collapse=False),
+        missing=data.counts["missing"],
+        groups=tuple(groups),
+        failed=tuple(run for run in data.runs.values() if run.status == "failed"),
+        not_finite=tuple(str(run.cell) for run in data.runs.values() if lost(run)),
+        runs=len(data.runs),
+        watched=data.watched,
+    )
 
 
-def untested(data: StudyData) -> list[str]:
-    """What this study says nothing about."""
-    study = data.study
-    left = [name for name in METHODS if name not in data.recipes]
-    absent = [
-        f"{pair} {role}"
-        for pair in study.models
-        for role in REFERENCES
-        if data.accuracy(pair, role) is None
-    ]
-    task = study.task.get("name", "unknown")
-    found = [f"methods that potstill has and this study has not: {', '.join(left)}"] * bool(left)
-    found += [f"reference rows without a result: {', '.join(absent)}"] * bool(absent)
-    found.append(f"any task but {task}, any pair but {', '.join(study.models)}")
-    found.append("other learning rates, batch sizes and lengths than those under Settings")
-    return found
-
-
-def as_lines(chosen: dict[str, Choice]) -> list[str]:
-    """The verdict for a terminal."""
-    return [f"{pair}: {choice.head}" for pair, choice in chosen.items()]
-
-
-def as_record(chosen: dict[str, Choice]) -> dict[str, Any]:
-    """The verdict for a program."""
-    return {
-        pair: {
-            "kind": choice.kind,
-            "methods": list(choice.methods),
-            "head": choice.head,
-            "lines": list(choice.lines),
-        }
-        for pair, choice in chosen.items()
-    }
-
-
-def _cut(text: str) -> str:
-    from potstill.report.texts import visible
-
-    return visible(text, 160)
-
-
-def _plural(n: int, word: str) -> str:
-    return f"{n} {word}" if n == 1 else f"{n} {word}s"
+def _left(data: StudyData) -> Untested:
+    return Untested(
+        methods=tuple(name for name in METHODS if name not in data.recipes),
+        baselines=tuple(
+            f"{pair} {role}"
+            for pair in data.study.models
+            for role in REFERENCES
+            if data.accuracy(pair, role) is None
+        ),
+        task=str(data.study.task.get("name", "unknown")),
+        pairs=tuple(data.study.models),
+    )

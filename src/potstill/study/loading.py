@@ -27,7 +27,7 @@ from potstill.settings import (
     TorchSettings,
     Train,
 )
-from potstill.study.schema import EMBEDDED_LEARNING_RATE, ENGINE_TABLES, Study
+from potstill.study.schema import EMBEDDED_LEARNING_RATE, ENGINE_TABLES, PUBLISHED, Study
 from potstill.study.tracking.registry import check_trackers
 from potstill.study.validation import check_model, check_recipe, check_teachers, check_tokenizers
 from potstill.types import ModelSpec
@@ -44,6 +44,11 @@ def resolve(study: Study) -> Study:
     _check_unique(study)
     check_faults(study.faults)
     check_trackers(study.track)
+    if study.published and study.published not in PUBLISHED:
+        raise PotstillError(
+            f'unknown published study "{study.published}"',
+            did_you_mean(study.published, PUBLISHED, "published studies"),
+        )
     if study.engine.name == "tinker" and not study.train.lora_rank:
         raise PotstillError(
             'engine "tinker" trains LoRA adapters, train.lora_rank is 0',

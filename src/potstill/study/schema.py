@@ -40,6 +40,8 @@ ENGINE_TABLES: dict[str, type[Part]] = {
     "fake": FakeSettings,
 }
 
+PUBLISHED = ("distribution-cliff",)  # their numbers are in `report.published`
+
 # `potstill study` without a file runs the defaults of every table, with two seeds.
 QUICK: dict[str, Any] = {"name": "quick", "seeds": [0, 1]}
 
@@ -88,6 +90,7 @@ class Study(Part):
     ray: RaySettings = RaySettings()
     track: Names = ()  # trackers to send metrics to, see `potstill ls trackers`
     faults: Names = ()  # faults to inject, see `potstill ls faults`
+    published: str = ""  # the published study that the report shows too, see PUBLISHED
 
     @cached_property
     def recipes(self) -> dict[str, Recipe]:

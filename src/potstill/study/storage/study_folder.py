@@ -23,7 +23,7 @@ from potstill.study.storage.run_folder import CellFolder
 from potstill.training.spending import Spent
 
 # Costs, where runs are executed and who is sent their metrics: none of it changes a number.
-NEUTRAL = ("price", "budget", "ray", "track")
+NEUTRAL = ("price", "budget", "ray", "track", "published")
 GROWING = ("methods", "pairs", "seeds")  # may gain values and lose none
 NAMED = ("pair", "recipe")  # tables of named tables; names may be added
 

@@ -68,7 +68,6 @@
     } catch {
       // it is then forgotten when the page is closed
     }
-    potstill.redraw();
   };
 
   // Paper is white and narrow, whatever the screen is.
@@ -76,7 +75,6 @@
     root.classList.toggle("printing", on);
     if (on) potstill.drawAll();
     potstill.resize();
-    potstill.redraw();
   };
 
   potstill.tables();
@@ -100,7 +98,6 @@
     show();
   });
   addEventListener("keydown", (event) => event.key === "Escape" && all());
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", potstill.redraw);
   addEventListener("beforeprint", () => print(true));
   addEventListener("afterprint", () => print(false));
 })();

@@ -1,7 +1,7 @@
 """One look for each method, the same in every chart, figure and table of every study.
 
-Colours are Okabe and Ito's, told apart with any colour vision, a few of them moved until they
-stand out on white and on black alike. The dash says who writes the training text, so that colour
+Colours are Okabe and Ito's, which any colour vision can tell apart, a few of them moved until they
+are visible on white and on black alike. The dash shows who writes the training text, so that colour
 is never the only sign.
 """
 
@@ -23,16 +23,8 @@ COLOURS = (
     "#a89a1b",  # yellow, darkened
     "#8f6fd8",  # violet, for their black
 )
-SOLID, MIXED, TEACHER = "solid", "dash", "dot"
-ARRAYS = {
-    "solid": "none",
-    "dash": "6 4",
-    "dot": "2 3",
-    "dashdot": "7 3 2 3",
-    "longdash": "10 3",
-    "longdashdot": "10 3 2 3",
-}
-OWN = ("dashdot", "longdash", "longdashdot")
+SOLID, MIXED, TEACHER = (1, 0), (6, 4), (2, 3)  # who writes: the student, both, the teacher
+OWN = ((7, 3, 2, 3), (10, 3), (10, 3, 2, 3))  # a study's own recipes
 
 
 @dataclass(frozen=True)
@@ -40,25 +32,20 @@ class Look:
     """How a method's lines are drawn."""
 
     colour: str
-    dash: str  # plotly's names
-
-    @property
-    def array(self) -> str:
-        """The dash as an SVG stroke-dasharray."""
-        return ARRAYS[self.dash]
+    dash: tuple[int, ...]  # strokes and gaps, as SVG has them
 
 
-def looks(known: Sequence[str], recipes: dict[str, Recipe]) -> dict[str, Look]:
-    """A look for every name in `known`, a study's own recipes last, with dashes of their own."""
-    found = {}
+def looks(known: Sequence[str]) -> dict[str, Look]:
+    """A look for every name in `known`, built-in methods first."""
+    styles = {}
     for i, name in enumerate(known):
         turn = (i - len(METHODS)) // len(COLOURS)
         dash = _writers(METHODS[name]) if name in METHODS else OWN[turn % len(OWN)]
-        found[name] = Look(COLOURS[i % len(COLOURS)], dash)
-    return found
+        styles[name] = Look(COLOURS[i % len(COLOURS)], dash)
+    return styles
 
 
-def _writers(recipe: Recipe) -> str:
+def _writers(recipe: Recipe) -> tuple[int, ...]:
     if not recipe.uses_teacher:
         return SOLID
     return MIXED if recipe.uses_student else TEACHER

@@ -1,0 +1,88 @@
+"""Problem heat map: which problems each method solves, and a summary of it in words.
+
+A field is the share of a method's seeds that solved the problem, strict extractor. Problems are
+ordered from the one that most methods solve to the one that fewest do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from potstill.report.charts.spec import Spec, chart, layer, number, record, tooltip
+from potstill.report.data import StudyData
+from potstill.report.results import outcome_matrix
+from potstill.report.stats import Matrix
+from potstill.study.storage import REFERENCES
+
+WIDEST = 1000  # columns; more problems than that share them
+TITLE = "held-out problems, easiest first"
+
+
+def shares(data: StudyData, pair: str) -> dict[str, Matrix]:
+    """Share of seeds (P,) that solved each problem: untrained, teacher, then the methods."""
+    known = {
+        method: outcome_matrix(records.values()).mean(0)
+        for method in [*REFERENCES, *data.recipes]
+        if (records := data.done(pair, method))
+    }
+    return known if len({len(share) for share in known.values()}) == 1 else {}
+
+
+def heat_map(known: Mapping[str, Matrix]) -> Spec:
+    """The map, one record a method."""
+    rows = [known[m] for m in known if m not in REFERENCES] or list(known.values())
+    order = np.argsort(-np.mean(rows, axis=0), kind="stable")
+    width = max(1, -(-len(order) // WIDEST))
+    columns = [order[i : i + width] for i in range(0, len(order), width)]
+    ids = [int(column[0]) + 1 for column in columns]
+    values = [
+        record(method, "solved", list(range(len(columns))), _means(share, columns), problem=ids)
+        for method, share in known.items()
+    ]
+    colour = {
+        "field": "y",
+        "type": "quantitative",
+        "scale": {"scheme": "cividis", "domain": [0, 1]},
+        "title": "share of seeds",
+        "legend": {
+            "orient": "top",
+            "direction": "horizontal",
+            "format": ".0%",
+            "values": [0, 0.5, 1],
+        },
+    }
+    shown = tooltip(method="method", problem="problem", **{"solved by": "y|.0%"})
+    scale = {"domain": [0, len(columns)], "nice": False, "padding": 0}
+    cells = layer(
+        "isValid(datum.y)",
+        {"type": "rect", "height": {"band": 0.88}},
+        x=number("x", TITLE, scale=scale, axis={"grid": False}),
+        x2={"field": "end"},
+        y={"field": "method", "type": "nominal", "sort": list(known), "title": None},
+        color=colour,
+        tooltip=shown,
+    )
+    end = f"min(datum.x + 1.4, {len(columns)})"  # over the next one: no gaps shine through
+    flat: list[Spec] = [{"flatten": ["x", "y", "problem"]}, {"calculate": end, "as": "end"}]
+    return chart(values, [cells], "problem", "share of seeds", flat)
+
+
+def _means(share: Matrix, columns: list[Any]) -> list[float]:
+    return [round(float(share[column].mean()), 2) for column in columns]
+
+
+def in_words(known: Mapping[str, Matrix]) -> str:
+    """How far the methods solve the same problems; empty for fewer than two methods."""
+    solved = {m: share > 0.5 for m, share in known.items() if m not in REFERENCES}
+    if len(solved) < 2:
+        return ""
+    solvers = np.sum(list(solved.values()), axis=0)
+    every, none = int((solvers == len(solved)).sum()), int((solvers == 0).sum())
+    words = f"In most seeds, all {len(solved)} methods solve {every} of {len(solvers)} problems"
+    words += f" and none solves {none}."
+    alone = {m: int((right & (solvers == 1)).sum()) for m, right in solved.items()}
+    only = [f"{method} {n}" for method, n in alone.items() if n]
+    return f"{words} Solved by one method alone: {', '.join(only)}." if only else words

@@ -1,0 +1,165 @@
+"""Numbers, names and untrusted text as people read them; an unknown value is an empty text.
+
+The command line uses `count` and `duration` too, so that a number looks the same everywhere.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import unicodedata
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeGuard
+
+from potstill.settings import flatten
+
+UNITS = ((1e18, " E"), (1e15, " P"), (1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k"))
+HIDDEN = ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")  # unicode categories that print nothing
+KEPT = "\n\t"
+LONGEST = 700  # characters shown of one text
+
+
+def finite(value: Any) -> TypeGuard[float]:
+    """True for a number that is neither infinite nor nan."""
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def per_cent(value: float | None) -> str:
+    """A share as per cent with one digit.
+
+    >>> per_cent(0.125), per_cent(-0.0001), per_cent(None)
+    ('12.5', '0.0', '')
+    """
+    return f"{round(100 * value, 1) + 0.0:.1f}".replace("-", "−") if finite(value) else ""
+
+
+def signed(value: float | None) -> str:
+    """A difference of shares in points, with its sign.
+
+    >>> signed(0.031), signed(-0.0001), signed(float("nan"))
+    ('+3.1', '+0.0', '')
+    """
+    return f"{round(100 * value, 1) + 0.0:+.1f}".replace("-", "−") if finite(value) else ""
+
+
+def p_value(value: float) -> str:
+    """A p-value."""
+    return "" if not math.isfinite(value) else "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def span(value: Any) -> str:
+    """The 95 % interval of an `Interval` in per cent, of a `Difference` in points.
+
+    >>> from potstill.report.stats import Difference, Interval
+    >>> span(Interval(0.5, 0.45, 0.55)), span(Difference(0.05, -0.01, 0.11, 0.08))
+    ('45.0 to 55.0', '−1.0 to +11.0')
+    """
+    write = signed if hasattr(value, "p") else per_cent
+    return f"{write(value.low)} to {write(value.high)}" if finite(value.low) else ""
+
+
+def detail(value: Any) -> str:
+    """The small print of an interval or a difference: `span`, and p where there is one.
+
+    >>> from potstill.report.stats import Difference
+    >>> detail(Difference(0.05, -0.01, 0.11, 0.08))
+    '−1.0 to +11.0, p 0.080'
+    """
+    p = p_value(getattr(value, "p", math.nan))
+    return ", ".join(filter(None, [span(value), p and f"p {p}"]))
+
+
+def ranged(value: tuple[float, float, float] | None, digits: int, scale: float = 1.0) -> str:
+    """A mean over runs with their range.
+
+    >>> ranged((0.5, 0.25, 0.75), 2), ranged((0.5, 0.5, 0.5), 0, 100)
+    ('0.50 (0.25 to 0.75)', '50')
+    """
+    if value is None:
+        return ""
+    mean, low, high = (f"{scale * number:.{digits}f}" for number in value)
+    return mean if low == high else f"{mean} ({low} to {high})"
+
+
+def count(value: float | None) -> str:
+    """A number of tokens or operations, three digits.
+
+    >>> count(1234567), count(2.5e13), count(None)
+    ('1.23 M', '25 T', '')
+    """
+    if value is None:
+        return ""
+    for size, unit in UNITS:
+        if value >= size:
+            return f"{value / size:.3g}{unit}"
+    return f"{value:.0f}"
+
+
+def duration(seconds: float | None) -> str:
+    """A time, in the two units that matter.
+
+    >>> duration(42.3), duration(3725)
+    ('42 s', '1 h 02 min')
+    """
+    if seconds is None:
+        return ""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def dollars(value: float | None) -> str:
+    """An amount, to three digits.
+
+    >>> dollars(0.00123), dollars(47.0), dollars(None)
+    ('0.00123', '47', '')
+    """
+    return "" if value is None else f"{value:.3g}"
+
+
+def plural(n: int, word: str) -> str:
+    """
+    >>> plural(1, "seed"), plural(2, "seed")
+    ('1 seed', '2 seeds')
+    """
+    return f"{n} {word}" if n == 1 else f"{n} {word}s"
+
+
+def listed(names: Sequence[str]) -> str:
+    """
+    >>> listed(["a", "b", "c"])
+    'a, b and c'
+    """
+    return " and ".join([", ".join(names[:-1]), *names[-1:]] if len(names) > 1 else names)
+
+
+def settings(table: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """A nested table as dotted keys and short texts."""
+    return [(key, _setting(value)) for key, value in flatten(table).items()]
+
+
+def _setting(value: Any) -> str:
+    if isinstance(value, list) and all(isinstance(v, str | int) for v in value):
+        return ", ".join(map(str, value))
+    return json.dumps(value, ensure_ascii=False)
+
+
+def visible(text: Any, longest: int = LONGEST) -> str:
+    """Untrusted text cut to `longest` characters, with control and direction marks written out.
+
+    >>> visible("a" + chr(0x202e) + "b" + chr(7))
+    'a⟨U+202E⟩b⟨U+0007⟩'
+    """
+    whole = str(text)
+    shown = "".join(
+        f"⟨U+{ord(c):04X}⟩" if c not in KEPT and unicodedata.category(c) in HIDDEN else c
+        for c in whole[:longest]
+    )
+    rest = len(whole) - longest
+    return shown if rest <= 0 else f"{shown} … [{rest:,} more characters]"

@@ -1,0 +1,105 @@
+"""The page of a study: the values that its template shows.
+
+Escaping is the template engine's, on for everything; `bundle` adds style, scripts and the policy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from potstill.diagnostics.faults import FAULTS
+from potstill.engines import zoo
+from potstill.report import published, sentences
+from potstill.report.charts.palette import Look
+from potstill.report.charts.spec import Section
+from potstill.report.completions import samples
+from potstill.report.costs import costs
+from potstill.report.data import StudyData
+from potstill.report.findings import FindingGroup
+from potstill.report.formatting import settings
+from potstill.report.pages import bundle
+from potstill.report.profile import profiles
+from potstill.report.routes import routes
+from potstill.report.summary import Summary
+from potstill.report.tables import methods, more
+from potstill.report.tables.column import filled
+
+
+def render(
+    data: StudyData,
+    looks: Mapping[str, Look],
+    groups: Sequence[FindingGroup],
+    summary: Summary,
+    sections: Mapping[str, Sequence[Section]],
+) -> str:
+    """The whole page as HTML; `sections` are the charts of each pair."""
+    runs, columns = data.runs.values(), methods.columns(data)
+    recorded = {run.cell.method for run in runs if run.metrics}
+    return bundle.render(
+        "page.html.j2",
+        data=data,
+        study=data.study,
+        looks=looks,
+        faults=[FAULTS[name] for name in data.study.faults],
+        answers=sentences.answers(summary),
+        untested=sentences.untested(summary),
+        groups=groups,
+        pairs=[_pair(data, pair, summary, sections[pair]) for pair in data.study.models],
+        columns=methods.chosen(columns, methods.PAGE),
+        priced="usd" in columns,
+        published_cost=published.COST,
+        methods=[m for m in data.recipes if m in recorded],
+        failed=[run for run in runs if run.status == "failed"],
+        unfinished=[run for run in runs if run.status == "missing"],
+        settings=settings(data.study.to_toml()),
+        others=_others(data),
+    )
+
+
+def _pair(
+    data: StudyData, pair: str, summary: Summary, sections: Sequence[Section]
+) -> dict[str, Any]:
+    models, verdict = data.study.models[pair], summary.verdicts[pair]
+    column, routed = published.column(data.study, pair), routes(data, pair)
+    spent, profile = costs(data, pair), profiles(data, pair)
+    task = str(data.study.task.get("name"))
+    return {
+        "name": pair,
+        "student": model(pair, "student", models.student),
+        "teacher": model(pair, "teacher", models.teacher),
+        "rows": [row for row in data.rows if row.pair == pair],
+        "caveat": published.caveat(column, models, task) if column else "",
+        "head": sentences.headline(verdict),
+        "reasons": sentences.reasons(verdict),
+        "recommended": verdict.recommended,
+        "routes": routed,
+        "teachers": more.teachers(routed, named) if routed else (),
+        "sections": sections,
+        "costs": (filled(more.costs(spent), spent), spent) if spent else (),
+        "kinds": (more.token_kinds(spent), spent),
+        "times": (more.times(profile), profile) if profile else (),
+        "samples": samples(data, pair),
+    }
+
+
+def model(pair: str, role: str, name: str) -> str:
+    """A model's name; the folder of an embedded one is not shown."""
+    embedded = pair in zoo.PAIRS and name == zoo.folder(pair, role)
+    return f"{pair} (embedded)" if embedded else named(name)
+
+
+def named(name: str) -> str:
+    """The same for a model of any pair."""
+    known = {zoo.folder(*one): "/".join(one) for one in zoo.MODELS}
+    return f"{known[name]} (embedded)" if name in known else name
+
+
+def _others(data: StudyData) -> dict[str, list[str]]:
+    """Provenance in which runs differ from the study's start: key -> the other values."""
+    values: dict[str, set[str]] = {}
+    for run in data.runs.values():
+        for key, value in (run.record.get("provenance") or {}).items():
+            if value != data.provenance.get(key):
+                values.setdefault(key, set()).add(str(value))
+    return {key: sorted(others) for key, others in sorted(values.items())}

@@ -1,0 +1,175 @@
+"""The results table: one row for each method on each pair, from the records of its runs.
+
+Differences are paired by problem always, and by seed where both rows have it; p-values are
+corrected over the methods of a pair. How rows are written is left to `tables`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from potstill.report.stats import (
+    Difference,
+    Interval,
+    Matrix,
+    accuracy_at,
+    corrected,
+    difference,
+    interval,
+)
+from potstill.study.storage import REFERENCES, Cell
+from potstill.types import KINDS
+
+BASELINE = "on_policy_gkd"  # the method that all others are compared with
+
+Record = Mapping[str, Any]  # a run's result.json
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: a method on a pair, over its seeds."""
+
+    pair: str
+    method: str
+    seeds: tuple[int, ...]  # of the runs that are done
+    failed: tuple[str, ...]  # "seed: cause" of those that failed
+    missing: int  # runs without a result
+    accuracy: Interval | None  # strict extractor
+    flexible: Interval | None
+    against_baseline: Difference | None
+    against_untrained: Difference | None
+    gap_closed: float | None  # (method - untrained) / (teacher - untrained)
+    equal_tokens: float | None  # accuracy when it had spent the baseline's mean total
+    tokens: float | None  # completion tokens per run, all kinds
+    seconds: float | None  # per run
+
+
+def table(
+    cells: Sequence[Cell],
+    methods: Sequence[str],
+    results: Mapping[Cell, Record],
+    metrics: Callable[[Cell], Sequence[Mapping[str, Any]]],
+) -> list[Row]:
+    """The rows of each pair: untrained and teacher, then the methods.
+
+    Args:
+        cells: every run of the study.
+        methods: names of the methods in the order of the table.
+        results: records of the runs that have ended.
+        metrics: reads the per-step metrics of a run.
+    """
+    rows: list[Row] = []
+    for pair in dict.fromkeys(cell.pair for cell in cells):
+        here = [cell for cell in cells if cell.pair == pair]
+        done = {c: results[c] for c in here if results.get(c, {}).get("status") == "done"}
+        drafts = [_row(pair, m, here, results, done, metrics) for m in [*REFERENCES, *methods]]
+        trained = [r for r in drafts if r.method not in REFERENCES]
+        baseline = corrected([_against(r, BASELINE, done) for r in trained])
+        untrained = corrected([_against(r, "untrained", done) for r in trained])
+        rows += [r for r in drafts if r.method in REFERENCES]
+        for row, first, second in zip(trained, baseline, untrained, strict=True):
+            rows.append(replace(row, against_baseline=first, against_untrained=second))
+    return rows
+
+
+def outcome_matrix(records: Iterable[Record], extractor: str = "strict") -> Matrix:
+    """Outcomes (S, P) of finished runs."""
+    return np.array([[float(c) for c in r["outcomes"][extractor]] for r in records])
+
+
+def paired(
+    records: Mapping[int | None, Record], others: Mapping[int | None, Record]
+) -> Difference | None:
+    """Paired difference of two rows' records by seed; a record without a seed fits every seed.
+
+    None where they share no seed.
+    """
+    shared = [s for s in records if s in others or None in others]
+    if not shared:
+        return None
+    a = outcome_matrix(records[s] for s in shared)
+    b = outcome_matrix(others.get(s, others.get(None, {})) for s in shared)
+    return difference(a - b)
+
+
+def spent(record: Record) -> float:
+    """Completion tokens of one run, all kinds, without evaluations: as its curve counts them."""
+    return float(sum(record["tokens"].get(kind, 0) for kind in KINDS))
+
+
+def curve(metrics: Iterable[Mapping[str, Any]], start: float) -> list[tuple[float, float]]:
+    """Evaluations of one run as (tokens spent, accuracy), from the untrained student on."""
+    points = [(row["tokens"], row.get("eval/accuracy")) for row in metrics]
+    return [(0.0, start), *((tokens, level) for tokens, level in points if level is not None)]
+
+
+def _of(method: str, done: Mapping[Cell, Record]) -> dict[int | None, Record]:
+    return {cell.seed: record for cell, record in done.items() if cell.method == method}
+
+
+def _against(row: Row, other: str, done: Mapping[Cell, Record]) -> Difference | None:
+    return None if row.method == other else paired(_of(row.method, done), _of(other, done))
+
+
+def _row(
+    pair: str,
+    method: str,
+    cells: Sequence[Cell],
+    results: Mapping[Cell, Record],
+    done: Mapping[Cell, Record],
+    metrics: Callable[[Cell], Sequence[Mapping[str, Any]]],
+) -> Row:
+    runs = [c for c in cells if c.method == method]
+    records = [done[c] for c in runs if c in done]
+    accuracy = interval(outcome_matrix(records)) if records else None
+    return Row(
+        pair=pair,
+        method=method,
+        seeds=tuple(c.seed for c in runs if c in done and c.seed is not None),
+        failed=tuple(
+            f"seed {c.seed}: {results[c].get('cause', '')}"
+            for c in runs
+            if results.get(c, {}).get("status") == "failed"
+        ),
+        missing=sum(c not in results for c in runs),
+        accuracy=accuracy,
+        flexible=interval(outcome_matrix(records, "flexible")) if records else None,
+        against_baseline=None,
+        against_untrained=None,
+        gap_closed=_gap_closed(method, accuracy, done),
+        equal_tokens=_equal_tokens(runs, done, metrics),
+        tokens=_mean([spent(r) for r in records]) if method not in REFERENCES else None,
+        seconds=_mean([r["seconds"] for r in records]),
+    )
+
+
+def _gap_closed(
+    method: str, accuracy: Interval | None, done: Mapping[Cell, Record]
+) -> float | None:
+    ends = [_of(name, done).get(None) for name in REFERENCES]
+    if not accuracy or not all(ends) or method in REFERENCES:
+        return None
+    low, high = (e["accuracy"] for e in ends if e)
+    return (accuracy.mean - low) / (high - low) if high != low else None
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return float(np.mean(values)) if values else None
+
+
+def _equal_tokens(
+    cells: Sequence[Cell],
+    done: Mapping[Cell, Record],
+    metrics: Callable[[Cell], Sequence[Mapping[str, Any]]],
+) -> float | None:
+    """Mean accuracy of the runs when they had spent the baseline's mean total."""
+    budget = _mean([spent(r) for r in _of(BASELINE, done).values()])
+    untrained = _of("untrained", done).get(None)
+    runs = [c for c in cells if c in done and c.seed is not None]
+    if budget is None or untrained is None or not runs:
+        return None
+    return _mean([accuracy_at(budget, curve(metrics(c), untrained["accuracy"])) for c in runs])

@@ -1,0 +1,86 @@
+"""Typed values as sentences: the words are in `sentences.j2`, a line each.
+
+Nothing is computed here. The text is plain: whatever shows it escapes it.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from potstill.report import formatting
+from potstill.report.results import BASELINE
+from potstill.report.significance import direction
+from potstill.report.summary import Summary, Tone, Trust
+from potstill.report.verdict import Verdict
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+Answer = tuple[str, Tone, str, list[str]]  # question, tone, the answer in short, its details
+
+
+@lru_cache(1)
+def _template() -> Template:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    words = Environment(loader=PackageLoader("potstill", "report"), undefined=StrictUndefined)
+    names = ("count", "detail", "dollars", "duration", "listed", "per_cent", "plural", "ranged")
+    words.filters |= {name: getattr(formatting, name) for name in (*names, "signed", "visible")}
+    words.filters["direction"] = direction
+    words.filters["oneline"] = _one_line
+    words.globals["baseline"] = BASELINE
+    return words.get_template("sentences.j2")
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _lines(name: str, value: Any) -> list[str]:
+    text = getattr(_template().module, name)(value)
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def headline(verdict: Verdict) -> str:
+    """The verdict in a sentence."""
+    return _lines("headline", verdict)[0]
+
+
+def reasons(verdict: Verdict) -> list[str]:
+    """The numbers behind a verdict."""
+    return _lines("reasons", verdict)
+
+
+def remarks(trust: Trust) -> list[str]:
+    """Warnings on similarity scores and on teachers that read hints."""
+    return _lines("remarks", trust)
+
+
+def untested(summary: Summary) -> list[str]:
+    """What the study cannot show."""
+    return _lines("untested", summary.untested)
+
+
+def answers(summary: Summary) -> list[Answer]:
+    """The four questions with their answers, in the order in which a reader has them."""
+    which = [f"{pair}: {headline(verdict)}" for pair, verdict in summary.verdicts.items()]
+    return [
+        ("Which method?", summary.tone, "\n".join(which), []),
+        *(
+            (question, value.tone, _lines(f"{name}_head", value)[0], _lines(f"{name}_lines", value))
+            for question, name, value in (
+                ("Can I trust that?", "trust", summary.trust),
+                ("What did it cost?", "cost", summary.cost),
+                ("Did anything break?", "breakage", summary.breakage),
+            )
+        ),
+    ]
+
+
+def as_record(summary: Summary) -> dict[str, dict[str, Any]]:
+    """The verdicts for results.json: values and sentences."""
+    return {
+        pair: {**verdict.to_json(), "head": headline(verdict), "lines": reasons(verdict)}
+        for pair, verdict in summary.verdicts.items()
+    }

@@ -1,0 +1,1 @@
+"""Tables for people and programs: columns, and the tables that are made of them."""
