@@ -102,7 +102,13 @@ BAD_FILES: dict[str, tuple[dict[str, Any], str]] = {
         {"engine": "torch", "pair": {"toy": {"student": "a/b", "teacher": "c/d"}}, "train": None},
         "train.learning_rate is needed",
     ),
-    "missing model": ({"engine": "torch"}, "is neither a local folder nor a Hub model ID"),
+    "missing model": (
+        {
+            "engine": "torch",
+            "pair": {"toy": {"student": "tiny-qwen/student", "teacher": "no-model"}},
+        },
+        "is neither a local folder nor a Hub model ID",
+    ),
 }
 
 
@@ -129,7 +135,7 @@ def test_a_wrong_study_file_is_refused_before_anything_is_written(
         (["check", "a.toml", "b.toml"], "one study at a time"),
         (["check", "name.x=3"], "quick: name: "),
         (["check", "train.stepps=3"], 'unknown key "train.stepps"'),
-        (["check", "seeds=one,two"], "seeds"),
+        (["check", "seeds=0,two"], "seeds"),
         (["check", "task.dificulty=3"], 'unknown key "dificulty"'),
         (["check", "--preflite"], "no such option: --preflite"),
         (["chek"], "no such command 'chek'"),
@@ -218,7 +224,7 @@ def test_a_folder_without_a_model_is_refused(
     folder.mkdir()
     for name in files:
         (folder / name).write_text("{}")
-    pair = {"toy": {"student": str(folder), "teacher": str(folder)}}
+    pair = {"toy": {"student": str(folder), "teacher": "tiny-qwen/teacher"}}
     file = write(tmp_path / "toy.toml", toy_table(tmp_path, engine="torch", pair=pair))
     refused(capsys, call("study", file, "--out", tmp_path / "out"), message)
     refused(capsys, call("eval", folder), message)

@@ -100,7 +100,7 @@ class Errors:
     """
 
     def __init__(self) -> None:
-        self.found: list[PotstillError] = []
+        self.collected: list[PotstillError] = []
 
     def __enter__(self) -> None:
         return None
@@ -112,12 +112,15 @@ class Errors:
         return True
 
     def add(self, error: PotstillError) -> None:
-        self.found += error.errors if isinstance(error, PotstillErrors) else (error,)
+        """Collect an error, or the errors of several; the same message counts once."""
+        known = set(map(str, self.collected))
+        errors = error.errors if isinstance(error, PotstillErrors) else (error,)
+        self.collected += (one for one in errors if str(one) not in known)
 
     def check(self) -> None:
         """Raise what was collected, if anything: one error as it is, several as one."""
-        if self.found:
-            raise together(self.found)
+        if self.collected:
+            raise together(self.collected)
 
 
 def together(errors: Sequence[PotstillError]) -> PotstillError:

@@ -5,7 +5,6 @@ Nothing here opens a model or a data set.
 
 from __future__ import annotations
 
-import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,21 +15,12 @@ from pydantic import ValidationError
 from potstill.diagnostics.faults import check_faults
 from potstill.engines import zoo
 from potstill.engines.cross_tokenizer.token_bytes import differ
-from potstill.errors import PotstillError, did_you_mean
-from potstill.settings import (
-    Budget,
-    Eval,
-    Pair,
-    Part,
-    Price,
-    RaySettings,
-    TorchSettings,
-    Train,
-)
-from potstill.study.schema import EMBEDDED_LEARNING_RATE, ENGINE_TABLES, PUBLISHED, Study
+from potstill.errors import Errors, PotstillError, did_you_mean, together
+from potstill.fields import explain
+from potstill.study.schema import EMBEDDED_LEARNING_RATE, PUBLISHED, Study
+from potstill.study.tables import check_tables
 from potstill.study.tracking.registry import check_trackers
 from potstill.study.validation import check_model, check_recipe, check_teachers, check_tokenizers
-from potstill.types import ModelSpec
 
 
 def resolve(study: Study) -> Study:
@@ -39,30 +29,39 @@ def resolve(study: Study) -> Study:
     Raises:
         PotstillError: the study cannot run as it is written.
     """
-    from potstill.engines.registry import ENGINES
+    errors = Errors()
+    _check_unique(study, errors)
+    with errors:
+        check_faults(study.faults)
+    with errors:
+        check_trackers(study.track)
+    with errors:
+        _check_published(study)
+    with errors:
+        _check_adapters(study)
+    with errors:
+        _check_recipes(study)
+    with errors:
+        assert study.contexts is not None  # parses them, which raises if one is invalid
+    with errors:
+        for name in study.models:
+            with errors:
+                _check_pair(study, name)
+    with errors:
+        study = _with_learning_rate(study)
+    errors.check()
+    return study
 
-    _check_unique(study)
-    check_faults(study.faults)
-    check_trackers(study.track)
+
+def _check_published(study: Study) -> None:
     if study.published and study.published not in PUBLISHED:
         raise PotstillError(
             f'unknown published study "{study.published}"',
             did_you_mean(study.published, PUBLISHED, "published studies"),
         )
-    if study.engine.name == "tinker" and not study.train.lora_rank:
-        raise PotstillError(
-            'engine "tinker" trains LoRA adapters, train.lora_rank is 0',
-            "set train.lora_rank, 32 is usual",
-        )
-    for recipe in study.recipes.values():
-        check_recipe(recipe, study, ENGINES[study.engine.name].losses)
-    assert study.contexts is not None  # parses them, which raises if one is invalid
-    for name in study.models:
-        _check_pair(study, name)
-    return _with_learning_rate(study)
 
 
-def _check_unique(study: Study) -> None:
+def _check_unique(study: Study, errors: Errors) -> None:
     for values, name in (
         (study.methods, "methods"),
         (study.seeds, "seeds"),
@@ -70,21 +69,47 @@ def _check_unique(study: Study) -> None:
         (study.track, "track"),
     ):
         if len(set(values)) < len(values):
-            raise PotstillError(f"{name} lists {list(values)}, one of them twice", "list each once")
+            message = f"{name} lists {list(values)}, one of them twice"
+            errors.add(PotstillError(message, "list each once"))
+
+
+def _check_adapters(study: Study) -> None:
+    if study.engine.name == "tinker" and not study.train.lora_rank:
+        raise PotstillError(
+            'engine "tinker" trains LoRA adapters, train.lora_rank is 0',
+            "set train.lora_rank, 32 is usual",
+        )
+
+
+def _check_recipes(study: Study) -> None:
+    """Check every recipe; an error that several of them share is reported of the first."""
+    from potstill.engines.registry import ENGINES
+
+    errors: dict[str, PotstillError] = {}
+    for name, recipe in study.recipes.items():
+        try:
+            check_recipe(recipe, study, ENGINES[study.engine.name].losses)
+        except PotstillError as error:
+            errors.setdefault(str(error).replace(name, ""), error)
+    if errors:
+        raise together(list(errors.values()))
 
 
 def _check_pair(study: Study, name: str) -> None:
     """Check the references of one pair's table: its teachers, models and tokenizers."""
-    pair, table = study.models[name], f"pair.{name}"
-    check_teachers(table, pair.route, pair.teachers, study.engine.name)
-    if study.engine.name != "torch":
-        return
-    if name in study.pair:  # embedded pairs need no check
-        for role in ("student", "teacher"):
-            check_model(getattr(pair, role), f"{table}.{role}")
-        for key, teacher in pair.teachers.items():
-            check_model(teacher, f"{table}.teachers.{key}")
-    check_tokenizers(study, name, differ(pair.student, pair.teacher))
+    pair, table, errors = study.models[name], f"pair.{name}", Errors()
+    with errors:
+        check_teachers(table, pair.route, pair.teachers, study.engine.name)
+    models = {f"{table}.{role}": getattr(pair, role) for role in ("student", "teacher")}
+    models |= {f"{table}.teachers.{key}": model for key, model in pair.teachers.items()}
+    local = study.engine.name == "torch"
+    if local and name in study.pair:  # embedded pairs need no check
+        for place, model in models.items():
+            with errors:
+                check_model(model, place)
+    errors.check()
+    if local:
+        check_tokenizers(study, name, differ(pair.student, pair.teacher))
 
 
 def _with_learning_rate(study: Study) -> Study:
@@ -135,11 +160,21 @@ def read_study(
     merged = dict(table)
     for text in overrides:
         _override(merged, text)
-    try:
-        study = Study.model_validate(merged)
-    except ValidationError as error:
-        raise _explain(error, where) from None
+    errors, study = Errors(), None
+    with errors:
+        study = _validated(merged, where)
+    with errors:
+        check_tables(merged)
+    errors.check()
+    assert study is not None
     return resolve(study)
+
+
+def _validated(table: Mapping[str, Any], where: str) -> Study:
+    try:
+        return Study.model_validate(table)
+    except ValidationError as error:
+        raise explain(error, where, Study) from None
 
 
 def _override(table: dict[str, Any], text: str) -> None:
@@ -165,48 +200,3 @@ def parse_value(raw: str) -> Any:
     except tomllib.TOMLDecodeError:
         parts = [part.strip() for part in raw.split(",")]
         return [parse_value(part) for part in parts if part] if len(parts) > 1 else raw
-
-
-def _explain(error: ValidationError, where: str) -> PotstillError:
-    """Turn pydantic's first finding into a rule, what it got and a hint."""
-    first = error.errors()[0]
-    path = [str(part) for part in first["loc"] if part not in ENGINE_TABLES]
-    key = ".".join(path)
-    if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        *parents, last = path
-        engine = next((t for n, t in ENGINE_TABLES.items() if n in first["loc"]), TorchSettings)
-        return PotstillError(
-            f'{where}: unknown key "{key}"', did_you_mean(last, _fields(parents, engine), "keys")
-        )
-    if first["type"].startswith("union_tag"):
-        from potstill.engines.registry import ENGINES
-
-        got = first["input"].get("name") if isinstance(first["input"], Mapping) else first["input"]
-        return PotstillError(
-            f'{where}: unknown engine "{got}"', did_you_mean(str(got), ENGINES, "engines")
-        )
-    got = first["input"]
-    shown = repr(got) if not isinstance(got, float) or math.isfinite(got) else str(got)
-    message = first["msg"][0].lower() + first["msg"][1:]
-    return PotstillError(f"{where}: {key}: {message}, got {shown}", _default_hint(path))
-
-
-def _default_hint(path: list[str]) -> str:
-    """Suggest to leave out a field, with its default."""
-    value: Any = Study()
-    for part in path:
-        value = getattr(value, part, None)
-    if value in (None, {}, ()):
-        return "see the files in studies/"
-    return f"leave it out for the default, {value!r}"
-
-
-def _fields(path: list[str], engine: type[Part]) -> list[str]:
-    """Keys that the table at this path may have."""
-    tables: dict[str, Any] = {"train": Train, "eval": Eval, "pair": Pair, "engine": engine}
-    tables |= {"price": Price, "budget": Budget, "ray": RaySettings}
-    if not path:
-        return list(Study.model_fields)
-    if path[0] == "engine" and len(path) > 1:
-        return list(ModelSpec.__dataclass_fields__)
-    return list(tables[path[0]].model_fields) if path[0] in tables else []

@@ -6,17 +6,15 @@ concern several fields are in `validation`. Nothing here opens a model or a data
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
 from potstill.algorithms.methods import METHODS
-from potstill.algorithms.recipe import Recipe, recipe_from_toml
+from potstill.algorithms.recipe import Recipe
 from potstill.engines import zoo
-from potstill.errors import PotstillError, did_you_mean
 from potstill.settings import (
     Budget,
     Eval,
@@ -29,16 +27,11 @@ from potstill.settings import (
     TorchSettings,
     Train,
 )
+from potstill.study.tables import check_names, checked_loss, listed, named, read_recipes
 from potstill.tasks.context import Context, read_context
 
 # Selected on the embedded pairs' dev problems with seeds from 100; see LOG.md.
 EMBEDDED_LEARNING_RATE = 1e-4
-
-ENGINE_TABLES: dict[str, type[Part]] = {
-    "torch": TorchSettings,
-    "tinker": TinkerSettings,
-    "fake": FakeSettings,
-}
 
 PUBLISHED = ("distribution-cliff",)  # their numbers are in `report.published`
 
@@ -46,36 +39,24 @@ PUBLISHED = ("distribution-cliff",)  # their numbers are in `report.published`
 QUICK: dict[str, Any] = {"name": "quick", "seeds": [0, 1]}
 
 
-def _named(default: str) -> Callable[[Any], Any]:
-    """Validator of a table with a name: text is short for a name, a missing name the default."""
-
-    def read(value: Any) -> Any:
-        if isinstance(value, str):
-            return {"name": value}
-        return {"name": default, **value} if isinstance(value, Mapping) else value
-
-    return read
-
-
-def _listed(value: Any) -> Any:
-    return value if isinstance(value, list | tuple) else [value]
-
-
-Names = Annotated[tuple[str, ...], BeforeValidator(_listed)]
+Names = Annotated[tuple[str, ...], BeforeValidator(listed)]
 Seeds = Annotated[
-    tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_listed), Field(min_length=1)
+    tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(listed), Field(min_length=1)
 ]
+
+
+LossTable = Annotated[str | dict[str, Any] | None, BeforeValidator(checked_loss)]
 
 
 class Study(Part):
     """A grid of runs (pair x method x seed) with the settings they share."""
 
     name: str = Field("study", pattern=r"^\w[\w.-]*$")
-    task: Annotated[dict[str, Any], BeforeValidator(_named("arithmetic"))] = {"name": "arithmetic"}
+    task: Annotated[dict[str, Any], BeforeValidator(named("arithmetic"))] = {"name": "arithmetic"}
     engine: Annotated[
         TorchSettings | TinkerSettings | FakeSettings,
         Field(discriminator="name"),
-        BeforeValidator(_named("torch")),
+        BeforeValidator(named("torch")),
     ] = TorchSettings()
     methods: Names = tuple(METHODS)
     pairs: Names = ()  # [pair.NAME] tables or embedded pairs; default: every table
@@ -83,7 +64,7 @@ class Study(Part):
     pair: dict[Annotated[str, Field(pattern=r"^\w[\w.-]*$")], Pair] = {}
     train: Train = Train()
     eval: Eval = Eval()
-    student_loss: str | dict[str, Any] | None = None  # replaces that of every method
+    student_loss: LossTable = None  # replaces that of every method
     recipe: dict[str, dict[str, Any]] = {}
     price: Price = Price()
     budget: Budget = Budget()
@@ -95,42 +76,24 @@ class Study(Part):
     @cached_property
     def recipes(self) -> dict[str, Recipe]:
         """The study's methods by name, including its own recipes, in the order of `methods`."""
-        loss: dict[str, Any] = (
-            {} if self.student_loss is None else {"student_loss": self.student_loss}
-        )
-        known = {name: dataclasses.replace(recipe, **loss) for name, recipe in METHODS.items()}
-        for name, table in self.recipe.items():
-            if name in METHODS:
-                raise PotstillError(
-                    f'recipe "{name}" would redefine a method of that name',
-                    "choose another name, so that tables mean one thing",
-                )
-            known[name] = recipe_from_toml(name, table if "from" in table else loss | table, known)
-        for name in self.methods:
-            if name not in known:
-                raise PotstillError(
-                    f'unknown method "{name}"', did_you_mean(name, known, "methods")
-                )
+        known = read_recipes(self.recipe, self.student_loss)
+        check_names("method", self.methods, known)
         return {name: known[name] for name in self.methods}
 
     @cached_property
     def models(self) -> dict[str, Pair]:
         """The study's pairs by name, with the folders of embedded models."""
         names = self.pairs or tuple(self.pair) or zoo.DEFAULT
+        check_names("pair", names, {*self.pair, *zoo.PAIRS})
         pairs = {}
         for name in names:
             if name in self.pair:
                 pairs[name] = _with_folders(self.pair[name])
-            elif name in zoo.PAIRS:
+            else:
                 pairs[name] = Pair(
                     student=zoo.folder(name, "student"),
                     teacher=zoo.folder(name, "teacher"),
                     context=zoo.CONTEXTS.get(name, {}),
-                )
-            else:
-                raise PotstillError(
-                    f'unknown pair "{name}"',
-                    did_you_mean(name, {*self.pair, *zoo.PAIRS}, "pairs"),
                 )
         return pairs
 
