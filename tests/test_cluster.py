@@ -10,7 +10,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,6 +18,7 @@ import tomli_w
 from benchmarks.cluster import Killer, kept, two_nodes
 
 from conftest import toy_table
+from launching import Gate, wait_for
 from potstill.cli import launch
 from potstill.errors import PotstillError
 from potstill.study.executors.local import LocalExecutor
@@ -42,10 +42,17 @@ TINY = {
 
 
 @pytest.fixture(scope="module")
-def nodes() -> Iterator[str]:
-    """The address of a head that runs no cells, with two nodes of one core."""
-    with two_nodes() as where:
-        yield where
+def gate(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gate]:
+    """Set before the nodes start, as their workers inherit its variable."""
+    with pytest.MonkeyPatch.context() as patch:
+        yield Gate(tmp_path_factory.mktemp("gate"), patch)
+
+
+@pytest.fixture(scope="module")
+def nodes(gate: Gate) -> Iterator[str]:
+    """The address of a head that executes no runs, with two nodes of one core."""
+    with two_nodes() as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
@@ -123,15 +130,22 @@ def toy(tmp_path: Path, **changes: object) -> Study:
 
 
 def test_a_cell_that_fails_or_costs_too_many_workers_is_recorded_and_the_study_goes_on(
-    nodes: str, tmp_path: Path
+    nodes: str, gate: Gate, tmp_path: Path
 ) -> None:
-    study = toy(tmp_path, seeds=[0, 1], train={"steps": 800}, ray={"retries": 0})
+    study = toy(tmp_path, seeds=[0, 1], ray={"retries": 0})
     folder = StudyFolder(tmp_path / "killed")
-    killer = Killer(folder, cells_of(study), 1, 4)
-    spread(nodes, study, folder, killer)
+    killer = Killer(folder, cells_of(study), 1, 5)
+
+    def kill_at_the_gate() -> None:
+        killer()
+        if killer.killed:
+            gate.open()
+
+    gate.close(5)
+    spread(nodes, study, folder, kill_at_the_gate)
     results = folder.results(cells_of(study))
     dead = results.pop(killer.killed[0])
-    assert dead["status"] == "failed" and dead["steps"] >= 4
+    assert dead["status"] == "failed" and dead["steps"] == 5
     assert dead["cause"] == "its worker or node died once (its worker process died)"
     assert [record["status"] for record in results.values()] == ["done"] * 3
     exploding = toy(tmp_path, seeds=[0], train={"learning_rate": 1e308})
@@ -141,10 +155,9 @@ def test_a_cell_that_fails_or_costs_too_many_workers_is_recorded_and_the_study_g
     assert record["status"] == "failed" and "not a number" in record["cause"]
 
 
-@pytest.mark.slow
-def test_interrupted_and_run_again_it_goes_on(nodes: str, tmp_path: Path) -> None:
-    """Ctrl-C leaves no mark behind a URL; the marks of a driver that was killed run out."""
-    study = toy(tmp_path, seeds=[0, 1], train={"steps": 3000})
+def test_interrupted_and_run_again_it_goes_on(nodes: str, gate: Gate, tmp_path: Path) -> None:
+    """Ctrl-C leaves no lease behind a URL; the leases of a driver that was killed expire."""
+    study = toy(tmp_path, seeds=[0, 1])
     cells, far = cells_of(study), tmp_path / "far"
     here = StudyFolder(tmp_path / "here")
     here.open(study)
@@ -153,12 +166,12 @@ def test_interrupted_and_run_again_it_goes_on(nodes: str, tmp_path: Path) -> Non
     file.write_text(tomli_w.dumps(study.to_toml()))
     words = [sys.executable, "-m", "potstill", "study", str(file), "--no-preflight", "--no-figures"]
     words += ["--on", nodes, "--out", far.as_uri()]
+    gate.close(6)
     process = subprocess.Popen(words, stderr=subprocess.DEVNULL)
-    while not list(far.glob("cells/toy/on_policy_gkd/*/checkpoints/*/state.json")):
-        assert process.poll() is None
-        time.sleep(0.05)
+    wait_for(lambda: list(far.glob("cells/toy/on_policy_gkd/*/checkpoints/*/state.json")))
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 130
+    gate.open()
     assert not list(far.rglob(".running")) and len(kept(far, cells)) < len(cells)
     lost = far / "cells" / str(cells[-1])
     lost.mkdir(parents=True, exist_ok=True)
