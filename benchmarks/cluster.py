@@ -28,7 +28,7 @@ from potstill.study.executors.ray import RayExecutor, open_cluster
 from potstill.study.loading import read_study
 from potstill.study.remote import Mirror
 from potstill.study.schema import Study
-from potstill.study.storage import REFERENCES, Cell, StudyFolder, cells_of
+from potstill.study.storage import REFERENCES, RunId, StudyFolder, runs_of
 
 TIMELESS = ("status", "steps", "accuracy", "flexible", "outcomes", "tokens", "findings", "ended")
 STUDY: dict[str, Any] = {
@@ -40,7 +40,7 @@ STUDY: dict[str, Any] = {
 }
 
 
-def kept(folder: Path, cells: list[Cell]) -> dict[Cell, tuple[dict[str, Any], bytes, bytes]]:
+def kept(folder: Path, cells: list[RunId]) -> dict[RunId, tuple[dict[str, Any], bytes, bytes]]:
     """Of each cell that has ended, what must not depend on where it ran: its result without
     clocks and machine, its metrics and its texts."""
     found = {}
@@ -65,11 +65,11 @@ class Killer:
     """
 
     folder: StudyFolder
-    cells: list[Cell]
+    cells: list[RunId]
     most: int
     after: int
     nodes: bool = False
-    killed: list[Cell] = field(default_factory=list)
+    killed: list[RunId] = field(default_factory=list)
 
     def __call__(self) -> None:
         for cell in self.cells:
@@ -114,7 +114,7 @@ def spread(
 ) -> tuple[int, int]:
     """Run a study there; returns how often a worker or node died, and how many cells failed."""
     folder.open(study)
-    tasks = cluster.scheduler(study, folder, cells_of(study))
+    tasks = cluster.scheduler(study, folder, runs_of(study))
     results = tasks.run(tick, every=0.1)
     failed = sum(record["status"] == "failed" for record in results.values())
     return sum(tasks.crashes.values()), failed
@@ -129,7 +129,7 @@ def main() -> None:
     if args.out.exists():
         raise SystemExit(f"{args.out} is there already: remove it, or use another --out")
     study = read_study({**STUDY, "train": {**STUDY["train"], "steps": args.steps}})
-    cells = cells_of(study)
+    cells = runs_of(study)
     here = StudyFolder(args.out / "here")
     here.open(study)
     LocalExecutor().run(study, here, cells, lambda: None)

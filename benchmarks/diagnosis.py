@@ -31,7 +31,7 @@ from potstill.report.audit import COLLAPSED, Rate
 from potstill.study.executors.local import LocalScheduler, preflight_study
 from potstill.study.loading import read_study
 from potstill.study.schema import Study
-from potstill.study.storage import Cell, StudyFolder, cells_of, write_text
+from potstill.study.storage import RunId, StudyFolder, runs_of, write_text
 from potstill.types import Finding
 
 CLEAN = "clean"
@@ -60,7 +60,7 @@ class Labelled:
     """One run with what is true of it and what was said of it."""
 
     fault: str
-    cell: Cell
+    cell: RunId
     steps: int  # of the whole run
     onset: int | None  # step of the true collapse
     findings: Sequence[Finding]
@@ -94,12 +94,12 @@ def studies(args: argparse.Namespace) -> Iterator[tuple[str, Study]]:
 
 def label(fault: str, study: Study, folder: StudyFolder) -> Iterator[Labelled]:
     """Read a study's runs with their truth."""
-    for cell in cells_of(study):
+    for cell in runs_of(study):
         if cell.seed is None:
             continue
         place = folder.cell(cell)
         rows, result = place.metrics, place.result or {}
-        untrained = (folder.cell(Cell(cell.pair, "untrained")).result or {})["accuracy"]
+        untrained = (folder.cell(RunId(cell.pair, "untrained")).result or {})["accuracy"]
         steps = study.total_steps(study.recipes[cell.method])
         findings = diagnose(rows)
         if broken := failure(str(result.get("cause", "")), int(result.get("steps", 0))):
@@ -200,7 +200,7 @@ def main(words: Sequence[str] | None = None) -> None:
     runs: list[Labelled] = []
     for fault, study in studies(args):
         print(f"{fault}", file=sys.stderr)
-        folder, cells = StudyFolder(Path(args.out) / fault), cells_of(study)
+        folder, cells = StudyFolder(Path(args.out) / fault), runs_of(study)
         folder.open(study)
         with View(study, folder, cells) as view:
             LocalScheduler(study, folder, args.workers, cells).run(view.tick)

@@ -28,7 +28,7 @@ from potstill.cli.options import study_of
 from potstill.cli.tables import print_table
 from potstill.study.run import preflight_pair, run_cell
 from potstill.study.schema import Study
-from potstill.study.storage import StudyFolder, cells_of
+from potstill.study.storage import StudyFolder, runs_of
 from potstill.training.spending import Spent, total
 
 CLOCKS = (
@@ -43,7 +43,7 @@ def compare(
     study: Study, folder: StudyFolder, before: Told, after: Told
 ) -> Iterator[dict[str, Any]]:
     """Ratios of predictions to means over runs, for each pair and method and for all."""
-    results = folder.results(cells_of(study))
+    results = folder.results(runs_of(study))
     everything: dict[str, list[Spent]] = {"was": [], "before": [], "after": []}
     for pair in study.models:
         for method in study.recipes:
@@ -82,7 +82,7 @@ def on_the_processor(study: Study, folder: StudyFolder) -> tuple[Told, Told]:
     folder.open(study)
 
     before = predict({pair: preflight_pair(study, pair) for pair in study.models})
-    for cell in track(cells_of(study), "cells", console=Console(stderr=True)):
+    for cell in track(runs_of(study), "cells", console=Console(stderr=True)):
         if folder.cell(cell).result is None:
             run_cell(study, folder, cell)
     return before, predict({pair: preflight_pair(study, pair) for pair in study.models})

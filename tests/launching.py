@@ -18,7 +18,7 @@ from potstill.engines.fake import GATE
 from potstill.study.executors.local import LocalScheduler
 from potstill.study.run import prepare, run_cell
 from potstill.study.schema import Study
-from potstill.study.storage import StudyFolder, cells_of
+from potstill.study.storage import StudyFolder, runs_of
 
 
 def run_study(study: Study, path: Path, workers: int = 2) -> StudyFolder:
@@ -30,7 +30,7 @@ def run_study(study: Study, path: Path, workers: int = 2) -> StudyFolder:
         LocalScheduler(study, folder, workers).run(lambda: None, every=0.05)
         return folder
     ledger = folder.ledger(study)
-    for key in cells_of(study):
+    for key in runs_of(study):
         if folder.cell(key).result is None:
             run_cell(study, folder, key, task, ledger)
     return folder

@@ -16,7 +16,7 @@ from potstill.algorithms.recipe import Recipe
 from potstill.study.loading import read_study
 from potstill.study.provenance import provenance
 from potstill.study.schema import Study
-from potstill.study.storage import REFERENCES, Cell, CellFolder, StudyFolder, cells_of, example
+from potstill.study.storage import REFERENCES, RunFolder, RunId, StudyFolder, example, runs_of
 from potstill.types import Evaluation, Grade, Graded, Problem
 
 UNTRAINED, TEACHER = 0.48, 0.88  # share of problems solved
@@ -54,7 +54,7 @@ def small_study(**changes: Any) -> Study:
 
 
 def write_study(
-    path: Path, study: Study, fate: Callable[[Cell], Fate] = lambda cell: {}
+    path: Path, study: Study, fate: Callable[[RunId], Fate] = lambda cell: {}
 ) -> StudyFolder:
     """Write a whole study's folder.
 
@@ -68,14 +68,14 @@ def write_study(
     """
     folder = StudyFolder(path)
     folder.open(study)
-    for cell in cells_of(study):
+    for cell in runs_of(study):
         told = fate(cell)
         if not told.get("skip"):
             _write_cell(study, folder, cell, told)
     return folder
 
 
-def _write_cell(study: Study, folder: StudyFolder, cell: Cell, told: Fate) -> None:
+def _write_cell(study: Study, folder: StudyFolder, cell: RunId, told: Fate) -> None:
     teacher = {p.id: p.solution for p in _problems(study)}
     place = folder.cell(cell, teacher=teacher, examples=study.eval.examples)
     place.path.mkdir(parents=True, exist_ok=True)
@@ -102,7 +102,7 @@ def _write_cell(study: Study, folder: StudyFolder, cell: Cell, told: Fate) -> No
 
 
 def _train(
-    study: Study, place: CellFolder, cell: Cell, recipe: Recipe, steps: int, told: Fate
+    study: Study, place: RunFolder, cell: RunId, recipe: Recipe, steps: int, told: Fate
 ) -> tuple[dict[str, int], Evaluation]:
     total, gain = study.total_steps(recipe), GAIN.get(cell.method, 0.12)
     rng = np.random.default_rng([cell.seed or 0, *cell.method.encode()])
@@ -140,7 +140,7 @@ def _problems(study: Study) -> Sequence[Problem]:
     return found
 
 
-def _grade(study: Study, cell: Cell, skill: float, told: Fate) -> Evaluation:
+def _grade(study: Study, cell: RunId, skill: float, told: Fate) -> Evaluation:
     """Problems get harder along the list's shuffled order; a little luck decides the rest."""
     rng = np.random.default_rng([cell.seed or 0, *cell.method.encode(), int(1000 * abs(skill))])
     hard = np.random.default_rng(3).permutation(study.eval.problems) / study.eval.problems

@@ -14,7 +14,7 @@ from benchmarks.diagnosis import CLEAN, TRIED, Labelled, confusion, studies, sum
 from potstill import open_engine
 from potstill.algorithms.methods import METHODS
 from potstill.diagnostics.faults import FAULTS
-from potstill.study.storage import Cell
+from potstill.study.storage import RunId
 from potstill.types import Finding, Prompt
 
 
@@ -45,7 +45,7 @@ def test_a_collapse_is_two_gradings_in_a_row() -> None:
 
 def test_the_figures_count_what_they_say() -> None:
     fallen = Finding("collapse", "prompt_dropped", 10, 15, "", "")
-    cell = Cell("tiny-qwen", "hybrid", 0)
+    cell = RunId("tiny-qwen", "hybrid", 0)
     runs = [
         Labelled(CLEAN, cell, 60, None, [], []),
         Labelled(CLEAN, cell, 60, None, [fallen], []),
@@ -171,13 +171,13 @@ def test_children_answer_in_turn() -> None:
 def test_predictions_are_held_against_what_runs_took(tmp_path: Path) -> None:
     from benchmarks.prediction import compare
 
-    from potstill.study.storage import cells_of
+    from potstill.study.storage import runs_of
     from potstill.training.spending import Spent
     from studies import small_study, write_study
 
     study = small_study()
     folder = write_study(tmp_path / "out", study)
-    runs = folder.results([cell for cell in cells_of(study) if cell.seed is not None])
+    runs = folder.results([cell for cell in runs_of(study) if cell.seed is not None])
     mean = {
         method: [Spent.read(r) for c, r in runs.items() if c.method == method]
         for method in study.recipes

@@ -20,7 +20,7 @@ from potstill.algorithms.methods import METHODS
 from potstill.report import stats, write_report
 from potstill.report.compare import compare
 from potstill.report.pages.comparison import write_comparison
-from potstill.study.storage import Cell, StudyFolder
+from potstill.study.storage import RunId, StudyFolder
 from studies import HOSTILE, Fate, small_study, write_study
 
 pytestmark = pytest.mark.browser
@@ -98,7 +98,7 @@ def reader(browser: Any, request: pytest.FixtureRequest) -> Iterator[Reader]:
     assert found.wrong == []
 
 
-def fate(cell: Cell) -> Fate:
+def fate(cell: RunId) -> Fate:
     return {
         ("mixture", 0): {"text": HOSTILE},
         ("replay_buffer", 1): {"fail": f"not a number at step 3: {HOSTILE[:200]}"},
@@ -291,7 +291,7 @@ def test_charts_and_tables_are_saved_as_csv(reader: Reader, report: Path) -> Non
     assert name == "tiny-qwen-train-score.csv"
     seeds = [r for r in rows if r["method"] == "on_policy_gkd" and r["part"] == "seed"]
     assert {r["seed"] for r in seeds} == {"0", "1"}
-    place = StudyFolder(report.parent).cell(Cell("tiny-qwen", "on_policy_gkd", 1))
+    place = StudyFolder(report.parent).cell(RunId("tiny-qwen", "on_policy_gkd", 1))
     recorded = [r["train/score"] for r in place.metrics if "train/score" in r]
     mine = [float(r["score, 0 to 1"]) for r in seeds if r["seed"] == "1"]
     assert mine == pytest.approx(recorded, rel=1e-3)

@@ -12,7 +12,7 @@ from potstill.engines.cached_teacher import CachedTeacher, fingerprint
 from potstill.engines.fake import FakeEngine
 from potstill.study.loading import read_study
 from potstill.study.run import run_cell
-from potstill.study.storage import Cell, StudyFolder, cells_of
+from potstill.study.storage import RunId, StudyFolder, runs_of
 from potstill.types import Prompt
 
 
@@ -84,9 +84,9 @@ def test_cells_share_it_and_their_numbers_stay(tmp_path: Path, method: str) -> N
     for name in ("first", "second"):
         folder = StudyFolder(tmp_path / name, tmp_path / "shared")
         folder.open(study)
-        for cell in cells_of(study):
+        for cell in runs_of(study):
             assert run_cell(study, folder, cell)["status"] == "done"
-        metrics.append(folder.cell(Cell("toy", method, 0)).metrics)
+        metrics.append(folder.cell(RunId("toy", method, 0)).metrics)
         files = len(list((tmp_path / "shared").rglob("*.npz")))
         assert files and files == (kept or files)
         kept = files

@@ -26,7 +26,7 @@ from potstill.study.executors.ray import RayExecutor, connect, open_cluster, res
 from potstill.study.loading import read_study
 from potstill.study.remote import Mirror
 from potstill.study.schema import Study
-from potstill.study.storage import StudyFolder, cells_of
+from potstill.study.storage import StudyFolder, runs_of
 from potstill.training.spending import BudgetReached, Spent
 from test_cli import call, refused
 
@@ -60,7 +60,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, Path]:
     """The tiny study as processes of this machine run it."""
     study, folder = read_study(TINY), StudyFolder(tmp_path_factory.mktemp("whole"))
     folder.open(study)
-    LocalExecutor(1).run(study, folder, cells_of(study), lambda: None)
+    LocalExecutor(1).run(study, folder, runs_of(study), lambda: None)
     return study, folder.path
 
 
@@ -77,7 +77,7 @@ def spread(
     """Run a study on the cluster, in a folder that its nodes share."""
     folder.open(study)
     with open_cluster(where, study) as cluster:
-        tasks = cluster.scheduler(study, folder, cells_of(study))
+        tasks = cluster.scheduler(study, folder, runs_of(study))
         tasks.run(tick, every=0.05)
     return tasks
 
@@ -87,7 +87,7 @@ def test_a_killed_worker_changes_no_number(
     nodes: str, whole: tuple[Study, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     study, path = whole
-    folder, cells = StudyFolder(tmp_path / "out"), cells_of(study)
+    folder, cells = StudyFolder(tmp_path / "out"), runs_of(study)
     killer = Killer(folder, cells, 1, 3)
     tasks = spread(nodes, study, folder, killer)
     assert len(killer.killed) == 1 == tasks.crashes[killer.killed[0]] == tasks.crashes.total()
@@ -103,7 +103,7 @@ def test_a_killed_node_changes_no_number_of_a_study_behind_a_url(
 ) -> None:
     """And what reads a study reads it there."""
     study, path = whole
-    far, cells = tmp_path / "far", cells_of(study)
+    far, cells = tmp_path / "far", runs_of(study)
     mirror = Mirror(far.as_uri())
     folder = StudyFolder(mirror.path)
     killer = Killer(folder, cells, 1, 3, nodes=True)
@@ -134,7 +134,7 @@ def test_a_cell_that_fails_or_costs_too_many_workers_is_recorded_and_the_study_g
 ) -> None:
     study = toy(tmp_path, seeds=[0, 1], ray={"retries": 0})
     folder = StudyFolder(tmp_path / "killed")
-    killer = Killer(folder, cells_of(study), 1, 5)
+    killer = Killer(folder, runs_of(study), 1, 5)
 
     def kill_at_the_gate() -> None:
         killer()
@@ -143,7 +143,7 @@ def test_a_cell_that_fails_or_costs_too_many_workers_is_recorded_and_the_study_g
 
     gate.close(5)
     spread(nodes, study, folder, kill_at_the_gate)
-    results = folder.results(cells_of(study))
+    results = folder.results(runs_of(study))
     dead = results.pop(killer.killed[0])
     assert dead["status"] == "failed" and dead["steps"] == 5
     assert dead["cause"] == "its worker or node died once (its worker process died)"
@@ -151,14 +151,14 @@ def test_a_cell_that_fails_or_costs_too_many_workers_is_recorded_and_the_study_g
     exploding = toy(tmp_path, seeds=[0], train={"learning_rate": 1e308})
     other = StudyFolder(tmp_path / "exploding")
     assert not spread(nodes, exploding, other).crashes
-    (record,) = [r for c, r in other.results(cells_of(exploding)).items() if c.seed == 0]
+    (record,) = [r for c, r in other.results(runs_of(exploding)).items() if c.seed == 0]
     assert record["status"] == "failed" and "not a number" in record["cause"]
 
 
 def test_interrupted_and_run_again_it_goes_on(nodes: str, gate: Gate, tmp_path: Path) -> None:
     """Ctrl-C leaves no lease behind a URL; the leases of a driver that was killed expire."""
     study = toy(tmp_path, seeds=[0, 1])
-    cells, far = cells_of(study), tmp_path / "far"
+    cells, far = runs_of(study), tmp_path / "far"
     here = StudyFolder(tmp_path / "here")
     here.open(study)
     LocalExecutor(1).run(study, here, cells, lambda: None)
@@ -199,7 +199,7 @@ def test_a_spent_budget_stops_cells_between_steps_and_they_go_on(
         )
         with pytest.raises(BudgetReached, match=r"of budget\.tokens"):
             launch.fill(little, path, 0, False, on=nodes, mirror=mirror)
-        begun = [StudyFolder(far).cell(cell) for cell in cells_of(study) if cell.seed is not None]
+        begun = [StudyFolder(far).cell(cell) for cell in runs_of(study) if cell.seed is not None]
         assert not any(place.result or place.running for place in begun)
         halted = [place for place in begun if list(place.path.glob("checkpoints/*/state.json"))]
         assert halted and all(0 < place.steps < 3000 for place in halted)
@@ -285,7 +285,7 @@ def test_a_ray_that_is_started_here_runs_preflight_and_the_study(
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["done"] == 4
     assert (out / "predicted.json").exists()
-    assert kept(out, cells_of(study)) == kept(path, cells_of(study))
+    assert kept(out, runs_of(study)) == kept(path, runs_of(study))
 
 
 def test_a_node_that_is_too_small_in_the_end_is_not_waited_for(
@@ -300,7 +300,7 @@ def test_a_node_that_is_too_small_in_the_end_is_not_waited_for(
         open_cluster(nodes, toy(tmp_path)) as cluster,
         pytest.raises(PotstillError, match="3 cores"),
     ):
-        RayExecutor(cluster.ray).run(study, folder, cells_of(study), lambda: None)
+        RayExecutor(cluster.ray).run(study, folder, runs_of(study), lambda: None)
 
 
 def test_a_cell_asks_for_what_its_table_says() -> None:

@@ -17,7 +17,7 @@ from potstill.report.compare import compare, readings
 from potstill.report.pages.comparison import write_comparison
 from potstill.report.results import outcome_matrix
 from potstill.report.tables.comparison import to_markdown
-from potstill.study.storage import Cell, StudyFolder
+from potstill.study.storage import RunId, StudyFolder
 from studies import small_study, write_study
 
 
@@ -33,7 +33,7 @@ def study(path: Path, fate: Any = lambda cell: {}, **changes: Any) -> Path:
 
 def outcomes(path: Path, method: str, *seeds: int) -> np.ndarray:
     """(S, P) as recorded, strict."""
-    cells = [Cell("tiny-qwen", method, seed) for seed in seeds]
+    cells = [RunId("tiny-qwen", method, seed) for seed in seeds]
     return outcome_matrix(StudyFolder(path).results(cells).values())
 
 
@@ -77,7 +77,7 @@ def test_other_problems_are_not_paired_and_that_is_said(tmp_path: Path) -> None:
 
 def test_completions_decide_what_the_same_problems_are(tmp_path: Path) -> None:
     a, b = study(tmp_path / "a"), study(tmp_path / "b")
-    path = StudyFolder(b).cell(Cell("tiny-qwen", "untrained")).path / "examples.jsonl"
+    path = StudyFolder(b).cell(RunId("tiny-qwen", "untrained")).path / "examples.jsonl"
     first, *rest = path.read_text().splitlines()
     path.write_text("\n".join([json.dumps(json.loads(first) | {"question": "another"}), *rest, ""]))
     assert "not paired" in compare([a, b]).pairing["tiny-qwen"][0]

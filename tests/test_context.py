@@ -27,7 +27,7 @@ from potstill.errors import PotstillError, PotstillErrors
 from potstill.settings import Eval, Pair, Train
 from potstill.study.loading import read_study
 from potstill.study.run import prepare, run_cell
-from potstill.study.storage import Cell, StudyFolder
+from potstill.study.storage import RunId, StudyFolder
 from potstill.tasks import load_task
 from potstill.tasks.arithmetic import Arithmetic
 from potstill.tasks.context import read_context
@@ -447,10 +447,10 @@ def test_a_cell_keeps_what_its_teacher_wrote_by_what_it_read(tmp_path: Path) -> 
     for pair in zoo.CONTEXTS:
         study, folder = read_study({**table, "pairs": [pair]}), StudyFolder(tmp_path / "study")
         for method in ("teacher", "untrained"):
-            assert run_cell(study, folder, Cell(pair, method))["status"] == "done"
-        record = run_cell(study, folder, Cell(pair, "off_policy", 0))
+            assert run_cell(study, folder, RunId(pair, method))["status"] == "done"
+        record = run_cell(study, folder, RunId(pair, "off_policy", 0))
         assert record["status"] == "done" and "only the teacher reads" in record["notes"][0]
-        texts[pair] = [row["text"] for row in folder.cell(Cell(pair, "teacher")).texts]
+        texts[pair] = [row["text"] for row in folder.cell(RunId(pair, "teacher")).texts]
         assert record["tokens"]["prompt"] > 0
     assert texts["tiny-context"] != texts["tiny-format"]
 

@@ -17,7 +17,7 @@ from potstill.settings import Budget, Price
 from potstill.study.budget import Ledger
 from potstill.study.loading import read_study
 from potstill.study.schema import Study
-from potstill.study.storage import Cell, CellFolder, StudyFolder, cells_of
+from potstill.study.storage import RunFolder, RunId, StudyFolder, runs_of
 from potstill.training.spending import BudgetReached, Spent, excess, total
 
 PRICE = Price(hour=2.0, prompt=1.0, student_sampled=3.0, teacher_scored=5.0, trained=7.0)
@@ -73,7 +73,7 @@ def test_a_ledger_sums_what_ended_and_what_runs(tmp_path: Path) -> None:
 
 def test_what_was_done_twice_is_paid_twice(tmp_path: Path, looks_at_once: None) -> None:
     """A cell fails after 9 tokens and begins anew; another is killed at 8 and goes on from 5."""
-    budget, place = Budget(tokens=100), CellFolder(tmp_path / "p" / "m" / "0")
+    budget, place = Budget(tokens=100), RunFolder(tmp_path / "p" / "m" / "0")
     place.path.mkdir(parents=True)
     for spent, begins, lost in ((9.0, 1.0, 8.0), (8.0, 6.0, 10.0)):
         assert not Ledger(tmp_path, budget, Price()).charge(
@@ -113,7 +113,7 @@ def test_a_spent_budget_stops_between_steps_and_goes_on(
     tmp_path: Path, looks_at_once: None
 ) -> None:
     whole = run_study(toy(tmp_path), tmp_path / "whole", workers=0)
-    key = Cell("toy", "on_policy_gkd", 0)
+    key = RunId("toy", "on_policy_gkd", 0)
     record = whole.cell(key).result
     assert record is not None
     half = Spent.read(record).count() / 2
@@ -146,7 +146,7 @@ def test_what_was_predicted_is_kept_and_close(priced: tuple[Study, StudyFolder])
     predicted = folder.predicted["toy"]
     assert predicted.keys() == {"on_policy_gkd", "off_policy", "teacher", "untrained"}
     for method in ("on_policy_gkd", "off_policy"):
-        record = folder.cell(Cell("toy", method, 0)).result
+        record = folder.cell(RunId("toy", method, 0)).result
         assert record is not None
         assert predicted[method].count() == pytest.approx(Spent.read(record).count(), rel=0.5)
     assert set(predict(checked(study))["toy"]) == set(predicted)
@@ -154,8 +154,8 @@ def test_what_was_predicted_is_kept_and_close(priced: tuple[Study, StudyFolder])
 
 def test_evaluations_and_baselines_are_paid_for(priced: tuple[Study, StudyFolder]) -> None:
     study, folder = priced
-    assert len(cells_of(study)) == 6
-    for key in cells_of(study):
+    assert len(runs_of(study)) == 6
+    for key in runs_of(study):
         record = folder.cell(key).result
         assert record is not None
         tokens = record["tokens"]
@@ -176,12 +176,12 @@ def test_the_report_compares_costs_with_the_prediction(
 
     _, folder = priced
     row = {row.method: row for row in costs(load(folder.path), "toy")}["on_policy_gkd"]
-    results = [folder.cell(Cell("toy", "on_policy_gkd", seed)).result for seed in (0, 1)]
+    results = [folder.cell(RunId("toy", "on_policy_gkd", seed)).result for seed in (0, 1)]
     records = [record for record in results if record]
     seconds = sum(record["seconds"] for record in records) / 2
     assert len(records) == row.runs == 2 and row.usd == pytest.approx(seconds)
     assert row.predicted == folder.predicted["toy"]["on_policy_gkd"]
-    untrained = folder.cell(Cell("toy", "untrained")).result
+    untrained = folder.cell(RunId("toy", "untrained")).result
     assert untrained is not None
     accuracy = sum(record["accuracy"] for record in records) / 2
     points = 100 * (accuracy - untrained["accuracy"])

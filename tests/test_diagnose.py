@@ -24,7 +24,7 @@ from potstill.settings import Eval, Train
 from potstill.study.loading import read_study
 from potstill.study.run import run_cell
 from potstill.study.schema import Study
-from potstill.study.storage import Cell, StudyFolder
+from potstill.study.storage import RunId, StudyFolder
 from potstill.tasks import load_task
 from potstill.types import Finding
 
@@ -81,7 +81,7 @@ class Tiny:
         folder = self._folder(f"run-{len(self.runs)}")
         folder.open(study)
         self._copy_baseline(study, folder)
-        cell = Cell("tiny-llama", method, 0)
+        cell = RunId("tiny-llama", method, 0)
         result = run_cell(study, folder, cell)
         assert result["status"] == "done", result
         run = folder.cell(cell)
@@ -92,7 +92,7 @@ class Tiny:
         changes = sorted(CHANGE_BASELINE & set(study.faults))
         baseline, cell = (
             self._folder("-".join(["baseline", *changes])),
-            Cell("tiny-llama", "teacher"),
+            RunId("tiny-llama", "teacher"),
         )
         if baseline.cell(cell).result is None:
             run_cell(study, baseline, cell)
@@ -145,9 +145,9 @@ def test_sound_lora_and_half_precision_runs_have_no_finding(tmp_path: Path) -> N
     table = {"pairs": ["tiny-llama"], "methods": ["mixture"], "eval": {"problems": 20}}
     engine = {"name": "torch", "student": {"dtype": "bfloat16"}, "teacher": {"dtype": "bfloat16"}}
     study = read_study({**table, "engine": engine, "train": {"steps": 6, "lora_rank": 4}})
-    folder, cell = StudyFolder(tmp_path), Cell("tiny-llama", "mixture", 0)
+    folder, cell = StudyFolder(tmp_path), RunId("tiny-llama", "mixture", 0)
     folder.open(study)
-    run_cell(study, folder, Cell("tiny-llama", "teacher"))
+    run_cell(study, folder, RunId("tiny-llama", "teacher"))
     assert run_cell(study, folder, cell)["findings"] == []
 
 

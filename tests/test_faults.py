@@ -20,7 +20,7 @@ from potstill.report.audit import FULL
 from potstill.settings import Eval, Train
 from potstill.study.executors.local import LocalScheduler
 from potstill.study.loading import load_study, read_study
-from potstill.study.storage import Cell, StudyFolder, cells_of
+from potstill.study.storage import RunId, StudyFolder, runs_of
 from potstill.tasks import load_task
 from potstill.training.objective import build
 from potstill.training.recorder import Memory
@@ -216,7 +216,7 @@ def test_a_study_with_faults_says_so_and_resumes(tmp_path: Path) -> None:
         folder = StudyFolder(tmp_path / name)
         folder.open(study)
         folders.append(folder)
-    cell = Cell("toy", "mixture", 0)
+    cell = RunId("toy", "mixture", 0)
 
     def cut() -> None:
         place = folders[1].cell(cell)
@@ -262,7 +262,7 @@ def test_unknown_faults_and_known_bad_losses_are_refused(tmp_path: Path) -> None
 @pytest.mark.parametrize("family", ["qwen", "llama"])
 def test_the_published_studies_have_all_faults_on(family: str) -> None:
     study = load_study(STUDIES / f"published-{family}.toml")
-    assert study.faults == PUBLISHED and len(cells_of(study)) == 2 + 8 * 10
+    assert study.faults == PUBLISHED and len(runs_of(study)) == 2 + 8 * 10
     real = load_study(STUDIES / f"published-{family}.toml", [f"pairs={family}", "task=gsm8k"])
     assert "/" in real.models[family].teacher
     audited = read_study(FULL)

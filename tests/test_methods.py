@@ -18,7 +18,7 @@ from potstill.engines.fake import FakeEngine
 from potstill.errors import PotstillError, PotstillErrors
 from potstill.settings import Eval, Train
 from potstill.study.loading import read_study
-from potstill.study.storage import cells_of
+from potstill.study.storage import runs_of
 from potstill.tasks import load_task
 from potstill.training.objective import build
 from potstill.training.recorder import Memory
@@ -206,7 +206,7 @@ def test_a_recipe_in_toml_and_in_python_is_the_same_value(tmp_path: Path) -> Non
     mine = Recipe(name="mine", prefix=linear(10, 0, until=0.4))
     study = read_study(table)
     assert study.recipes == {"mine": mine}
-    assert [cell.method for cell in cells_of(study)][2:] == ["mine", "mine"]
+    assert [cell.method for cell in runs_of(study)][2:] == ["mine", "mine"]
     _, memory = run(mine, tmp_path)
     assert memory.metrics[1:][0]["train/seed_tokens"] > 1
 

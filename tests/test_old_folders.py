@@ -18,13 +18,13 @@ from potstill.report.data import load
 from potstill.study.executors.base import unfinished
 from potstill.study.loading import load_study, read_study
 from potstill.study.schema import QUICK
-from potstill.study.storage import Cell, StudyFolder, cells_of
+from potstill.study.storage import RunId, StudyFolder, runs_of
 from potstill.study.tracking.follower import Follower, troubles
 from test_cli import call
 
 DATA = Path(__file__).parent / "data"
-KEY = Cell("toy", "on_policy_gkd", 0)
-KILLED = Cell("toy", "on_policy_gkd", 1)
+KEY = RunId("toy", "on_policy_gkd", 0)
+KILLED = RunId("toy", "on_policy_gkd", 1)
 
 
 @pytest.fixture
@@ -40,12 +40,12 @@ def files(folder: Path) -> dict[str, bytes]:
 
 def test_an_interrupted_study_continues(interrupted: StudyFolder) -> None:
     study = load_study(interrupted.path / "study.toml")
-    assert unfinished(interrupted, cells_of(study)) == [KILLED]
+    assert unfinished(interrupted, runs_of(study)) == [KILLED]
     killed = interrupted.ledger(study).spent()
     before = files(interrupted.cell(KEY).path)
     assert before.keys() == {"examples.jsonl", "metrics.jsonl", "result.json"}
     run_study(study, interrupted.path)
-    assert not unfinished(interrupted, cells_of(study))
+    assert not unfinished(interrupted, runs_of(study))
     assert files(interrupted.cell(KEY).path) == before
     run = interrupted.cell(KILLED)
     assert run.result is not None and run.result["status"] == "done", run.result
@@ -79,9 +79,9 @@ def test_todays_quick_study_takes_the_folder(tmp_path: Path) -> None:
     for seeds in ("seeds=0", "seeds=0,1"):
         study = read_study(QUICK, [*changes, seeds])
         folder.open(study)
-    done = set(cells_of(study)) - set(unfinished(folder, cells_of(study)))
+    done = set(runs_of(study)) - set(unfinished(folder, runs_of(study)))
     pair = "tiny-qwen"
-    assert done == {Cell(pair, "untrained"), Cell(pair, "teacher"), Cell(pair, "hybrid", 0)}
+    assert done == {RunId(pair, "untrained"), RunId(pair, "teacher"), RunId(pair, "hybrid", 0)}
 
 
 def test_a_report_reads_the_folder(
@@ -90,7 +90,7 @@ def test_a_report_reads_the_folder(
     shutil.copytree(DATA / "quick", tmp_path / "quick")
     quick = load(tmp_path / "quick")
     assert quick.accuracy("tiny-qwen", "teacher") == 0.998
-    assert len(quick.runs[Cell("tiny-qwen", "hybrid", 0)].metrics) == 31
+    assert len(quick.runs[RunId("tiny-qwen", "hybrid", 0)].metrics) == 31
     for path in (tmp_path / "quick", interrupted.path):
         assert write_report(path).html.stat().st_size > 10_000
         assert call("diagnose", path) == 0 and call("watch", path, "--once") == 0

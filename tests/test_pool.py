@@ -15,7 +15,7 @@ from potstill.errors import PotstillError
 from potstill.study.executors import local
 from potstill.study.executors.local import LocalScheduler, worker_cores
 from potstill.study.loading import read_study
-from potstill.study.storage import Cell, StudyFolder
+from potstill.study.storage import RunId, StudyFolder
 from test_cli import call
 
 
@@ -26,7 +26,7 @@ def test_workers_have_cores_of_their_own(tmp_path: Path, monkeypatch: pytest.Mon
     table = toy_table(tmp_path, methods=["on_policy_gkd"], seeds=[0, 1])
     study, folder = read_study(table), StudyFolder(tmp_path / "out")
     folder.open(study)
-    runs = [folder.cell(Cell("toy", "on_policy_gkd", seed)) for seed in (0, 1)]
+    runs = [folder.cell(RunId("toy", "on_policy_gkd", seed)) for seed in (0, 1)]
     cores: list[set[int]] = []
 
     def read_affinity() -> None:
@@ -57,7 +57,7 @@ def test_a_worker_that_dies_costs_its_run_only_the_second_time(
     study = read_study(table)
     folder = StudyFolder(tmp_path / "out")
     folder.open(study)
-    run = folder.cell(Cell("toy", "on_policy_gkd", 0))
+    run = folder.cell(RunId("toy", "on_policy_gkd", 0))
     killed: list[int] = []
 
     def kill_seed_0() -> None:

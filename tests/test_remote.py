@@ -20,11 +20,11 @@ from potstill.study.remote import Mirror, Remote, source
 from potstill.study.remote import url as url_module
 from potstill.study.run import run_cell
 from potstill.study.schema import Study
-from potstill.study.storage import Cell, CellFolder, StudyFolder
+from potstill.study.storage import RunFolder, RunId, StudyFolder
 from potstill.training import checkpoint
 from potstill.training.spending import BudgetReached
 
-CELL = Cell("toy", "on_policy_gkd", 0)
+CELL = RunId("toy", "on_policy_gkd", 0)
 
 
 @pytest.fixture
@@ -170,9 +170,11 @@ def test_an_interrupted_cell_goes_on_elsewhere_to_the_same_bytes(
 ) -> None:
     """Scratch of two nodes; the first attempt dies without a word after its copies."""
     whole = StudyFolder(tmp_path / "whole")
-    for cell in (Cell("toy", "teacher"), CELL):
+    for cell in (RunId("toy", "teacher"), CELL):
         run_cell(study, whole, cell)
-    shutil.copytree(whole.cell(Cell("toy", "teacher")).path, tmp_path / "far/cells/toy/teacher/all")
+    shutil.copytree(
+        whole.cell(RunId("toy", "teacher")).path, tmp_path / "far/cells/toy/teacher/all"
+    )
     job = worker.Job(study.to_toml(), CELL, url, True, "me")
     monkeypatch.setattr(worker, "scratch", lambda url: tmp_path / "node 1")
     monkeypatch.setattr(lease, "UPLOAD", 0.01)
@@ -221,7 +223,7 @@ def test_a_note_that_the_budget_is_spent_stops_a_cell_at_its_next_step(
 ) -> None:
     monkeypatch.setattr(worker, "scratch", lambda url: tmp_path / "node")
     monkeypatch.setattr(lease, "HEARTBEAT", 0.01)
-    run_cell(study, StudyFolder(tmp_path / "far"), Cell("toy", "teacher"))
+    run_cell(study, StudyFolder(tmp_path / "far"), RunId("toy", "teacher"))
     step, remote = FakeEngine.step, Remote(url)
 
     def spending(self: FakeEngine, data: object, learning_rate: float) -> object:
@@ -234,7 +236,7 @@ def test_a_note_that_the_budget_is_spent_stops_a_cell_at_its_next_step(
     monkeypatch.setattr(FakeEngine, "step", spending)
     job = worker.Job(study.to_toml(), CELL, url, True, "me")
     assert worker.execute_job(job).kind == "budget"
-    place = CellFolder(tmp_path / "far" / "cells" / str(CELL))
+    place = RunFolder(tmp_path / "far" / "cells" / str(CELL))
     assert place.result is None and place.steps == 1 and place.running is None
     assert [point.name for point in checkpoint.points(place.path / "checkpoints")] == [
         "step-00000001"
@@ -257,7 +259,7 @@ def test_a_place_may_be_silent_for_a_moment_and_not_for_long(
     monkeypatch.setattr(worker, "scratch", lambda url: tmp_path / "node")
     monkeypatch.setattr(lease, "HEARTBEAT", 0.01)
     monkeypatch.setattr(url_module, "GRACE", silent)
-    run_cell(study, StudyFolder(tmp_path / "far"), Cell("toy", "teacher"))
+    run_cell(study, StudyFolder(tmp_path / "far"), RunId("toy", "teacher"))
     training, refused, answered = threading.Event(), threading.Event(), threading.Event()
     step, read = FakeEngine.step, Remote.read
 
@@ -305,5 +307,5 @@ def test_the_ledger_of_a_cell_that_is_away_hears_what_others_say(
 
 
 def run_teacher_first(study: Study, folder: StudyFolder) -> None:
-    run_cell(study, folder, Cell("toy", "teacher"))
+    run_cell(study, folder, RunId("toy", "teacher"))
     run_cell(study, folder, CELL, None, folder.ledger(study, lambda: "spent"))

@@ -23,16 +23,16 @@ from potstill.report import Report, as_markdown, stats, write_report
 from potstill.report.charts import curves
 from potstill.report.charts.heat_map import heat_map
 from potstill.report.charts.palette import looks
-from potstill.report.charts.points import pareto
+from potstill.report.charts.point_charts import pareto
 from potstill.report.completions import marked
+from potstill.report.costs import profiles
 from potstill.report.data import load
 from potstill.report.formatting import visible
-from potstill.report.profile import profiles
 from potstill.report.published import COLUMNS, column
 from potstill.report.tables.methods import terminal, to_markdown
 from potstill.study.loading import load_study
 from potstill.study.schema import PUBLISHED
-from potstill.study.storage import Cell, StudyFolder
+from potstill.study.storage import RunId, StudyFolder
 from studies import FINDING, HOSTILE, Fate, small_study, write_study
 
 ROOT = Path(__file__).parents[1]
@@ -65,7 +65,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Report:
         published="distribution-cliff",
     )
 
-    def fate(cell: Cell) -> Fate:
+    def fate(cell: RunId) -> Fate:
         return {
             ("replay_buffer", 1): {"fail": "not a number at step 3: <b>loss</b>"},
             ("kl_anchored", 0): {"skip": True},
@@ -128,7 +128,7 @@ def test_results_hold_every_cell(written: Report) -> None:
     assert len(by_name) == written.cells
     folder = StudyFolder(written.html.parent)
     for (pair, method, seed), record in by_name.items():
-        result = folder.cell(Cell(pair, method, seed)).result
+        result = folder.cell(RunId(pair, method, seed)).result
         assert record["status"] == (result or {}).get("status", "missing")
         for key in ("accuracy", "flexible", "seconds"):
             assert record[key] == (result or {}).get(key)
@@ -154,9 +154,9 @@ def test_the_profile_is_the_mean_of_the_runs_that_finished(written: Report) -> N
 
 def test_table_agrees_with_the_outcomes(written: Report) -> None:
     folder = StudyFolder(written.html.parent)
-    cells = [Cell("tiny-qwen", "on_policy_gkd", seed) for seed in (0, 1)]
+    cells = [RunId("tiny-qwen", "on_policy_gkd", seed) for seed in (0, 1)]
     records = list(folder.results(cells).values())
-    ends = [folder.cell(Cell("tiny-qwen", r)).result["accuracy"] for r in ("untrained", "teacher")]
+    ends = [folder.cell(RunId("tiny-qwen", r)).result["accuracy"] for r in ("untrained", "teacher")]
     mean = np.mean([[int(c) for c in r["outcomes"]["strict"]] for r in records])
     table = json.loads(written.results.read_text())["table"]
     row = next(r for r in table if (r["pair"], r["method"]) == ("tiny-qwen", "on_policy_gkd"))
@@ -286,7 +286,7 @@ def test_the_heat_map_is_the_outcomes(written: Report, page: Page) -> None:
     spec = dict(page.charts[: len(page.charts) // 2])["solved"]
     row = values(spec, "solved")["hybrid"]
     records = [
-        StudyFolder(written.html.parent).cell(Cell("tiny-qwen", "hybrid", seed)).result
+        StudyFolder(written.html.parent).cell(RunId("tiny-qwen", "hybrid", seed)).result
         for seed in (0, 1)
     ]
     shown = dict(zip(row["problem"], row["y"], strict=True))
@@ -335,7 +335,7 @@ def test_very_long_runs_are_read_thinned_and_keep_their_gradings(tmp_path: Path)
     many = {"every": 10_000, "problems": 40, "probe_every": 500}
     study = small_study(methods=["hybrid"], seeds=[0], train=train, eval=many)
     write_study(tmp_path, study, lambda cell: {"skip": True})
-    place = StudyFolder(tmp_path).cell(Cell("tiny-qwen", "hybrid", 0)).path
+    place = StudyFolder(tmp_path).cell(RunId("tiny-qwen", "hybrid", 0)).path
     place.mkdir(parents=True)
     with (place / "metrics.jsonl").open("w") as file:
         for step in range(1, steps + 1):
@@ -354,7 +354,7 @@ def test_very_long_runs_are_read_thinned_and_keep_their_gradings(tmp_path: Path)
 
 def test_a_torn_last_line_is_left_and_a_damaged_one_refused(tmp_path: Path) -> None:
     write_study(tmp_path, small_study(methods=["hybrid"], seeds=[0]))
-    path = StudyFolder(tmp_path).cell(Cell("tiny-qwen", "hybrid", 0)).path / "metrics.jsonl"
+    path = StudyFolder(tmp_path).cell(RunId("tiny-qwen", "hybrid", 0)).path / "metrics.jsonl"
     whole = path.read_text()
     path.write_text(whole + '{"step": 21, "train')
     assert load(tmp_path).of("tiny-qwen", "hybrid")[0].metrics[-1]["step"] == 20
@@ -404,7 +404,7 @@ def test_text_and_markdown_tables(written: Report) -> None:
     ],
     ids=["nothing", "teacher only", "all failed", "first step", "no untrained", "nulls"],
 )
-def test_any_study_gives_a_page(tmp_path: Path, fate: Callable[[Cell], Fate], says: str) -> None:
+def test_any_study_gives_a_page(tmp_path: Path, fate: Callable[[RunId], Fate], says: str) -> None:
     write_study(tmp_path / "study", small_study(), fate)
     report = write_report(tmp_path / "study", figures=True)
     found = Page(report.html.read_text(encoding="utf-8"))
@@ -416,7 +416,7 @@ def test_any_study_gives_a_page(tmp_path: Path, fate: Callable[[Cell], Fate], sa
 def test_what_broke_is_said_everywhere(tmp_path: Path) -> None:
     later = {**FINDING, "step": 10, "found": 15}
 
-    def fate(cell: Cell) -> Fate:
+    def fate(cell: RunId) -> Fate:
         if cell.method != "hybrid":
             return {}
         ended = {"step": 10, "of": 20, "back_to": 0}
@@ -441,7 +441,7 @@ def test_what_broke_is_said_everywhere(tmp_path: Path) -> None:
 
 def test_a_sound_study_says_how_many_runs_were_watched(tmp_path: Path) -> None:
     write_study(tmp_path, small_study())
-    folder = StudyFolder(tmp_path).cell(Cell("tiny-qwen", "hybrid", 0))
+    folder = StudyFolder(tmp_path).cell(RunId("tiny-qwen", "hybrid", 0))
     rows = [{"step": 0, "tokens": 0, "signal/teacher_loss": 0.5}, *folder.metrics]
     (folder.path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     report = write_report(tmp_path)

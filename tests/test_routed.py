@@ -24,7 +24,7 @@ from potstill.report.routes import routes
 from potstill.settings import Eval, Pair, Train
 from potstill.study.loading import read_study
 from potstill.study.run import preflight_pair, prepare, run_cell
-from potstill.study.storage import Cell, StudyFolder
+from potstill.study.storage import RunId, StudyFolder
 from potstill.tasks import Task, load_task
 from potstill.training.objective import build
 from potstill.training.recorder import Memory
@@ -157,8 +157,8 @@ def test_a_study_with_them_passes_preflight_and_runs(models: Path, tmp_path: Pat
     assert prepare(study).train and read_study(study.to_toml()).models == study.models
     refused = [c for c in preflight_pair(study, "mine") if c.status == "refused"]
     assert not refused
-    assert run_cell(study, folder, Cell("mine", "teacher"))["status"] == "done"
-    record = run_cell(study, folder, Cell("mine", "mixture", 0))
+    assert run_cell(study, folder, RunId("mine", "teacher"))["status"] == "done"
+    record = run_cell(study, folder, RunId("mine", "mixture", 0))
     assert record["status"] == "done" and '"subject" selects the teacher' in record["notes"][-1]
 
 
@@ -174,7 +174,7 @@ def test_the_report_tells_accuracy_by_teacher(tmp_path: Path) -> None:
     folder, turn = write_study(tmp_path, study), itertools.count()
     values = [p.text("first") for p in load_task("arithmetic").test[: study.eval.problems]]
     for seed in study.seeds:
-        place = folder.cell(Cell("mine", "hybrid", seed))
+        place = folder.cell(RunId("mine", "hybrid", seed))
         right = "".join(str(int(v == "gain" or next(turn) % 2)) for v in values)
         told = {
             **(place.result or {}),

@@ -13,7 +13,7 @@ from potstill.report.similarity import Similarity, similarities
 from potstill.report.stats import Difference, Interval
 from potstill.report.summary import trust
 from potstill.report.tables.more import similarity_markdown
-from potstill.study.storage import Cell, StudyFolder
+from potstill.study.storage import RunId, StudyFolder
 from studies import small_study, write_study
 
 HALF = Interval(0.5, 0.45, 0.55)
@@ -46,7 +46,7 @@ def test_the_table_holds_the_numbers() -> None:
     assert similarity_markdown([]) == ""
 
 
-def scored(folder: StudyFolder, cells: list[Cell], score: float) -> None:
+def scored(folder: StudyFolder, cells: list[RunId], score: float) -> None:
     """Write a similarity into the last row of each run's metrics."""
     for cell in cells:
         place = folder.cell(cell)
@@ -60,7 +60,7 @@ def test_a_report_warns_wherever_it_is_read(tmp_path: Path) -> None:
     methods = ["reverse_curriculum", "on_policy_gkd"]
     study = small_study(pairs=["tiny-context"], methods=methods, eval={"problems": 200})
     folder = write_study(tmp_path / "study", study)
-    cells = [Cell("tiny-context", method, seed) for method in methods for seed in (0, 1)]
+    cells = [RunId("tiny-context", method, seed) for method in methods for seed in (0, 1)]
     scored(folder, cells, 0.95)
     report, caveats = write_report(folder.path), trust(load(folder.path), [])
     assert [one.method for one in caveats.misleading] == ["reverse_curriculum"]

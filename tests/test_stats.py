@@ -14,7 +14,7 @@ from potstill.report import stats
 from potstill.report.results import Row, curve, outcome_matrix
 from potstill.report.results import table as results_table
 from potstill.report.stats import Difference, accuracy_at, corrected, difference, interval
-from potstill.study.storage import Cell
+from potstill.study.storage import RunId
 
 
 def outcomes(share: float, seeds: int, problems: int) -> np.ndarray:
@@ -184,19 +184,19 @@ def record(share: float, tokens: int = 0, problems: int = 40, **more: Any) -> di
 
 
 METHODS = ("on_policy_gkd", "hybrid", "off_policy")
-CELLS = [Cell("p", "teacher"), Cell("p", "untrained")]
-CELLS += [Cell("p", method, seed) for seed in (0, 1) for method in METHODS]
-RESULTS: dict[Cell, dict[str, Any]] = {
-    Cell("p", "teacher"): record(0.9),
-    Cell("p", "untrained"): record(0.5),
-    Cell("p", "on_policy_gkd", 0): record(0.7, tokens=90),
-    Cell("p", "on_policy_gkd", 1): record(0.7, tokens=190),
-    Cell("p", "hybrid", 0): record(0.8, tokens=290),
-    Cell("p", "hybrid", 1): {"status": "failed", "cause": "out of memory at step 3: no"},
+CELLS = [RunId("p", "teacher"), RunId("p", "untrained")]
+CELLS += [RunId("p", method, seed) for seed in (0, 1) for method in METHODS]
+RESULTS: dict[RunId, dict[str, Any]] = {
+    RunId("p", "teacher"): record(0.9),
+    RunId("p", "untrained"): record(0.5),
+    RunId("p", "on_policy_gkd", 0): record(0.7, tokens=90),
+    RunId("p", "on_policy_gkd", 1): record(0.7, tokens=190),
+    RunId("p", "hybrid", 0): record(0.8, tokens=290),
+    RunId("p", "hybrid", 1): {"status": "failed", "cause": "out of memory at step 3: no"},
 }
 
 
-def metrics(cell: Cell) -> list[dict[str, Any]]:
+def metrics(cell: RunId) -> list[dict[str, Any]]:
     """Two gradings: half way to the end in tokens and in accuracy, then the end."""
     result = RESULTS.get(cell, {"status": ""})
     if result["status"] != "done":
@@ -210,7 +210,7 @@ def metrics(cell: Cell) -> list[dict[str, Any]]:
 
 
 def table(
-    results: Mapping[Cell, Mapping[str, Any]] = RESULTS, cells: Sequence[Cell] = CELLS
+    results: Mapping[RunId, Mapping[str, Any]] = RESULTS, cells: Sequence[RunId] = CELLS
 ) -> dict[str, Row]:
     return {row.method: row for row in results_table(cells, METHODS, results, metrics)}
 
@@ -239,31 +239,31 @@ def test_gap_closed_tokens_and_equal_tokens() -> None:
     assert rows["hybrid"].equal_tokens == pytest.approx(0.65)
     # seed 0 spent 100 < 150 and keeps 0.7; seed 1 is at 0.5 + 0.2 * 150 / 200
     assert rows["on_policy_gkd"].equal_tokens == pytest.approx((0.7 + 0.65) / 2)
-    level = {**RESULTS, Cell("p", "teacher"): record(0.5)}
+    level = {**RESULTS, RunId("p", "teacher"): record(0.5)}
     assert table(level)["hybrid"].gap_closed is None  # there is no gap
 
 
 def test_differences_pair_the_seeds_that_both_have() -> None:
-    results = {**RESULTS, Cell("p", "on_policy_gkd", 1): record(0.1, tokens=190)}
+    results = {**RESULTS, RunId("p", "on_policy_gkd", 1): record(0.1, tokens=190)}
     rows = table(results)
     against = rows["hybrid"].against_baseline
     assert against is not None and against.mean == pytest.approx(0.8 - 0.7)  # seed 0 alone
     untrained = rows["on_policy_gkd"].against_untrained
     assert untrained is not None and untrained.mean == pytest.approx((0.7 + 0.1) / 2 - 0.5)
-    del results[Cell("p", "on_policy_gkd", 0)]
+    del results[RunId("p", "on_policy_gkd", 0)]
     assert table(results)["hybrid"].against_baseline is None  # no seed in common
 
 
 def test_p_values_are_corrected_over_the_methods_of_a_pair() -> None:
-    results = {**RESULTS, Cell("p", "off_policy", 0): record(0.75, tokens=50)}
+    results = {**RESULTS, RunId("p", "off_policy", 0): record(0.75, tokens=50)}
     rows = table(results)
-    mine = [Cell("p", name, 0) for name in METHODS]
+    mine = [RunId("p", name, 0) for name in METHODS]
     raw = [
         difference(outcome_matrix([results[c]]) - outcome_matrix([record(0.5)])).p for c in mine[1:]
     ]
     raw.append(
         difference(
-            outcome_matrix([results[Cell("p", "on_policy_gkd", s)] for s in (0, 1)])
+            outcome_matrix([results[RunId("p", "on_policy_gkd", s)] for s in (0, 1)])
             - outcome_matrix([record(0.5)])
         ).p
     )
@@ -274,7 +274,7 @@ def test_p_values_are_corrected_over_the_methods_of_a_pair() -> None:
 
 @pytest.mark.parametrize("gone", ["teacher", "untrained"])
 def test_a_reference_row_that_failed_costs_only_what_needs_it(gone: str) -> None:
-    results = {**RESULTS, Cell("p", gone): {"status": "failed", "cause": "no"}}
+    results = {**RESULTS, RunId("p", gone): {"status": "failed", "cause": "no"}}
     rows = table(results)
     assert rows["hybrid"].accuracy is not None and rows["hybrid"].against_baseline is not None
     assert rows["hybrid"].gap_closed is None and rows[gone].accuracy is None
@@ -283,7 +283,7 @@ def test_a_reference_row_that_failed_costs_only_what_needs_it(gone: str) -> None
 
 
 def test_pairs_are_tables_of_their_own_and_nothing_is_no_error() -> None:
-    twin = [Cell("q", cell.method, cell.seed) for cell in CELLS]
+    twin = [RunId("q", cell.method, cell.seed) for cell in CELLS]
     rows = results_table([*CELLS, *twin], METHODS, RESULTS, metrics)
     assert [row.pair for row in rows] == ["p"] * 5 + ["q"] * 5
     alone = results_table(CELLS, METHODS, RESULTS, metrics)

@@ -19,7 +19,7 @@ from potstill.study.files import write_text
 from potstill.study.loading import read_study
 from potstill.study.run import run_cell
 from potstill.study.schema import Study
-from potstill.study.storage import REFERENCES, Cell, CellFolder, StudyFolder, cells_of
+from potstill.study.storage import REFERENCES, RunFolder, RunId, StudyFolder, runs_of
 from potstill.training import checkpoint
 from potstill.types import Prompt, Trajectory
 
@@ -41,7 +41,7 @@ def content(folder: Path) -> dict[str, object]:
 
 def part(study: Study, whole: Path) -> dict[str, object]:
     """The content of a whole study, limited to the runs of a smaller one."""
-    folders = {f"cells/{key}" for key in cells_of(study)}
+    folders = {f"cells/{key}" for key in runs_of(study)}
     return {n: c for n, c in content(whole).items() if n.rpartition("/")[0] in folders}
 
 
@@ -56,7 +56,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, Path]:
 
 def test_the_folder_is_as_documented(whole: tuple[dict, Path]) -> None:
     table, path = whole
-    keys = cells_of(read_study(table))
+    keys = runs_of(read_study(table))
     assert len(keys) == 2 + 9 * 2
     for key in keys:
         run = StudyFolder(path).cell(key)
@@ -143,7 +143,7 @@ def kill(process: subprocess.Popen, out: Path) -> None:
 def steps(out: Path) -> list[int]:
     """The steps of each run in progress."""
     marks = out.glob("cells/*/*/*/.running")
-    runs = [CellFolder(mark.parent) for mark in marks]
+    runs = [RunFolder(mark.parent) for mark in marks]
     return [run.steps for run in runs if run.path.parent.name not in REFERENCES]
 
 
@@ -231,12 +231,12 @@ def test_two_studies_on_one_folder_share_the_work(
 
 
 def test_a_held_run_is_not_run_twice(tmp_path: Path) -> None:
-    run = CellFolder(tmp_path / "run")
+    run = RunFolder(tmp_path / "run")
     with run.lock() as locked:
         assert locked
         code = (
-            "import sys; from pathlib import Path; from potstill.study.storage import CellFolder\n"
-            "with CellFolder(Path(sys.argv[1])).lock() as locked: print(locked)"
+            "import sys; from pathlib import Path; from potstill.study.storage import RunFolder\n"
+            "with RunFolder(Path(sys.argv[1])).lock() as locked: print(locked)"
         )
         shown = subprocess.run(
             [sys.executable, "-c", code, str(run.path)],
@@ -253,7 +253,7 @@ def test_a_failing_cell_is_recorded_with_its_cause(
 ) -> None:
     folder = StudyFolder(tmp_path / "out")
     folder.open(toy)
-    run_cell(toy, folder, Cell("toy", "teacher"))
+    run_cell(toy, folder, RunId("toy", "teacher"))
     step, calls = FakeEngine.step, []
 
     def broken(self: FakeEngine, data: object, learning_rate: float) -> object:
@@ -267,7 +267,7 @@ def test_a_failing_cell_is_recorded_with_its_cause(
         return step(self, data, learning_rate)
 
     monkeypatch.setattr(FakeEngine, "step", broken)
-    cell = Cell("toy", "hybrid", 0)
+    cell = RunId("toy", "hybrid", 0)
     record = run_cell(toy, folder, cell)
     says = {"nan": "not a number", "memory": "out of memory", "exception": "RuntimeError"}[how]
     assert record["status"] == "failed" and record["cause"].startswith(f"{says} at step 7")
@@ -281,7 +281,7 @@ def test_a_learning_rate_that_explodes_fails_the_cell_and_not_the_study(tmp_path
         tmp_path, methods=["on_policy_gkd"], seeds=[0], train={"learning_rate": 1e308}
     )
     folder = run_study(read_study(table), tmp_path / "out")
-    results = folder.results(cells_of(read_study(table)))
+    results = folder.results(runs_of(read_study(table)))
     assert [r["status"] for r in results.values()] == ["done", "done", "failed"]
     assert "not a number" in list(results.values())[-1]["cause"]
 
@@ -322,7 +322,7 @@ def test_a_write_that_fails_leaves_the_old_file(
 
 
 def test_torn_lines_are_not_read(tmp_path: Path) -> None:
-    place = CellFolder(tmp_path)
+    place = RunFolder(tmp_path)
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"st')
     assert place.metrics == [{"step": 1}, {"step": 2}]
     place.rewind(1)
@@ -354,7 +354,7 @@ def test_checkpoints_are_whole_or_absent(tmp_path: Path) -> None:
 
 
 def test_numbers_that_are_not_finite_become_null(tmp_path: Path) -> None:
-    place = CellFolder(tmp_path)
+    place = RunFolder(tmp_path)
     place.record({"step": 1, "train/loss": float("nan"), "x": [float("inf")]}, None)
     assert place.metrics == [{"step": 1, "train/loss": None, "x": [None]}]
 

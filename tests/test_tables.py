@@ -154,4 +154,4 @@ def test_a_report_prints_tables_verdict_and_counts(
 def test_the_columns_that_may_go_are_columns() -> None:
     from potstill.report.tables.methods import COLUMNS
 
-    assert set(tables.SPARE_IN_REPORT) < {column.title for column in COLUMNS}
+    assert set(tables.SPARE_IN_REPORT) < {column.title for column in COLUMNS.values()}

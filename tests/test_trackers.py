@@ -20,7 +20,7 @@ from potstill.errors import PotstillError
 from potstill.study.files import JsonlTail
 from potstill.study.loading import load_study, read_study
 from potstill.study.schema import Study
-from potstill.study.storage import Cell, StudyFolder, cells_of
+from potstill.study.storage import RunId, StudyFolder, runs_of
 from potstill.study.tracking.exporter import following
 from potstill.study.tracking.follower import Follower, troubles
 from potstill.study.tracking.protocol import numbers, run_opener
@@ -40,13 +40,13 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-def curves(name: str, out: Path, key: Cell) -> readers.Curves:
+def curves(name: str, out: Path, key: RunId) -> readers.Curves:
     if name == "tensorboard":
         return readers.tensorboard(out / "track", str(key))
     return getattr(readers, name)(out / "track", "toy", str(key))
 
 
-def note(out: Path, key: Cell, tracker: str) -> dict:
+def note(out: Path, key: RunId, tracker: str) -> dict:
     """What a run's folder records of a tracker; empty before it does."""
     file = StudyFolder(out).cell(key).path / "tracking" / f"{tracker}.json"
     return json.loads(file.read_text()) if file.exists() else {}
@@ -54,7 +54,7 @@ def note(out: Path, key: Cell, tracker: str) -> dict:
 
 def check_all(out: Path, study: Study) -> None:
     """Every tracker has of every run the rows of metrics.jsonl, and its result."""
-    keys = [key for key in cells_of(study) if key.seed is not None]
+    keys = [key for key in runs_of(study) if key.seed is not None]
     assert keys and study.track
     for key in keys:
         place = StudyFolder(out).cell(key)
@@ -78,7 +78,7 @@ def test_trackers_have_what_the_folder_holds_also_of_a_run_that_was_killed(
     gate = Gate(tmp_path, monkeypatch)
     gate.close(6)
     table = toy_table(tmp_path, methods=["on_policy_gkd", "hybrid"], seeds=[0], track=NAMES)
-    out, killed = tmp_path / "out", Cell("toy", "on_policy_gkd", 0)
+    out, killed = tmp_path / "out", RunId("toy", "on_policy_gkd", 0)
     words = command(table, tmp_path / "toy.toml", out)[3:]
     process = subprocess.Popen(
         [sys.executable, __file__, words[1], str(out)], start_new_session=True
@@ -93,7 +93,7 @@ def test_trackers_have_what_the_folder_holds_also_of_a_run_that_was_killed(
     assert "warning" not in stderr and "Trackio" not in stdout
     check_all(out, read_study(table))
     assert {name: note(out, killed, name)["id"] for name in NAMES} == before
-    names = set().union(*map(set, curves("mlflow", out, Cell("toy", "hybrid", 0)).values()))
+    names = set().union(*map(set, curves("mlflow", out, RunId("toy", "hybrid", 0)).values()))
     published = ("loss", "score", "kl_divergence", "phase", "on_policy_loss", "off_policy_loss")
     published += ("seed_tokens", "buffer_size")
     assert {f"train/{name}" for name in published} | {"eval/avg_score"} <= names
@@ -135,7 +135,7 @@ def test_a_tracker_out_of_reach_fails_no_run_and_is_told_later(
     assert stderr.count("warning tracker mlflow") == 1
     assert "tensorboard" not in stderr
     folder = StudyFolder(out)
-    assert troubles(folder, cells_of(study)).keys() == {"mlflow"}
+    assert troubles(folder, runs_of(study)).keys() == {"mlflow"}
     files = [file for file in out.rglob("*") if file.is_file()]
     assert files and not [file for file in files if b"hunter2" in file.read_bytes()]
     again = CliRunner().invoke(app, ["track", str(out)])
@@ -152,7 +152,7 @@ def test_a_finished_study_is_sent_to_another_tracker(tmp_path: Path) -> None:
         CliRunner().invoke(app, ["track", str(out)], catch_exceptions=False)
     done = CliRunner().invoke(app, ["track", str(out), "--to", "tensorboard"])
     assert done.exit_code == 0, done.output
-    place = StudyFolder(out).cell(Cell("toy", "hybrid", 0))
+    place = StudyFolder(out).cell(RunId("toy", "hybrid", 0))
     readers.same(readers.tensorboard(out / "track", "toy/hybrid/0"), place.metrics)
 
 
@@ -162,7 +162,7 @@ def test_no_number_is_a_gap(name: str, tmp_path: Path, monkeypatch: pytest.Monke
     study = read_study(toy_table(tmp_path, methods=["hybrid"], seeds=[0]))
     folder = StudyFolder(tmp_path / "out")
     folder.open(study)
-    cell = Cell("toy", "hybrid", 0)
+    cell = RunId("toy", "hybrid", 0)
     place = folder.cell(cell)
     place.path.mkdir(parents=True)
     for step in range(4):
@@ -198,7 +198,7 @@ def test_a_failing_tracker_is_noted_and_left_alone_for_a_while(
     from potstill.study.tracking import follower as module
 
     study = read_study(toy_table(tmp_path, methods=["hybrid"], seeds=[0]))
-    folder, cell, calls = StudyFolder(tmp_path / "out"), Cell("toy", "hybrid", 0), []
+    folder, cell, calls = StudyFolder(tmp_path / "out"), RunId("toy", "hybrid", 0), []
     folder.open(study)
     place = folder.cell(cell)
     place.path.mkdir(parents=True)

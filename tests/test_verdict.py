@@ -10,8 +10,7 @@ import pytest
 
 from potstill.report import data, findings, sentences, stats
 from potstill.report.results import Row
-from potstill.report.significance import direction
-from potstill.report.stats import Difference, Interval
+from potstill.report.stats import Difference, Interval, direction
 from potstill.report.summary import Summary, evidence, summarize
 from potstill.report.verdict import Cost, EqualTokens, Evidence, Outcome, judge
 from studies import FINDING, Fate, small_study, write_study

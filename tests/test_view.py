@@ -17,7 +17,7 @@ from potstill.study.executors.local import LocalScheduler
 from potstill.study.loading import read_study
 from potstill.study.progress import Watcher
 from potstill.study.schema import Study
-from potstill.study.storage import Cell, StudyFolder, cells_of
+from potstill.study.storage import RunId, StudyFolder, runs_of
 from potstill.training.spending import Spent
 from studies import small_study, write_study
 
@@ -37,19 +37,19 @@ def test_a_finished_study_is_shown_and_left(done: tuple[Study, StudyFolder]) -> 
     shown = CliRunner().invoke(app, ["watch", str(folder.path)])
     assert shown.exit_code == 0, shown.output
     assert "on_policy_gkd" in shown.stdout and "hybrid" in shown.stdout
-    assert f"{study.name}: {len(cells_of(study))} done" in shown.stdout
+    assert f"{study.name}: {len(runs_of(study))} done" in shown.stdout
 
 
 def test_once_shows_what_is_running(done: tuple[Study, StudyFolder], tmp_path: Path) -> None:
     study, folder = done
-    cell = Cell("toy", "hybrid", 1)
+    cell = RunId("toy", "hybrid", 1)
     half = StudyFolder(tmp_path / "half")
     half.open(study)
     place, source = half.cell(cell), folder.cell(cell)
     place.mark_running(True)
     lines = (source.path / "metrics.jsonl").read_text().splitlines(keepends=True)
     (place.path / "metrics.jsonl").write_text("".join(lines[:6]))
-    (row,) = running(study, half, cells_of(study))
+    (row,) = running(study, half, runs_of(study))
     assert row["running"] == "toy/hybrid/1" and row["step"] == "5 of 12"
     accuracy = [
         r["eval/accuracy"] for r in source.metrics[:6] if r.get("eval/accuracy") is not None
@@ -57,7 +57,7 @@ def test_once_shows_what_is_running(done: tuple[Study, StudyFolder], tmp_path: P
     assert row["accuracy"].endswith(f"{accuracy[-1]:.0%}") and row["accuracy"][0] in "▁▂▃▄▅▆▇█"
     shown = CliRunner().invoke(app, ["watch", str(half.path), "--once"])
     assert "running\tstep\taccuracy\tscore\ntoy/hybrid/1\t5 of 12\t" in shown.stdout
-    with View(study, half, cells_of(study)) as view:
+    with View(study, half, runs_of(study)) as view:
         view.tick()
         assert not view.whole
 
@@ -67,7 +67,7 @@ def test_other_processes_are_watched_to_their_end(
 ) -> None:
     """Between two updates a worker process does half of the study."""
     study = read_study(toy_table(tmp_path, methods=["on_policy_gkd"]))
-    folder, runs = StudyFolder(tmp_path / "out"), cells_of(study)
+    folder, runs = StudyFolder(tmp_path / "out"), runs_of(study)
     folder.open(study)
     halves = [runs[:2], runs[2:]]
 
@@ -92,9 +92,9 @@ def test_a_folder_without_a_study_is_refused(tmp_path: Path) -> None:
 def draw(study: Study, folder: StudyFolder, width: int, height: int) -> list[str]:
     """The screen of a terminal of that size, line by line."""
     console = Console(width=width, height=height, force_terminal=True, color_system=None)
-    view = View(study, folder, cells_of(study), console)
+    view = View(study, folder, runs_of(study), console)
     with console.capture() as shown:
-        console.print(view.screen(Watcher(study, folder, cells_of(study)).look()))
+        console.print(view.screen(Watcher(study, folder, runs_of(study)).look()))
     return shown.get().splitlines()
 
 
@@ -107,13 +107,13 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, StudyFolder]
     pairs = ["tiny-qwen", "tiny-llama"]
     study = small_study(methods=methods, pairs=pairs, seeds=list(range(10)), price={"hour": 1.2})
 
-    def fate(cell: Cell) -> dict:
+    def fate(cell: RunId) -> dict:
         if cell.seed is None or cell.seed < 2:
             return {}
         return {"stop": 12} if cell.seed == 2 else {"skip": True}
 
     folder = write_study(tmp_path_factory.mktemp("large") / "out", study, fate)
-    for cell in cells_of(study):
+    for cell in runs_of(study):
         if cell.seed == 2:
             folder.cell(cell).mark_running(True)
     one = Spent(50.0, {"trained": 5e5})
@@ -140,7 +140,7 @@ def test_a_large_study_fits_the_terminal(
 
 def test_a_large_study_shows_what_is_spent_and_expected(large: tuple[Study, StudyFolder]) -> None:
     study, folder = large
-    snapshot = Watcher(study, folder, cells_of(study)).look()
+    snapshot = Watcher(study, folder, runs_of(study)).look()
     ended = sum(result["seconds"] for result in snapshot.results.values())
     part = sum(50 * run.share for run in snapshot.running)
     assert snapshot.spent.seconds == pytest.approx(ended + part)
@@ -163,7 +163,7 @@ def test_a_run_that_goes_back_is_drawn_from_there(tmp_path: Path) -> None:
     folder = write_study(
         tmp_path / "out", study, lambda cell: {"stop": 12} if cell.seed == 0 else {}
     )
-    cell = Cell("tiny-qwen", "hybrid", 0)
+    cell = RunId("tiny-qwen", "hybrid", 0)
     place = folder.cell(cell)
     place.mark_running(True)
     watcher = Watcher(study, folder, [cell])
@@ -182,6 +182,6 @@ def test_a_study_elsewhere_is_watched(
     monkeypatch.chdir(tmp_path)  # a copy is kept in runs/mirrors
     shown = CliRunner().invoke(app, ["watch", f"file://{tmp_path}/bucket"])
     assert shown.exit_code == 0, shown.output
-    assert f"{study.name}: {len(cells_of(study))} done" in shown.stdout
+    assert f"{study.name}: {len(runs_of(study))} done" in shown.stdout
     with pytest.raises(PotstillError, match="holds no study"):
         CliRunner().invoke(app, ["watch", f"file://{tmp_path}/none"], catch_exceptions=False)

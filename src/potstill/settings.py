@@ -11,7 +11,7 @@ from potstill.errors import PotstillError
 from potstill.types import ModelSpec
 
 
-class Part(BaseModel):
+class Table(BaseModel):
     """A table of the study file: closed to unknown keys, never changed once read."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -21,7 +21,7 @@ class Part(BaseModel):
         return type(self).model_validate({**self.model_dump(), **changes}) if changes else self
 
 
-class Pair(Part):
+class Pair(Table):
     """A student and the teacher it learns from, by hub name or local folder."""
 
     student: str = Field(min_length=1)
@@ -31,7 +31,7 @@ class Pair(Part):
     teachers: dict[str, str] = Field(default_factory=dict)  # further teachers, by that key's value
 
 
-class Train(Part):
+class Train(Table):
     """Length and speed of the training of one run."""
 
     steps: int = Field(100, ge=1)  # optimizer steps; a recipe's budget multiplies them
@@ -56,7 +56,7 @@ class Train(Part):
         return self.learning_rate * blend * min(1.0, (step + 1) / (self.warmup + 1))
 
 
-class Eval(Part):
+class Eval(Table):
     """Held-out problems and intervals of the evaluations."""
 
     every: int = Field(25, ge=1)  # steps between evaluations; the last step always has one
@@ -67,7 +67,7 @@ class Eval(Part):
     examples: int = Field(4, ge=0)  # completions kept per evaluation
 
 
-class TorchSettings(Part):
+class TorchSettings(Table):
     """The torch engine: this machine's CPU or GPUs."""
 
     name: Literal["torch"] = "torch"
@@ -81,7 +81,7 @@ class TorchSettings(Part):
     gather_for_sampling: bool = True  # false: sample layer by layer, for what no GPU can hold
 
 
-class TinkerSettings(Part):
+class TinkerSettings(Table):
     """The tinker engine: a training service, hosted or your own. The key is TINKER_API_KEY."""
 
     name: Literal["tinker"]
@@ -90,13 +90,13 @@ class TinkerSettings(Part):
     in_flight: int = Field(64, ge=1)  # requests that wait for an answer at the same time
 
 
-class FakeSettings(Part):
+class FakeSettings(Table):
     """The fake engine: a bigram table, for tests."""
 
     name: Literal["fake"]
 
 
-class Price(Part):
+class Price(Table):
     """Prices in US dollars of a machine's hours, a service's tokens, or both."""
 
     hour: float = Field(0.0, ge=0)  # per hour of one run
@@ -108,7 +108,7 @@ class Price(Part):
     trained: float = Field(0.0, ge=0)  # per million
 
 
-class Budget(Part):
+class Budget(Table):
     """Limits of a whole study; at one it stops between two steps, and can be continued."""
 
     usd: float | None = Field(None, gt=0)  # at the study's prices
@@ -116,7 +116,7 @@ class Budget(Part):
     tokens: float | None = Field(None, gt=0)  # sampled, scored and trained
 
 
-class RaySettings(Part):
+class RaySettings(Table):
     """Resources of one run on a Ray cluster, see `potstill study --on`."""
 
     cpus: float = Field(0.0, ge=0)  # cores; 0: as many as engine.threads, at least one

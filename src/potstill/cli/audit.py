@@ -35,7 +35,7 @@ def audit(
     from potstill.diagnostics.faults import PUBLISHED
     from potstill.report import audit as auditing
     from potstill.report.pages.audit import to_markdown, write_audit
-    from potstill.study.storage import StudyFolder, cells_of
+    from potstill.study.storage import StudyFolder, runs_of
 
     base = study_of(words, auditing.QUICK if quick else auditing.FULL)
     faults = auditing.QUICK_FAULTS if quick else PUBLISHED
@@ -44,7 +44,7 @@ def audit(
     for number, variant in enumerate(plan, 1):
         study = auditing.study_of(base, variant)
         folder = StudyFolder(path / "variants" / variant.name)
-        if len(folder.results(cells_of(study))) < len(cells_of(study)):
+        if len(folder.results(runs_of(study))) < len(runs_of(study)):
             print(f"variant {number} of {len(plan)}: {variant.name}", file=sys.stderr)
         results = fill(study, folder.path, workers, False, retry_failed, path / ".cache")
         failed += sum(record["status"] == "failed" for record in results.values())

@@ -62,7 +62,7 @@ def check(words: Words = None, preflight: Preflight = True, as_json: AsJson = Fa
 
 def plan(study: Study, task: Task) -> dict[str, Any]:
     """A study's grid and its upper bounds, from its settings alone."""
-    from potstill.study.storage import cells_of
+    from potstill.study.storage import runs_of
 
     steps = {name: study.total_steps(recipe) for name, recipe in study.recipes.items()}
     total = len(study.models) * len(study.seeds) * sum(steps.values())
@@ -74,7 +74,7 @@ def plan(study: Study, task: Task) -> dict[str, Any]:
         **{f"context of {name}": str(context) for name, context in study.contexts.items()},
         "methods": ", ".join(f"{name} ({n} steps)" for name, n in steps.items()),
         "seeds": ", ".join(map(str, study.seeds)),
-        "cells": len(cells_of(study)),
+        "cells": len(runs_of(study)),
         "optimizer steps": total,
         "sampled tokens, at most": total * study.train.batch_size * study.train.max_tokens,
         "learning rate": study.train.learning_rate,
@@ -91,10 +91,10 @@ def readable(facts: Mapping[str, Any]) -> dict[str, str]:
 
 def prediction(study: Study, predicted: Mapping[str, Mapping[str, Spent]]) -> list[dict[str, Any]]:
     """The predicted cost of the grid, by pair and in all, from the times of pre-flight."""
-    from potstill.study.storage import cells_of
+    from potstill.study.storage import runs_of
     from potstill.training.spending import total
 
-    runs = [run for run in cells_of(study) if run.pair in predicted]
+    runs = [run for run in runs_of(study) if run.pair in predicted]
     costs = {run: predicted[run.pair][run.method] for run in runs}
     rows = [
         _spent_row(pair, total(costs[run] for run in runs if run.pair == pair), study.price)

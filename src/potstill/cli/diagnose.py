@@ -14,7 +14,7 @@ from potstill.cli.tables import print_json, print_table
 from potstill.errors import PotstillError
 
 if TYPE_CHECKING:
-    from potstill.study.storage import CellFolder
+    from potstill.study.storage import RunFolder
 
 # Signals in the order in which a narrow terminal goes without them.
 SPARE = (
@@ -100,13 +100,13 @@ def diagnosis(path: Path) -> list[dict[str, Any]]:
     Raises:
         PotstillError: there is no run in the folder, or none with signals.
     """
-    from potstill.study.storage import CellFolder
+    from potstill.study.storage import RunFolder
 
     if (path / "metrics.jsonl").exists():
         places = [path]
     else:
         places = sorted(file.parent for file in path.glob("cells/*/*/*/metrics.jsonl"))
-    runs = [run for run in map(CellFolder, places) if run.metrics]
+    runs = [run for run in map(RunFolder, places) if run.metrics]
     if not runs:
         raise PotstillError(
             f'"{path}" holds no run with metrics', "give the folder of a study or of a run"
@@ -118,7 +118,7 @@ def diagnosis(path: Path) -> list[dict[str, Any]]:
     return [{"run": "/".join(run.path.parts[-3:]), **_diagnosed(run)} for run in runs]
 
 
-def _diagnosed(run: CellFolder) -> dict[str, Any]:
+def _diagnosed(run: RunFolder) -> dict[str, Any]:
     from dataclasses import asdict
 
     from potstill.diagnostics.diagnosis import SIGNALS, diagnose, failure, meaning

@@ -21,7 +21,7 @@ from potstill.study.executors.ray import check_address, open_cluster
 from potstill.study.remote import Mirror
 from potstill.study.run import prepare
 from potstill.study.schema import Study
-from potstill.study.storage import StudyFolder, cells_of
+from potstill.study.storage import StudyFolder, runs_of
 from potstill.study.tracking.exporter import following
 from potstill.training.spending import Spent, excess, total
 
@@ -74,7 +74,7 @@ def afford(study: Study, folder: StudyFolder, predicted: Mapping[str, Mapping[st
     Raises:
         PotstillError: with the predicted total and the limit.
     """
-    runs = cells_of(study)
+    runs = runs_of(study)
     ended = folder.results(runs)
     missing = [run for run in runs if run not in ended]
     if not all(run.method in predicted.get(run.pair, {}) for run in missing):
@@ -149,7 +149,7 @@ def fill(
     check_out(on, mirror)
     prepare(study)
     workers = one_engine(study, workers)
-    folder, runs = StudyFolder(path, cache), cells_of(study)
+    folder, runs = StudyFolder(path, cache), runs_of(study)
     if mirror:
         mirror.remote.check()
         mirror.pull()

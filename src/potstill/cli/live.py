@@ -26,7 +26,7 @@ from potstill.report.formatting import count, duration
 from potstill.settings import Price
 from potstill.study.progress import Running, Snapshot, Watcher
 from potstill.study.schema import Study
-from potstill.study.storage import REFERENCES, Cell, StudyFolder
+from potstill.study.storage import REFERENCES, RunId, StudyFolder
 from potstill.study.tracking.follower import troubles
 from potstill.training.spending import Spent
 from potstill.types import Finding
@@ -46,13 +46,13 @@ class View:
         self,
         study: Study,
         folder: StudyFolder,
-        runs: Sequence[Cell],
+        runs: Sequence[RunId],
         console: Console | None = None,
     ) -> None:
         self.study, self.folder, self.runs = study, folder, list(runs)
         self.console = console or Console(stderr=True)
         self._watcher = Watcher(study, folder, runs)
-        self._warned: set[tuple[Cell, str, str]] = set()
+        self._warned: set[tuple[RunId, str, str]] = set()
         self._troubled: set[str] = set()  # trackers with a problem that is printed already
         self._begun = time.monotonic()
         self._latest: Snapshot | None = None
@@ -125,7 +125,7 @@ class View:
         spent = money(snapshot.spent, snapshot.expected, self.study.price)
         yield Text(spent, style="dim", no_wrap=True, overflow="ellipsis")
 
-    def _end(self, run: Cell, result: dict[str, Any], number: int, *, first: bool) -> None:
+    def _end(self, run: RunId, result: dict[str, Any], number: int, *, first: bool) -> None:
         if not first:  # runs that ended before this view began are in the report
             self._warn(run, result.get("findings") or [])
         if result["status"] == "failed":
@@ -137,7 +137,7 @@ class View:
                 f"in {result['seconds']:.1f} s{given_up}"
             )
 
-    def _warn(self, run: Cell, findings: Sequence[dict[str, Any]]) -> None:
+    def _warn(self, run: RunId, findings: Sequence[dict[str, Any]]) -> None:
         """Print each finding once."""
         for finding in findings:
             key = (run, finding["kind"], finding["cause"])
@@ -223,7 +223,7 @@ def money(spent: Spent, expected: Spent | None, price: Price) -> str:
     return " · ".join(parts)
 
 
-def running(study: Study, folder: StudyFolder, runs: Sequence[Cell]) -> list[dict[str, str]]:
+def running(study: Study, folder: StudyFolder, runs: Sequence[RunId]) -> list[dict[str, str]]:
     """The running runs as rows of a table."""
     return [
         {

@@ -28,7 +28,7 @@ def track(
     ] = None,
 ) -> None:
     """Upload missing metrics, after an outage or to a new tracker."""
-    from potstill.study.storage import StudyFolder, cells_of
+    from potstill.study.storage import StudyFolder, runs_of
     from potstill.study.tracking.exporter import following
     from potstill.study.tracking.follower import troubles
     from potstill.study.tracking.registry import check_trackers
@@ -41,7 +41,7 @@ def track(
     check_trackers(names)
     with following(place, names, patience=None):
         pass
-    failed = troubles(place, cells_of(study))
+    failed = troubles(place, runs_of(study))
     for name in names:
         print(f"{name}: {failed.get(name, 'complete')}")
     raise typer.Exit(1 if failed.keys() & set(names) else 0)

@@ -2,7 +2,7 @@
 
 Reads files and writes next to them: results.json, table.csv, report.html and, on request,
 figures/. It runs no model and imports neither the loop nor an engine; its libraries load when they
-are needed. `results` makes the table of `stats`, `verdict` and `summary` judge it, `tables`,
+are needed. `results` makes the table with `stats`, `verdict` and `summary` judge it, `tables`,
 `charts`, `figures` and `pages` show it.
 """
 
@@ -33,12 +33,12 @@ class Report:
     done: int
     failed: int
     missing: int
-    faults: tuple[str, ...] = ()  # deviations that were switched on
-    findings: tuple[str, ...] = ()  # what broke, a line each
-    verdict: tuple[str, ...] = ()  # which method to use, a line a pair
-    routes: str = ""  # accuracy by teacher as Markdown tables, where a pair has several
-    similarity: str = ""  # the similarity check as a Markdown table, where a pair has a context
-    remarks: tuple[str, ...] = ()  # on similarity scores and on teachers that read hints
+    faults: tuple[str, ...]  # deviations that were switched on
+    findings: tuple[str, ...]  # what broke, a line each
+    verdict: tuple[str, ...]  # which method to use, a line a pair
+    remarks: tuple[str, ...]  # on similarity scores and on teachers that read hints
+    routes: str  # accuracy by teacher as Markdown tables, where a pair has several
+    similarity: str  # the similarity check as a Markdown table, where a pair has a context
 
     def to_json(self) -> dict[str, Any]:
         """The values that a program may want."""
@@ -46,8 +46,13 @@ class Report:
         counts = {key: getattr(self, key) for key in ("cells", "done", "failed", "missing")}
         words = ("faults", "findings", "remarks", "verdict", "table")
         lists = {key: list(getattr(self, key)) for key in words}
-        figures = [str(path) for path in self.figures]
-        return {"study": self.study, **lists, **counts, **files, "figures": figures}
+        return {
+            "study": self.study,
+            **lists,
+            **counts,
+            **files,
+            "figures": [*map(str, self.figures)],
+        }
 
 
 def as_markdown(report: Report) -> str:
@@ -70,7 +75,8 @@ def write_report(path: Path, *, figures: bool = False) -> Report:
     Raises:
         PotstillError: the folder holds no study, or cannot be written.
     """
-    from potstill.report import data, findings, sentences, similarity, summary
+    from potstill.report import data as loading
+    from potstill.report import findings, sentences, similarity, summary
     from potstill.report.charts import charts, palette
     from potstill.report.figures import write_figures
     from potstill.report.pages import study as page
@@ -79,35 +85,31 @@ def write_report(path: Path, *, figures: bool = False) -> Report:
     from potstill.study.storage import to_json, write_text
 
     path = Path(path)
-    loaded = data.load(path)
-    pairs, looks = list(loaded.study.models), palette.looks(loaded.known)
-    groups = findings.grouped(loaded)
-    answered = summary.summarize(loaded, groups)
-    sections = {pair: charts(loaded, pair, looks, groups) for pair in pairs}
     html, results, csv = path / "report.html", path / "results.json", path / "table.csv"
-    table = methods.to_records(loaded)
-    verdict = sentences.as_record(answered)
-    write_text(results, to_json({**methods.to_results(loaded), "verdict": verdict}) + "\n")
+    data = loading.load(path)
+    looks, groups = palette.looks(data.known), findings.grouped(data)
+    answers = summary.summarize(data, groups)
+    sections = {pair: charts(data, pair, looks, groups) for pair in data.study.models}
+    drawn = {pair: [c for made in sections[pair].values() for c in made] for pair in sections}
+    table, verdict = methods.to_records(data), sentences.as_record(answers)
+    similar = similarity.similarities(data) if data.study.contexts else []
+    write_text(results, to_json({**methods.to_results(data), "verdict": verdict}) + "\n")
     write_text(csv, column.to_csv(table))
-    write_text(html, page.render(loaded, looks, groups, answered, sections))
-    drawn = ((pair, [c for s in sections[pair] for c in s.charts]) for pair in pairs)
-    similar = similarity.similarities(loaded) if loaded.study.contexts else []
+    write_text(html, page.render(data, looks, groups, answers, sections))
     return Report(
-        study=loaded.study.name,
-        html=html,
-        results=results,
-        csv=csv,
+        data.study.name,
+        html,
+        results,
+        csv,
         figures=write_figures(drawn, path / "figures") if figures else (),
-        rows=tuple(loaded.rows),
+        rows=tuple(data.rows),
         table=tuple(table),
-        cells=len(loaded.runs),
-        done=loaded.counts["done"],
-        failed=loaded.counts["failed"],
-        missing=loaded.counts["missing"],
-        faults=loaded.study.faults,
+        cells=len(data.runs),
+        **{status: data.counts[status] for status in ("done", "failed", "missing")},
+        faults=data.study.faults,
         findings=tuple(findings.lines(groups)),
         verdict=tuple(f"{pair}: {record['head']}" for pair, record in verdict.items()),
-        routes=more.routes_markdown(routes(loaded, pair) for pair in pairs),
+        remarks=tuple(sentences.remarks(answers.trust)),
+        routes=more.routes_markdown(routes(data, pair) for pair in sections),
         similarity=more.similarity_markdown(similar),
-        remarks=tuple(sentences.remarks(answered.trust)),
     )

@@ -21,7 +21,7 @@ from potstill.report.results import outcome_matrix
 from potstill.report.stats import Interval, holm, interval
 from potstill.study.loading import read_study
 from potstill.study.schema import Study
-from potstill.study.storage import Cell, StudyFolder
+from potstill.study.storage import RunId, StudyFolder
 
 COLLAPSED = 0.25  # a run has collapsed below this share of the untrained student's accuracy
 COLLAPSED_MOSTLY = 0.5  # of a method's runs, above which the verdict names the method
@@ -149,10 +149,10 @@ def matrix(base: Study, path: Path, faults: Sequence[str]) -> list[VariantResult
 def _entry(
     base: Study, folder: StudyFolder, pair: str, method: str, name: str, ran: str
 ) -> VariantResult:
-    results = folder.results([Cell(pair, method, seed) for seed in base.seeds]).values()
+    results = folder.results([RunId(pair, method, seed) for seed in base.seeds]).values()
     done = [record for record in results if record["status"] == "done"]
     exploded = sum(str(record.get("cause")).startswith("not a number") for record in results)
-    untrained = (folder.cell(Cell(pair, "untrained")).result or {}).get("accuracy")
+    untrained = (folder.cell(RunId(pair, "untrained")).result or {}).get("accuracy")
     if untrained is None:  # nothing to measure a collapse against
         return VariantResult(pair, method, name, ran, None, 0, 0)
     accuracy = interval(outcome_matrix(done)) if done else None
@@ -238,7 +238,9 @@ def _fisher(a: Rate, b: Rate) -> float:
     return float(fisher_exact(table).pvalue)
 
 
-def paragraph(base: Study, entries: Sequence[VariantResult], found: Sequence[FaultEffect]) -> str:
+def paragraph(
+    base: Study, entries: Sequence[VariantResult], measured: Sequence[FaultEffect]
+) -> str:
     """The verdict in words; every number has its interval."""
     methods = list(base.recipes)
     text = [
@@ -247,7 +249,7 @@ def paragraph(base: Study, entries: Sequence[VariantResult], found: Sequence[Fau
         f"Clean, {rate(entries, CLEAN, methods)} collapse; with all published faults on, "
         f"{rate(entries, ALL, methods)}.",
     ]
-    for effect in found:
+    for effect in measured:
         if effect.suffices or effect.necessary:
             kinds = ["suffices"] * effect.suffices + ["is necessary"] * effect.necessary
             text.append(
@@ -257,7 +259,7 @@ def paragraph(base: Study, entries: Sequence[VariantResult], found: Sequence[Fau
             )
             if names := mostly(entries, f"only-{effect.fault}", COLLAPSED_MOSTLY):
                 text.append(f"Alone it collapses most runs of {', '.join(names)}.")
-    if rest := [e.fault for e in found if not (e.suffices or e.necessary)]:
+    if rest := [e.fault for e in measured if not (e.suffices or e.necessary)]:
         text.append(f"For {', '.join(rest)} neither could be shown.")
     text.append(
         "This holds for the models and the task that were run. It shows the effect of these "
@@ -268,12 +270,12 @@ def paragraph(base: Study, entries: Sequence[VariantResult], found: Sequence[Fau
 
 
 def summary(
-    base: Study, entries: Sequence[VariantResult], found: Sequence[FaultEffect]
+    base: Study, entries: Sequence[VariantResult], measured: Sequence[FaultEffect]
 ) -> dict[str, Any]:
     """The contents of audit.json."""
     return {
         "study": base.to_toml(),
-        "verdict": paragraph(base, entries, found),
+        "verdict": paragraph(base, entries, measured),
         "faults": [
             {
                 "fault": v.fault,
@@ -292,7 +294,7 @@ def summary(
                 "suffices": v.suffices,
                 "necessary": v.necessary,
             }
-            for v in found
+            for v in measured
         ],
         "matrix": [
             {

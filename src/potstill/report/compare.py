@@ -2,7 +2,7 @@
 
 For every pair and method that the first shares with another one: both accuracies, and their
 difference with its interval. It is paired by problem where both evaluated the same problems, and by
-seed where both ran the same seeds; the report says which. It does not attribute a difference to a
+seed where both ran the same seeds; the report states which. It does not attribute a difference to a
 setting: the settings that differ are listed.
 """
 
@@ -17,9 +17,8 @@ from potstill.errors import PotstillError
 from potstill.report.data import StudyData, load
 from potstill.report.formatting import settings
 from potstill.report.results import Row, outcome_matrix, paired
-from potstill.report.significance import direction
-from potstill.report.stats import Difference, corrected, unpaired
-from potstill.study.storage import REFERENCES, Cell
+from potstill.report.stats import Difference, corrected, direction, unpaired
+from potstill.study.storage import REFERENCES, RunId
 
 LETTERS = "ABCDEFGH"
 
@@ -60,16 +59,12 @@ class Comparison:
 
     def to_json(self) -> dict[str, Any]:
         """The comparison for programs; shares in [0, 1]."""
+        studies = []
+        for side in self.sides:
+            study = {"study": side.data.study.name, "faults": list(side.data.study.faults)}
+            studies.append({"letter": side.letter, "label": side.label, **study})
         return {
-            "studies": [
-                {
-                    "letter": side.letter,
-                    "label": side.label,
-                    "study": side.data.study.name,
-                    "faults": list(side.data.study.faults),
-                }
-                for side in self.sides
-            ],
+            "studies": studies,
             "entries": [asdict(entry) for entry in self.entries],
             "pairing": {pair: list(words) for pair, words in self.pairing.items()},
             "settings": [list(row) for row in self.settings],
@@ -92,12 +87,10 @@ def compare(paths: Sequence[Path]) -> Comparison:
         for method in [*REFERENCES, *first.data.recipes]
         if any(_has(side.data, pair, method) for side in others)
     ]
-    if not any(method not in REFERENCES for _, method in shared):
-        raise PotstillError(
-            "the studies share no method on a pair: "
-            + "; ".join(f"{s.label}: {', '.join(_contents(s.data))}" for s in sides),
-            "give studies that ran the same method on a pair of the same name",
-        )
+    if all(method in REFERENCES for _, method in shared):
+        contents = "; ".join(f"{side.label}: {_contents(side.data)}" for side in sides)
+        hint = "give studies that ran the same method on a pair of the same name"
+        raise PotstillError(f"the studies share no method on a pair: {contents}", hint)
     pairs = list(dict.fromkeys(pair for pair, _ in shared))
     same = {(p, s.letter): same_problems(first.data, s.data, p) for p in pairs for s in others}
     entries = [entry for pair in pairs for entry in _entries(pair, shared, sides, same)]
@@ -112,29 +105,26 @@ def compare(paths: Sequence[Path]) -> Comparison:
 
 def _sides(paths: Sequence[Path]) -> list[Side]:
     if not 2 <= len(paths) <= len(LETTERS):
-        raise PotstillError(
-            f"compare takes 2 to {len(LETTERS)} studies, got {len(paths)}",
-            "for example: potstill compare runs/before runs/after",
-        )
+        hint = "for example: potstill compare runs/before runs/after"
+        raise PotstillError(f"compare takes 2 to {len(LETTERS)} studies, got {len(paths)}", hint)
     whole = [Path(path).resolve() for path in paths]
     twice = [str(path) for path, real in zip(paths, whole, strict=True) if whole.count(real) > 1]
     if twice:
         raise PotstillError(f'"{twice[0]}" is given twice', "give each study once")
     names = [path.name for path in whole]
-    labels = [
-        name if names.count(name) == 1 else "/".join(path.parts[-2:])
-        for name, path in zip(names, whole, strict=True)
-    ]
-    given = zip(LETTERS, labels, paths, strict=False)
-    return [Side(letter, label, load(Path(path))) for letter, label, path in given]
+    sides = []
+    for letter, name, real, path in zip(LETTERS, names, whole, paths, strict=False):
+        label = name if names.count(name) == 1 else "/".join(real.parts[-2:])
+        sides.append(Side(letter, label, load(Path(path))))
+    return sides
 
 
 def _has(data: StudyData, pair: str, method: str) -> bool:
     return pair in data.study.models and method in (*REFERENCES, *data.recipes)
 
 
-def _contents(data: StudyData) -> list[str]:
-    return [f"{pair} with {', '.join(data.recipes)}" for pair in data.study.models]
+def _contents(data: StudyData) -> str:
+    return ", ".join(f"{pair} with {', '.join(data.recipes)}" for pair in data.study.models)
 
 
 def _entries(
@@ -184,7 +174,7 @@ def same_problems(a: StudyData, b: StudyData, pair: str) -> str:
 def _evaluated(data: StudyData, pair: str) -> list[tuple[str, str, str]]:
     """Id, question and answer of each problem, as recorded for the untrained student or teacher."""
     for role in REFERENCES:
-        cell = Cell(pair, role)
+        cell = RunId(pair, role)
         run = data.runs.get(cell)
         kept = data.folder.cell(cell).texts if run and run.status == "done" else []
         n = int(run.record.get("problems") or 0) if run else 0
@@ -194,7 +184,7 @@ def _evaluated(data: StudyData, pair: str) -> list[tuple[str, str, str]]:
 
 
 def _words(first: Side, side: Side, pair: str, evidence: str) -> str:
-    """How a study is compared with the first on a pair."""
+    """The pairing of a study with the first one, on one pair of models."""
     name = f"{side.letter} − {first.letter}"
     if pair not in side.data.study.models:
         return f"{name}: {side.letter} does not have this pair."
@@ -212,17 +202,15 @@ def _words(first: Side, side: Side, pair: str, evidence: str) -> str:
 
 def differing(studies: Sequence[StudyData]) -> list[tuple[str, ...]]:
     """Settings and provenance that are not the same in all: key, then a value for each."""
-    tables = [
-        dict(settings({**data.study.to_toml(), "provenance": dict(data.provenance)}))
-        for data in studies
-    ]
+    whole = [{**data.study.to_toml(), "provenance": dict(data.provenance)} for data in studies]
+    tables = [dict(settings(table)) for table in whole]
     keys = dict.fromkeys(key for table in tables for key in table)
     rows = [(key, *(table.get(key, "") for table in tables)) for key in keys if key != "name"]
     return [row for row in rows if len(set(row[1:])) > 1]
 
 
 def _left(sides: Sequence[Side], shared: set[tuple[str, str]]) -> list[str]:
-    """What is compared with nothing, a line a study."""
+    """Methods without a counterpart, a line a study."""
     lines = []
     for side in sides:
         grid = [(p, m) for p in side.data.study.models for m in side.data.recipes]
@@ -236,20 +224,14 @@ def readings(comparison: Comparison, entries: Sequence[Compared]) -> list[str]:
     lines = []
     for i, side in enumerate(comparison.sides[1:], 1):
         name = f"{side.letter} against {comparison.sides[0].letter}"
-        known = {
-            entry.method: direction(value)
-            for entry in entries
-            if entry.method not in REFERENCES and (value := entry.differences[i])
-        }
-        higher = [method for method, side_of in known.items() if side_of > 0]
-        lower = [method for method, side_of in known.items() if side_of < 0]
+        trained = [entry for entry in entries if entry.method not in REFERENCES]
+        known = {e.method: direction(e.differences[i]) for e in trained if e.differences[i]}
+        higher, lower = ([m for m in known if known[m] == sign] for sign in (1, -1))
         parts = [f"significantly higher: {', '.join(higher)}"] * bool(higher)
         parts += [f"significantly lower: {', '.join(lower)}"] * bool(lower)
-        if not known:
-            lines.append(f"{name}: no method has a result in both.")
-        elif not parts:
-            lines.append(f"{name}: no significant difference in any of {len(known)} methods.")
-        else:
-            rest = len(known) - len(higher) - len(lower)
-            lines.append(f"{name}: {'; '.join(parts)}; {rest} without a significant difference.")
+        rest = len(known) - len(higher) - len(lower)
+        words = f"{'; '.join(parts)}; {rest} without a significant difference"
+        if not parts:
+            words = f"no significant difference in any of {rest} methods"
+        lines.append(f"{name}: {words if known else 'no method has a result in both'}.")
     return lines

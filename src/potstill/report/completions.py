@@ -15,7 +15,7 @@ from typing import Any
 
 from potstill.report.data import RunData, StudyData
 from potstill.report.formatting import visible
-from potstill.study.storage import Cell
+from potstill.study.storage import RunId
 
 PROBLEMS = 3  # problems shown of one pair
 STEPS = 4  # evaluations shown of one run
@@ -46,7 +46,7 @@ class Transcript:
 
 
 @dataclass(frozen=True)
-class Sample:
+class CompletionSample:
     """One problem with every model's answers."""
 
     question: str
@@ -55,7 +55,7 @@ class Sample:
     columns: int  # the most answers that a line has
 
 
-def samples(data: StudyData, pair: str) -> list[Sample]:
+def samples(data: StudyData, pair: str) -> list[CompletionSample]:
     """The first problems of which some method kept completions."""
     written = {run: _evaluations(data, run.cell) for run in _shown_runs(data, pair)}
     last = [kept for evaluations in written.values() for kept in list(evaluations.values())[-1:]]
@@ -68,7 +68,7 @@ def _sample(
     name: str,
     written: Mapping[RunData, Mapping[int, Completions]],
     ends: Mapping[str, Completions],
-) -> Sample:
+) -> CompletionSample:
     teacher = ends["teacher"].get(name)
     target = visible(teacher.get("text", "")) if teacher else None
     lines, first = [], None
@@ -82,7 +82,7 @@ def _sample(
     top = [Transcript("untrained", None, [_answer(before, None, target)])] if before else []
     end = [Transcript("teacher", None, [_answer(teacher, None, None)])] if teacher else []
     problem = first or {}
-    return Sample(
+    return CompletionSample(
         question=visible(problem.get("question", "")),
         reference=visible(problem.get("answer", "")),
         lines=[*top, *lines, *end],
@@ -97,7 +97,7 @@ def _shown_runs(data: StudyData, pair: str) -> Iterable[RunData]:
         yield from ([r for r in runs if r.status == "done"] or runs)[:1]
 
 
-def _evaluations(data: StudyData, cell: Cell) -> dict[int, Completions]:
+def _evaluations(data: StudyData, cell: RunId) -> dict[int, Completions]:
     """Completions of every evaluation, by step."""
     by_step: dict[int, dict[str, Mapping[str, Any]]] = {}
     for row in data.folder.cell(cell).texts:
@@ -106,7 +106,7 @@ def _evaluations(data: StudyData, cell: Cell) -> dict[int, Completions]:
 
 
 def _kept(data: StudyData, pair: str, role: str, problems: Sequence[str]) -> Completions:
-    kept = {str(row.get("problem")): row for row in data.folder.cell(Cell(pair, role)).texts}
+    kept = {str(row.get("problem")): row for row in data.folder.cell(RunId(pair, role)).texts}
     return {name: kept[name] for name in problems if name in kept}
 
 
@@ -128,15 +128,15 @@ def marked(text: str, target: str) -> list[Piece]:
     >>> marked("1+1=3", "1+1=2")
     [('same', '1+1='), ('del', '2'), ('ins', '3')]
     """
-    words, wanted = WORDS.findall(text), WORDS.findall(target)
-    matcher = difflib.SequenceMatcher(None, wanted, words, autojunk=False)
-    if not text or (words != wanted and matcher.quick_ratio() < NEAR):
+    words, target_words = WORDS.findall(text), WORDS.findall(target)
+    matcher = difflib.SequenceMatcher(None, target_words, words, autojunk=False)
+    if not text or (words != target_words and matcher.quick_ratio() < NEAR):
         return [("ins", text)] if text else [("same", "")]
     pieces: list[Piece] = []
     for kind, a, b, c, d in matcher.get_opcodes():
         if kind == "equal":
             pieces.append(("same", "".join(words[c:d])))
             continue
-        pieces += [("del", "".join(wanted[a:b]))] * (b > a)
+        pieces += [("del", "".join(target_words[a:b]))] * (b > a)
         pieces += [("ins", "".join(words[c:d]))] * (d > c)
     return pieces

@@ -1,4 +1,4 @@
-"""What the runs took, next to the prediction of pre-flight, and what a point of accuracy cost."""
+"""The cost of the runs: tokens, time by activity, dollars, next to the prediction of pre-flight."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from potstill.report.data import StudyData
 from potstill.settings import Price
 from potstill.training.spending import Spent, total
-from potstill.types import KINDS
+from potstill.types import ACTIVITIES, KINDS
 
 EVALUATED = "graded"  # the tokens of evaluations and probes, prompts among them
 SHOWN = ("prompt", *KINDS, EVALUATED)
@@ -94,7 +94,7 @@ def _usd(spent: Spent, price: Price) -> float | None:
 
 
 def off(predicted: float, actual: float) -> str:
-    """How far a prediction was off, as a share of the actual value.
+    """The error of a prediction, as a share of the actual value.
 
     >>> off(11.0, 10.0), off(9.0, 10.0), off(9.99, 10.0)
     ('+10 %', '−10 %', '+0 %')
@@ -102,3 +102,33 @@ def off(predicted: float, actual: float) -> str:
     if not actual:
         return ""
     return f"{round(100 * (predicted / actual - 1)) + 0:+d} %".replace("-", "−")
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One method's runs on a pair, means over runs."""
+
+    method: str
+    seconds: float
+    activities: Mapping[str, float]  # seconds of every activity of the pair, in a fixed order
+
+    def share(self, activity: str) -> float:
+        """The activity's share of the run."""
+        return self.activities[activity] / (self.seconds or 1.0)
+
+
+def profiles(data: StudyData, pair: str) -> list[Profile]:
+    """The profile of each method that has a finished run on the pair."""
+    spent: dict[str, dict[str, float]] = {}
+    for method in data.recipes:
+        records = data.done(pair, method).values()
+        if done := [activity for record in records if (activity := record.get("activity"))]:
+            names = {name for activity in done for name in activity}
+            spent[method] = {n: sum(a.get(n, 0.0) for a in done) / len(done) for n in names}
+    names = {name for means in spent.values() for name in means}
+    shown = [name for name in ACTIVITIES if name in names]
+    shown += sorted(names - set(ACTIVITIES))  # an earlier version's
+    return [
+        Profile(method, sum(means.values()), {name: means.get(name, 0.0) for name in shown})
+        for method, means in spent.items()
+    ]

@@ -23,7 +23,7 @@ from potstill.algorithms.recipe import Recipe
 from potstill.errors import PotstillError
 from potstill.report.results import Row, table
 from potstill.study.schema import Study
-from potstill.study.storage import REFERENCES, Cell, StudyFolder, cells_of
+from potstill.study.storage import REFERENCES, RunId, StudyFolder, runs_of
 
 Status = Literal["done", "failed", "missing"]
 
@@ -34,9 +34,9 @@ STEP = re.compile(r'\{"step": (\d+)')
 
 @dataclass(frozen=True, eq=False)
 class RunData:
-    """One run with what is recorded of it."""
+    """One run with its records."""
 
-    cell: Cell
+    cell: RunId
     record: Mapping[str, Any]  # result.json, empty where there is none
     metrics: Sequence[Mapping[str, Any]]  # one row a step, thinned where there are very many
     total: int  # optimizer steps of the whole run; 0 for untrained and teacher
@@ -58,11 +58,6 @@ class RunData:
         """Why the run failed."""
         return str(self.record.get("cause") or "") if self.status == "failed" else ""
 
-    @property
-    def watched(self) -> bool:
-        """True where the run recorded the monitor's signals."""
-        return any("signal/teacher_loss" in row for row in self.metrics[:1])
-
 
 @dataclass(frozen=True, eq=False)
 class StudyData:
@@ -71,10 +66,10 @@ class StudyData:
     folder: StudyFolder
     study: Study
     provenance: Mapping[str, str]  # where the study was started
-    runs: Mapping[Cell, RunData]  # every run of the grid
+    runs: Mapping[RunId, RunData]  # every run of the grid
     rows: Sequence[Row]
 
-    @cached_property
+    @property
     def recipes(self) -> dict[str, Recipe]:
         return self.study.recipes
 
@@ -91,15 +86,14 @@ class StudyData:
     @property
     def watched(self) -> int:
         """Runs that recorded the monitor's signals."""
-        return sum(run.watched for run in self.runs.values())
+        first = [run.metrics[0] for run in self.runs.values() if run.metrics]
+        return sum("signal/teacher_loss" in row for row in first)
 
     def of(self, pair: str, method: str, status: Status | None = None) -> list[RunData]:
         """Runs of one method on one pair, by seed; with a status, only those."""
         runs = [r for c, r in self.runs.items() if c.pair == pair and c.method == method]
-        return sorted(
-            (run for run in runs if status in (None, run.status)),
-            key=lambda run: run.cell.seed or 0,
-        )
+        runs = [run for run in runs if status in (None, run.status)]
+        return sorted(runs, key=lambda run: run.cell.seed or 0)
 
     def done(self, pair: str, method: str) -> dict[int | None, Mapping[str, Any]]:
         """Records of the finished runs of one method on one pair, by seed."""
@@ -107,7 +101,7 @@ class StudyData:
 
     def accuracy(self, pair: str, method: str) -> float | None:
         """Strict accuracy of the untrained student or the teacher."""
-        value = self.runs[Cell(pair, method)].record.get("accuracy")
+        value = self.runs[RunId(pair, method)].record.get("accuracy")
         return float(value) if value is not None else None
 
 
@@ -126,19 +120,18 @@ def load(path: Path) -> StudyData:
         study = Study.model_validate(settings)
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        raise PotstillError(
-            f'"{path}/study.toml": {key}: {first["msg"]}', "it was written by another version"
-        ) from None
+        problem = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        hint = "it was written by another version"
+        raise PotstillError(f'"{path}/study.toml": {problem}', hint) from None
     order = list(study.models)
-    cells = sorted(cells_of(study), key=lambda cell: order.index(cell.pair))
+    cells = sorted(runs_of(study), key=lambda cell: order.index(cell.pair))
     runs = {cell: _run(study, folder, cell) for cell in cells}
     records = {cell: run.record for cell, run in runs.items() if run.record}
     rows = table(cells, list(study.recipes), records, lambda cell: runs[cell].metrics)
     return StudyData(folder, study, provenance, runs, rows)
 
 
-def _run(study: Study, folder: StudyFolder, cell: Cell) -> RunData:
+def _run(study: Study, folder: StudyFolder, cell: RunId) -> RunData:
     place = folder.cell(cell)
     trained = cell.method not in REFERENCES
     total = study.total_steps(study.recipes[cell.method]) if trained else 0
@@ -177,10 +170,7 @@ def _stride(total: int, every: int) -> int:
 
 def _parsed(line: str, path: Path) -> dict[str, Any]:
     try:
-        row = json.loads(line)
-        return {key: value for key, value in row.items() if key.startswith(KEPT)}
+        return {key: value for key, value in json.loads(line).items() if key.startswith(KEPT)}
     except (json.JSONDecodeError, AttributeError) as error:
-        raise PotstillError(
-            f'"{path}" is damaged: {error}',
-            f'remove the folder "{path.parent}" to run it again',
-        ) from None
+        hint = f'remove the folder "{path.parent}" to run it again'
+        raise PotstillError(f'"{path}" is damaged: {error}', hint) from None

@@ -34,48 +34,32 @@ class FindingGroup:
         return self.first.kind == "collapse"
 
     @property
-    def what(self) -> str:
-        return "collapsed" if self.collapse else "deviates"
-
-    @property
-    def seeds(self) -> str:
-        return ", ".join(str(run.cell.seed) for run in self.runs)
-
-    @property
-    def onset(self) -> str:
-        """Steps at which it began."""
-        return _range([finding.step for finding in self.findings])
-
-    @property
-    def seen(self) -> str:
-        """Steps at which the monitor reported it."""
-        return _range([finding.found for finding in self.findings])
-
-    @property
     def meaning(self) -> str:
         return meaning(self.first.cause)
 
     @property
     def ended(self) -> list[str]:
-        """How runs were stopped early."""
-        return [
-            f"seed {run.cell.seed} {ended(run.record['ended'])}"
-            for run in self.runs
-            if self.collapse and run.record.get("ended")
-        ]
+        """Lines about runs that were stopped early."""
+        stopped = [run for run in self.runs if self.collapse and run.record.get("ended")]
+        return [f"seed {run.cell.seed} {ended(run.record['ended'])}" for run in stopped]
+
+    def steps(self, name: str) -> str:
+        """The steps of that name: `step`, where it began, or `found`, where it was reported."""
+        values = [getattr(finding, name) for finding in self.findings]
+        low, high = min(values), max(values)
+        return str(low) if low == high else f"{low} to {high}"
 
     @property
     def extent(self) -> str:
         """How many runs, since which step, and the cause."""
-        return (
-            f"{len(self.runs)} of {self.of} runs, from step {self.onset} on: {self.first.cause} "
-            f"({self.meaning})"
-        )
+        runs, since = f"{len(self.runs)} of {self.of} runs", self.steps("step")
+        return f"{runs}, from step {since} on: {self.first.cause} ({self.meaning})"
 
     @property
     def sentence(self) -> str:
         """The group as a line for people."""
-        return f"{self.what}: {self.pair} {self.method}, {self.extent}"
+        what = "collapsed" if self.collapse else "deviates"
+        return f"{what}: {self.pair} {self.method}, {self.extent}"
 
 
 def grouped(data: StudyData) -> list[FindingGroup]:
@@ -89,9 +73,9 @@ def grouped(data: StudyData) -> list[FindingGroup]:
     groups = []
     for (pair, method, _, _), group in members.items():
         group.sort(key=lambda member: member[0].cell.seed or 0)
-        runs, found = zip(*group, strict=True)
+        runs, group_findings = zip(*group, strict=True)
         total = max(recorded[pair, method], len(runs))
-        groups.append(FindingGroup(pair, method, runs, total, found))
+        groups.append(FindingGroup(pair, method, runs, total, group_findings))
     return sorted(groups, key=lambda group: not group.collapse)
 
 
@@ -108,8 +92,3 @@ def findings(data: StudyData, run: RunData) -> list[Finding]:
 def lines(groups: Sequence[FindingGroup]) -> list[str]:
     """One line a group, for a terminal."""
     return [line for group in groups for line in (group.sentence, *(f"  {e}" for e in group.ended))]
-
-
-def _range(values: Sequence[int]) -> str:
-    low, high = min(values), max(values)
-    return str(low) if low == high else f"{low} to {high}"

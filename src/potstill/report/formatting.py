@@ -48,12 +48,7 @@ def p_value(value: float) -> str:
 
 
 def span(value: Any) -> str:
-    """The 95 % interval of an `Interval` in per cent, of a `Difference` in points.
-
-    >>> from potstill.report.stats import Difference, Interval
-    >>> span(Interval(0.5, 0.45, 0.55)), span(Difference(0.05, -0.01, 0.11, 0.08))
-    ('45.0 to 55.0', '−1.0 to +11.0')
-    """
+    """The 95 % interval of an `Interval` in per cent, of a `Difference` in points."""
     write = signed if hasattr(value, "p") else per_cent
     return f"{write(value.low)} to {write(value.high)}" if finite(value.low) else ""
 
@@ -61,9 +56,9 @@ def span(value: Any) -> str:
 def detail(value: Any) -> str:
     """The small print of an interval or a difference: `span`, and p where there is one.
 
-    >>> from potstill.report.stats import Difference
-    >>> detail(Difference(0.05, -0.01, 0.11, 0.08))
-    '−1.0 to +11.0, p 0.080'
+    >>> from potstill.report.stats import Difference, Interval
+    >>> detail(Interval(0.5, 0.45, 0.55)), detail(Difference(0.05, -0.01, 0.11, 0.08))
+    ('45.0 to 55.0', '−1.0 to +11.0, p 0.080')
     """
     p = p_value(getattr(value, "p", math.nan))
     return ", ".join(filter(None, [span(value), p and f"p {p}"]))
@@ -72,12 +67,10 @@ def detail(value: Any) -> str:
 def ranged(value: tuple[float, float, float] | None, digits: int, scale: float = 1.0) -> str:
     """A mean over runs with their range.
 
-    >>> ranged((0.5, 0.25, 0.75), 2), ranged((0.5, 0.5, 0.5), 0, 100)
-    ('0.50 (0.25 to 0.75)', '50')
+    >>> ranged((0.5, 0.25, 0.75), 2), ranged((0.5, 0.5, 0.5), 0, 100), ranged(None, 2)
+    ('0.50 (0.25 to 0.75)', '50', '')
     """
-    if value is None:
-        return ""
-    mean, low, high = (f"{scale * number:.{digits}f}" for number in value)
+    mean, low, high = (f"{scale * n:.{digits}f}" for n in value) if value else ("", "", "")
     return mean if low == high else f"{mean} ({low} to {high})"
 
 
@@ -98,20 +91,17 @@ def count(value: float | None) -> str:
 def duration(seconds: float | None) -> str:
     """A time, in the two units that matter.
 
-    >>> duration(42.3), duration(3725)
-    ('42 s', '1 h 02 min')
+    >>> duration(4.2), duration(42.3), duration(242), duration(3725)
+    ('4.2 s', '42 s', '4 min 02 s', '1 h 02 min')
     """
     if seconds is None:
         return ""
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    minutes, rest = divmod(whole, 60)
-    if minutes < 60:
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60:02d} min"
+    if minutes:
         return f"{minutes} min {rest:02d} s"
-    return f"{minutes // 60} h {minutes % 60:02d} min"
+    return f"{seconds:.1f} s" if seconds < 10 else f"{rest} s"
 
 
 def dollars(value: float | None) -> str:
@@ -124,10 +114,7 @@ def dollars(value: float | None) -> str:
 
 
 def plural(n: int, word: str) -> str:
-    """
-    >>> plural(1, "seed"), plural(2, "seed")
-    ('1 seed', '2 seeds')
-    """
+    """1 seed, 2 seeds."""
     return f"{n} {word}" if n == 1 else f"{n} {word}s"
 
 
@@ -141,13 +128,12 @@ def listed(names: Sequence[str]) -> str:
 
 def settings(table: Mapping[str, Any]) -> list[tuple[str, str]]:
     """A nested table as dotted keys and short texts."""
-    return [(key, _setting(value)) for key, value in flatten(table).items()]
 
+    def text(value: Any) -> str:
+        plain = isinstance(value, list) and all(isinstance(v, str | int) for v in value)
+        return ", ".join(map(str, value)) if plain else json.dumps(value, ensure_ascii=False)
 
-def _setting(value: Any) -> str:
-    if isinstance(value, list) and all(isinstance(v, str | int) for v in value):
-        return ", ".join(map(str, value))
-    return json.dumps(value, ensure_ascii=False)
+    return [(key, text(value)) for key, value in flatten(table).items()]
 
 
 def visible(text: Any, longest: int = LONGEST) -> str:

@@ -9,13 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from potstill.settings import Pair
 from potstill.study.schema import Study
 
-COST = (
-    "The published study reports 47 USD for its Qwen3 pair and 68 USD for its Llama pair, "
-    "80 runs each."
-)
+COST = "The published study reports 47 USD for its Qwen3 pair, 68 USD for its Llama pair, \
+80 runs each."
 
 
 @dataclass(frozen=True)
@@ -26,22 +23,19 @@ class Published:
     accuracy: Mapping[str, float]  # by method, a share in [0, 1]
 
 
-def _column(models: str, per_cent: Mapping[str, float]) -> Published:
-    return Published(models, {method: value / 100 for method, value in per_cent.items()})
+NAMES = (
+    *("teacher_seeded", "on_policy_gkd", "extended_on_policy", "replay_buffer"),
+    *("reverse_curriculum", "hybrid", "mixture", "kl_anchored"),
+)
 
 
-COLLAPSED = {"hybrid": 0.0, "mixture": 0.0, "kl_anchored": 0.0}
-QWEN = {"teacher_seeded": 58.6, "on_policy_gkd": 53.2, "extended_on_policy": 51.0}
-LLAMA = {"teacher_seeded": 71.0, "on_policy_gkd": 67.4, "extended_on_policy": 64.4}
+def _column(models: str, *per_cent: float) -> Published:
+    return Published(models, {m: value / 100 for m, value in zip(NAMES, per_cent, strict=True)})
+
+
 COLUMNS = {
-    "qwen": _column(
-        "Qwen3-4B ← Qwen3-30B-A3B",
-        {**QWEN, "replay_buffer": 2.8, "reverse_curriculum": 0.8, **COLLAPSED},
-    ),
-    "llama": _column(
-        "Llama-3.1-8B ← Llama-3.3-70B",
-        {**LLAMA, "replay_buffer": 7.4, "reverse_curriculum": 0.0, **COLLAPSED},
-    ),
+    "qwen": _column("Qwen3-4B ← Qwen3-30B-A3B", 58.6, 53.2, 51.0, 2.8, 0.8, 0.0, 0.0, 0.0),
+    "llama": _column("Llama-3.1-8B ← Llama-3.3-70B", 71.0, 67.4, 64.4, 7.4, 0.0, 0.0, 0.0, 0.0),
 }
 
 
@@ -55,10 +49,12 @@ def column(study: Study, name: str) -> Published | None:
     return None
 
 
-def caveat(published: Published, pair: Pair, task: str) -> str:
-    """How the published runs differ from this pair's."""
-    student = published.models.split(" ")[0].lower()
-    other = ["models of another size"] if student not in pair.student.lower() else []
-    other += ["another task (GSM8K)"] if task != "gsm8k" else []
+def caveat(study: Study, pair: str) -> str:
+    """Differences between the published runs and this pair's; empty without a column."""
+    published, task = column(study, pair), study.task.get("name")
+    if not published:
+        return ""
+    size = published.models.split(" ")[0].lower() not in study.models[pair].student.lower()
+    other = ["models of another size"] * size + ["another task (GSM8K)"] * (task != "gsm8k")
     listed = ", ".join([*other, "its own code"])
     return f"{published.models} in the published study: {listed}. For orientation only."

@@ -21,7 +21,7 @@ from potstill.report.stats import (
     difference,
     interval,
 )
-from potstill.study.storage import REFERENCES, Cell
+from potstill.study.storage import REFERENCES, RunId
 from potstill.types import KINDS
 
 BASELINE = "on_policy_gkd"  # the method that all others are compared with
@@ -49,15 +49,15 @@ class Row:
 
 
 def table(
-    cells: Sequence[Cell],
+    cells: Sequence[RunId],
     methods: Sequence[str],
-    results: Mapping[Cell, Record],
-    metrics: Callable[[Cell], Sequence[Mapping[str, Any]]],
+    results: Mapping[RunId, Record],
+    metrics: Callable[[RunId], Sequence[Mapping[str, Any]]],
 ) -> list[Row]:
     """The rows of each pair: untrained and teacher, then the methods.
 
     Args:
-        cells: every run of the study.
+        cells: keys of every run.
         methods: names of the methods in the order of the table.
         results: records of the runs that have ended.
         metrics: reads the per-step metrics of a run.
@@ -107,21 +107,21 @@ def curve(metrics: Iterable[Mapping[str, Any]], start: float) -> list[tuple[floa
     return [(0.0, start), *((tokens, level) for tokens, level in points if level is not None)]
 
 
-def _of(method: str, done: Mapping[Cell, Record]) -> dict[int | None, Record]:
+def _of(method: str, done: Mapping[RunId, Record]) -> dict[int | None, Record]:
     return {cell.seed: record for cell, record in done.items() if cell.method == method}
 
 
-def _against(row: Row, other: str, done: Mapping[Cell, Record]) -> Difference | None:
+def _against(row: Row, other: str, done: Mapping[RunId, Record]) -> Difference | None:
     return None if row.method == other else paired(_of(row.method, done), _of(other, done))
 
 
 def _row(
     pair: str,
     method: str,
-    cells: Sequence[Cell],
-    results: Mapping[Cell, Record],
-    done: Mapping[Cell, Record],
-    metrics: Callable[[Cell], Sequence[Mapping[str, Any]]],
+    cells: Sequence[RunId],
+    results: Mapping[RunId, Record],
+    done: Mapping[RunId, Record],
+    metrics: Callable[[RunId], Sequence[Mapping[str, Any]]],
 ) -> Row:
     runs = [c for c in cells if c.method == method]
     records = [done[c] for c in runs if c in done]
@@ -148,7 +148,7 @@ def _row(
 
 
 def _gap_closed(
-    method: str, accuracy: Interval | None, done: Mapping[Cell, Record]
+    method: str, accuracy: Interval | None, done: Mapping[RunId, Record]
 ) -> float | None:
     ends = [_of(name, done).get(None) for name in REFERENCES]
     if not accuracy or not all(ends) or method in REFERENCES:
@@ -162,9 +162,9 @@ def _mean(values: Sequence[float]) -> float | None:
 
 
 def _equal_tokens(
-    cells: Sequence[Cell],
-    done: Mapping[Cell, Record],
-    metrics: Callable[[Cell], Sequence[Mapping[str, Any]]],
+    cells: Sequence[RunId],
+    done: Mapping[RunId, Record],
+    metrics: Callable[[RunId], Sequence[Mapping[str, Any]]],
 ) -> float | None:
     """Mean accuracy of the runs when they had spent the baseline's mean total."""
     budget = _mean([spent(r) for r in _of(BASELINE, done).values()])

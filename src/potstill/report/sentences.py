@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from potstill.report import formatting
 from potstill.report.results import BASELINE
-from potstill.report.significance import direction
+from potstill.report.stats import direction
 from potstill.report.summary import Summary, Tone, Trust
 from potstill.report.verdict import Verdict
 
@@ -58,7 +58,7 @@ def remarks(trust: Trust) -> list[str]:
 
 
 def untested(summary: Summary) -> list[str]:
-    """What the study cannot show."""
+    """The limits of the study."""
     return _lines("untested", summary.untested)
 
 

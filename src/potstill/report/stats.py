@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 Matrix = npt.NDArray[np.float64]
 RESAMPLES = 4000
+LEVEL = 0.05  # of a significant p-value
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,16 @@ class Difference:
     def clear(self) -> bool:
         """True where the interval excludes zero."""
         return self.low > 0 or self.high < 0
+
+
+def direction(value: Difference | None) -> int:
+    """1 for significantly above, -1 for significantly below, 0 for neither.
+
+    Significant: the interval excludes zero, and p after Holm's correction is below 0.05.
+    """
+    if value is None or not value.clear or not value.p < LEVEL:
+        return 0
+    return 1 if value.mean > 0 else -1
 
 
 def interval(outcomes: Matrix) -> Interval:

@@ -14,21 +14,21 @@ from potstill.report.costs import costs
 from potstill.report.data import RunData, StudyData
 from potstill.report.findings import FindingGroup
 from potstill.report.results import BASELINE, Row, paired
-from potstill.report.significance import FEW_PROBLEMS, FEW_SEEDS
 from potstill.report.similarity import Similarity, similarities
 from potstill.report.stats import Difference, corrected
-from potstill.report.verdict import Evidence, Outcome, Verdict, best_row, judge
+from potstill.report.verdict import FEW_SEEDS, Evidence, Outcome, Verdict, best_row, judge
 from potstill.settings import Price
 from potstill.study.storage import REFERENCES
 from potstill.training.spending import Spent, total
 
 Tone = Literal["good", "warn", "bad", "plain"]
+FEW_PROBLEMS = 100
 FIRM = (Outcome.CLEAR, Outcome.GAIN, Outcome.TIE, Outcome.SINGLE)
 
 
 @dataclass(frozen=True)
 class Trust:
-    """How far the numbers can be trusted: the caveats of a study."""
+    """The caveats of a study."""
 
     seeds: int
     problems: int  # held-out
@@ -60,7 +60,7 @@ class Trust:
 
 @dataclass(frozen=True)
 class CostSummary:
-    """What the whole study took."""
+    """The cost of the whole study."""
 
     seconds: float
     usd: float | None  # None where no price is set
@@ -74,7 +74,7 @@ class CostSummary:
 
 @dataclass(frozen=True)
 class Breakage:
-    """What went wrong."""
+    """Failures and findings."""
 
     collapsed: int  # runs
     deviating: int  # runs
@@ -94,7 +94,7 @@ class Breakage:
 
 @dataclass(frozen=True)
 class Untested:
-    """What the study cannot show."""
+    """The limits of the study."""
 
     methods: tuple[str, ...]  # built-in methods that it does not have
     baselines: tuple[str, ...]  # "pair role" of untrained and teacher without a result

@@ -14,9 +14,9 @@ from enum import StrEnum
 from typing import Any
 
 from potstill.report.results import BASELINE, Row
-from potstill.report.significance import FEW_SEEDS, direction
-from potstill.report.stats import Difference
+from potstill.report.stats import Difference, direction
 
+FEW_SEEDS = 5  # below which a verdict is provisional
 MORE_TOKENS = 1.25  # times the baseline's, from which on accuracy at equal tokens is reported
 
 

@@ -10,7 +10,7 @@ from potstill.engines.cached_teacher import CachedTeacher, fingerprint
 from potstill.engines.protocol import Engine
 from potstill.engines.registry import open_engine
 from potstill.study.schema import Study
-from potstill.study.storage import Cell
+from potstill.study.storage import RunId
 from potstill.tasks import Task
 
 
@@ -26,7 +26,7 @@ def engine_settings(study: Study) -> dict[str, Any]:
 
 
 def open_study_engine(
-    study: Study, key: Cell, task: Task, scratch: Path, cache: Path | None = None
+    study: Study, key: RunId, task: Task, scratch: Path, cache: Path | None = None
 ) -> Engine:
     """Open the engine of one run.
 

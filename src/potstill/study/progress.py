@@ -14,7 +14,7 @@ from typing import Any
 
 from potstill.study.files import JsonlTail
 from potstill.study.schema import Study
-from potstill.study.storage import REFERENCES, Cell, StudyFolder
+from potstill.study.storage import REFERENCES, RunId, StudyFolder
 from potstill.training.spending import Spent, total
 
 
@@ -22,7 +22,7 @@ from potstill.training.spending import Spent, total
 class Running:
     """A run in progress."""
 
-    cell: Cell
+    cell: RunId
     total: int  # optimizer steps when it is complete; 0 for a baseline
     lines: JsonlTail
     step: int = 0
@@ -51,8 +51,8 @@ class Snapshot:
     """The progress of a study at one moment."""
 
     cells: int  # runs in all
-    results: dict[Cell, dict[str, Any]]  # of runs that have ended
-    fresh: list[Cell]  # runs that have ended since the last snapshot
+    results: dict[RunId, dict[str, Any]]  # of runs that have ended
+    fresh: list[RunId]  # runs that have ended since the last snapshot
     running: list[Running]
     steps: int  # optimizer steps so far, over all runs
     of_steps: int
@@ -73,10 +73,10 @@ class Snapshot:
 class Watcher:
     """Reads the progress of some runs of a folder repeatedly."""
 
-    def __init__(self, study: Study, folder: StudyFolder, cells: Sequence[Cell]) -> None:
+    def __init__(self, study: Study, folder: StudyFolder, cells: Sequence[RunId]) -> None:
         self.study, self.folder, self.cells = study, folder, list(cells)
-        self._results: dict[Cell, dict[str, Any]] = {}
-        self._running: dict[Cell, Running] = {}
+        self._results: dict[RunId, dict[str, Any]] = {}
+        self._running: dict[RunId, Running] = {}
         self._first: tuple[float, int] | None = None  # clock and steps at the first snapshot
 
     def look(self) -> Snapshot:
@@ -107,13 +107,13 @@ class Watcher:
             left=self._seconds_left(steps, of_steps, len(running), spent, expected),
         )
 
-    def steps_of(self, key: Cell) -> int:
+    def steps_of(self, key: RunId) -> int:
         """Optimizer steps of a complete run."""
         if key.method in REFERENCES:
             return 0
         return self.study.total_steps(self.study.recipes[key.method])
 
-    def _read_run(self, key: Cell) -> Running | None:
+    def _read_run(self, key: RunId) -> Running | None:
         run_folder = self.folder.cell(key)
         if run_folder.running is None:
             return None

@@ -24,7 +24,7 @@ from potstill.study.budget import Ledger
 from potstill.study.engine import open_study_engine
 from potstill.study.provenance import provenance
 from potstill.study.schema import Study
-from potstill.study.storage import REFERENCES, Cell, CellFolder, StudyFolder, example
+from potstill.study.storage import REFERENCES, RunFolder, RunId, StudyFolder, example
 from potstill.study.validation import check_routes, check_window
 from potstill.tasks import Task, check_disjoint, load_task
 from potstill.tasks.context.builder import PromptBuilder
@@ -73,7 +73,7 @@ def prepare(study: Study) -> Task:
 def run_cell(
     study: Study,
     folder: StudyFolder,
-    key: Cell,
+    key: RunId,
     task: Task | None = None,
     ledger: Ledger | None = None,
 ) -> dict[str, Any]:
@@ -115,8 +115,8 @@ def run_cell(
 def _execute(
     study: Study,
     folder: StudyFolder,
-    run: CellFolder,
-    key: Cell,
+    run: RunFolder,
+    key: RunId,
     task: Task,
     teacher: TeacherCompletions | None,
 ) -> dict[str, Any]:
@@ -153,7 +153,7 @@ def _execute(
         actual.engine.close()
 
 
-def _trained(trained: Trained, run: CellFolder) -> dict[str, Any]:
+def _trained(trained: Trained, run: RunFolder) -> dict[str, Any]:
     seconds = trained.spent["seconds"]
     return {
         "steps": trained.steps,
@@ -168,7 +168,7 @@ def _trained(trained: Trained, run: CellFolder) -> dict[str, Any]:
 
 
 def _evaluate_baseline(
-    study: Study, engine: Engine, run: CellFolder, key: Cell, task: Task
+    study: Study, engine: Engine, run: RunFolder, key: RunId, task: Task
 ) -> dict[str, Any]:
     """Evaluate the untrained student, or the teacher, which also completes the probe problems."""
     start = time.perf_counter()
@@ -219,7 +219,7 @@ def _engine_facts(engine: Engine) -> dict[str, Any]:
     }
 
 
-def _failure(error: Exception, run: CellFolder) -> dict[str, Any]:
+def _failure(error: Exception, run: RunFolder) -> dict[str, Any]:
     """The record of a failed run: the cause in one line, the step, the end of the traceback."""
     metrics = run.metrics
     step = metrics[-1]["step"] if metrics else 0
@@ -234,7 +234,7 @@ def _failure(error: Exception, run: CellFolder) -> dict[str, Any]:
 
 def read_completions(folder: StudyFolder, pair: str) -> TeacherCompletions | None:
     """The teacher's completions of a pair; None if its baseline failed."""
-    run = folder.cell(Cell(pair, "teacher"))
+    run = folder.cell(RunId(pair, "teacher"))
     if (run.result or {}).get("status") != "done":
         return None
     return TeacherCompletions({row["problem"]: row["text"] for row in run.texts})
@@ -248,7 +248,7 @@ def preflight_pair(study: Study, pair: str, only: Collection[str] = ()) -> list[
         pair: one of its pairs.
         only: names of checks, see `preflight.CHECKS`; default: all.
     """
-    task, key = load_task(**study.task), Cell(pair, "preflight", study.seeds[0])
+    task, key = load_task(**study.task), RunId(pair, "preflight", study.seeds[0])
     with tempfile.TemporaryDirectory(prefix="potstill-preflight-") as scratch:
         engine = open_study_engine(study, key, task, Path(scratch))
 

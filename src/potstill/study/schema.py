@@ -20,9 +20,9 @@ from potstill.settings import (
     Eval,
     FakeSettings,
     Pair,
-    Part,
     Price,
     RaySettings,
+    Table,
     TinkerSettings,
     TorchSettings,
     Train,
@@ -48,7 +48,7 @@ Seeds = Annotated[
 LossTable = Annotated[str | dict[str, Any] | None, BeforeValidator(checked_loss)]
 
 
-class Study(Part):
+class Study(Table):
     """A grid of runs (pair x method x seed) with the settings they share."""
 
     name: str = Field("study", pattern=r"^\w[\w.-]*$")

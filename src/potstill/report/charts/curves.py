@@ -32,66 +32,30 @@ class Metric:
         return self.key.replace("/", "-").replace("_", "-")
 
 
-ACCURACY = Metric(
-    "eval/accuracy",
-    "Accuracy on held-out problems",
-    "%",
-    "Strict extractor, greedy. Every curve starts at the untrained student; a cross is the onset "
-    "of a collapse.",
-    100.0,
-)
-SCORE = Metric(
-    "train/score",
-    "Similarity with the teacher's completions",
-    "score, 0 to 1",
-    "0.4 Jaccard + 0.3 length ratio + 0.3 bigram recall, on the probe's problems.",
-)
-KL = Metric(
-    "train/kl_divergence",
-    "KL(student, teacher)",
-    "nats per token",
-    "Estimated on the student's own tokens; the estimate may fall below 0.",
-)
+NATS, UNIT = "nats per token", "score, 0 to 1"
+STRICT = "Strict extractor, greedy, from the untrained student on; a cross: a collapse begins."
+FORMULA = "0.4 Jaccard + 0.3 length ratio + 0.3 bigram recall, on the probe's problems."
+HELD_OUT = "The score at each evaluation, mean over the problems."
+SHARE = "0: the teacher writes the training text, 1: the student does."
+WRITTEN = "Where the student writes; levels compare only between equal losses."
+ESTIMATE = "Estimated on the student's own tokens; the estimate may fall below 0."
+OBJECTIVE = "The objective of each method: levels compare only between equal losses."
+PREFIX = "Measured; the thin dotted line is the schedule. Short completions hold fewer."
+TEACHER = "The teacher's loss on the student's completions"
+
+ACCURACY = Metric("eval/accuracy", "Accuracy on held-out problems", "%", STRICT, 100.0)
+SCORE = Metric("train/score", "Similarity with the teacher's completions", UNIT, FORMULA)
+KL = Metric("train/kl_divergence", "KL(student, teacher)", NATS, ESTIMATE)
+SEEDED = Metric("train/seed_tokens", "Prefix tokens written by the teacher", "tokens", PREFIX)
 METRICS = (
     ACCURACY,
     SCORE,
-    Metric(
-        "eval/avg_score",
-        "The same on held-out problems",
-        "score, 0 to 1",
-        "The score at each evaluation, mean over the problems.",
-    ),
-    Metric(
-        "train/phase",
-        "Who writes: the student's share of prompts",
-        "share",
-        "0: the teacher writes the training text, 1: the student does.",
-    ),
-    Metric(
-        "train/on_policy_loss",
-        "Loss on the student's own tokens",
-        "nats per token",
-        "Where the student writes; levels compare only between equal losses.",
-    ),
+    Metric("eval/avg_score", "The same on held-out problems", UNIT, HELD_OUT),
+    Metric("train/phase", "Who writes: the student's share of prompts", "share", SHARE),
+    Metric("train/on_policy_loss", "Loss on the student's own tokens", NATS, WRITTEN),
     KL,
-    Metric(
-        "signal/teacher_loss",
-        "The teacher's loss on the student's completions",
-        "nats per token",
-        "A jump is the mark of a collapse.",
-    ),
-    Metric(
-        "train/loss",
-        "Training loss",
-        "nats per token",
-        "The objective of each method: levels compare only between equal losses.",
-    ),
-)
-SEEDED = Metric(
-    "train/seed_tokens",
-    "Prefix tokens written by the teacher",
-    "tokens",
-    "Measured; the thin dotted line is the schedule. Short completions hold fewer.",
+    Metric("signal/teacher_loss", TEACHER, NATS, "A jump is the mark of a collapse."),
+    Metric("train/loss", "Training loss", NATS, OBJECTIVE),
 )
 
 

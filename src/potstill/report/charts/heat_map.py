@@ -11,14 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from potstill.report.charts.spec import Spec, chart, layer, number, record, tooltip
+from potstill.report.charts.spec import Spec, chart, names, number, record, tooltip
 from potstill.report.data import StudyData
 from potstill.report.results import outcome_matrix
 from potstill.report.stats import Matrix
 from potstill.study.storage import REFERENCES
 
 WIDEST = 1000  # columns; more problems than that share them
-TITLE = "held-out problems, easiest first"
+LEGEND = {"orient": "top", "direction": "horizontal", "format": ".0%", "values": [0, 0.5, 1]}
+SHARE = number("y", "share of seeds", {"scheme": "cividis", "domain": [0, 1]}, legend=LEGEND)
 
 
 def shares(data: StudyData, pair: str) -> dict[str, Matrix]:
@@ -37,37 +38,18 @@ def heat_map(known: Mapping[str, Matrix]) -> Spec:
     order = np.argsort(-np.mean(rows, axis=0), kind="stable")
     width = max(1, -(-len(order) // WIDEST))
     columns = [order[i : i + width] for i in range(0, len(order), width)]
-    ids = [int(column[0]) + 1 for column in columns]
+    ids, n = [int(column[0]) + 1 for column in columns], len(columns)
     values = [
-        record(method, "solved", list(range(len(columns))), _means(share, columns), problem=ids)
+        record(method, "solved", list(range(n)), _means(share, columns), problem=ids)
         for method, share in known.items()
     ]
-    colour = {
-        "field": "y",
-        "type": "quantitative",
-        "scale": {"scheme": "cividis", "domain": [0, 1]},
-        "title": "share of seeds",
-        "legend": {
-            "orient": "top",
-            "direction": "horizontal",
-            "format": ".0%",
-            "values": [0, 0.5, 1],
-        },
-    }
-    shown = tooltip(method="method", problem="problem", **{"solved by": "y|.0%"})
-    scale = {"domain": [0, len(columns)], "nice": False, "padding": 0}
-    cells = layer(
-        "isValid(datum.y)",
-        {"type": "rect", "height": {"band": 0.88}},
-        x=number("x", TITLE, scale=scale, axis={"grid": False}),
-        x2={"field": "end"},
-        y={"field": "method", "type": "nominal", "sort": list(known), "title": None},
-        color=colour,
-        tooltip=shown,
-    )
-    end = f"min(datum.x + 1.4, {len(columns)})"  # over the next one: no gaps shine through
-    flat: list[Spec] = [{"flatten": ["x", "y", "problem"]}, {"calculate": end, "as": "end"}]
-    return chart(values, [cells], "problem", "share of seeds", flat)
+    end: Spec = {"calculate": f"min(datum.x + 1.4, {n})", "as": "end"}  # over the next: no gaps
+    scale = {"domain": [0, n], "nice": False, "padding": 0}
+    x = number("x", "held-out problems, easiest first", scale, axis={"grid": False})
+    label = tooltip(method="method", problem="problem", solved_by="y|.0%")
+    flat: list[Spec] = [{"flatten": ["x", "y", "problem"]}, end]
+    y = names("method", list(known))
+    return chart("heat map", values, {}, x, y, flat, share=SHARE, tooltip=label)
 
 
 def _means(share: Matrix, columns: list[Any]) -> list[float]:
@@ -75,7 +57,7 @@ def _means(share: Matrix, columns: list[Any]) -> list[float]:
 
 
 def in_words(known: Mapping[str, Matrix]) -> str:
-    """How far the methods solve the same problems; empty for fewer than two methods."""
+    """The overlap of the problems that methods solve; empty for fewer than two methods."""
     solved = {m: share > 0.5 for m, share in known.items() if m not in REFERENCES}
     if len(solved) < 2:
         return ""

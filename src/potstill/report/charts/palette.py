@@ -29,7 +29,7 @@ OWN = ((7, 3, 2, 3), (10, 3), (10, 3, 2, 3))  # a study's own recipes
 
 @dataclass(frozen=True)
 class Look:
-    """How a method's lines are drawn."""
+    """The style of a method's lines."""
 
     colour: str
     dash: tuple[int, ...]  # strokes and gaps, as SVG has them

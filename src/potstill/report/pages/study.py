@@ -12,18 +12,18 @@ from potstill.diagnostics.faults import FAULTS
 from potstill.engines import zoo
 from potstill.report import published, sentences
 from potstill.report.charts.palette import Look
-from potstill.report.charts.spec import Section
+from potstill.report.charts.spec import Chart
 from potstill.report.completions import samples
-from potstill.report.costs import costs
+from potstill.report.costs import costs, profiles
 from potstill.report.data import StudyData
 from potstill.report.findings import FindingGroup
 from potstill.report.formatting import settings
 from potstill.report.pages import bundle
-from potstill.report.profile import profiles
 from potstill.report.routes import routes
 from potstill.report.summary import Summary
 from potstill.report.tables import methods, more
-from potstill.report.tables.column import filled
+
+Sections = Mapping[str, Sequence[Chart]]  # charts by heading
 
 
 def render(
@@ -31,7 +31,7 @@ def render(
     looks: Mapping[str, Look],
     groups: Sequence[FindingGroup],
     summary: Summary,
-    sections: Mapping[str, Sequence[Section]],
+    sections: Mapping[str, Sections],
 ) -> str:
     """The whole page as HTML; `sections` are the charts of each pair."""
     runs, columns = data.runs.values(), methods.columns(data)
@@ -45,7 +45,7 @@ def render(
         answers=sentences.answers(summary),
         untested=sentences.untested(summary),
         groups=groups,
-        pairs=[_pair(data, pair, summary, sections[pair]) for pair in data.study.models],
+        pairs=[_pair(data, pair, summary, charts) for pair, charts in sections.items()],
         columns=methods.chosen(columns, methods.PAGE),
         priced="usd" in columns,
         published_cost=published.COST,
@@ -57,28 +57,24 @@ def render(
     )
 
 
-def _pair(
-    data: StudyData, pair: str, summary: Summary, sections: Sequence[Section]
-) -> dict[str, Any]:
-    models, verdict = data.study.models[pair], summary.verdicts[pair]
-    column, routed = published.column(data.study, pair), routes(data, pair)
+def _pair(data: StudyData, pair: str, summary: Summary, sections: Sections) -> dict[str, Any]:
+    models, verdict, routed = data.study.models[pair], summary.verdicts[pair], routes(data, pair)
     spent, profile = costs(data, pair), profiles(data, pair)
-    task = str(data.study.task.get("name"))
     return {
         "name": pair,
         "student": model(pair, "student", models.student),
         "teacher": model(pair, "teacher", models.teacher),
         "rows": [row for row in data.rows if row.pair == pair],
-        "caveat": published.caveat(column, models, task) if column else "",
+        "caveat": published.caveat(data.study, pair),
         "head": sentences.headline(verdict),
         "reasons": sentences.reasons(verdict),
         "recommended": verdict.recommended,
         "routes": routed,
         "teachers": more.teachers(routed, named) if routed else (),
         "sections": sections,
-        "costs": (filled(more.costs(spent), spent), spent) if spent else (),
+        "costs": (more.costs(spent), spent),
         "kinds": (more.token_kinds(spent), spent),
-        "times": (more.times(profile), profile) if profile else (),
+        "times": (more.times(profile), profile),
         "samples": samples(data, pair),
     }
 

@@ -15,9 +15,9 @@ from typing import Any
 
 from potstill.report import formatting
 from potstill.report.formatting import finite
-from potstill.report.significance import direction
+from potstill.report.stats import direction
 
-SIDES = {1: "up", 0: "", -1: "down"}
+SIDES = {1: "num up", 0: "num", -1: "num down"}
 
 
 @dataclass(frozen=True)
@@ -36,13 +36,11 @@ class Field:
 
 @dataclass(frozen=True)
 class Format:
-    """How values of one kind are written."""
+    """The written form of values of one kind."""
 
     text: Callable[[Any], str] = str
     detail: Callable[[Any], str] = lambda value: ""
-    parts: Mapping[str, str] = field(
-        default_factory=dict
-    )  # end of the CSV column's name -> attribute
+    parts: Mapping[str, str] = field(default_factory=dict)  # end of the CSV name -> attribute
     key: Callable[[Any], Any] = lambda value: value  # what to sort by
     css: Callable[[Any], str] = lambda value: "num"
     bar: bool = False  # the value is a share, and the page shades as much of the field
@@ -55,70 +53,60 @@ class Format:
         return f"{self.text(value)} ({detail})" if detail else self.text(value)
 
 
+def _mean(write: Callable[[float], str]) -> Callable[[Any], str]:
+    return lambda value: write(value.mean)
+
+
 ENDS = {"": "mean", "_low": "low", "_high": "high"}
+TESTED = {**ENDS, "_p": "p"}
+POINTS, LEVEL = _mean(formatting.signed), _mean(formatting.per_cent)
+MEAN = Format(LEVEL, parts=ENDS, key=lambda value: value.mean)  # an interval, by its mean alone
+INTERVAL = Format(LEVEL, formatting.detail, ENDS, MEAN.key, lambda v: "num level" if v else "num")
+DIFFERENCE = Format(POINTS, formatting.detail, TESTED, MEAN.key, lambda v: SIDES[direction(v)])
+GAIN = Format(POINTS, formatting.span)
+SHARE, COUNT = Format(formatting.per_cent), Format(formatting.count)
+DURATION, USD = Format(formatting.duration), Format(formatting.dollars)
+NATS = Format("{:.3f}".format)
 TEXT = Format(css=lambda value: "")
-SHARE = Format(formatting.per_cent)
-COUNT = Format(formatting.count)
-DURATION = Format(formatting.duration)
-USD = Format(formatting.dollars)
-NATS = Format(lambda value: f"{value:.3f}")
-INTERVAL = Format(
-    lambda value: formatting.per_cent(value.mean),
-    formatting.detail,
-    ENDS,
-    lambda value: value.mean,
-    lambda value: "num level" if value else "num",
-)
-DIFFERENCE = Format(
-    lambda value: formatting.signed(value.mean),
-    formatting.detail,
-    {**ENDS, "_p": "p"},
-    lambda value: value.mean,
-    lambda value: f"num {SIDES[direction(value)]}",
-)
-MEAN = Format(INTERVAL.text, parts=ENDS, key=INTERVAL.key)  # an interval, by its mean alone
-
-
-def ranges(digits: int, scale: float = 1.0) -> Format:
-    """A mean over runs with their range."""
-    return Format(lambda value: formatting.ranged(value, digits, scale), key=lambda value: value[0])
 
 
 @dataclass(frozen=True)
 class Column:
     """One column."""
 
-    key: str  # the name in CSV and JSON
+    key: str  # the name in CSV and JSON, and the row's attribute unless `value` reads another
     title: str
-    value: Callable[[Any], Any]  # reads it from a row; None where it is unknown
     format: Format = TEXT
     unit: str = ""  # small, under the title
     help: str = ""  # how to read it
+    value: Callable[[Any], Any] = None  # type: ignore[assignment]
     detail: Callable[[Any], str] | None = None  # small print from the row, not from the value
+
+    def __post_init__(self) -> None:
+        if self.value is None:
+            object.__setattr__(self, "value", lambda row: getattr(row, self.key))
 
     @property
     def css(self) -> str:
         """Of the heading."""
-        return self.format.css(None).strip()
+        return self.format.css(None)
 
     def show(self, row: Any) -> Field:
         """A row's field as people see it."""
-        value = self.value(row)
+        value, style = self.value(row), self.format
         if value is None:
-            return Field(css="num none" if self.format.parts else self.css)
-        detail = self.detail(row) if self.detail else self.format.detail(value)
-        key = self.format.key(value)
+            return Field(css="num none" if style.parts else self.css)
+        detail, key = (self.detail or (lambda _: style.detail(value)))(row), style.key(value)
         sort = f"{key:.8g}" if finite(key) else key if isinstance(key, str) else ""
-        bar = f"{100 * value:.1f}" if self.format.bar else ""
-        return Field(self.format.text(value), detail, sort, self.format.css(value).strip(), bar)
+        bar = f"{100 * value:.1f}" if style.bar else ""
+        return Field(style.text(value), detail, sort, style.css(value), bar)
 
     def record(self, row: Any) -> dict[str, Any]:
         """A row's fields for programs; None where nothing is known."""
         value = self.value(row)
-        if not self.format.parts:
-            return {self.key: value}
         ends = {end: getattr(value, part, None) for end, part in self.format.parts.items()}
-        return {f"{self.key}{end}": x if finite(x) else None for end, x in ends.items()}
+        known = {f"{self.key}{end}": x if finite(x) else None for end, x in ends.items()}
+        return known or {self.key: value}
 
 
 def filled(columns: Iterable[Column], rows: Sequence[Any]) -> list[Column]:
@@ -126,9 +114,8 @@ def filled(columns: Iterable[Column], rows: Sequence[Any]) -> list[Column]:
     return [column for column in columns if any(column.value(row) is not None for row in rows)]
 
 
-def records(columns: Iterable[Column], rows: Iterable[Any]) -> list[dict[str, Any]]:
+def records(columns: Sequence[Column], rows: Iterable[Any]) -> list[dict[str, Any]]:
     """Each row as names and values, for programs."""
-    columns = list(columns)
     return [{k: v for column in columns for k, v in column.record(row).items()} for row in rows]
 
 

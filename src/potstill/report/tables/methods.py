@@ -2,45 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
+from operator import attrgetter
 from typing import Any
 
 from potstill.report.costs import costs
 from potstill.report.data import RunData, StudyData
-from potstill.report.formatting import finite, span, visible
+from potstill.report.formatting import finite, visible
 from potstill.report.published import column as published_column
 from potstill.report.results import BASELINE, Row
 from potstill.report.stats import RESAMPLES
-from potstill.report.tables.column import (
-    COUNT,
-    DIFFERENCE,
-    DURATION,
-    INTERVAL,
-    MEAN,
-    NATS,
-    SHARE,
-    USD,
-    Column,
-    Format,
-    markdown,
-    records,
-)
+from potstill.report.tables import column as c
+from potstill.report.tables.column import Column, Format
 from potstill.study.storage import REFERENCES
 
-PUBLISHED = Format(SHARE.text, css=lambda value: "num published")
-
-
-def _status(text: str | None) -> str:
-    return "status bad" if text and "failed" in text else "status"
-
-
-GAIN = Format(DIFFERENCE.text, span)
-STATUS = Format(key=lambda text: text.split()[0], css=_status)
-
-
-def _attribute(name: str) -> Callable[[Any], Any]:
-    return lambda row: getattr(row, name)
+WIDTH = 160  # characters of a table that is not written to a terminal
+PUBLISHED = Format(c.SHARE.text, css=lambda value: "num published")
+BAD = {True: "status bad", False: "status"}
+STATUS = Format(key=lambda text: text.split()[0], css=lambda text: BAD["failed" in (text or "")])
+TESTED = "points, Holm p"
+VS_BASELINE, VS_UNTRAINED = attrgetter("against_baseline"), attrgetter("against_untrained")
+STRICT = f"Share of held-out problems with the right answer in the requested format (strict). \
+Intervals are percentile bootstraps, {RESAMPLES} resamples of seeds and problems."
+PAIRED = "Differences paired by problem, and by seed where both have it. p is two-sided, from the \
+same resamples, corrected by Holm over the methods of a pair. ▲ and ▼ mark significant \
+differences: the interval excludes zero and p < 0.05."
+EQUAL = f"Accuracy when the run had used the total tokens of {BASELINE}, interpolated between its \
+evaluations; a run that uses fewer is taken at its end."
+LAST = "Share of held-out problems whose last number is the right answer."
+UNTRAINED = "The same against the untrained student."
+CLOSED = "(method − untrained) / (teacher − untrained)."
+KL = "KL(student, teacher) on the student's own tokens at the last probe, mean over finished runs."
 
 
 def seeds_done(row: Row) -> str:
@@ -57,100 +51,49 @@ def _causes(row: Row) -> str:
     return "; ".join(visible(cause, 120) for cause in row.failed[:2])
 
 
-COLUMNS = (
-    Column("pair", "pair", _attribute("pair")),
-    Column("method", "method", _attribute("method")),
-    Column("seeds", "seeds", lambda row: len(row.seeds)),
-    Column("failed", "failed", lambda row: len(row.failed)),
-    Column("missing", "missing", _attribute("missing")),
-    Column(
-        "accuracy",
-        "accuracy %",
-        _attribute("accuracy"),
-        INTERVAL,
-        "strict, 95 % interval",
-        "Share of held-out problems with the right answer in the requested format (strict). "
-        f"Intervals are percentile bootstraps with {RESAMPLES} resamples that draw seeds and "
-        "problems independently.",
-    ),
-    Column(
-        "flexible",
-        "flexible %",
-        _attribute("flexible"),
-        MEAN,
-        help="Share of held-out problems whose last number is the right answer.",
-    ),
-    Column(
-        "vs_baseline",
-        f"vs {BASELINE}",
-        _attribute("against_baseline"),
-        DIFFERENCE,
-        "points, Holm p",
-        "Differences paired by problem, and by seed where both have it. p is two-sided, from the "
-        "same resamples, corrected by Holm over the methods of a pair. ▲ and ▼ mark significant "
-        "differences: the interval excludes zero and p < 0.05.",
-    ),
-    Column(
-        "vs_untrained",
-        "vs untrained",
-        _attribute("against_untrained"),
-        DIFFERENCE,
-        "points, Holm p",
-        "The same against the untrained student.",
-    ),
-    Column(
-        "gap_closed",
-        "gap closed %",
-        _attribute("gap_closed"),
-        SHARE,
-        help="(method − untrained) / (teacher − untrained).",
-    ),
-    Column(
-        "equal_tokens",
-        "at equal tokens %",
-        _attribute("equal_tokens"),
-        SHARE,
-        help=f"Accuracy when the run had used the total tokens of {BASELINE}, interpolated between "
-        "its evaluations; a run that uses fewer is taken at its end.",
-    ),
-    Column("tokens", "tokens", _attribute("tokens"), COUNT, "a run"),
-    Column("seconds", "time", _attribute("seconds"), DURATION, "a run"),
-    Column("status", "seeds done", seeds_done, STATUS, detail=_causes),
+COMMON = (
+    Column("pair", "pair"),
+    Column("method", "method"),
+    Column("seeds", "seeds", value=lambda row: len(row.seeds)),
+    Column("failed", "failed", value=lambda row: len(row.failed)),
+    Column("missing", "missing"),
+    Column("accuracy", "accuracy %", c.INTERVAL, "strict, 95 % interval", STRICT),
+    Column("flexible", "flexible %", c.MEAN, help=LAST),
+    Column("vs_baseline", f"vs {BASELINE}", c.DIFFERENCE, TESTED, PAIRED, VS_BASELINE),
+    Column("vs_untrained", "vs untrained", c.DIFFERENCE, TESTED, UNTRAINED, VS_UNTRAINED),
+    Column("gap_closed", "gap closed %", c.SHARE, help=CLOSED),
+    Column("equal_tokens", "at equal tokens %", c.SHARE, help=EQUAL),
+    Column("tokens", "tokens", c.COUNT, "a run"),
+    Column("seconds", "time", c.DURATION, "a run"),
+    Column("status", "seeds done", STATUS, value=seeds_done, detail=_causes),
+)
+COLUMNS = {column.key: column for column in COMMON}
+VERSUS = ("vs_baseline", "vs_untrained")
+CSV = (
+    *("pair", "method", "seeds", "failed", "missing", "accuracy", "flexible", *VERSUS),
+    *("gap_closed", "equal_tokens", "tokens", "seconds", "published"),
+)
+PAGE = (
+    *("accuracy", *VERSUS, "gap_closed", "kl", "equal_tokens", "tokens", "seconds", "usd"),
+    *("flexible", "status", "published"),
+)
+TERMINAL = (
+    *("method", "accuracy", VERSUS[0], "status", "gap_closed", "flexible", "tokens"),
+    "equal_tokens",
 )
 
 
 def columns(data: StudyData) -> dict[str, Column]:
     """Every column that the study has, by key: the common ones, and those beyond the rows."""
     usd = {(p, r.method): r.usd for p in data.study.models for r in costs(data, p)}
-    known = {column.key: column for column in COLUMNS}
-    known["kl"] = Column(
-        "kl",
-        "KL to teacher",
-        lambda row: _kl(data, row),
-        NATS,
-        "nats a token",
-        "KL(student, teacher) on the student's own tokens at the last probe, mean over finished "
-        "runs.",
-    )
+    more = [Column("kl", "KL to teacher", c.NATS, "nats a token", KL, lambda r: _kl(data, r))]
     if any(value is not None for value in usd.values()):
-        known["usd"] = Column("usd", "USD", lambda r: usd.get((r.pair, r.method)), USD, "a run")
+        price = Column("usd", "USD", c.USD, "a run", value=lambda r: usd.get((r.pair, r.method)))
+        more.append(price)
     if data.study.published:
-        known["published"] = Column(
-            "published", "published %", lambda r: published(data, r), PUBLISHED, "other models"
-        )
-    return known
-
-
-ACCURACY = ("accuracy", "vs_baseline", "vs_untrained", "gap_closed")
-CSV = (
-    *("pair", "method", "seeds", "failed", "missing", "accuracy", "flexible", *ACCURACY[1:]),
-    *("equal_tokens", "tokens", "seconds", "published"),
-)
-PAGE = (
-    *(*ACCURACY, "kl", "equal_tokens", "tokens", "seconds", "usd"),
-    *("flexible", "status", "published"),
-)
-TERMINAL = ("method", *ACCURACY[:2], "status", "gap_closed", "flexible", "tokens", "equal_tokens")
+        value = partial(published, data)
+        more.append(Column("published", "published %", PUBLISHED, "other models", value=value))
+    return COLUMNS | {column.key: column for column in more}
 
 
 def chosen(columns: Mapping[str, Column], keys: Iterable[str]) -> list[Column]:
@@ -165,7 +108,6 @@ def published(data: StudyData, row: Row) -> float | None:
 
 
 def _kl(data: StudyData, row: Row) -> float | None:
-    """KL(student, teacher) at the last probe, nats per token, mean over finished runs."""
     last = []
     for run in data.of(row.pair, row.method, "done"):
         values = [metrics.get("train/kl_divergence") for metrics in run.metrics]
@@ -175,13 +117,13 @@ def _kl(data: StudyData, row: Row) -> float | None:
 
 def to_records(data: StudyData) -> list[dict[str, Any]]:
     """One record a method and pair, those of table.csv: shares in [0, 1]."""
-    return records(chosen(columns(data), CSV), data.rows)
+    return c.records(chosen(columns(data), CSV), data.rows)
 
 
 def to_results(data: StudyData) -> dict[str, Any]:
     """The contents of results.json: one record a run of the grid, and the table."""
-    asked = bool(data.study.published)
-    extra = [{"published": published(data, row)} if asked else {} for row in data.rows]
+    show = bool(data.study.published)
+    extra = [{"published": published(data, row)} if show else {} for row in data.rows]
     return {
         "study": data.study.name,
         "faults": list(data.study.faults),
@@ -191,18 +133,14 @@ def to_results(data: StudyData) -> dict[str, Any]:
 
 
 def _run(run: RunData) -> dict[str, Any]:
-    record = run.record
-    return {
-        "pair": run.cell.pair,
-        "method": run.cell.method,
-        "seed": run.cell.seed,
+    record, cell = run.record, run.cell
+    return asdict(cell) | {
         "status": run.status,
         "cause": run.cause or None,
         "steps": run.steps,
         **{key: record.get(key) for key in ("accuracy", "flexible", "ended", "seconds")},
+        **{key: record.get(key) or {} for key in ("tokens", "activity")},
         "findings": record.get("findings") or [],
-        "tokens": record.get("tokens") or {},
-        "activity": record.get("activity") or {},
     }
 
 
@@ -210,24 +148,19 @@ def to_markdown(rows: Sequence[Row]) -> str:
     """One table for all pairs, to paste: accuracy with interval, and the gain over `untrained`."""
     pairs = list(dict.fromkeys(row.pair for row in rows))
     by_name = {(row.pair, row.method): row for row in rows}
-    heads = [head for pair in pairs for head in (pair, "gain")]
-    return markdown(
-        ["method", *heads],
-        [
-            [f"`{m}`", *(text for pair in pairs for text in _pasted(by_name.get((pair, m))))]
-            for m in dict.fromkeys(row.method for row in rows)
-        ],
-    )
-
-
-def _pasted(row: Row | None) -> list[str]:
-    level, gain = (row.accuracy, row.against_untrained) if row else (None, None)
-    return [INTERVAL.write(level), GAIN.write(gain if level else None)]
+    lines = []
+    for method in dict.fromkeys(row.method for row in rows):
+        line = [f"`{method}`"]
+        for row in (by_name.get((pair, method)) for pair in pairs):
+            level, gain = (row.accuracy, row.against_untrained) if row else (None, None)
+            line += [c.INTERVAL.write(level), c.GAIN.write(gain if level else None)]
+        lines.append(line)
+    return c.markdown(["method", *(x for pair in pairs for x in (pair, "gain"))], lines)
 
 
 def terminal(rows: Sequence[Row]) -> list[dict[str, str]]:
     """The rows of one pair for a terminal: titles and texts."""
-    shown = chosen({column.key: column for column in COLUMNS}, TERMINAL)
+    shown = chosen(COLUMNS, TERMINAL)
     return [{column.title: str(column.show(row)) for column in shown} for row in rows]
 
 

@@ -16,11 +16,11 @@ from potstill.study.budget import Ledger
 from potstill.study.provenance import provenance
 from potstill.study.run import run_cell
 from potstill.study.schema import Study
-from potstill.study.storage import REFERENCES, Cell, StudyFolder
+from potstill.study.storage import REFERENCES, RunId, StudyFolder
 from potstill.tasks import Task
 from potstill.training.spending import BudgetReached
 
-Results = dict[Cell, dict[str, Any]]  # records of the runs that have ended
+Results = dict[RunId, dict[str, Any]]  # records of the runs that have ended
 
 EXIT_TIMEOUT = 10.0  # seconds that workers may take to exit once all runs have ended
 
@@ -32,7 +32,7 @@ class Executor(Protocol):
         """Run the pre-flight checks of every pair where its runs would execute."""
 
     def run(
-        self, study: Study, folder: StudyFolder, keys: Sequence[Cell], on_poll: Callable[[], None]
+        self, study: Study, folder: StudyFolder, keys: Sequence[RunId], on_poll: Callable[[], None]
     ) -> Results:
         """Execute the pending runs; see `execute`."""
 
@@ -40,7 +40,7 @@ class Executor(Protocol):
 class Scheduler(Protocol):
     """Assigns the runs of one study to the workers of an executor."""
 
-    def poll(self, pending: Sequence[Cell]) -> None:
+    def poll(self, pending: Sequence[RunId]) -> None:
         """Poll running workers and assign pending runs to idle ones."""
 
     def drain(self) -> None:
@@ -54,7 +54,7 @@ def execute(
     scheduler: Scheduler,
     study: Study,
     folder: StudyFolder,
-    keys: Sequence[Cell],
+    keys: Sequence[RunId],
     on_poll: Callable[[], None],
     every: float = 0.5,
 ) -> Results:
@@ -84,21 +84,21 @@ def execute(
     return folder.results(keys)
 
 
-def unfinished(folder: StudyFolder, keys: Sequence[Cell]) -> list[Cell]:
+def unfinished(folder: StudyFolder, keys: Sequence[RunId]) -> list[RunId]:
     """Runs without a result."""
     return [key for key in keys if folder.cell(key).result is None]
 
 
-def runnable(folder: StudyFolder, pending: Sequence[Cell]) -> Iterator[Cell]:
+def runnable(folder: StudyFolder, pending: Sequence[RunId]) -> Iterator[RunId]:
     """Pending runs that can start: training needs the teacher baseline of its pair."""
     for key in pending:
-        teacher = folder.cell(Cell(key.pair, "teacher"))
+        teacher = folder.cell(RunId(key.pair, "teacher"))
         if key.method in REFERENCES or teacher.result is not None:
             yield key
 
 
 def check_budget(
-    scheduler: Scheduler, study: Study, folder: StudyFolder, keys: Sequence[Cell]
+    scheduler: Scheduler, study: Study, folder: StudyFolder, keys: Sequence[RunId]
 ) -> None:
     """If the budget is spent and runs are unfinished, drain the scheduler and raise."""
     limit = folder.ledger(study).over()
@@ -110,7 +110,7 @@ def check_budget(
 
 
 def run_if_free(
-    study: Study, folder: StudyFolder, key: Cell, task: Task | None, ledger: Ledger
+    study: Study, folder: StudyFolder, key: RunId, task: Task | None, ledger: Ledger
 ) -> bool:
     """Execute a run in this process, unless it has ended or another process holds its lock.
 
@@ -131,7 +131,7 @@ def run_if_free(
     return False
 
 
-def record_crash(folder: StudyFolder, key: Cell, cause: str) -> None:
+def record_crash(folder: StudyFolder, key: RunId, cause: str) -> None:
     """Record a run as failed after its workers have crashed too often."""
     run = folder.cell(key)
     run.path.mkdir(parents=True, exist_ok=True)  # they may have crashed before they made it

@@ -36,7 +36,7 @@ from potstill.study.executors.base import (
 from potstill.study.loading import read_study
 from potstill.study.run import preflight_pair
 from potstill.study.schema import Study
-from potstill.study.storage import Cell, StudyFolder, cells_of
+from potstill.study.storage import RunId, StudyFolder, runs_of
 from potstill.tasks import load_task
 from potstill.training.spending import BudgetReached
 
@@ -59,7 +59,7 @@ class LocalExecutor:
         return preflight_study(study)
 
     def run(
-        self, study: Study, folder: StudyFolder, keys: Sequence[Cell], on_poll: Callable[[], None]
+        self, study: Study, folder: StudyFolder, keys: Sequence[RunId], on_poll: Callable[[], None]
     ) -> Results:
         return LocalScheduler(study, folder, self._workers or _workers_for(study), keys).run(
             on_poll
@@ -74,11 +74,11 @@ class LocalScheduler:
         study: Study,
         folder: StudyFolder,
         workers: int,
-        keys: Sequence[Cell] | None = None,
+        keys: Sequence[RunId] | None = None,
     ) -> None:
         self.study, self.folder, self.workers = study, folder, workers
-        self.keys = list(keys or cells_of(study))
-        self.crashes: Counter[Cell] = Counter()
+        self.keys = list(keys or runs_of(study))
+        self.crashes: Counter[RunId] = Counter()
         self.idle_crashes = 0  # in a row, of workers without a run
         self._context = multiprocessing.get_context("spawn")
         self._processes: dict[int, SpawnProcess] = {}  # by slot, which determines their cores
@@ -87,7 +87,7 @@ class LocalScheduler:
         """Execute the pending runs; see `execute`."""
         return execute(self, self.study, self.folder, self.keys, on_poll, every)
 
-    def poll(self, pending: Sequence[Cell]) -> None:
+    def poll(self, pending: Sequence[RunId]) -> None:
         for slot, process in list(self._processes.items()):
             if not process.is_alive():
                 del self._processes[slot]
@@ -198,7 +198,7 @@ def available_cores() -> list[int]:
 def _worker(
     table: dict[str, Any],
     folder: StudyFolder,
-    keys: Sequence[Cell],
+    keys: Sequence[RunId],
     parent: int,
     cores: frozenset[int],
 ) -> None:

@@ -22,16 +22,16 @@ per run, released when its process dies, keeps two processes from executing the 
 from __future__ import annotations
 
 from potstill.study.files import to_json, write_text
-from potstill.study.storage.keys import REFERENCES, Cell, cells_of
-from potstill.study.storage.run_folder import CellFolder, example
+from potstill.study.storage.keys import REFERENCES, RunId, runs_of
+from potstill.study.storage.run_folder import RunFolder, example
 from potstill.study.storage.study_folder import StudyFolder
 
 __all__ = [
     "REFERENCES",
-    "Cell",
-    "CellFolder",
+    "RunId",
+    "RunFolder",
     "StudyFolder",
-    "cells_of",
+    "runs_of",
     "example",
     "to_json",
     "write_text",

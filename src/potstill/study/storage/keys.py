@@ -11,7 +11,7 @@ ALL_SEEDS = "all"
 
 
 @dataclass(frozen=True, order=True)
-class Cell:
+class RunId:
     """The key of one run in a study; baselines have no seed."""
 
     pair: str
@@ -23,12 +23,12 @@ class Cell:
         return f"{self.pair}/{self.method}/{seed}"
 
 
-def cells_of(study: Study) -> list[Cell]:
+def runs_of(study: Study) -> list[RunId]:
     """Every run in execution order: baselines first, then seed by seed, long runs first."""
-    baselines = [Cell(pair, role) for role in reversed(REFERENCES) for pair in study.models]
+    baselines = [RunId(pair, role) for role in reversed(REFERENCES) for pair in study.models]
     by_length = sorted(study.recipes.values(), key=lambda recipe: -recipe.budget)
     runs = [
-        Cell(pair, recipe.name, seed)
+        RunId(pair, recipe.name, seed)
         for seed in study.seeds
         for recipe in by_length
         for pair in study.models

@@ -21,7 +21,7 @@ from potstill.training.spending import Spent
 from potstill.types import Evaluation, Finding, Graded
 
 
-class CellFolder:
+class RunFolder:
     """One run's folder; implements the training loop's `Recorder`.
 
     Args:

@@ -18,8 +18,8 @@ from potstill.study.budget import Ledger
 from potstill.study.files import to_json, write_text
 from potstill.study.provenance import provenance
 from potstill.study.schema import Study
-from potstill.study.storage.keys import Cell
-from potstill.study.storage.run_folder import CellFolder
+from potstill.study.storage.keys import RunId
+from potstill.study.storage.run_folder import RunFolder
 from potstill.training.spending import Spent
 
 # Costs, where runs are executed and who is sent their metrics: none of it changes a number.
@@ -136,11 +136,11 @@ class StudyFolder:
         """The account of the study's runs against its budget; `elsewhere` as for `Ledger`."""
         return Ledger(self.path / "cells", study.budget, study.price, elsewhere)
 
-    def cell(self, key: Cell, **options: Any) -> CellFolder:
-        """The folder of one run; `options` as for `CellFolder`."""
-        return CellFolder(self.path / "cells" / str(key), **options)
+    def cell(self, key: RunId, **options: Any) -> RunFolder:
+        """The folder of one run; `options` as for `RunFolder`."""
+        return RunFolder(self.path / "cells" / str(key), **options)
 
-    def results(self, keys: Sequence[Cell]) -> dict[Cell, dict[str, Any]]:
+    def results(self, keys: Sequence[RunId]) -> dict[RunId, dict[str, Any]]:
         """Records of those runs that have ended, in the given order."""
         results = {key: self.cell(key).result for key in keys}
         return {key: result for key, result in results.items() if result is not None}

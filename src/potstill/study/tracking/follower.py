@@ -16,7 +16,7 @@ from typing import Any
 
 from potstill.study.files import JsonlTail, to_json, write_text
 from potstill.study.schema import Study
-from potstill.study.storage import REFERENCES, Cell, StudyFolder, cells_of
+from potstill.study.storage import REFERENCES, RunId, StudyFolder, runs_of
 from potstill.study.tracking.protocol import RunInfo, TrackerRun, numbers, run_opener
 from potstill.study.tracking.redact import without_secrets
 
@@ -39,8 +39,8 @@ class Follower:
 
     def __init__(self, study: Study, folder: StudyFolder, tracker: str) -> None:
         self._study, self._folder, self._tracker = study, folder, tracker
-        self._unsent = [key for key in cells_of(study) if key.method not in REFERENCES]
-        self._open: dict[Cell, tuple[TrackerRun, JsonlTail]] = {}
+        self._unsent = [key for key in runs_of(study) if key.method not in REFERENCES]
+        self._open: dict[RunId, tuple[TrackerRun, JsonlTail]] = {}
         self._retry_at = 0.0
 
     def update(self, *, now: bool = False) -> None:
@@ -59,7 +59,7 @@ class Follower:
                 self._retry_at = time.monotonic() + RETRY
                 return
 
-    def note(self, key: Cell) -> Note:
+    def note(self, key: RunId) -> Note:
         """The note of a run, or a new one."""
         try:
             return Note(**json.loads(self._note_file(key).read_text(encoding="utf-8")))
@@ -76,15 +76,15 @@ class Follower:
                 note.trouble = without_secrets(str(error))[:LONGEST]
                 self._write(key, note)
 
-    def _note_file(self, key: Cell) -> Path:
+    def _note_file(self, key: RunId) -> Path:
         return self._folder.cell(key).path / "tracking" / f"{self._tracker}.json"
 
-    def _write(self, key: Cell, note: Note) -> None:
+    def _write(self, key: RunId, note: Note) -> None:
         file = self._note_file(key)
         file.parent.mkdir(exist_ok=True)
         write_text(file, to_json(asdict(note)) + "\n")
 
-    def _update(self, key: Cell, note: Note) -> None:
+    def _update(self, key: RunId, note: Note) -> None:
         """Send the new rows of one run, and write its note."""
         run_folder = self._folder.cell(key)
         result = run_folder.result  # read before the rows: then no row can follow
@@ -100,7 +100,7 @@ class Follower:
         if asdict(note) != before:
             self._write(key, note)
 
-    def _send(self, key: Cell, note: Note, result: dict[str, Any] | None) -> None:
+    def _send(self, key: RunId, note: Note, result: dict[str, Any] | None) -> None:
         if key not in self._open:
             self._write(key, note)  # the id first, so that a run is found again after a crash
             rows = JsonlTail(self._folder.cell(key).path / "metrics.jsonl")
@@ -115,7 +115,7 @@ class Follower:
             run.close(result)
             note.ended = True
 
-    def _info(self, key: Cell, note: Note) -> RunInfo:
+    def _info(self, key: RunId, note: Note) -> RunInfo:
         config = {
             "pair": key.pair,
             "method": key.method,
@@ -127,7 +127,7 @@ class Follower:
         return RunInfo(self._study.name, str(key), note.id, config, folder)
 
 
-def troubles(folder: StudyFolder, keys: Sequence[Cell]) -> dict[str, str]:
+def troubles(folder: StudyFolder, keys: Sequence[RunId]) -> dict[str, str]:
     """The first error of each tracker that has one, by tracker."""
     errors = {
         file.stem: f"{file.read_text()}; see {file.with_suffix('.log')}"

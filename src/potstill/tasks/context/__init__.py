@@ -26,7 +26,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from potstill.errors import Errors, PotstillError, did_you_mean
 from potstill.fields import explain
-from potstill.tasks.context.kinds import KINDS, Hint, Part
+from potstill.tasks.context.kinds import KINDS, ContextPart, Hint
 
 __all__ = ["KINDS", "Context", "read_context"]
 
@@ -35,7 +35,7 @@ __all__ = ["KINDS", "Context", "read_context"]
 class Context:
     """The parts of a teacher's context, in order."""
 
-    parts: tuple[Part, ...]
+    parts: tuple[ContextPart, ...]
 
     @property
     def ceiling(self) -> bool:
@@ -74,7 +74,7 @@ def _hybrid(tables: Any, where: str) -> Context:
             f"{where} is a list of contexts, got {tables!r}",
             "write hybrid = [{ system = ... }, { few_shot = ... }]",
         )
-    parts: list[Part] = []
+    parts: list[ContextPart] = []
     errors = Errors()
     for n, table in enumerate(tables):
         with errors:
@@ -89,7 +89,7 @@ def _hybrid(tables: Any, where: str) -> Context:
     return Context(tuple(parts))
 
 
-def _part(kind: str, value: Any, where: str) -> Part:
+def _part(kind: str, value: Any, where: str) -> ContextPart:
     """One part from its table, or from the bare value of its first field."""
     if kind not in KINDS:
         raise PotstillError(
@@ -99,7 +99,7 @@ def _part(kind: str, value: Any, where: str) -> Part:
     first = next(iter(part.__dataclass_fields__))
     table = dict(value) if isinstance(value, Mapping) else {first: value}
     try:
-        read: Part = TypeAdapter(part).validate_python(table)
+        read: ContextPart = TypeAdapter(part).validate_python(table)
     except ValidationError as error:
         raise explain(error, f"{where}.{kind}", part) from None
     return read

@@ -47,7 +47,7 @@ class Draft:
         return (*head, *self.turns, ("user", self.question))
 
 
-class Part(Protocol):
+class ContextPart(Protocol):
     """One kind of context."""
 
     kind: ClassVar[str]

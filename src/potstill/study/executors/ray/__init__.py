@@ -22,7 +22,7 @@ from potstill.study.executors.ray.scheduler import RayScheduler, node_error
 from potstill.study.executors.ray.worker import preflight
 from potstill.study.remote import Mirror
 from potstill.study.schema import Study
-from potstill.study.storage import Cell, StudyFolder
+from potstill.study.storage import RunId, StudyFolder
 
 __all__ = ["RayExecutor", "check_address", "open_cluster"]
 
@@ -54,12 +54,12 @@ class RayExecutor:
                 "memory may have run out: raise memory in [ray], or run with --no-preflight",
             ) from None
 
-    def scheduler(self, study: Study, folder: StudyFolder, keys: Sequence[Cell]) -> RayScheduler:
+    def scheduler(self, study: Study, folder: StudyFolder, keys: Sequence[RunId]) -> RayScheduler:
         """The scheduler of one study."""
         return RayScheduler(self.ray, study, folder, keys, self._limit, self._mirror)
 
     def run(
-        self, study: Study, folder: StudyFolder, keys: Sequence[Cell], on_poll: Callable[[], None]
+        self, study: Study, folder: StudyFolder, keys: Sequence[RunId], on_poll: Callable[[], None]
     ) -> Results:
         return self.scheduler(study, folder, keys).run(on_poll)
 

@@ -25,7 +25,7 @@ from typing import Any
 from potstill.errors import StorageError
 from potstill.study.remote.names import GROWING, RESULT, RUNNING, SPENT, STOP
 from potstill.study.remote.url import GracePeriod, Remote
-from potstill.study.storage import Cell, CellFolder, StudyFolder
+from potstill.study.storage import RunFolder, RunId, StudyFolder
 from potstill.training import checkpoint
 from potstill.training.spending import BudgetReached
 
@@ -52,11 +52,11 @@ class Lease:
     """
 
     def __init__(
-        self, remote: Remote, key: Cell, scratch: StudyFolder, driver: str, expired: str = ""
+        self, remote: Remote, key: RunId, scratch: StudyFolder, driver: str, expired: str = ""
     ) -> None:
         self.acquired = False
         self._remote, self._there = remote, f"cells/{key}"
-        self._here, self._teacher = scratch.cell(key), scratch.cell(Cell(key.pair, "teacher"))
+        self._here, self._teacher = scratch.cell(key), scratch.cell(RunId(key.pair, "teacher"))
         self._driver, self._expired = driver, expired
         self._attempt, self._beats = uuid.uuid4().hex, 0
         self._uploaded: dict[str, tuple[int, int]] = {}  # modification time and size by name
@@ -220,7 +220,7 @@ class Lease:
         self._remote.upload(file, f"{self._there}/{name}")
 
 
-def _checkpoints(run: CellFolder) -> list[Path]:
+def _checkpoints(run: RunFolder) -> list[Path]:
     return checkpoint.points(run.path / "checkpoints")
 
 

@@ -28,12 +28,12 @@ from potstill.study.executors.base import (
 )
 from potstill.study.executors.ray.lease import EXPIRY
 from potstill.study.executors.ray.resources import insufficient, requested, require_node
-from potstill.study.executors.ray.worker import Job, Outcome, execute_job
+from potstill.study.executors.ray.worker import AttemptOutcome, Job, execute_job
 from potstill.study.remote import Mirror
 from potstill.study.remote.names import RESULT, RUNNING, STOP
 from potstill.study.remote.url import GracePeriod
 from potstill.study.schema import Study
-from potstill.study.storage import Cell, StudyFolder
+from potstill.study.storage import RunId, StudyFolder
 
 INTERVAL = 2.0  # seconds between updates of the mirror, and retries of a run that is held
 VISIBLE = 60.0  # seconds for a result that a node has written to appear in the folder here
@@ -62,19 +62,19 @@ class RayScheduler:
         ray: Any,
         study: Study,
         folder: StudyFolder,
-        keys: Sequence[Cell],
+        keys: Sequence[RunId],
         limit: int = 0,
         mirror: Mirror | None = None,
     ) -> None:
         self.study, self.folder, self.keys = study, folder, list(keys)
-        self.crashes: Counter[Cell] = Counter()
+        self.crashes: Counter[RunId] = Counter()
         self._ray, self._limit, self._mirror = ray, limit, mirror
         self._task = ray.remote(execute_job)
-        self._running: dict[Any, Cell] = {}  # by task
+        self._running: dict[Any, RunId] = {}  # by task
         self._name = uuid.uuid4().hex
-        self._not_before: dict[Cell, float] = {}
-        self._ended: dict[Cell, tuple[float, str]] = {}  # when a node reported it, and which
-        self._leases: dict[Cell, tuple[dict[str, Any], float]] = {}  # of others, and since when
+        self._not_before: dict[RunId, float] = {}
+        self._ended: dict[RunId, tuple[float, str]] = {}  # when a node reported it, and which
+        self._leases: dict[RunId, tuple[dict[str, Any], float]] = {}  # of others, and since when
         self._updated = self._satisfied = time.monotonic()
         self._grace = GracePeriod()
 
@@ -85,7 +85,7 @@ class RayScheduler:
             self._mirror.remote.remove(STOP)
         return execute(self, self.study, self.folder, self.keys, on_poll, every)
 
-    def poll(self, pending: Sequence[Cell]) -> None:
+    def poll(self, pending: Sequence[RunId]) -> None:
         self._collect(wait=False)
         now = time.monotonic()
         if now - self._updated >= INTERVAL:
@@ -131,7 +131,7 @@ class RayScheduler:
             if mirror.lease(str(key)).get("driver") == self._name:
                 mirror.remote.remove(f"cells/{key}/{RUNNING}")
 
-    def _submit(self, key: Cell) -> None:
+    def _submit(self, key: RunId) -> None:
         place = self._mirror.remote.url if self._mirror else str(self.folder.path.resolve())
         expired = self._leases.get(key, ({}, 0.0))[0].get("attempt", "")
         table = self.study.to_toml()
@@ -139,7 +139,7 @@ class RayScheduler:
         task = self._task.options(**requested(self.study), max_retries=0, name=str(key))
         self._running[task.remote(job)] = key
 
-    def _may_start(self, key: Cell, now: float) -> bool:
+    def _may_start(self, key: RunId, now: float) -> bool:
         """False while another process is known to own the run, or a retry is not yet due."""
         if key in self._ended:
             self._check_visible(key, now)
@@ -154,7 +154,7 @@ class RayScheduler:
             self._leases[key] = lease, now
         return now - self._leases[key][1] > EXPIRY
 
-    def _check_visible(self, key: Cell, now: float) -> None:
+    def _check_visible(self, key: RunId, now: float) -> None:
         """Raise if the result of a run that has ended on a node does not appear here."""
         since, host = self._ended[key]
         if now - since > VISIBLE:
@@ -172,10 +172,12 @@ class RayScheduler:
         outcomes = [(self._running.pop(task), outcome_of(self._ray, task)) for task in ended]
         for key, outcome in outcomes:
             self._handle(key, outcome)
-        if not wait and any(isinstance(o, Outcome) and o.kind == "budget" for _, o in outcomes):
+        if not wait and any(
+            isinstance(o, AttemptOutcome) and o.kind == "budget" for _, o in outcomes
+        ):
             check_budget(self, self.study, self.folder, self.keys)
 
-    def _handle(self, key: Cell, outcome: Outcome | str) -> None:
+    def _handle(self, key: RunId, outcome: AttemptOutcome | str) -> None:
         if isinstance(outcome, str):
             self._count_crash(key, outcome)
         elif outcome.kind == "done":
@@ -187,7 +189,7 @@ class RayScheduler:
         else:  # another process holds the run, or the budget is spent
             self._not_before[key] = time.monotonic() + INTERVAL
 
-    def _count_crash(self, key: Cell, cause: str) -> None:
+    def _count_crash(self, key: RunId, cause: str) -> None:
         """Count a crash; beyond `ray.retries`, record the run as failed."""
         self.crashes[key] += 1
         crashes, retries = self.crashes[key], self.study.ray.retries
@@ -213,7 +215,7 @@ class RayScheduler:
             require_node(self._ray, self.study)
 
 
-def outcome_of(ray: Any, task: Any) -> Outcome | str:
+def outcome_of(ray: Any, task: Any) -> AttemptOutcome | str:
     """Return the outcome of a task; text if it crashed.
 
     Raises:
@@ -221,7 +223,7 @@ def outcome_of(ray: Any, task: Any) -> Outcome | str:
             runtime_env; or the connection to Ray is lost.
     """
     try:
-        outcome: Outcome = ray.get(task)
+        outcome: AttemptOutcome = ray.get(task)
         return outcome
     except ray.exceptions.RayTaskError as error:
         raise node_error(error) from None

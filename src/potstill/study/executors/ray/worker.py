@@ -1,8 +1,8 @@
 """The worker's side of the Ray executor: one attempt at one run, on a node.
 
 The run executes in the study's folder if all nodes share it, else in scratch space of the node
-under a lease (see `lease`). Expected endings are returned as an `Outcome`, because an exception of
-ours would have to be importable by whatever reads it. Ray reports crashes.
+under a lease (see `lease`). Expected endings are returned as an `AttemptOutcome`, because an
+exception of ours would have to be importable by whatever reads it. Ray reports crashes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from potstill.study.remote import Remote
 from potstill.study.remote.mirror import folder_name
 from potstill.study.run import preflight_pair, run_cell
 from potstill.study.schema import Study
-from potstill.study.storage import Cell, StudyFolder
+from potstill.study.storage import RunId, StudyFolder
 from potstill.training.spending import BudgetReached
 
 
@@ -33,7 +33,7 @@ class Job:
     """One attempt at a run, as it is sent to a node."""
 
     study: dict[str, Any]
-    key: Cell
+    key: RunId
     folder: str  # a folder that all nodes share, or a URL
     url: bool = False
     driver: str = ""  # name of the scheduler that sends the job, see `Lease`
@@ -42,7 +42,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class AttemptOutcome:
     """The end of an attempt. A run that has failed is done as well."""
 
     kind: Literal["done", "held", "budget", "storage", "error"]
@@ -51,22 +51,22 @@ class Outcome:
     hint: str = ""
 
 
-def execute_job(job: Job) -> Outcome:
+def execute_job(job: Job) -> AttemptOutcome:
     """Execute a run on this node until it ends or is stopped."""
     host = platform.node()
     try:
         check_version(job.version)
         study = read_study(job.study)
         done = _execute_leased(study, job) if job.url else _execute_shared(study, job)
-        return Outcome("done" if done else "held", host)
+        return AttemptOutcome("done" if done else "held", host)
     except LeaseLost:
-        return Outcome("held", host)
+        return AttemptOutcome("held", host)
     except BudgetReached:
-        return Outcome("budget", host)
+        return AttemptOutcome("budget", host)
     except StorageError as error:
-        return Outcome("storage", host, f"{host}: {error}", error.hint)
+        return AttemptOutcome("storage", host, f"{host}: {error}", error.hint)
     except PotstillError as error:
-        return Outcome("error", host, f"{host}: {error}", error.hint)
+        return AttemptOutcome("error", host, f"{host}: {error}", error.hint)
 
 
 def preflight(table: dict[str, Any], pair: str, expected: str) -> list[Check]:
