@@ -120,6 +120,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield write_report(path).html
 
 
+@pytest.mark.smoke
 def test_every_chart_draws_and_nothing_leaves(reader: Reader, report: Path) -> None:
     page = reader.open(report)
     reader.draw()
