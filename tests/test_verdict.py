@@ -281,7 +281,7 @@ def test_a_sound_study_answers_the_four_questions(tmp_path: Path) -> None:
     assert cost.usd is None and cost.seconds == pytest.approx(38, abs=0.5)
     assert cost.runs == 12 and cost.shortest == cost.longest == 3.5 and cost.predicted is None
     assert broke.tone == "good" and broke.runs == 12 and not broke.groups
-    assert "reverse_curriculum" in found.untested.methods and not found.untested.baselines
+    assert "reverse_curriculum" in trust.without_run and not trust.without_result
     questions = [question for question, *_ in sentences.answers(found)]
     assert questions == [
         "Which method?",
@@ -329,7 +329,7 @@ def test_faults_and_prices_are_reported(tmp_path: Path) -> None:
 def test_an_unfinished_study_is_reported(tmp_path: Path) -> None:
     found = summary(tmp_path, {("hybrid", 1): {"stop": 3}, ("teacher", 0): {"skip": True}})
     assert (found.trust.missing, found.breakage.missing, found.trust.runs) == (2, 2, 6)
-    assert found.breakage.tone == "warn" and found.untested.baselines == ("tiny-qwen teacher",)
+    assert found.breakage.tone == "warn" and found.trust.without_result == ("tiny-qwen teacher",)
     assert found.verdicts["tiny-qwen"].missing == 2
 
 

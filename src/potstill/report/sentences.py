@@ -27,13 +27,12 @@ def _template() -> Template:
     words = Environment(loader=PackageLoader("potstill", "report"), undefined=StrictUndefined)
     names = ("count", "detail", "dollars", "duration", "listed", "per_cent", "plural", "ranged")
     words.filters |= {name: getattr(formatting, name) for name in (*names, "signed", "visible")}
-    words.filters["direction"] = direction
-    words.filters["oneline"] = _one_line
+    words.filters |= {"direction": direction, "oneline": _oneline}
     words.globals["baseline"] = BASELINE
     return words.get_template("sentences.j2")
 
 
-def _one_line(text: str) -> str:
+def _oneline(text: str) -> str:
     return " ".join(text.split())
 
 
@@ -59,7 +58,7 @@ def remarks(trust: Trust) -> list[str]:
 
 def untested(summary: Summary) -> list[str]:
     """The limits of the study."""
-    return _lines("untested", summary.untested)
+    return _lines("untested", summary.trust)
 
 
 def answers(summary: Summary) -> list[Answer]:

@@ -28,7 +28,7 @@ FIRM = (Outcome.CLEAR, Outcome.GAIN, Outcome.TIE, Outcome.SINGLE)
 
 @dataclass(frozen=True)
 class Trust:
-    """The caveats of a study."""
+    """The caveats and the limits of a study."""
 
     seeds: int
     problems: int  # held-out
@@ -42,6 +42,10 @@ class Trust:
     deviating: tuple[str, ...]  # "pair method" that trained something else than the recipe
     checked: int  # runs that checked their own loss
     faults: tuple[str, ...]
+    without_result: tuple[str, ...]  # "pair role" of untrained and teacher
+    without_run: tuple[str, ...]  # built-in methods that the study does not have
+    task: str
+    pairs: tuple[str, ...]
 
     @property
     def few_seeds(self) -> bool:
@@ -93,16 +97,6 @@ class Breakage:
 
 
 @dataclass(frozen=True)
-class Untested:
-    """The limits of the study."""
-
-    methods: tuple[str, ...]  # built-in methods that it does not have
-    baselines: tuple[str, ...]  # "pair role" of untrained and teacher without a result
-    task: str
-    pairs: tuple[str, ...]
-
-
-@dataclass(frozen=True)
 class Summary:
     """The answers to the four questions, and the limits of the study."""
 
@@ -110,7 +104,6 @@ class Summary:
     trust: Trust
     cost: CostSummary
     breakage: Breakage
-    untested: Untested
 
     @property
     def tone(self) -> Tone:
@@ -122,7 +115,7 @@ class Summary:
 def summarize(data: StudyData, groups: Sequence[FindingGroup]) -> Summary:
     """All answers of a study."""
     verdicts = {pair: judge(evidence(data, pair, groups)) for pair in data.study.models}
-    return Summary(verdicts, trust(data, groups), _cost(data), _broken(data, groups), _left(data))
+    return Summary(verdicts, trust(data, groups), _cost(data), _broken(data, groups))
 
 
 def evidence(data: StudyData, pair: str, groups: Sequence[FindingGroup]) -> Evidence:
@@ -170,6 +163,12 @@ def trust(data: StudyData, groups: Sequence[FindingGroup]) -> Trust:
         deviating=tuple(sorted({f"{g.pair} {g.method}" for g in groups if not g.collapse})),
         checked=data.watched,
         faults=tuple(study.faults),
+        without_result=tuple(
+            f"{p} {r}" for p in study.models for r in REFERENCES if data.accuracy(p, r) is None
+        ),
+        without_run=tuple(name for name in METHODS if name not in data.recipes),
+        task=str(study.task.get("name", "unknown")),
+        pairs=tuple(study.models),
     )
 
 
@@ -207,18 +206,4 @@ def _broken(data: StudyData, groups: Sequence[FindingGroup]) -> Breakage:
         not_finite=tuple(str(run.cell) for run in data.runs.values() if lost(run)),
         runs=len(data.runs),
         watched=data.watched,
-    )
-
-
-def _left(data: StudyData) -> Untested:
-    return Untested(
-        methods=tuple(name for name in METHODS if name not in data.recipes),
-        baselines=tuple(
-            f"{pair} {role}"
-            for pair in data.study.models
-            for role in REFERENCES
-            if data.accuracy(pair, role) is None
-        ),
-        task=str(data.study.task.get("name", "unknown")),
-        pairs=tuple(data.study.models),
     )

@@ -7,13 +7,14 @@ budgets. No smoothing; long runs are thinned. Numbers that are not finite are le
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from potstill.report.data import RunData, StudyData
 from potstill.report.formatting import finite
 
 POINTS = 120  # at most, a line
+Line = Mapping[int, float]  # values by step
 
 
 @dataclass(frozen=True)
@@ -60,28 +61,17 @@ METRICS = (
 
 
 @dataclass(frozen=True)
-class Series:
-    """One run's curve, or the mean of several."""
-
-    steps: tuple[int, ...]
-    values: tuple[float, ...]
-
-    def __len__(self) -> int:
-        return len(self.steps)
-
-
-@dataclass(frozen=True)
 class Curve:
     """A method's lines in one chart."""
 
     method: str
     total: int  # steps of a whole run
-    seeds: tuple[tuple[int, Series], ...]  # seed and its line
-    mean: Series
+    seeds: Mapping[int, Line]
+    mean: Line
 
-    def progress(self, series: Series) -> list[float]:
+    def progress(self, line: Line) -> list[float]:
         """Steps as per cent of the run."""
-        return [round(100 * step / self.total, 2) for step in series.steps]
+        return [round(100 * step / self.total, 2) for step in line]
 
 
 def curves_of(data: StudyData, pair: str, metric: Metric) -> list[Curve]:
@@ -90,42 +80,33 @@ def curves_of(data: StudyData, pair: str, metric: Metric) -> list[Curve]:
     drawn = []
     for method in data.recipes:
         runs = data.of(pair, method)
-        lines = [(run, _series(run, metric, start)) for run in runs]
-        lines = [(run, line) for run, line in lines if len(line)]
-        if not lines:
-            continue
-        seeds = tuple((run.cell.seed or 0, _thin(line)) for run, line in lines)
-        counted = [line for run, line in lines if run.status == "done"] or [x for _, x in lines]
-        drawn.append(Curve(method, runs[0].total, seeds, _thin(_mean(counted))))
+        lines = {run: line for run in runs if (line := _line(run, metric, start))}
+        if lines:
+            seeds = {run.cell.seed or 0: _thin(line) for run, line in lines.items()}
+            done = [line for run, line in lines.items() if run.status == "done"]
+            mean = _mean(done or list(lines.values()))
+            drawn.append(Curve(method, runs[0].total, seeds, _thin(mean)))
     return drawn
 
 
-def _series(run: RunData, metric: Metric, start: float | None) -> Series:
+def _line(run: RunData, metric: Metric, start: float | None) -> Line:
     points = [(int(row["step"]), row.get(metric.key)) for row in run.metrics]
     if start is not None and points:
         points.insert(0, (0, start))
-    kept = [(step, _round(float(y) * metric.scale)) for step, y in points if finite(y)]
-    return Series(tuple(step for step, _ in kept), tuple(value for _, value in kept))
+    return {step: _round(float(y) * metric.scale) for step, y in points if finite(y)}
 
 
 def _round(value: float) -> float:
     return float(f"{value:.4g}")
 
 
-def _thin(series: Series) -> Series:
+def _thin(line: Line) -> Line:
     """Every k-th point and the last."""
-    stride, last = math.ceil(len(series) / POINTS), len(series) - 1
-    if stride < 2:
-        return series
-    kept = [i for i in range(len(series)) if i % stride == 0 or i == last]
-    return Series(tuple(series.steps[i] for i in kept), tuple(series.values[i] for i in kept))
+    stride, last = math.ceil(len(line) / POINTS), len(line) - 1
+    return {s: y for i, (s, y) in enumerate(line.items()) if i % (stride or 1) == 0 or i == last}
 
 
-def _mean(lines: Sequence[Series]) -> Series:
+def _mean(lines: Sequence[Line]) -> Line:
     """The mean at the steps that all lines have: a mean over fewer seeds would jump."""
-    tables = [dict(zip(line.steps, line.values, strict=True)) for line in lines]
-    steps = sorted(set.intersection(*(set(table) for table in tables)))
-    return Series(
-        tuple(steps),
-        tuple(_round(sum(table[step] for table in tables) / len(tables)) for step in steps),
-    )
+    steps = sorted(set.intersection(*map(set, lines)))
+    return {step: _round(sum(line[step] for line in lines) / len(lines)) for step in steps}

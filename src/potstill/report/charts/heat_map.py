@@ -19,7 +19,8 @@ from potstill.study.storage import REFERENCES
 
 WIDEST = 1000  # columns; more problems than that share them
 LEGEND = {"orient": "top", "direction": "horizontal", "format": ".0%", "values": [0, 0.5, 1]}
-SHARE = number("y", "share of seeds", {"scheme": "cividis", "domain": [0, 1]}, legend=LEGEND)
+SHARE = number("y", "share of seeds", legend=LEGEND)
+SHARE["scale"] = {"scheme": "cividis", "domain": [0, 1]}
 
 
 def shares(data: StudyData, pair: str) -> dict[str, Matrix]:

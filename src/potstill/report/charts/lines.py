@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from potstill.report.charts.curves import ACCURACY, SEEDED, Curve, Metric
+from potstill.report.charts.curves import ACCURACY, SEEDED, Curve, Line, Metric
 from potstill.report.charts.palette import Look
 from potstill.report.charts.spec import Spec, chart, number, record, tooltip
 from potstill.report.data import StudyData
@@ -78,15 +78,18 @@ def _lines(
 
 
 def _curve(curve: Curve) -> Iterator[Spec]:
-    more = {"total": curve.total}
-    for seed, line in curve.seeds if len(curve.seeds) > 1 else ():
-        yield record(curve.method, "seed", curve.progress(line), line.values, seed=seed, **more)
-    yield record(curve.method, "mean", curve.progress(curve.mean), curve.mean.values, **more)
+    def line(part: str, values: Line, **more: int) -> Spec:
+        ys = list(values.values())
+        return record(curve.method, part, curve.progress(values), ys, total=curve.total, **more)
+
+    for seed, values in curve.seeds.items() if len(curve.seeds) > 1 else ():
+        yield line("seed", values, seed=seed)
+    yield line("mean", curve.mean)
 
 
 def _onsets(curve: Curve, pair: str, groups: Sequence[FindingGroup]) -> Iterator[Spec]:
     """Crosses on the mean curve where runs began to collapse."""
-    at = dict(zip(curve.mean.steps, curve.mean.values, strict=True))
+    at = curve.mean
     for group in groups:
         if (group.pair, group.method) == (pair, curve.method) and group.collapse and at:
             for run, finding in zip(group.runs, group.findings, strict=True):

@@ -48,7 +48,7 @@ def chart(
     looks: Mapping[str, Look],
     x: Spec,
     y: Spec,
-    transform: Sequence[Spec] = (),
+    transform: Sequence[Any] = (),
     **parts: Any,
 ) -> Spec:
     """The specification of a kind of chart; `parts` replace the $names in its layers."""

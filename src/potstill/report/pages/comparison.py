@@ -59,10 +59,10 @@ def _pair(comparison: Comparison, pair: str, styles: dict[str, Look]) -> dict[st
             if lead:
                 leads.append(points.point(entry.method, f"{name} − {first}", lead, "square"))
     one, other = 86 + 28 * max(2, len(levels)), 86 + 28 * max(2, len(leads))
-    level = points.rows(levels, styles, points.LEVEL, {})
+    accuracy = points.rows(levels, styles, points.LEVEL, {})
     difference = points.rows(leads, styles, points.POINTS, {"": 0.0})
     charts = [
-        Chart("accuracy", "Accuracy", LEVELS, level, height=one),
+        Chart("accuracy", "Accuracy", LEVELS, accuracy, height=one),
         Chart("difference", f"Difference to {first}", LEADS, difference, height=other),
     ]
     return {

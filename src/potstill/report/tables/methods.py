@@ -31,7 +31,7 @@ same resamples, corrected by Holm over the methods of a pair. ▲ and ▼ mark s
 differences: the interval excludes zero and p < 0.05."
 EQUAL = f"Accuracy when the run had used the total tokens of {BASELINE}, interpolated between its \
 evaluations; a run that uses fewer is taken at its end."
-LAST = "Share of held-out problems whose last number is the right answer."
+FLEXIBLE = "Share of held-out problems whose last number is the right answer."
 UNTRAINED = "The same against the untrained student."
 CLOSED = "(method − untrained) / (teacher − untrained)."
 KL = "KL(student, teacher) on the student's own tokens at the last probe, mean over finished runs."
@@ -58,7 +58,7 @@ COMMON = (
     Column("failed", "failed", value=lambda row: len(row.failed)),
     Column("missing", "missing"),
     Column("accuracy", "accuracy %", c.INTERVAL, "strict, 95 % interval", STRICT),
-    Column("flexible", "flexible %", c.MEAN, help=LAST),
+    Column("flexible", "flexible %", c.MEAN, help=FLEXIBLE),
     Column("vs_baseline", f"vs {BASELINE}", c.DIFFERENCE, TESTED, PAIRED, VS_BASELINE),
     Column("vs_untrained", "vs untrained", c.DIFFERENCE, TESTED, UNTRAINED, VS_UNTRAINED),
     Column("gap_closed", "gap closed %", c.SHARE, help=CLOSED),
@@ -68,19 +68,13 @@ COMMON = (
     Column("status", "seeds done", STATUS, value=seeds_done, detail=_causes),
 )
 COLUMNS = {column.key: column for column in COMMON}
-VERSUS = ("vs_baseline", "vs_untrained")
-CSV = (
-    *("pair", "method", "seeds", "failed", "missing", "accuracy", "flexible", *VERSUS),
-    *("gap_closed", "equal_tokens", "tokens", "seconds", "published"),
-)
-PAGE = (
-    *("accuracy", *VERSUS, "gap_closed", "kl", "equal_tokens", "tokens", "seconds", "usd"),
-    *("flexible", "status", "published"),
-)
-TERMINAL = (
-    *("method", "accuracy", VERSUS[0], "status", "gap_closed", "flexible", "tokens"),
-    "equal_tokens",
-)
+SPENT = ("equal_tokens", "tokens", "seconds")
+VERSUS = ("vs_baseline", "vs_untrained", "gap_closed")
+GRID = ("pair", "method", "seeds", "failed", "missing")
+CSV = (*GRID, "accuracy", "flexible", *VERSUS, *SPENT, "published")
+PAGE = ("accuracy", *VERSUS, "kl", *SPENT, "usd", "flexible", "status", "published")
+LAST = ("gap_closed", "flexible", "tokens", "equal_tokens")
+TERMINAL = ("method", "accuracy", "vs_baseline", "status", *LAST)
 
 
 def columns(data: StudyData) -> dict[str, Column]:
