@@ -67,3 +67,17 @@ class Doctests(griffe.Extension):
         if obj.docstring:
             block = re.compile(r"^>>> .*(?:\n.+)*", re.MULTILINE)
             obj.docstring.value = block.sub(r"```pycon\n\g<0>\n```", obj.docstring.value)
+
+
+class PydanticDataclasses(griffe.Extension):
+    """In the API reference a pydantic dataclass is a dataclass, its fields without their limits."""
+
+    def on_class_members(self, *, cls: griffe.Class, **_: Any) -> None:
+        for decorator in cls.decorators:
+            value = decorator.value
+            if getattr(value, "canonical_path", "") == "pydantic.dataclasses.dataclass":
+                decorator.value = griffe.ExprName("dataclasses.dataclass")  # griffe knows this one
+        for member in cls.members.values():
+            annotation = getattr(member, "annotation", None)
+            if isinstance(annotation, griffe.ExprSubscript) and str(annotation.left) == "Annotated":
+                member.annotation = annotation.slice.elements[0]
