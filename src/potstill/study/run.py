@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import tempfile
 import time
-import traceback
 from collections.abc import Collection
 from functools import partial
 from pathlib import Path
@@ -19,10 +18,10 @@ from potstill.diagnostics import faults
 from potstill.diagnostics.monitor import Monitor
 from potstill.diagnostics.preflight import Check, Rehearsal, preflight
 from potstill.engines.protocol import Engine
-from potstill.errors import NonFinite, PotstillError, StorageError, writing
+from potstill.errors import PotstillError, StorageError, writing
+from potstill.study import record
 from potstill.study.budget import Ledger
 from potstill.study.engine import open_study_engine
-from potstill.study.provenance import provenance
 from potstill.study.schema import Study
 from potstill.study.storage import REFERENCES, RunFolder, RunId, StudyFolder, example
 from potstill.study.validation import check_routes, check_window
@@ -32,15 +31,8 @@ from potstill.training.evaluation import TeacherCompletions, evaluate
 from potstill.training.loop import train
 from potstill.training.metering import Metered, Usage
 from potstill.training.run import RunSpec
-from potstill.training.session import Trained
 from potstill.training.spending import BudgetReached
-from potstill.types import Evaluation, ModelSpec, Role
-
-KINDS = {  # of failures, by exception
-    "OutOfMemoryError": "out of memory",
-    "MemoryError": "out of memory",
-    NonFinite.__name__: "not a number",
-}
+from potstill.types import ModelSpec, Role
 
 
 def prepare(study: Study) -> Task:
@@ -96,20 +88,19 @@ def run_cell(
     teacher = None if key.method in REFERENCES else read_completions(folder, key.pair)
     by_problem = teacher.by_problem if teacher else None
     run = folder.cell(key, teacher=by_problem, examples=study.eval.examples, ledger=ledger)
-    record: dict[str, Any] = {"pair": key.pair, "method": key.method, "seed": key.seed}
     run.mark_running(True)
     try:
         task = task or load_task(**study.task)
-        record |= {"status": "done", **_execute(study, folder, run, key, task, teacher)}
+        outcome = {"status": "done", **_execute(study, folder, run, key, task, teacher)}
     except (StorageError, BudgetReached):
         run.mark_running(False)
         raise
     except Exception as error:  # any other error is the result of this run
-        record |= _failure(error, run)
-    record["provenance"] = provenance()
-    run.finish(record)
+        outcome = record.of_error(error, run)
+    result = record.complete(key, outcome)
+    run.finish(result)
     run.mark_running(False)
-    return record
+    return result
 
 
 def _execute(
@@ -145,26 +136,12 @@ def _execute(
             with writing(run.path / "student"):
                 engine.export(run.path / "student")
         return {
-            **_trained(trained, run),
-            **_routes(study, key.pair, actual.task),
-            **_engine_facts(engine),
+            **record.of_training(trained, run),
+            **record.of_teachers(study, key.pair, actual.task),
+            **record.of_engine(engine),
         }
     finally:
         actual.engine.close()
-
-
-def _trained(trained: Trained, run: RunFolder) -> dict[str, Any]:
-    seconds = trained.spent["seconds"]
-    return {
-        "steps": trained.steps,
-        "ended": trained.ended,
-        "findings": run.findings,
-        **_accuracy(trained.evaluation),
-        "tokens": trained.spent["tokens"],
-        "flops": trained.spent["flops"],
-        "seconds": round(sum(seconds.values()), 3),
-        "activity": {name: round(value, 3) for name, value in seconds.items()},
-    }
 
 
 def _evaluate_baseline(
@@ -184,51 +161,13 @@ def _evaluate_baseline(
     run.add_completions([example(0, row) for row in graded])
     return {
         "steps": 0,
-        **_accuracy(evaluation),
-        **_routes(study, key.pair, task),
+        **record.of_evaluation(evaluation),
+        **record.of_teachers(study, key.pair, task),
         "tokens": dict(+usage.tokens),
         "flops": usage.flops,
         "seconds": round(time.perf_counter() - start, 3),
         "activity": {},
-        **_engine_facts(engine),
-    }
-
-
-def _accuracy(evaluation: Evaluation) -> dict[str, Any]:
-    return {
-        "accuracy": evaluation.strict,
-        "flexible": evaluation.flexible,
-        "format": evaluation.format,
-        "problems": len(evaluation.rows),
-        "outcomes": evaluation.outcomes,
-    }
-
-
-def _routes(study: Study, pair: str, task: Task) -> dict[str, Any]:
-    """The key that selects the teacher of each held-out problem, if the pair has several."""
-    route = study.models[pair].route
-    held_out = task.test[: study.eval.problems]
-    return {"routes": [problem.text(route) for problem in held_out]} if route else {}
-
-
-def _engine_facts(engine: Engine) -> dict[str, Any]:
-    return {
-        "devices": engine.devices,
-        "peak_bytes": engine.memory()[0],
-        "notes": list(engine.notes),
-    }
-
-
-def _failure(error: Exception, run: RunFolder) -> dict[str, Any]:
-    """The record of a failed run: the cause in one line, the step, the end of the traceback."""
-    metrics = run.metrics
-    step = metrics[-1]["step"] if metrics else 0
-    kind = KINDS.get(type(error).__name__, type(error).__name__)
-    return {
-        "status": "failed",
-        "cause": f"{kind} at step {step + 1}: {error}".strip(),
-        "steps": step,
-        "traceback": "".join(traceback.format_exception(error)[-6:]),
+        **record.of_engine(engine),
     }
 
 

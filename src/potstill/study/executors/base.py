@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 from potstill.diagnostics.preflight import Check
+from potstill.study import record
 from potstill.study.budget import Ledger
-from potstill.study.provenance import provenance
 from potstill.study.run import run_cell
 from potstill.study.schema import Study
 from potstill.study.storage import REFERENCES, RunId, StudyFolder
@@ -135,14 +135,5 @@ def record_crash(folder: StudyFolder, key: RunId, cause: str) -> None:
     """Record a run as failed after its workers have crashed too often."""
     run = folder.cell(key)
     run.path.mkdir(parents=True, exist_ok=True)  # they may have crashed before they made it
-    run.finish(
-        {
-            "pair": key.pair,
-            "method": key.method,
-            "seed": key.seed,
-            "status": "failed",
-            "cause": cause,
-            "steps": run.steps,
-            "provenance": provenance(),
-        }
-    )
+    outcome = {"status": "failed", "cause": cause, "steps": run.steps}
+    run.finish(record.complete(key, outcome))

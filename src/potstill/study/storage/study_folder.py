@@ -136,9 +136,15 @@ class StudyFolder:
         """The account of the study's runs against its budget; `elsewhere` as for `Ledger`."""
         return Ledger(self.path / "cells", study.budget, study.price, elsewhere)
 
-    def cell(self, key: RunId, **options: Any) -> RunFolder:
-        """The folder of one run; `options` as for `RunFolder`."""
-        return RunFolder(self.path / "cells" / str(key), **options)
+    def cell(
+        self,
+        key: RunId,
+        teacher: Mapping[str, str] | None = None,
+        examples: int = 4,
+        ledger: Ledger | None = None,
+    ) -> RunFolder:
+        """The folder of one run; the options are those of `RunFolder`."""
+        return RunFolder(self.path / "cells" / str(key), teacher, examples, ledger)
 
     def results(self, keys: Sequence[RunId]) -> dict[RunId, dict[str, Any]]:
         """Records of those runs that have ended, in the given order."""

@@ -1,0 +1,85 @@
+"""The record of a run: the fields of its result.json.
+
+Every record has `pair`, `method`, `seed`, `status`, `steps` and `provenance`. A run that is done
+adds an evaluation, its cost and facts about its engine; a run that has failed adds the cause.
+"""
+
+from __future__ import annotations
+
+import traceback
+from typing import Any
+
+from potstill.engines.protocol import Engine
+from potstill.errors import NonFinite
+from potstill.study.provenance import provenance
+from potstill.study.schema import Study
+from potstill.study.storage import RunFolder, RunId
+from potstill.tasks import Task
+from potstill.training.session import Trained
+from potstill.types import Evaluation
+
+Record = dict[str, Any]
+
+KINDS = {  # of failures, by exception
+    "OutOfMemoryError": "out of memory",
+    "MemoryError": "out of memory",
+    NonFinite.__name__: "not a number",
+}
+
+
+def complete(key: RunId, outcome: Record) -> Record:
+    """A whole record: the key of the run, its outcome, and provenance."""
+    identity = {"pair": key.pair, "method": key.method, "seed": key.seed}
+    return {**identity, **outcome, "provenance": provenance()}
+
+
+def of_training(trained: Trained, run: RunFolder) -> Record:
+    seconds = trained.spent["seconds"]
+    return {
+        "steps": trained.steps,
+        "ended": trained.ended,
+        "findings": run.findings,
+        **of_evaluation(trained.evaluation),
+        "tokens": trained.spent["tokens"],
+        "flops": trained.spent["flops"],
+        "seconds": round(sum(seconds.values()), 3),
+        "activity": {name: round(value, 3) for name, value in seconds.items()},
+    }
+
+
+def of_evaluation(evaluation: Evaluation) -> Record:
+    return {
+        "accuracy": evaluation.strict,
+        "flexible": evaluation.flexible,
+        "format": evaluation.format,
+        "problems": len(evaluation.rows),
+        "outcomes": evaluation.outcomes,
+    }
+
+
+def of_teachers(study: Study, pair: str, task: Task) -> Record:
+    """The key that selects the teacher of each held-out problem, if the pair has several."""
+    route = study.models[pair].route
+    held_out = task.test[: study.eval.problems]
+    return {"routes": [problem.text(route) for problem in held_out]} if route else {}
+
+
+def of_engine(engine: Engine) -> Record:
+    return {
+        "devices": engine.devices,
+        "peak_bytes": engine.memory()[0],
+        "notes": list(engine.notes),
+    }
+
+
+def of_error(error: Exception, run: RunFolder) -> Record:
+    """The cause in one line, the step, and the end of the traceback."""
+    metrics = run.metrics
+    step = metrics[-1]["step"] if metrics else 0
+    kind = KINDS.get(type(error).__name__, type(error).__name__)
+    return {
+        "status": "failed",
+        "cause": f"{kind} at step {step + 1}: {error}".strip(),
+        "steps": step,
+        "traceback": "".join(traceback.format_exception(error)[-6:]),
+    }
