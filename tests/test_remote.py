@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,20 @@ def test_files_are_replaced_whole_and_may_be_absent(url: str, tmp_path: Path) ->
     with pytest.raises(FileNotFoundError):
         remote.upload(tmp_path / "nowhere", "e")
     assert sorted(remote.tree()) == ["a/b", "c/d"]
+
+
+def test_two_writers_of_one_file_do_not_disturb_each_other(url: str) -> None:
+    """Two attempts at one run may both write its lease for a moment."""
+    remotes = [Remote(url), Remote(url)]
+
+    def write(number: int) -> int:
+        for _ in range(50):
+            remotes[number].write("a/b", str(number).encode())
+        return number
+
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(write, (0, 1))) == [0, 1]
+    assert list(remotes[0].tree()) == ["a/b"] and remotes[0].read("a/b") in (b"0", b"1")
 
 
 def test_a_place_that_refuses_is_a_storage_error(tmp_path: Path) -> None:

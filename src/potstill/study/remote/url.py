@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -49,6 +50,7 @@ class Remote:
             raise PotstillError(f'"{url}": {error}', "for example s3://bucket/study") from None
         self._atomic = protocol in OBJECT_STORES
         self._folders: set[str] = set()  # known to exist
+        self._name = uuid.uuid4().hex[:12]  # of temporary files, as others may write the same file
 
     def _path(self, name: str) -> str:
         return f"{self._root.rstrip('/')}/{name}" if name else self._root
@@ -109,14 +111,14 @@ class Remote:
             if not self._atomic and folder not in self._folders:
                 self._fs.makedirs(folder, exist_ok=True)
                 self._folders.add(folder)
-            partial = path if self._atomic else f"{folder}/.{last}.partial"
+            partial = path if self._atomic else f"{folder}/.{last}.{self._name}.partial"
             yield partial
             if not self._atomic:
                 self._fs.mv(partial, path)
 
     def download(self, name: str, file: Path) -> bool:
         """Copy a file here atomically; False if it does not exist."""
-        partial = file.with_name(f".{file.name}.partial")
+        partial = file.with_name(f".{file.name}.{self._name}.partial")
         try:
             with self._storage_errors(name):
                 file.parent.mkdir(parents=True, exist_ok=True)
