@@ -29,6 +29,7 @@ from potstill.report.costs import profiles
 from potstill.report.data import load
 from potstill.report.formatting import visible
 from potstill.report.published import COLUMNS, column
+from potstill.report.tables.column import INTERVAL
 from potstill.report.tables.methods import terminal, to_markdown
 from potstill.study.loading import load_study
 from potstill.study.schema import PUBLISHED
@@ -515,6 +516,14 @@ def test_a_folder_without_the_key_is_reported(tmp_path: Path) -> None:
     file.write_text(text.replace('published = ""\n', ""))
     folder.check(small_study())
     assert write_report(tmp_path).done == 6
+
+
+def test_a_terminal_shows_counts_of_failures_and_no_causes(written: Report) -> None:
+    rows = {row.method: row for row in written.rows if row.pair == "tiny-qwen"}
+    (shown,) = terminal([rows["replay_buffer"]])
+    accuracy = rows["replay_buffer"].accuracy
+    assert shown["seeds done"] == "1 of 2, 1 failed"
+    assert accuracy and shown["accuracy %"] == INTERVAL.write(accuracy)
 
 
 def test_no_study_is_refused(tmp_path: Path) -> None:

@@ -17,7 +17,10 @@ from potstill.study.storage import REFERENCES
 
 LEVEL = "accuracy, strict, %"
 POINTS = "accuracy, difference in points"
-LABEL = tooltip(method="y", accuracy="x|.1f", interval="interval", p="p")
+LABELS = {
+    LEVEL: tooltip(method="y", accuracy="x|.1f", interval="interval"),
+    POINTS: tooltip(method="y", difference="x|+.1f", interval="interval", p="p"),
+}
 
 
 def rows(
@@ -28,7 +31,7 @@ def rows(
     lines = [record(name, "level", round(level, 2), None) for name, level in levels.items()]
     x, low = number("x", title), number("low", title)
     drawn = [*values, *lines] if values else []
-    return chart("rows", drawn, looks, x, names("y", order), low=low, tooltip=LABEL)
+    return chart("rows", drawn, looks, x, names("y", order), low=low, tooltip=LABELS[title])
 
 
 def point(method: str, name: str, value: Interval | Difference, shape: str = "circle") -> Spec:

@@ -30,9 +30,6 @@ class Field:
     css: str = ""
     bar: str = ""  # per cent of the field that the page shades
 
-    def __str__(self) -> str:
-        return f"{self.text} ({self.detail})" if self.detail else self.text
-
 
 @dataclass(frozen=True)
 class Format:

@@ -18,7 +18,6 @@ from potstill.report.tables import column as c
 from potstill.report.tables.column import Column, Format
 from potstill.study.storage import REFERENCES
 
-WIDTH = 160  # characters of a table that is not written to a terminal
 PUBLISHED = Format(c.SHARE.text, css=lambda value: "num published")
 BAD = {True: "status bad", False: "status"}
 STATUS = Format(key=lambda text: text.split()[0], css=lambda text: BAD["failed" in (text or "")])
@@ -153,9 +152,9 @@ def to_markdown(rows: Sequence[Row]) -> str:
 
 
 def terminal(rows: Sequence[Row]) -> list[dict[str, str]]:
-    """The rows of one pair for a terminal: titles and texts."""
+    """The rows of one pair for a terminal: titles and texts, without the causes of failures."""
     shown = chosen(COLUMNS, TERMINAL)
-    return [{column.title: str(column.show(row)) for column in shown} for row in rows]
+    return [{x.title: x.format.write(x.value(row)) for x in shown} for row in rows]
 
 
 def faults_line(faults: Sequence[str]) -> str:
