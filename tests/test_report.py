@@ -299,6 +299,7 @@ def test_the_heat_map_is_the_outcomes(written: Report, page: Page) -> None:
         share = np.mean([int(r["outcomes"]["strict"][problem]) for r in records])
         assert shown[problem + 1] == share
     assert row["x"] == list(range(40))
+    assert spec["usermeta"] == {"x": "problem", "y": "share of seeds"}  # titles of the page's CSV
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,8 @@ def heat_map(known: Mapping[str, Matrix]) -> Spec:
     label = tooltip(method="method", problem="problem", solved_by="y|.0%")
     flat: list[Spec] = [{"flatten": ["x", "y", "problem"]}, end]
     y = names("method", list(known))
-    return chart("heat map", values, {}, x, y, flat, share=SHARE, tooltip=label)
+    spec = chart("heat map", values, {}, x, y, flat, share=SHARE, tooltip=label)
+    return spec | {"usermeta": {"x": "problem", "y": "share of seeds"}}
 
 
 def _means(share: Matrix, columns: list[Any]) -> list[float]:

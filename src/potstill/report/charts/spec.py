@@ -62,7 +62,7 @@ def chart(
     shape = {"field": "shape", "type": "nominal", "scale": None, "legend": None}
     dots = {"color": None, "stroke": colour, "fill": fill, "shape": shape}
     parts = {"zoom": ZOOM, "dash": dash, "dots": dots | {"tooltip": parts["tooltip"]}} | parts
-    titles = {"x": x["title"], "y": y["title"] or "method"}  # of the columns in the page's CSV
+    titles = {"x": x["title"], "y": y["title"] or "row"}  # of the columns in the page's CSV
     return {
         "usermeta": titles,
         "data": {"values": list(values)},
