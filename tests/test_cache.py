@@ -78,7 +78,7 @@ def test_a_changed_folder_is_another_teacher(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("method", ["off_policy", "teacher_seeded"])
-def test_cells_share_it_and_their_numbers_stay(tmp_path: Path, method: str) -> None:
+def test_runs_share_it_and_their_numbers_stay(tmp_path: Path, method: str) -> None:
     study = read_study(toy_table(tmp_path, methods=[method], seeds=[0]))
     metrics, kept = [], 0
     for name in ("first", "second"):

@@ -129,7 +129,7 @@ def toy(tmp_path: Path, **changes: object) -> Study:
     return read_study(toy_table(tmp_path, **{"methods": ["on_policy_gkd"], **changes}))
 
 
-def test_a_cell_that_fails_or_costs_too_many_workers_is_recorded_and_the_study_goes_on(
+def test_a_run_that_fails_or_costs_too_many_workers_is_recorded_and_the_study_goes_on(
     nodes: str, gate: Gate, tmp_path: Path
 ) -> None:
     study = toy(tmp_path, seeds=[0, 1], ray={"retries": 0})
@@ -184,9 +184,7 @@ def test_interrupted_and_run_again_it_goes_on(nodes: str, gate: Gate, tmp_path: 
     assert kept(far, cells) == kept(here.path, cells)
 
 
-def test_a_spent_budget_stops_cells_between_steps_and_they_go_on(
-    nodes: str, tmp_path: Path
-) -> None:
+def test_a_spent_budget_stops_runs_between_steps_and_they_go_on(nodes: str, tmp_path: Path) -> None:
     """In a shared folder and behind a URL, where cells hear of it by a note."""
     changes = {"seeds": [0, 1], "train": {"steps": 3000, "checkpoint_every": 1000}}
     study = toy(tmp_path, **changes)
@@ -303,7 +301,7 @@ def test_a_node_that_is_too_small_in_the_end_is_not_waited_for(
         RayExecutor(cluster.ray).run(study, folder, runs_of(study), lambda: None)
 
 
-def test_a_cell_asks_for_what_its_table_says() -> None:
+def test_a_run_asks_for_what_its_table_says() -> None:
     assert resources.requested(read_study({})) == {"num_cpus": 1, "num_gpus": 0.0}
     asked = {"cpus": 2, "gpus": 0.5, "memory": 1.5}
     table = {"ray": asked, "engine": {"name": "torch", "threads": 4}}

@@ -114,7 +114,7 @@ def test_a_mirror_has_what_reports_read_and_nothing_else(url: str, tmp_path: Pat
     assert remote.read("report.html") == b"<p>"
 
 
-def test_what_reads_a_study_takes_its_url_or_a_cells(url: str, tmp_path: Path) -> None:
+def test_what_reads_a_study_takes_its_url_or_a_runs_url(url: str, tmp_path: Path) -> None:
     with pytest.raises(PotstillError, match="holds no study"):
         source(url)
     assert not list(Path().iterdir())
@@ -140,7 +140,7 @@ def mark(url: str) -> dict:
     return json.loads(Remote(url).read(f"cells/{CELL}/.running") or b"{}")
 
 
-def test_a_cell_has_one_attempt_and_a_dead_one_is_followed(url: str, tmp_path: Path) -> None:
+def test_a_run_has_one_attempt_and_a_dead_one_is_followed(url: str, tmp_path: Path) -> None:
     with pytest.raises(LeaseLost), lend(url, tmp_path / "1") as first:
         assert first.acquired and mark(url)["driver"] == "me"
         with lend(url, tmp_path / "2", driver="other") as second:
@@ -161,7 +161,7 @@ def test_a_cell_has_one_attempt_and_a_dead_one_is_followed(url: str, tmp_path: P
     assert mark(url) == {}
 
 
-def test_an_attempt_that_lost_its_cell_writes_nothing_and_says_so(
+def test_an_attempt_that_lost_its_run_writes_nothing_and_says_so(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lease, "HEARTBEAT", 0.01)
@@ -180,7 +180,7 @@ def test_an_attempt_that_lost_its_cell_writes_nothing_and_says_so(
     assert mark(url)["attempt"] == "another"
 
 
-def test_an_interrupted_cell_goes_on_elsewhere_to_the_same_bytes(
+def test_an_interrupted_run_goes_on_elsewhere_to_the_same_bytes(
     study: Study, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Scratch of two nodes; the first attempt dies without a word after its copies."""
@@ -233,7 +233,7 @@ def test_a_resume_point_that_is_ahead_of_its_metrics_is_not_used(url: str, tmp_p
         assert [point.name for point in points] == ["step-00000004"]
 
 
-def test_a_note_that_the_budget_is_spent_stops_a_cell_at_its_next_step(
+def test_a_note_that_the_budget_is_spent_stops_a_run_at_its_next_step(
     study: Study, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(worker, "scratch", lambda url: tmp_path / "node")
@@ -299,7 +299,7 @@ def test_a_place_may_be_silent_for_a_moment_and_not_for_long(
     assert outcome.kind == kind and ("no answer" in outcome.text) == (kind == "storage")
 
 
-def test_a_node_that_cannot_take_the_cell_says_why(study: Study, tmp_path: Path) -> None:
+def test_a_node_that_cannot_take_the_run_says_why(study: Study, tmp_path: Path) -> None:
     here = StudyFolder(tmp_path / "out")
     job = worker.Job(study.to_toml(), CELL, str(here.path))
     missing = worker.execute_job(job)
@@ -311,7 +311,7 @@ def test_a_node_that_cannot_take_the_cell_says_why(study: Study, tmp_path: Path)
         assert worker.execute_job(job).kind == "held"
 
 
-def test_the_ledger_of_a_cell_that_is_away_hears_what_others_say(
+def test_the_ledger_of_a_run_that_is_away_hears_what_others_say(
     study: Study, tmp_path: Path
 ) -> None:
     folder = StudyFolder(tmp_path / "out")

@@ -248,7 +248,7 @@ def test_a_held_run_is_not_run_twice(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("how", ["nan", "memory", "exception"])
-def test_a_failing_cell_is_recorded_with_its_cause(
+def test_a_failing_run_is_recorded_with_its_cause(
     toy: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     folder = StudyFolder(tmp_path / "out")
@@ -276,7 +276,7 @@ def test_a_failing_cell_is_recorded_with_its_cause(
     assert "traceback" in record
 
 
-def test_a_learning_rate_that_explodes_fails_the_cell_and_not_the_study(tmp_path: Path) -> None:
+def test_a_learning_rate_that_explodes_fails_the_run_and_not_the_study(tmp_path: Path) -> None:
     table = toy_table(
         tmp_path, methods=["on_policy_gkd"], seeds=[0], train={"learning_rate": 1e308}
     )
