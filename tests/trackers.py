@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 from collections import defaultdict
+from functools import cache
 from pathlib import Path
 
 Curves = dict[int, dict[str, float]]
@@ -18,14 +19,14 @@ def tensorboard(track: Path, cell: str) -> Curves:
 
     read = EventAccumulator(str(track / "tensorboard" / cell), size_guidance={"scalars": 0})
     read.Reload()
-    found: Curves = defaultdict(dict)
+    steps: Curves = defaultdict(dict)
     for tag in read.Tags()["scalars"]:
         events = read.Scalars(tag)
         assert len({event.step for event in events}) == len(events), tag
         for event in events:
-            found[event.step][tag] = event.value
+            steps[event.step][tag] = event.value
     assert "config" in read.Tags()["tensors"]
-    return found
+    return steps
 
 
 def mlflow(track: Path, study: str, cell: str) -> Curves:
@@ -37,50 +38,62 @@ def mlflow(track: Path, study: str, cell: str) -> Curves:
     (run,) = runs
     assert run.data.params["method"] == cell.split("/")[1]
     assert run.info.status == "FINISHED"
-    found: Curves = defaultdict(dict)
+    steps: Curves = defaultdict(dict)
     for name in run.data.metrics:
         history = client.get_metric_history(run.info.run_id, name)
         assert len({metric.step for metric in history}) == len(history), name
         for metric in history:
-            found[metric.step][name] = metric.value
-    return found
+            steps[metric.step][name] = metric.value
+    return steps
 
 
 def trackio(track: Path, study: str, cell: str) -> Curves:
-    """In a process of its own: where its database lies is fixed when it is imported."""
+    steps: Curves = defaultdict(dict)
+    (config, rows) = _trackio_runs(track / "trackio", study)[cell]
+    assert config["method"] == cell.split("/")[1]
+    for row in rows:
+        kept = {k: v for k, v in row.items() if k not in ("step", "timestamp", "status")}
+        assert row["step"] not in steps or all(k.startswith("result/") for k in kept), row
+        steps[row["step"]] |= kept
+    return steps
+
+
+@cache
+def _trackio_runs(folder: Path, study: str) -> dict[str, tuple[dict, list[dict]]]:
+    """Settings and rows of every run, each of which is there once.
+
+    In a process of its own: the place of Trackio's database is fixed when it is imported.
+    """
     code = (
         "import json, sys, trackio\n"
         "from trackio.sqlite_storage import SQLiteStorage\n"
-        "(run,) = [r for r in trackio.Api().runs(sys.argv[1])"
-        " if r.name.startswith(sys.argv[2] + '/')]\n"
-        "assert run.config['method'] == sys.argv[2].split('/')[1]\n"
-        "print(json.dumps(SQLiteStorage.get_logs(sys.argv[1], run_id=run.id), default=str))\n"
+        "runs = [(r.name, r.config, SQLiteStorage.get_logs(sys.argv[1], run_id=r.id))\n"
+        "        for r in trackio.Api().runs(sys.argv[1])]\n"
+        "print(json.dumps(runs, default=str))\n"
     )
-    environment = {"TRACKIO_DIR": str(track / "trackio"), "PATH": "/usr/bin:/bin"}
-    words = [sys.executable, "-c", code, study, cell]
+    environment = {"TRACKIO_DIR": str(folder), "PATH": "/usr/bin:/bin"}
+    words = [sys.executable, "-c", code, study]
     done = subprocess.run(words, capture_output=True, text=True, check=True, env=environment)
-    found: Curves = defaultdict(dict)
-    for row in json.loads(done.stdout.splitlines()[-1]):
-        kept = {k: v for k, v in row.items() if k not in ("step", "timestamp", "status")}
-        assert row["step"] not in found or all(k.startswith("result/") for k in kept), row
-        found[row["step"]] |= kept
-    return found
+    runs = json.loads(done.stdout.splitlines()[-1])
+    by_name = {name.rpartition("/")[0]: (config, rows) for name, config, rows in runs}
+    assert len(by_name) == len(runs)  # a run that was killed is not there twice
+    return by_name
 
 
 def wandb(track: Path, study: str, cell: str) -> Curves:
     """The records of an offline run, by wandb's own protocol; their framing is LevelDB's log."""
     from wandb.proto.wandb_internal_pb2 import Record
 
-    found: Curves = defaultdict(dict)
+    steps: Curves = defaultdict(dict)
     matches = 0
     for file in (track / "wandb" / "wandb").glob("offline-run-*/*.wandb"):
         records = [Record.FromString(data) for data in _frames(file.read_bytes())]
-        (begun,) = [r.run for r in records if r.WhichOneof("record_type") == "run"]
-        if begun.display_name != cell:
+        (header,) = [r.run for r in records if r.WhichOneof("record_type") == "run"]
+        if header.display_name != cell:
             continue
         matches += 1
-        assert begun.run_group == study and begun.project == "potstill"
-        assert any(u.key == "method" for u in begun.config.update)
+        assert header.run_group == study and header.project == "potstill"
+        assert any(u.key == "method" for u in header.config.update)
         for record in records:
             if record.WhichOneof("record_type") != "history":
                 continue
@@ -89,16 +102,16 @@ def wandb(track: Path, study: str, cell: str) -> Curves:
                 for item in record.history.item
             }
             step = int(values["_step"])
-            assert step not in found
-            found[step] = {k: v for k, v in values.items() if not k.startswith("_")}
+            assert step not in steps
+            steps[step] = {k: v for k, v in values.items() if not k.startswith("_")}
     assert matches == 1
-    return found
+    return steps
 
 
 def _frames(data: bytes) -> list[bytes]:
     """Records of a LevelDB log with wandb's 7-byte head: blocks of 32 KiB, chunks in them."""
     assert data[:4] == b":W&B"
-    found, at, part = [], 7, b""
+    records, at, part = [], 7, b""
     while at + 7 <= len(data):
         if 32768 - at % 32768 < 7:
             at += 32768 - at % 32768
@@ -107,9 +120,9 @@ def _frames(data: bytes) -> list[bytes]:
         part += data[at + 7 : at + 7 + length]
         at += 7 + length
         if kind in (1, 4):
-            found.append(part)
+            records.append(part)
             part = b""
-    return found
+    return records
 
 
 def same(curves: Curves, rows: list[dict]) -> None:
