@@ -11,7 +11,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +21,8 @@ from pydantic import ValidationError
 from potstill.algorithms.methods import METHODS
 from potstill.algorithms.recipe import Recipe
 from potstill.errors import PotstillError
-from potstill.report.results import Row, table
+from potstill.report.results import Row, family, table
+from potstill.stats.comparisons import Family
 from potstill.study.schema import Study
 from potstill.study.storage import REFERENCES, RunId, StudyFolder, runs_of
 
@@ -68,6 +69,7 @@ class StudyData:
     provenance: Mapping[str, str]  # where the study was started
     runs: Mapping[RunId, RunData]  # every run of the grid
     rows: Sequence[Row]
+    _families: dict[tuple[str, str], Family] = field(default_factory=dict)
 
     @property
     def recipes(self) -> dict[str, Recipe]:
@@ -98,6 +100,13 @@ class StudyData:
     def done(self, pair: str, method: str) -> dict[int | None, Mapping[str, Any]]:
         """Records of the finished runs of one method on one pair, by seed."""
         return {run.cell.seed: run.record for run in self.of(pair, method, "done")}
+
+    def family(self, pair: str, extractor: str = "strict") -> Family:
+        """The methods of a pair that have finished runs, with all their differences."""
+        if (pair, extractor) not in self._families:
+            known = {m: self.done(pair, m) for m in [*REFERENCES, *self.recipes]}
+            self._families[pair, extractor] = family(known, extractor)
+        return self._families[pair, extractor]
 
     def accuracy(self, pair: str, method: str) -> float | None:
         """Strict accuracy of the untrained student or the teacher."""
