@@ -104,7 +104,8 @@ class Family:
     @cached_property
     def tested(self) -> tuple[tuple[str, str], ...]:
         """Pairs that have enough seeds for a p-value."""
-        return tuple(pair for pair in combinations(self.compared, 2) if self._tests(*pair))
+        pairs = combinations(self.compared, 2)
+        return tuple(pair for pair in pairs if np.isfinite(self._raw[pair].p))
 
     @cached_property
     def critical(self) -> float:
@@ -112,16 +113,17 @@ class Family:
         return critical(self._effects(self.tested), LEVEL) if self.tested else NAN
 
     @cached_property
-    def _all(self) -> dict[tuple[str, str], Difference]:
-        pairs = {pair: self.alone(*pair) for pair in combinations(self.samples, 2)}
-        p_values = [pairs[pair].p for pair in self.tested]
-        corrected = max_t(p_values, self._effects(self.tested)) if self.tested else []
-        return pairs | {
-            pair: replace(pairs[pair], p=p) for pair, p in zip(self.tested, corrected, strict=True)
-        }
+    def _raw(self) -> dict[tuple[str, str], Difference]:
+        return {pair: self.alone(*pair) for pair in combinations(self.samples, 2)}
 
-    def _tests(self, a: str, b: str) -> bool:
-        return bool(np.isfinite(self.alone(a, b).p))
+    @cached_property
+    def _all(self) -> dict[tuple[str, str], Difference]:
+        p_values = [self._raw[pair].p for pair in self.tested]
+        corrected = max_t(p_values, self._effects(self.tested)) if self.tested else []
+        return self._raw | {
+            pair: replace(self._raw[pair], p=p)
+            for pair, p in zip(self.tested, corrected, strict=True)
+        }
 
     def _effects(self, pairs: Sequence[tuple[str, str]]) -> Matrix:
         """(m, 2k) each difference as a combination of independent standard normal errors: those
