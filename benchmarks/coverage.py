@@ -230,7 +230,7 @@ def scenarios() -> Iterator[Scenario]:
         yield Scenario(n, 1.0, wild=2)
         yield Scenario(n, 3.0, problems=50)
         yield Scenario(n, 3.0, problems=200)
-        yield Scenario(n, 3.0, shared=0.7)
+        yield Scenario(n, 3.0, shared=0.5)
     yield Scenario(3, 3.0, problems=50, wild=2)
     yield Scenario(3, 1.0, accuracy=0.95)
     yield Scenario(3, 3.0, methods=2)

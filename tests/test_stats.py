@@ -20,7 +20,7 @@ from potstill.stats.comparisons import (
 )
 from potstill.stats.multiple import critical, max_t
 from potstill.stats.sample import sample
-from potstill.stats.seeds import SeedVariance, alike, seed_variances
+from potstill.stats.seeds import POOLING_LEVEL, SeedVariance, alike, seed_variances
 
 RNG = np.random.default_rng(0)
 
@@ -88,7 +88,7 @@ def test_alike_seed_variances_are_pooled() -> None:
     samples = [sample(binary(0.5, 3, 100, seed)) for seed in range(6)]
     squares = [s.seed_square for s in samples]
     assert alike(np.array(squares), np.full(6, 2.0)) == (
-        scipy_stats.bartlett(*[sample_means(s) for s in range(6)]).pvalue >= 0.5
+        scipy_stats.bartlett(*[sample_means(s) for s in range(6)]).pvalue >= POOLING_LEVEL
     )
 
 
@@ -102,7 +102,7 @@ def test_bartletts_test_is_that_of_scipy(seed: int) -> None:
     groups = [rng.normal(0, sd, n) for sd, n in ((1.0, 3), (1.2, 5), (rng.uniform(0.5, 2), 4))]
     squares = np.array([g.var(ddof=1) for g in groups])
     df = np.array([len(g) - 1.0 for g in groups])
-    assert alike(squares, df) == (scipy_stats.bartlett(*groups).pvalue >= 0.5)
+    assert alike(squares, df) == (scipy_stats.bartlett(*groups).pvalue >= POOLING_LEVEL)
 
 
 def test_a_wild_method_borrows_no_small_variance() -> None:

@@ -2,7 +2,7 @@
 
 Two or three seeds say little of their own variance. Methods of one pair often share it, so their
 mean squares are pooled; but a method whose seeds scatter more must not borrow a small variance. So
-Bartlett's test decides: with no sign of different variances (p of at least 0.5, the level for
+Bartlett's test decides: with no sign of different variances (p of at least 0.25, the level for
 pooling in T. A. Bancroft, Analysis and inference for incompletely specified models, 1964) all
 methods have the pooled mean square. Otherwise each has the larger of its own and the pooled one,
 with the degrees of freedom of the one it has. `python -m benchmarks.coverage` compares this rule
@@ -18,7 +18,7 @@ import numpy as np
 
 from potstill.stats.sample import Sample
 
-POOLING_LEVEL = 0.5  # of Bartlett's test, from which on variances are taken to be equal
+POOLING_LEVEL = 0.25  # of Bartlett's test, from which on variances are taken to be equal
 
 
 @dataclass(frozen=True)
