@@ -126,7 +126,7 @@ class TestPromises:
     def test_the_prefix_is_context_and_eos_is_trained(self, recipe: Recipe, tmp_path: Path) -> None:
         engine, _ = run(recipe, tmp_path)
         for i, data in enumerate(engine.steps):
-            prefix = int(recipe.prefix(i / len(engine.steps)))
+            prefix = recipe.prefix.count(i / len(engine.steps))
             for datum in data:
                 weights = datum.terms[0].weights
                 untrained = prefix if datum.source == "student" else 0
