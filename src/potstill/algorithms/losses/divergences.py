@@ -13,9 +13,17 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+NOWHERE = -1e4  # nats: e to this is 0 in every float format, and unlike -inf it has a gradient
+
+
 def kl(loga: Tensor, logb: Tensor) -> Tensor:
-    """KL(a, b) = sum_v a(v) (log a(v) - log b(v)), in nats: (..., V), (..., V) -> (...)."""
-    return (loga.exp() * (loga - logb)).sum(-1)
+    """KL(a, b) = sum_v a(v) (log a(v) - log b(v)), in nats: (..., V), (..., V) -> (...).
+
+    Where a(v) = 0 there is nothing to add and no gradient, whatever b(v) is; where b(v) = 0 alone
+    the divergence is infinite.
+    """
+    a = loga.exp()
+    return (a * (loga - logb).masked_fill(a == 0, 0.0)).sum(-1)
 
 
 @dataclass(frozen=True)
@@ -85,6 +93,7 @@ class JSD(Divergence):
             return kl(logq, logp)
         if beta == 1:
             return kl(logp, logq)
+        logp, logq = logp.clamp_min(NOWHERE), logq.clamp_min(NOWHERE)
         logm = (logq + math.log(beta)).logaddexp(logp + math.log1p(-beta))
         return beta * kl(logq, logm) + (1 - beta) * kl(logp, logm)
 
@@ -183,5 +192,10 @@ def with_tail(logp: Tensor, kept: Tensor) -> Tensor:
     """
     from torch import cat
 
-    rest = logp.scatter(-1, kept, float("-inf")).logsumexp(-1, keepdim=True)
-    return cat((logp.gather(-1, kept), rest), -1)
+    return cat((logp.gather(-1, kept), bucket(logp.scatter(-1, kept, NOWHERE))), -1)
+
+
+def bucket(logp: Tensor) -> Tensor:
+    """The log-probability (..., 1) of all ids of rows (..., K) together; -inf if it is 0."""
+    rest = logp.clamp_min(NOWHERE).logsumexp(-1, keepdim=True)
+    return rest.masked_fill(rest < NOWHERE / 2, float("-inf"))
