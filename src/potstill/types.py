@@ -67,7 +67,19 @@ class Sample:
     """Completion of one prompt by an engine's sampler."""
 
     tokens: Ids  # (T,), EOS included if it was sampled
-    logprobs: Floats  # (T,) log-probability of each token under the weights that sampled it
+    logprobs: Floats  # (T,) under the weights that sampled them, at temperature 1
+    # (T,) under the distribution that they were drawn from, its temperature included; NaN: unknown;
+    # default: the same
+    behavior_logprobs: Floats = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        _default_behavior(self)
+
+
+def _default_behavior(written: Sample | Trajectory | Datum) -> None:
+    """Where nothing else is known, tokens were drawn from the model itself."""
+    if written.behavior_logprobs is None:
+        object.__setattr__(written, "behavior_logprobs", written.logprobs)
 
 
 def _nothing() -> Floats:
@@ -136,10 +148,14 @@ class Trajectory:
 
     prompt: Prompt
     completion: Ids  # (T,) the teacher's prefix included
-    logprobs: Floats  # (T,) the sampler's; replay keeps them unchanged
+    logprobs: Floats  # (T,) the sampler's, at temperature 1; replay keeps them unchanged
     source: Source  # the model that sampled the tokens after the prefix
     prefix: int = 0  # leading tokens sampled by the teacher: context, never trained
     version: int = 0  # optimizer steps of the weights that sampled it
+    behavior_logprobs: Floats = None  # type: ignore[assignment]  # (T,) see `Sample`
+
+    def __post_init__(self) -> None:
+        _default_behavior(self)
 
     @property
     def problem(self) -> str:
@@ -165,6 +181,9 @@ class ModelSpec:
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - read by the study file's parser
 
 
+COMMON = ("to", "cap", "clip_ratio")  # fields of every loss
+
+
 @dataclass(frozen=True)
 class Loss(ABC):
     """A per-token loss; the classes are in `potstill.algorithms.losses`.
@@ -173,10 +192,13 @@ class Loss(ABC):
         to: the model that the student is pulled towards.
         cap: nats; the part of a token's divergence above it is constant, and so is not trained; the
             advantage of `reverse_kl_sampled` is cut to it either way.
+        clip_ratio: limit from above of `reverse_kl_sampled`'s importance ratio between the student
+            and its older self that wrote a token.
     """
 
     to: Role = field(default="teacher", kw_only=True)
     cap: float | None = field(default=None, kw_only=True)
+    clip_ratio: float | None = field(default=None, kw_only=True)
 
     needs: ClassVar[Needs]
 
@@ -188,7 +210,7 @@ class Loss(ABC):
     @property
     def settings(self) -> dict[str, float]:
         """The loss's own numbers, in the order of a study file."""
-        own = (item.name for item in fields(self) if item.name not in ("to", "cap"))
+        own = (item.name for item in fields(self) if item.name not in COMMON)
         return {name: getattr(self, name) for name in own}
 
     def with_settings(self, **settings: Any) -> Self:
@@ -210,10 +232,11 @@ class Term:
 
 @dataclass(frozen=True, eq=False)
 class TokenMatch:
-    """One-to-one matches between a datum's tokens and those of a teacher's own tokenizer."""
+    """How a datum's tokens match those of a teacher's own tokenizer, one to one and by spans."""
 
     positions: npt.NDArray[np.int64]  # (T,) index of the equal teacher token; -1: no match
     shared: npt.NDArray[np.int64]  # (K, 2) student and teacher ids of the tokens in both
+    spans: npt.NDArray[np.int64]  # (T,) number of the token's span; -1: the span is not aligned
 
 
 @dataclass(frozen=True, eq=False)
@@ -229,10 +252,16 @@ class Datum:
     targets: Ids  # (T,) the completion, unless a fault changes it
     terms: tuple[Term, ...]
     source: Source
-    logprobs: Floats  # (T,) the sampler's: denominator of the importance ratio
+    logprobs: Floats  # (T,) the sampler's, at temperature 1
     teacher_logprobs: Floats | None = None  # (T,) if a loss needs the teacher's token scores
     views: Mapping[Role, Reading] = field(default_factory=dict)  # see `reading`
     match: TokenMatch | None = None  # set when the teacher has a tokenizer of its own
+    # (T,) of the distribution drawn from, see `Sample`: denominator of the importance ratio
+    behavior_logprobs: Floats = None  # type: ignore[assignment]
+    fresh: bool = False  # true if the sampler's weights are those before the step
+
+    def __post_init__(self) -> None:
+        _default_behavior(self)
 
     def reading(self, role: Role) -> Reading:
         """Prompt and completion for a model: its view if it has one, else the datum's."""
@@ -256,6 +285,8 @@ class StepStats:
     loss: float
     grad_norm: float  # before clipping
     losses: dict[str, float] = field(default_factory=dict)
+    # share of the tokens of losses with a `clip_ratio` whose ratio was clipped; None: no such loss
+    clipped: float | None = None
     # seconds of the step after the gradients; equal steps may differ in it
     optimizer: float = field(default=0.0, compare=False)
 

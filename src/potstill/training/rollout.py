@@ -15,7 +15,7 @@ import numpy as np
 from potstill.algorithms.recipe import Recipe
 from potstill.algorithms.schedules import whole
 from potstill.engines.protocol import Engine
-from potstill.training.speculative import interleave
+from potstill.training.speculative import interleave, with_behavior
 from potstill.types import Limits, Problem, Role, Trajectory
 
 GOLDEN = (5**0.5 - 1) / 2
@@ -101,6 +101,8 @@ def collect(
     if recipe.interleave and student:
         random = partial(generator, seed, step)
         student = interleave(engine, student, recipe.interleave, limits, random)
+        if any(loss.needs == "token_scores" for loss in recipe.losses):
+            student = with_behavior(engine, student, recipe.interleave, limits)
     teacher = _complete(engine, "teacher", problems[count:], [], longest, step, seed, limits)
     return student + teacher
 
@@ -119,7 +121,9 @@ def _complete(
     if not problems or not limit:
         return []
     heads = [t.completion for t in seeded] or [()] * len(problems)
-    logprobs = [t.logprobs for t in seeded] or [np.zeros(0, np.float32)] * len(problems)
+    nothing = [np.zeros(0, np.float32)] * len(problems)
+    logprobs = [t.logprobs for t in seeded] or nothing
+    behavior = [t.behavior_logprobs for t in seeded] or nothing
     prompts = [t.prompt for t in seeded] or [engine.prompt(problem) for problem in problems]
     samples = engine.sample(
         role,
@@ -136,6 +140,9 @@ def _complete(
             source="student" if role == "student" else "teacher",
             prefix=len(head),
             version=step,
+            behavior_logprobs=np.concatenate([drawn, sample.behavior_logprobs]),
         )
-        for prompt, head, scores, sample in zip(prompts, heads, logprobs, samples, strict=True)
+        for prompt, head, scores, drawn, sample in zip(
+            prompts, heads, logprobs, behavior, samples, strict=True
+        )
     ]
