@@ -191,7 +191,7 @@ def _training(
             saved += steps[kind].cached
         cache |= calls
     spent = total(steps[kind].spent * times for kind, times in kinds.items())
-    return replace(spent, seconds=spent.seconds - saved)
+    return replace(spent, seconds=spent.seconds - saved, saved=saved)
 
 
 def _range(seconds: Sequence[float]) -> str:
