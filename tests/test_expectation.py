@@ -129,8 +129,8 @@ def test_all_engines_estimate_alike(models: Path, loss: ReverseKLSampled) -> Non
     assert stats.loss == pytest.approx(want.loss, rel=1e-4)
     assert stats.clipped == pytest.approx(want.clipped) and stats.clipped
     part, score = parts[3], now[3]
-    assert part.estimate is not None
-    sent = row(part, part.coefficients, part.estimate.reference)
+    assert part.surrogate is not None
+    sent = row(part, part.coefficients, part.surrogate.reference)
     value = -float(np.exp(score[0] - sent.logprobs[-1]) * sent.advantages[-1])
     alone = engine.measure([data[3]]).loss
     assert value == pytest.approx(alone, rel=1e-4)

@@ -142,9 +142,9 @@ def test_older_tokens_are_estimated_at_the_weights_of_now(fresh: bool) -> None:
     assert passes == [0] if fresh else [1]
     p = own if fresh else now
     ratio = (min(np.exp(p[0] - own[0]), 2.0)) * np.exp(own[0] - behavior[0])
-    assert part.estimate is not None
+    assert part.surrogate is not None
     assert part.coefficients.tolist() == pytest.approx([teacher[0] - p[0], 0.0])
-    assert np.exp(p[0] - part.estimate.reference[0]) == pytest.approx(ratio)
+    assert np.exp(p[0] - part.surrogate.reference[0]) == pytest.approx(ratio)
     assert stats_of([part], [p], 0.0).clipped == (0.0 if fresh else 1.0)
 
 

@@ -8,8 +8,9 @@ Log-probabilities are in nats. Behaviour is left to the packages above.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -21,8 +22,7 @@ Ids = tuple[int, ...]
 Floats = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.float64]  # (T, V) log-probabilities
 
-# Inputs of a loss in addition to the student's own log-probabilities: the written tokens alone, the
-# teacher's log-probability of each token, or the teacher's full-vocabulary log-probs.
+# Inputs of a loss: tokens, the teacher's log-probability of each, or its full-vocabulary log-probs.
 Needs = Literal["tokens", "token_scores", "full_logprobs"]
 
 
@@ -62,28 +62,28 @@ class Grade:
     format: bool | None = field(default=None, compare=False)
 
 
+class Written:
+    """Tokens with two log-probabilities each, which are equal where the second is not given."""
+
+    logprobs: Floats
+    behavior_logprobs: Floats
+
+    def __post_init__(self) -> None:
+        if self.behavior_logprobs is None:
+            object.__setattr__(self, "behavior_logprobs", self.logprobs)
+
+
 @dataclass(frozen=True)
-class Sample:
+class Sample(Written):
     """Completion of one prompt by an engine's sampler."""
 
     tokens: Ids  # (T,), EOS included if it was sampled
     logprobs: Floats  # (T,) under the weights that sampled them, at temperature 1
-    # (T,) under the distribution that they were drawn from, its temperature included; NaN: unknown;
-    # default: the same
+    # (T,) under the distribution that they were drawn from; NaN: unknown; default: the same
     behavior_logprobs: Floats = None  # type: ignore[assignment]
 
-    def __post_init__(self) -> None:
-        _default_behavior(self)
 
-
-def _default_behavior(written: Sample | Trajectory | Datum) -> None:
-    """Where nothing else is known, tokens were drawn from the model itself."""
-    if written.behavior_logprobs is None:
-        object.__setattr__(written, "behavior_logprobs", written.logprobs)
-
-
-def _nothing() -> Floats:
-    return np.zeros(0, np.float32)
+_nothing = partial(np.zeros, 0, np.float32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,7 +143,7 @@ Reading = tuple[Prompt, Ids]  # a prompt and the completion (T,) after it
 
 
 @dataclass(frozen=True, eq=False)
-class Trajectory:
+class Trajectory(Written):
     """A completion with its prompt, its source and the version of the weights."""
 
     prompt: Prompt
@@ -153,9 +153,6 @@ class Trajectory:
     prefix: int = 0  # leading tokens sampled by the teacher: context, never trained
     version: int = 0  # optimizer steps of the weights that sampled it
     behavior_logprobs: Floats = None  # type: ignore[assignment]  # (T,) see `Sample`
-
-    def __post_init__(self) -> None:
-        _default_behavior(self)
 
     @property
     def problem(self) -> str:
@@ -181,9 +178,6 @@ class ModelSpec:
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - read by the study file's parser
 
 
-COMMON = ("to", "cap", "clip_ratio")  # fields of every loss
-
-
 @dataclass(frozen=True)
 class Loss(ABC):
     """A per-token loss; the classes are in `potstill.algorithms.losses`.
@@ -192,13 +186,10 @@ class Loss(ABC):
         to: the model that the student is pulled towards.
         cap: nats; the part of a token's divergence above it is constant, and so is not trained; the
             advantage of `reverse_kl_sampled` is cut to it either way.
-        clip_ratio: limit from above of `reverse_kl_sampled`'s importance ratio between the student
-            and its older self that wrote a token.
     """
 
     to: Role = field(default="teacher", kw_only=True)
     cap: float | None = field(default=None, kw_only=True)
-    clip_ratio: float | None = field(default=None, kw_only=True)
 
     needs: ClassVar[Needs]
 
@@ -210,7 +201,7 @@ class Loss(ABC):
     @property
     def settings(self) -> dict[str, float]:
         """The loss's own numbers, in the order of a study file."""
-        own = (item.name for item in fields(self) if item.name not in COMMON)
+        own = (i.name for i in fields(self) if i.name not in ("to", "cap", "clip_ratio"))
         return {name: getattr(self, name) for name in own}
 
     def with_settings(self, **settings: Any) -> Self:
@@ -232,7 +223,7 @@ class Term:
 
 @dataclass(frozen=True, eq=False)
 class TokenMatch:
-    """How a datum's tokens match those of a teacher's own tokenizer, one to one and by spans."""
+    """Matches of a datum's tokens with those of a teacher's own tokenizer."""
 
     positions: npt.NDArray[np.int64]  # (T,) index of the equal teacher token; -1: no match
     shared: npt.NDArray[np.int64]  # (K, 2) student and teacher ids of the tokens in both
@@ -240,7 +231,7 @@ class TokenMatch:
 
 
 @dataclass(frozen=True, eq=False)
-class Datum:
+class Datum(Written):
     """One sequence of an optimizer step.
 
     The model reads prompt + completion. The position *before* completion token t predicts
@@ -256,12 +247,8 @@ class Datum:
     teacher_logprobs: Floats | None = None  # (T,) if a loss needs the teacher's token scores
     views: Mapping[Role, Reading] = field(default_factory=dict)  # see `reading`
     match: TokenMatch | None = None  # set when the teacher has a tokenizer of its own
-    # (T,) of the distribution drawn from, see `Sample`: denominator of the importance ratio
-    behavior_logprobs: Floats = None  # type: ignore[assignment]
+    behavior_logprobs: Floats = None  # type: ignore[assignment]  # (T,) see `Sample`
     fresh: bool = False  # true if the sampler's weights are those before the step
-
-    def __post_init__(self) -> None:
-        _default_behavior(self)
 
     def reading(self, role: Role) -> Reading:
         """Prompt and completion for a model: its view if it has one, else the datum's."""
@@ -279,16 +266,13 @@ class StepStats:
     """Report of one optimizer step.
 
     `losses` maps "student", "teacher" and "anchor" to the mean per-token loss of that part (nats).
-    `loss` is the quantity that was minimised: the weighted sum of all parts.
     """
 
-    loss: float
+    loss: float  # the quantity that was minimised: the weighted sum of all parts
     grad_norm: float  # before clipping
     losses: dict[str, float] = field(default_factory=dict)
-    # share of the tokens of losses with a `clip_ratio` whose ratio was clipped; None: no such loss
-    clipped: float | None = None
-    # seconds of the step after the gradients; equal steps may differ in it
-    optimizer: float = field(default=0.0, compare=False)
+    clipped: float | None = None  # share of importance ratios; None: no loss with a limit
+    optimizer: float = field(default=0.0, compare=False)  # seconds after the gradients
 
 
 # Kinds of completion tokens in training: their sum is the budget at which methods are compared.
@@ -296,14 +280,8 @@ KINDS = ("student_sampled", "teacher_sampled", "student_scored", "teacher_scored
 
 # Activities of a run by wall time; "other" is the rest: Python, disk, waiting.
 ACTIVITIES = (
-    "student sampling",
-    "teacher sampling",
-    "scoring",
-    "forward and backward",
-    "optimizer",
-    "evaluation",
-    "diagnosis",
-    "other",
+    *("student sampling", "teacher sampling", "scoring", "forward and backward"),
+    *("optimizer", "evaluation", "diagnosis", "other"),
 )
 
 
@@ -368,9 +346,3 @@ class Finding:
     found: int  # the step after which it was established
     evidence: str
     advice: str
-
-
-def pad_left(rows: Sequence[Ids], fill: int) -> npt.NDArray[np.int64]:
-    """Stack sequences of ids to (B, longest), padded on the left."""
-    width = max(map(len, rows), default=0)
-    return np.array([(fill,) * (width - len(row)) + row for row in rows], dtype=np.int64)

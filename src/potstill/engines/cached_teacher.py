@@ -62,12 +62,12 @@ class CachedTeacher(Wrapper):
         key = hashlib.sha256(repr((request, rng.bit_generator.state)).encode()).hexdigest()
         file = self._folder / key[:2] / f"{key}.npz"
         start = time.perf_counter()
-        found = _read(file)
-        if found is None:
+        cached = _read(file)
+        if cached is None:
             samples = self.engine.sample(role, prompts, max_tokens, temperature, rng)
             _write(file, samples, time.perf_counter() - start)
             return samples
-        samples, seconds = found
+        samples, seconds = cached
         self.saved += max(0.0, seconds - (time.perf_counter() - start))
         return samples
 

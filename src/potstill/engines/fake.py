@@ -274,6 +274,7 @@ def _reverse_kl_sampled(
     loss: Loss, datum: Datum, logp: Table, logq: Table | None
 ) -> tuple[Table, Table]:
     """-r A with r = p(y) / s(y) and A = log q(y) - log p(y), and -r A (1[y] - p)."""
+    assert isinstance(loss, SampledLoss)
     at, hit = _chosen(datum, logp)
     if logq is not None:  # towards the student of step 0
         advantage = logq[at] - logp[at]
@@ -287,7 +288,7 @@ def _reverse_kl_sampled(
     return values, values[:, None] * (hit - np.exp(logp))
 
 
-def _moved(loss: Loss, datum: Datum, logp: Table) -> tuple[Table, Any]:
+def _moved(loss: SampledLoss, datum: Datum, logp: Table) -> tuple[Table, Any]:
     """log p(y) / p_then(y) (T,) up to the loss's limit, and where the limit is exceeded."""
     moved = logp[_chosen(datum, logp)[0]] - datum.logprobs
     if loss.clip_ratio is None:

@@ -1,7 +1,7 @@
 """The cost of the runs: tokens, time by activity, dollars, next to the prediction of pre-flight.
 
-Costs are those of a run that finds no completions of other runs in the cache: which method was run
-first is no property of a method.
+Costs are those of a run that reads no completions of other runs from the cache, so that the order
+of a study's runs changes no cost.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ def costs(data: StudyData, pair: str) -> list[CostRow]:
         done = list(data.done(pair, method).values())
         if not done:
             continue
-        found = total(map(Spent.read, done)) * (1 / len(done))
-        spent = found.alone
+        actual = total(map(Spent.read, done)) * (1 / len(done))
+        spent = actual.alone
         accuracy = sum(record["accuracy"] for record in done) / len(done)
         points = 100 * (accuracy - before) if before is not None else 0.0
         predicted = predictions[method].alone if method in predictions else None
@@ -72,7 +72,7 @@ def costs(data: StudyData, pair: str) -> list[CostRow]:
                 flops_per_point=spent.flops / points if spent.flops and points > 0 else None,
                 device_seconds=_device_seconds(done),
                 peak_bytes=max((r.get("peak_bytes") or 0 for r in done), default=0) or None,
-                saved=found.saved or None,
+                saved=actual.saved or None,
                 kinds={name: _kind(name, done) for name in SHOWN},
             )
         )

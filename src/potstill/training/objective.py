@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from potstill.algorithms.losses import SampledLoss
 from potstill.algorithms.recipe import Recipe, anchor_losses
 from potstill.engines.protocol import Engine
 from potstill.errors import PotstillError
@@ -27,10 +28,10 @@ def losses_for(recipe: Recipe, source: Source) -> list[tuple[Loss, float]]:
         main = dataclasses.replace(main, cap=float(cap))
     terms = [(main, 1.0), *((loss, recipe.anchor) for loss in anchor_losses(recipe))]
     if source == "teacher" or not recipe.clip_ratio:
-        return terms  # the teacher is no older self of the student: nothing moves on from it
+        return terms  # only the student moves away from what it wrote
     return [
         (dataclasses.replace(loss, clip_ratio=float(recipe.clip_ratio)), factor)
-        if loss.needs == "token_scores"
+        if isinstance(loss, SampledLoss)
         else (loss, factor)
         for loss, factor in terms
     ]

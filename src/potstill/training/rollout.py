@@ -38,7 +38,7 @@ def draw(problems: Sequence[Problem], count: int, seed: int, step: int) -> list[
 def student_prompts(share: float, batch: int, step: int, seed: int) -> int:
     """The number of a step's prompts that the student answers: share * batch, on average.
 
-    Where that is no whole number, the step gets one more than the whole part if its number in
+    Where that is not a whole number, the step gets one more than the whole part if its number in
     [0, 1) is below the remainder. These numbers are the multiples of the golden ratio (Weyl), from
     a start that the seed draws: no other sequence fills the interval as evenly, so that the share
     holds over any stretch of steps, and a step's number needs no memory.

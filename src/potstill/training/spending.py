@@ -52,7 +52,7 @@ class Spent:
 
     @property
     def alone(self) -> Spent:
-        """What the same would have cost without the completions that other runs left behind."""
+        """The cost without the completions that other runs left behind."""
         return replace(self, seconds=self.seconds + self.saved, saved=0.0)
 
     def __add__(self, other: Spent) -> Spent:

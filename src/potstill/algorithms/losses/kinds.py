@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
 from potstill.errors import PotstillError
@@ -30,8 +31,16 @@ class TokenLoss(Loss):
         """Values (...) of the student's log-probabilities (..., V) at the ids (...)."""
 
 
+@dataclass(frozen=True)
 class SampledLoss(Loss):
-    """A loss of each sampled token's log-probability under the student, q and their sampler."""
+    """A loss of each sampled token's log-probability under the student, q and their sampler.
+
+    Args:
+        clip_ratio: limit from above of the importance ratio between the student and its older self
+            that wrote a token.
+    """
+
+    clip_ratio: float | None = field(default=None, kw_only=True)
 
     needs: ClassVar[Needs] = "token_scores"
 

@@ -25,7 +25,7 @@ from potstill.engines.prompts import Prompting
 from potstill.engines.registry import ENGINES
 from potstill.engines.tinker.client import Sampler, Service, Trainer, TrainingRow
 from potstill.engines.tinker.conformance import facts_of, sampler_facts_of
-from potstill.engines.tinker.parts import WeightedTerm, completion, estimated, row, stats_of
+from potstill.engines.tinker.parts import WeightedTerm, behind, completion, row, stats_of, weighted
 from potstill.engines.torch.loading import ModelPair
 from potstill.errors import NonFinite, PotstillError
 from potstill.settings import TinkerSettings
@@ -201,24 +201,11 @@ class TinkerEngine(Prompting):
         sampler are the same where it had the weights of now.
         """
         terms = [(d, term) for d in data if d.completion for term in d.terms]
-        anchored = [WeightedTerm(d, term) for d, term in terms if term.loss.to == "init"]
-        moved = anchored + [
-            WeightedTerm(d, term)
-            for d, term in terms
-            if term.loss.needs == "token_scores" and term.loss.to != "init" and not d.fresh
-        ]
-        moved = list({id(part.datum): part for part in moved}.values())
-        scores = zip(moved, self._current_scores(moved), strict=True)
+        older = [WeightedTerm(datum, datum.terms[0]) for datum in behind(terms)]
+        scores = zip(older, self._current_scores(older), strict=True)
         now = {id(part.datum): score for part, score in scores}
-        rows = [(part.datum.prompt, part.datum.completion) for part in anchored]
-        start, parts = iter(self.score("init", rows)), []
-        for datum, term in terms:
-            if term.loss.needs != "token_scores":
-                parts.append(WeightedTerm(datum, term))
-                continue
-            target = next(start) if term.loss.to == "init" else datum.teacher_logprobs
-            assert target is not None
-            parts.append(estimated(datum, term, now.get(id(datum), datum.logprobs), target))
+        rows = [(d.prompt, d.completion) for d, term in terms if term.loss.to == "init"]
+        parts = weighted(terms, now, self.score("init", rows))
         if not all(np.isfinite(part.coefficients).all() for part in parts):
             raise NonFinite("a weight or an advantage is not a number")
         return parts
@@ -232,19 +219,18 @@ class TinkerEngine(Prompting):
         cross-entropy is relative to the current student: its value is 1, and its gradient is that
         of the log-probability.
         """
-        plain = all(part.estimate is None for part in parts)
+        plain = all(part.surrogate is None for part in parts)
         if plain and self.facts.reduction == "sum":
             return [row(part, part.coefficients, part.coefficients * 0) for part in parts], (
                 "cross_entropy"
             )
-        current = iter(self._current_scores([p for p in parts if p.estimate is None]))
+        current = iter(self._current_scores([p for p in parts if p.surrogate is None]))
         rows = []
         for part in parts:
             scale = 1.0
             if self.facts.reduction == "sequence mean":
                 scale = len(part.datum.completion) * len(parts)
-            estimate = part.estimate
-            reference = next(current) if estimate is None else estimate.reference
+            reference = part.surrogate.reference if part.surrogate else next(current)
             rows.append(row(part, part.coefficients * np.float32(scale), reference))
         return rows, "importance_sampling"
 

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from potstill.algorithms.losses import SampledLoss
 from potstill.engines.tinker.client import TrainingRow
 from potstill.types import Datum, Floats, StepStats, Term
 
 
 @dataclass(frozen=True, eq=False)
-class Estimate:
+class Surrogate:
     """A sampled loss at the current weights, as the sum of -A x p(target) / reference.
 
     Where a weight is 0 everything is: 0 x inf is not a number.
@@ -31,17 +32,17 @@ class WeightedTerm:
 
     datum: Datum
     term: Term
-    estimate: Estimate | None = None  # of sampled losses; None for cross-entropy
+    surrogate: Surrogate | None = None  # of sampled losses; None for cross-entropy
 
     @property
     def coefficients(self) -> Floats:
         """Factors (T,) of the importance ratios."""
         weights = self.term.weights.astype(np.float32)
-        return weights if self.estimate is None else weights * self.estimate.advantages
+        return weights if self.surrogate is None else weights * self.surrogate.advantages
 
 
 def estimated(datum: Datum, term: Term, now: Floats, target: Floats) -> WeightedTerm:
-    """A term of `ReverseKLSampled`, see there.
+    """A term of `ReverseKLSampled`, which has the equations.
 
     Args:
         datum: the sampled tokens.
@@ -50,6 +51,7 @@ def estimated(datum: Datum, term: Term, now: Floats, target: Floats) -> Weighted
         target: (T,) those of the model that the student is pulled towards.
     """
     loss, counted = term.loss, term.weights != 0
+    assert isinstance(loss, SampledLoss)
     advantages, moved, clipped = target - now, now - datum.logprobs, None
     if loss.cap is not None:
         advantages = advantages.clip(-loss.cap, loss.cap)
@@ -60,7 +62,38 @@ def estimated(datum: Datum, term: Term, now: Floats, target: Floats) -> Weighted
     advantages, reference = (
         np.where(counted, x, 0).astype(np.float32) for x in (advantages, reference)
     )
-    return WeightedTerm(datum, term, Estimate(advantages, reference, clipped))
+    return WeightedTerm(datum, term, Surrogate(advantages, reference, clipped))
+
+
+def behind(terms: Sequence[tuple[Datum, Term]]) -> list[Datum]:
+    """The data whose sampled losses need the current student's log-probabilities."""
+    data = [d for d, t in terms if t.loss.to == "init" or (_is_sampled(t) and not d.fresh)]
+    return list({id(datum): datum for datum in data}.values())
+
+
+def _is_sampled(term: Term) -> bool:
+    return term.loss.needs == "token_scores"
+
+
+def weighted(
+    terms: Sequence[tuple[Datum, Term]], now: Mapping[int, Floats], start: Sequence[Floats]
+) -> list[WeightedTerm]:
+    """The terms of a step.
+
+    Args:
+        terms: every term with its datum.
+        now: log-probabilities (T,) of these data under the current student, by id.
+        start: those of the anchored terms under the student of step 0, in order.
+    """
+    anchors, parts = iter(start), []
+    for datum, term in terms:
+        if not _is_sampled(term):
+            parts.append(WeightedTerm(datum, term))
+            continue
+        target = next(anchors) if term.loss.to == "init" else datum.teacher_logprobs
+        assert target is not None
+        parts.append(estimated(datum, term, now.get(id(datum), datum.logprobs), target))
+    return parts
 
 
 def row(part: WeightedTerm, advantages: Floats, reference: Floats) -> TrainingRow:
@@ -88,10 +121,10 @@ def stats_of(parts: Sequence[WeightedTerm], logprobs: Sequence[Floats], norm: fl
     clipped: list[bool] = []
     for part, logp in zip(parts, logprobs, strict=True):
         values = -logp.astype(float)
-        if part.estimate is not None:
-            ratio = np.exp(logp.astype(float) - part.estimate.reference)
-            values = -ratio * part.estimate.advantages
-            clipped.extend([] if part.estimate.clipped is None else part.estimate.clipped)
+        if part.surrogate is not None:
+            ratio = np.exp(logp.astype(float) - part.surrogate.reference)
+            values = -ratio * part.surrogate.advantages
+            clipped.extend([] if part.surrogate.clipped is None else part.surrogate.clipped)
         total += float((part.term.weights * values).sum())
         counted = part.term.weights != 0
         key = "anchor" if part.term.loss.to == "init" else part.datum.source

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from potstill.algorithms.losses import token_logprobs
+from potstill.engines.torch.batching import pad_left
 from potstill.engines.torch.decoding import begin
-from potstill.types import Floats, Ids, Sample, pad_left
+from potstill.types import Floats, Ids, Sample
 
 
 def generate(
