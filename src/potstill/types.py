@@ -10,7 +10,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from functools import partial
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -83,7 +82,8 @@ class Sample(Written):
     behavior_logprobs: Floats = None  # type: ignore[assignment]
 
 
-_nothing = partial(np.zeros, 0, np.float32)
+def _nothing() -> Floats:
+    return np.zeros(0, np.float32)
 
 
 @dataclass(frozen=True, eq=False)
