@@ -196,6 +196,7 @@ def test_a_checkpoint_keeps_what_tokens_were_drawn_from(tmp_path: Path, temperat
         assert before.__dict__.keys() == after.__dict__.keys()
         np.testing.assert_array_equal(before.logprobs, after.logprobs)
         np.testing.assert_array_equal(before.behavior_logprobs, after.behavior_logprobs)
+        assert after.logprobs.dtype == after.behavior_logprobs.dtype == np.float32
     file = tmp_path / "step-00000004" / "state.json"
     state = json.loads(file.read_text())
     for entry in state["buffer"]:
