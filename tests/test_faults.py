@@ -152,6 +152,15 @@ def test_anchor_absent_and_unblended(tmp_path: Path) -> None:
     assert len(alone) == 1
 
 
+def test_a_fault_takes_a_loss_with_its_limits(tmp_path: Path) -> None:
+    fields = {"student_loss": "reverse_kl_sampled", "clip_ratio": 3.0, "clip_advantage": 1.0}
+    sampled = Recipe(name="x", **fields)
+    anchored = Recipe(name="y", anchor=0.1, anchor_loss="reverse_kl_sampled", clip_ratio=3.0)
+    for fault, recipe in (("top_k_without_tail", sampled), ("anchor_absent", anchored)):
+        run = apply([fault], RunSpec(recipe, FakeEngine(), load_task(**write_toy(tmp_path)), 0))
+        assert run.recipe != recipe
+
+
 def test_eos_untrained_and_views(tmp_path: Path) -> None:
     (seen,), _ = step("eos_untrained", METHODS["off_policy"], tmp_path)
     for datum in seen:

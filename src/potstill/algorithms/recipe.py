@@ -161,9 +161,8 @@ class Recipe:
         yield from self._sources_without_prompts()
 
     def _caps_without_losses(self) -> Iterator[tuple[str, str]]:
-        if self.clip_ratio != CLIP_RATIO and not any(
-            loss.needs == "token_scores" for loss in self.losses
-        ):
+        ratios = any(loss.needs == "token_scores" for loss in (*self.losses, self.anchor_loss))
+        if self.clip_ratio != CLIP_RATIO and not ratios:
             yield (
                 f"clip_ratio is about importance ratios, and {self.student_loss} has none",
                 'write student_loss = "reverse_kl_sampled", or leave clip_ratio out',
