@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-CLOCKS = frozenset({"seconds", "activity", "peak_bytes", "devices", "provenance"})
+CLOCKS = frozenset({"seconds", "activity", "saved", "peak_bytes", "devices", "provenance"})
 
 
 def differences(old: Path, new: Path, leave_out: Collection[str] = ()) -> Iterator[str]:

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from potstill.algorithms.losses import over_spans
 from potstill.engines import zoo
 from potstill.engines.cross_tokenizer.alignment import (
     Span,
@@ -19,7 +21,7 @@ from potstill.engines.cross_tokenizer.alignment import (
     inside_a_character,
     match_tokens,
     skip_tokens,
-    span_credit,
+    span_numbers,
     spread_scores,
 )
 from potstill.engines.cross_tokenizer.token_bytes import (
@@ -108,8 +110,10 @@ def test_shares_credit_and_places() -> None:
     scores = np.array([-1, -3, -0.5, -0.25], np.float32)
     found = spread_scores(spans, scores, len(mine))
     assert found.tolist() == [-1, -1.5, -1.5, 0, -0.5, -0.25]
-    sampler = np.array([-2, -1, -0.5, -9, -0.5, -1], np.float32)
-    advantage = span_credit(spans, found, sampler) - sampler
+    numbers = span_numbers(spans, len(mine))
+    assert numbers.tolist() == [0, 1, 1, -1, 2, 3]
+    now = torch.tensor([-2, -1, -0.5, -9, -0.5, -1])
+    advantage = over_spans(torch.from_numpy(found), now, torch.from_numpy(numbers)) - now
     assert advantage.tolist() == [1, -1.5, -1.5, 0, 0, 0.75]  # a span's whole at each token
     assert match_tokens(spans, len(mine)).tolist() == [0, -1, -1, -1, 2, 3]
     rest = skip_tokens(spans, 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ from potstill.engines.fake import FakeEngine
 from potstill.study.loading import read_study
 from potstill.study.run import run_cell
 from potstill.study.storage import RunId, StudyFolder, runs_of
+from potstill.training.metering import Metered, Usage
+from potstill.training.spending import Spent
 from potstill.types import Prompt
 
 
@@ -43,6 +46,7 @@ def test_a_hit_is_what_a_miss_would_have_given(tmp_path: Path) -> None:
         assert a.tokens == b.tokens == c.tokens
         assert b.logprobs.dtype == np.float32
         assert (a.logprobs == b.logprobs).all() and (a.logprobs == c.logprobs).all()
+        assert (a.behavior_logprobs == b.behavior_logprobs).all()
 
 
 def test_whatever_decides_a_text_is_in_the_key(tmp_path: Path) -> None:
@@ -66,6 +70,62 @@ def test_a_file_that_was_cut_short_is_written_again(tmp_path: Path) -> None:
     assert engine.roles == ["teacher"] * 3
     ask(cached)
     assert len(engine.roles) == 3
+
+
+class Slow(Asked):
+    """A teacher that takes a while."""
+
+    def sample(self, role, prompts, max_tokens, temperature, rng):  # type: ignore[no-untyped-def]
+        time.sleep(0.05)
+        return super().sample(role, prompts, max_tokens, temperature, rng)
+
+
+def test_what_a_hit_saved_is_no_merit_of_the_run(tmp_path: Path) -> None:
+    """The second run is faster, and would have cost alone as much as the first."""
+    usages = []
+    for _ in range(2):
+        engine = CachedTeacher(Slow(), "q", tmp_path)
+        usage = Usage(engine)
+        ask(Metered(engine, usage)), ask(Metered(engine, usage), role="student")  # type: ignore[arg-type]
+        usages.append(usage)
+    first, second = usages
+    assert first.saved == {} and first.seconds["teacher sampling"] > 0.05
+    assert second.seconds["teacher sampling"] < 0.04 < second.saved["teacher sampling"]
+    assert first.tokens == second.tokens
+    costs = [
+        Spent.read({"seconds": sum(usage.seconds.values()), "saved": usage.saved})
+        for usage in usages
+    ]
+    assert costs[0].saved == 0 and costs[0].alone == costs[0]
+    assert costs[1].alone.seconds == pytest.approx(costs[0].seconds, abs=0.02)
+    assert (costs[1] + costs[1]).saved == pytest.approx(2 * costs[1].saved) == (costs[1] * 2).saved
+    resumed = Usage(engine)
+    resumed.recall(second.state())
+    assert resumed.saved == second.saved
+
+
+def test_the_report_counts_what_a_run_would_have_cost_alone(tmp_path: Path) -> None:
+    from potstill.report.costs import costs
+    from potstill.report.data import load
+    from potstill.report.results import table
+
+    study = read_study(toy_table(tmp_path, methods=["off_policy"], seeds=[0], price={"hour": 3600}))
+    folder = StudyFolder(tmp_path / "out")
+    folder.open(study)
+    for cell in runs_of(study):
+        run_cell(study, folder, cell)
+    place = folder.cell(RunId("toy", "off_policy", 0))
+    record = place.result
+    assert record is not None and record["saved"] == {}
+    place.finish({**record, "seconds": 2.0, "saved": {"teacher sampling": 3.0}})
+    (row,) = costs(load(folder.path), "toy")
+    assert (row.spent.seconds, row.saved, row.usd, row.device_seconds) == (5.0, 3.0, 5.0, 5.0)
+    done = folder.results(runs_of(study))
+    *_, trained = table(runs_of(study), ["off_policy"], done, lambda _: [])
+    assert (trained.method, trained.seconds) == ("off_policy", 5.0)
+    place.finish({key: value for key, value in record.items() if key != "saved"})  # an older one
+    (row,) = costs(load(folder.path), "toy")
+    assert row.saved is None and row.spent.seconds == record["seconds"]
 
 
 def test_a_changed_folder_is_another_teacher(tmp_path: Path) -> None:

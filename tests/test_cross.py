@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from conftest import monitored
-from potstill.algorithms.losses import GOLD, JSD, REVERSE_KL_SAMPLED, loss, loss_to_toml
+from potstill.algorithms.losses import GOLD, JSD, REVERSE_KL_SAMPLED, loss, loss_to_toml, over_spans
 from potstill.algorithms.losses.gold import uld
 from potstill.algorithms.methods import METHODS
 from potstill.algorithms.recipe import Recipe
@@ -23,7 +23,7 @@ from potstill.engines import zoo
 from potstill.engines.cross_tokenizer.alignment import (
     align,
     match_tokens,
-    span_credit,
+    span_numbers,
     spread_scores,
 )
 from potstill.engines.cross_tokenizer.engine import CrossEngine, TwoTokenizers
@@ -39,7 +39,7 @@ from potstill.training.evaluation import evaluate
 from potstill.training.objective import build
 from potstill.training.recorder import Memory
 from potstill.training.rollout import collect
-from potstill.types import Datum, Limits, Prompt, Trajectory
+from potstill.types import Datum, Limits, Prompt, Term, Trajectory
 
 SAMPLED = "reverse_kl_sampled"
 TASK = load_task("arithmetic")
@@ -57,11 +57,13 @@ class Toy:
         self.q: Table = {s: torch.randn(len(its)).double() for s in starts}
 
     @staticmethod
-    def logs(table: Table, tokens: list[bytes], text: bytes, y: bytes) -> torch.Tensor:
-        return table[text].log_softmax(-1)[tokens.index(y)]
+    def logs(table: Table, tokens: list[bytes], text: bytes, y: bytes, t: float) -> torch.Tensor:
+        return (table[text] / t).log_softmax(-1)[tokens.index(y)]
 
-    def score(self, table: Table, tokens: list[bytes], ids: list[bytes]) -> list[torch.Tensor]:
-        return [self.logs(table, tokens, b"".join(ids[:i]), y) for i, y in enumerate(ids)]
+    def score(
+        self, table: Table, tokens: list[bytes], ids: list[bytes], t: float = 1.0
+    ) -> list[torch.Tensor]:
+        return [self.logs(table, tokens, b"".join(ids[:i]), y, t) for i, y in enumerate(ids)]
 
     def texts(self, begun: tuple[bytes, ...] = ()) -> Iterator[list[bytes]]:
         """Everything that the student can write: its tokens until there are enough bytes."""
@@ -112,9 +114,14 @@ def expected(toy: Toy) -> torch.Tensor:
     return total
 
 
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
 @pytest.mark.parametrize("name", TOYS)
-def test_credit_gives_the_gradient_of_the_divergence_over_spans(name: str) -> None:
-    """Expectation of the sampled loss over all texts, its gradient by autograd, both enumerated."""
+def test_credit_gives_the_gradient_of_the_divergence_over_spans(
+    name: str, temperature: float
+) -> None:
+    """Expectation of the sampled loss over all texts that a sampler writes, its gradient by
+    autograd, both enumerated. The sampler has a temperature inside of a span, and reaches each
+    span's start as the student does, because the states visited are the sampler's."""
     toy = Toy(*TOYS[name])
     exact = expected(toy)
     sampled, counted, mass = torch.zeros(()).double(), 0.0, 0.0
@@ -123,13 +130,18 @@ def test_credit_gives_the_gradient_of_the_divergence_over_spans(name: str) -> No
         spans = align(ids, its)
         logp = torch.stack(toy.score(toy.p, toy.mine, ids))
         scores = torch.stack(toy.score(toy.q, toy.its, its)).numpy()
-        sampler = logp.detach().numpy()
-        found = span_credit(spans, spread_scores(spans, scores, len(ids)), sampler)
-        values = REVERSE_KL_SAMPLED.value(logp, logp.detach(), torch.from_numpy(found).double())
-        chance = logp.sum().exp().detach()
-        sampled = sampled + chance * values.sum()
-        once = [values[span.student].mean().item() for span in spans]  # a span's divergence, once
-        counted, mass = counted + chance.item() * sum(once), mass + chance.item()
+        now = logp.detach()
+        shared = torch.from_numpy(spread_scores(spans, scores, len(ids))).double()
+        drawn = torch.stack(toy.score(toy.p, toy.mine, ids, temperature)).detach()
+        numbers = torch.from_numpy(span_numbers(spans, len(ids)))
+        sampler, then, found = (over_spans(x, now, numbers) for x in (drawn, now, shared))
+        values = REVERSE_KL_SAMPLED.value(logp, sampler, found, then)
+        mass += now.sum().exp().item()
+        for span in spans:
+            place = span.student  # reached by p, drawn by the sampler, and what follows by p
+            chance = (now.sum() - now[place].sum() + drawn[place].sum()).exp()
+            sampled = sampled + chance * values[place].sum()
+            counted += chance.item() * values[place].mean().item()  # a span's divergence, once
     assert mass == pytest.approx(1.0)
     assert counted == pytest.approx(exact.item(), abs=1e-5)
     leaves = list(toy.p.values())
@@ -367,8 +379,12 @@ def test_special_tokens_carry_no_advantage(engine: CrossEngine) -> None:
     )
     datum = build_one(engine, prompt, completion)
     (found,) = engine.translate([datum])
-    gap = found.teacher_logprobs - found.logprobs
-    assert gap[completion.index(bos)] == 0 and np.count_nonzero(gap) == len(completion) - 1
+    assert found.match is not None
+    (outside,) = np.flatnonzero(found.match.spans < 0)
+    assert outside == completion.index(bos)
+    only = np.float32(np.arange(len(completion)) == outside)
+    alone = dataclasses.replace(datum, terms=(Term(REVERSE_KL_SAMPLED, only),))
+    assert engine.measure([alone]).loss == 0 != engine.measure([datum]).loss
     assert bos not in found.views["teacher"][1]
 
 
@@ -515,6 +531,35 @@ def test_an_open_pair_refuses_what_a_file_did_not_show(engine: CrossEngine, tmp_
     assert TwoTokenizers(*models).pair.teacher_tokenizer is not None
 
 
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_the_advantage_of_a_span_is_clipped_as_a_whole(
+    engine: CrossEngine, temperature: float
+) -> None:
+    """A limit of 1 stays 1 at each token of a span of several, and r is the span's product."""
+    limit = 1.0
+    recipe = Recipe(name="x", student_loss=SAMPLED, clip_advantage=limit)
+    limits = Limits(24, temperature, 1.0)
+    batch = collect(recipe, engine, TASK.train[:8], 0.0, 0, 0, limits)
+    data, reached = build(recipe, batch, engine), 0
+    for datum in data:
+        (found,) = engine.translate([datum])
+        assert found.match is not None
+        now = engine.score("student", [(datum.prompt, datum.completion)])[0]
+        for number in {*found.match.spans} - {-1}:
+            span = np.flatnonzero(found.match.spans == number)
+            if len(span) < 2:
+                continue
+            gap = (datum.teacher_logprobs - now)[span].sum()
+            reached += abs(gap) > limit
+            want = -np.exp((now - datum.behavior_logprobs)[span].sum()) * np.clip(gap, -1, 1)
+            for token in span:
+                only = np.float32(np.arange(len(now)) == token)
+                term = Term(datum.terms[0].loss, only)
+                alone = engine.measure([dataclasses.replace(datum, terms=(term,))])
+                assert alone.loss == pytest.approx(want, abs=2e-3)
+    assert reached
+
+
 def test_preflight_prints_the_alignment_and_passes() -> None:
     study = read_study(
         table(methods=["teacher_seeded", "kl_anchored", "rows"], student_loss=SAMPLED)
@@ -532,16 +577,16 @@ def test_preflight_prints_the_alignment_and_passes() -> None:
 
 @pytest.mark.parametrize("which", [SAMPLED, "gold"])
 def test_preflight_sees_a_wrong_translation(which: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every advantage one token late; the row of the token before."""
+    """Every score of the teacher one token late; the row of the token before."""
 
-    def late(spans: list, shared: np.ndarray, sampler: np.ndarray) -> np.ndarray:
-        return sampler + np.roll(span_credit(spans, shared, sampler) - sampler, 1)
+    def late(spans: list, scores: np.ndarray, size: int) -> np.ndarray:
+        return np.roll(spread_scores(spans, scores, size), 1)
 
     def before(spans: list, size: int) -> np.ndarray:
         return np.maximum(match_tokens(spans, size) - 1, -1)
 
     wrong: Callable = late if which == SAMPLED else before
-    name = "span_credit" if which == SAMPLED else "match_tokens"
+    name = "spread_scores" if which == SAMPLED else "match_tokens"
     monkeypatch.setattr(f"potstill.engines.cross_tokenizer.engine.{name}", wrong)
     chosen = SAMPLED if which == SAMPLED else {"gold": 0.5}
     checks = preflight_pair(read_study(table(student_loss=chosen)), "tiny-cross")

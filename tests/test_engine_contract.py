@@ -183,6 +183,49 @@ def test_log_probabilities_do_not_depend_on_temperature(make: Maker) -> None:
         np.testing.assert_allclose(score, sample.logprobs, atol=1e-5)
 
 
+@pytest.mark.parametrize("temperature", [0.5, 0.7, 1.0, 2.0])
+def test_tokens_know_the_distribution_that_they_were_drawn_from(
+    make: Maker, temperature: float
+) -> None:
+    """The log-probability at the temperature, from the model's whole rows."""
+    engine = make()
+    whole_rows_of_the_student(engine)
+    drawn = engine.sample("student", prompts(engine), [6] * 3, temperature, rng())
+    for prompt, sample in zip(prompts(engine), drawn, strict=True):
+        logp = tempered(engine.rows("student", prompt, sample.tokens), temperature)
+        want = logp[np.arange(len(sample.tokens)), list(sample.tokens)]
+        np.testing.assert_allclose(sample.behavior_logprobs, want, atol=2e-5)
+    (greedy,) = engine.sample("student", prompts(engine)[:1], [6], 0.0, rng())
+    assert not greedy.behavior_logprobs.any() and greedy.logprobs.any()
+
+
+@pytest.mark.parametrize("temperature", [0.6, 1.7])
+def test_samples_follow_the_distribution_at_the_temperature(
+    make: Maker, temperature: float
+) -> None:
+    engine, n = make(), 2000
+    whole_rows_of_the_student(engine)
+    prompt = prompt_of(engine, "7")
+    drawn = engine.sample("student", [prompt] * n, [1] * n, temperature, rng(3))
+    counts = np.bincount([s.tokens[0] for s in drawn])
+    p = np.exp(tempered(engine.rows("student", prompt, (1,)), temperature)[0])[: len(counts)]
+    assert np.minimum(binom.cdf(counts, n, p), binom.sf(counts - 1, n, p)).min() > 1e-7
+    flat = np.exp(engine.rows("student", prompt, (1,))[0])[: len(counts)]
+    chance = [binom.logpmf(counts, n, x).sum() for x in (p, flat)]
+    assert chance[0] > chance[1] + 20  # and not the distribution at temperature 1
+
+
+def whole_rows_of_the_student(engine: Engine) -> None:
+    """For promises about the student's whole rows, which a service does not have."""
+    if not (crossed(engine) or "reverse_kl" in engine.losses):
+        pytest.skip("this engine has no whole rows of its student")
+
+
+def tempered(logp: np.ndarray, temperature: float) -> np.ndarray:
+    scaled = logp / temperature
+    return scaled - np.log(np.exp(scaled).sum(-1, keepdims=True))
+
+
 def test_same_numbers_same_samples(make: Maker) -> None:
     engine = make()
     first, again, other = (samples(engine, seed=seed) for seed in (1, 1, 2))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from conftest import monitored, toy_table, write_toy
 from potstill.algorithms.methods import METHODS
 from potstill.algorithms.recipe import Recipe
-from potstill.diagnostics.faults import FAULTS, PUBLISHED, apply
+from potstill.diagnostics.faults import FAULTS, PUBLISHED, DataFault, apply
 from potstill.engines.fake import EOS, FakeEngine
 from potstill.engines.protocol import Wrapper, bare
 from potstill.errors import PotstillError
@@ -116,6 +117,30 @@ def test_prefix_trained_pushes_the_teachers_tokens_down(tmp_path: Path) -> None:
         assert got.logprobs[0] == 0
 
 
+def test_a_trained_prefix_has_the_advantage_log_q(tmp_path: Path) -> None:
+    """The published step's: -p(y) log q(y), relative to a log-probability of 0 and not to p."""
+    engine = FakeEngine()
+    fault = FAULTS["prefix_trained"]
+    assert isinstance(fault, DataFault)
+    recipe = Recipe(name="x", prefix=2, student_loss="reverse_kl_sampled")
+    problems = [Problem("0", "a3", ""), Problem("1", "b", "")]
+    batch = collect(recipe, engine, problems, 0.0, 0, 0, Limits(8, 0.7, 8.0))
+    trained = 0
+    for datum in fault.rewrite(build(recipe, batch, engine), engine):
+        prefix = datum.terms[-1].weights != 0
+        if not prefix.any() or len(datum.terms) < 2:
+            continue
+        p, q = (
+            engine.score(role, [(datum.prompt, datum.completion)])[0]
+            for role in ("student", "teacher")
+        )
+        want = float((datum.terms[-1].weights * -np.exp(p) * q)[prefix].sum())
+        alone = replace(datum, terms=datum.terms[-1:])
+        assert engine.measure([alone]).loss == pytest.approx(want, rel=1e-5)
+        trained += 1
+    assert trained
+
+
 def test_anchor_absent_and_unblended(tmp_path: Path) -> None:
     (seen,), _ = step("anchor_absent", METHODS["kl_anchored"], tmp_path)
     assert all(len(datum.terms) == 1 for datum in seen)
@@ -125,6 +150,15 @@ def test_anchor_absent_and_unblended(tmp_path: Path) -> None:
         assert sum(float(d.terms[0].weights.sum()) for d in data) == pytest.approx(1, abs=1e-5)
     alone, _ = step("mixture_unblended", METHODS["on_policy_gkd"], tmp_path)
     assert len(alone) == 1
+
+
+def test_a_fault_takes_a_loss_with_its_limits(tmp_path: Path) -> None:
+    fields = {"student_loss": "reverse_kl_sampled", "clip_ratio": 3.0, "clip_advantage": 1.0}
+    sampled = Recipe(name="x", **fields)
+    anchored = Recipe(name="y", anchor=0.1, anchor_loss="reverse_kl_sampled", clip_ratio=3.0)
+    for fault, recipe in (("top_k_without_tail", sampled), ("anchor_absent", anchored)):
+        run = apply([fault], RunSpec(recipe, FakeEngine(), load_task(**write_toy(tmp_path)), 0))
+        assert run.recipe != recipe
 
 
 def test_eos_untrained_and_views(tmp_path: Path) -> None:

@@ -49,6 +49,25 @@ def test_frozen_weights_get_no_gradient() -> None:
     assert open_engine("torch", "tiny-llama", lora_rank=4).size("student").frozen
 
 
+def test_attention_has_a_whole_backward_pass_without_weights_to_train() -> None:
+    """Torch's count of a long row through adapters of rank 1, with much attention."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    plain = TorchSettings(student=ModelSpec(attention="eager"))
+    engine = open_engine("torch", "tiny-llama", lora_rank=1, settings=plain)
+    size, n, c = engine.size("student"), 900, 20
+    row = (Prompt.of(tuple(5 + i % 90 for i in range(n - c))), tuple(range(5, 5 + c)))
+    term = Term(CROSS_ENTROPY, np.full(c, 1 / c, np.float32))
+    datum = Datum(*row, row[1], (term,), "teacher", np.zeros(c, np.float32))
+    with FlopCounterMode(display=False) as counter:
+        engine.step([datum], 0.0)
+    masked = 3 * size.mixing * n * n / 2
+    assert masked > 0.3 * size.training([(n - c, c)])
+    assert counter.get_total_flops() == pytest.approx(
+        size.training([(n - c, c)]) + masked, rel=0.03
+    )
+
+
 def test_a_meter_counts_each_kind_and_goes_on_after_a_restart() -> None:
     engine = open_engine("torch", "tiny-llama")
     usage = Usage(engine)

@@ -127,47 +127,140 @@ def test_cross_entropy_value_and_gradient() -> None:
         assert gradient[row].tolist() == pytest.approx(expected, abs=1e-12)
 
 
-def test_sampled_reverse_kl_has_the_exact_gradient_in_expectation() -> None:
-    """Enumerate every sample: the mean gradient is that of the exact reverse KL."""
-    torch.manual_seed(2)
+def drawn(logits: torch.Tensor, temperature: float = 1.0, top_k: int = V) -> torch.Tensor:
+    """Log-probabilities of the distribution that a sampler really draws from."""
+    kept = logits >= logits.topk(top_k).values[-1]
+    return (logits / temperature).masked_fill(~kept, -torch.inf).log_softmax(-1)
+
+
+def reverse_gradient(logits: torch.Tensor, logq: torch.Tensor) -> tuple[float, torch.Tensor]:
+    """KL(p, q) and its gradient, summed over the vocabulary by hand: p (log p/q - KL)."""
+    p = logits.detach().softmax(-1)
+    gap = p.log() - logq
+    value = (p * gap).sum()
+    return value.item(), p * (gap - value)
+
+
+@pytest.mark.parametrize("to", ["teacher", "init"])
+@pytest.mark.parametrize("temperature", [0.3, 0.7, 1.0, 1.6])
+def test_sampled_reverse_kl_is_exact_at_any_temperature(temperature: float, to: str) -> None:
+    """Enumerate every token that p_T can draw: value and gradient are those of KL(p, q)."""
+    for seed in range(20):
+        torch.manual_seed(seed)
+        logits = (2 * torch.randn(V, dtype=torch.float64)).requires_grad_()
+        logq = torch.randn(V, dtype=torch.float64).log_softmax(-1)
+        sampler, logp = drawn(logits.detach(), temperature), logits.log_softmax(-1)
+        loss = ReverseKLSampled(to=to, clip_ratio=2.0)  # limits nothing: the student has not moved
+        mean = (sampler.exp() * loss.value(logp, sampler, logq, logp.detach())).sum()
+        (got,) = torch.autograd.grad(mean, logits)
+        value, gradient = reverse_gradient(logits, logq)
+        assert mean.item() == pytest.approx(value, abs=1e-12)
+        assert torch.allclose(got, gradient, atol=1e-12)
+
+
+def test_tokens_that_top_k_leaves_out_are_all_that_is_missing() -> None:
+    """From k ids, the gradient is the sum over them alone, and unbiased there."""
+    torch.manual_seed(1)
     logits = torch.randn(V, dtype=torch.float64, requires_grad=True)
     logq = torch.randn(V, dtype=torch.float64).log_softmax(-1)
-    (exact,) = torch.autograd.grad(REVERSE_KL.value(logits.log_softmax(-1), logq), logits)
-    expected = torch.zeros(V, dtype=torch.float64)
-    for y in range(V):
-        logp = logits.log_softmax(-1)
-        value = REVERSE_KL_SAMPLED.value(logp[y], logp[y].detach(), logq[y])
-        (gradient,) = torch.autograd.grad(value, logits)
-        expected += logp[y].exp().detach() * gradient
-    assert torch.allclose(expected, exact, atol=1e-12)
+    sampler, logp = drawn(logits.detach(), 0.7, top_k=3), logits.log_softmax(-1)
+    kept = sampler.isfinite()
+    values = REVERSE_KL_SAMPLED.value(logp[kept], sampler[kept], logq[kept], logp[kept].detach())
+    (got,) = torch.autograd.grad((sampler[kept].exp() * values).sum(), logits)
+    p = logits.detach().softmax(-1)
+    gap, one = (p.log() - logq)[kept], torch.eye(V, dtype=torch.float64)[kept]
+    want = (p[kept] * gap) @ (one - p)
+    assert torch.allclose(got, want, atol=1e-12)
 
 
-def test_sampled_reverse_kl_corrects_for_an_older_sampler() -> None:
-    """Drawn from an older policy, the ratio gives that policy's advantage under today's weights."""
+@pytest.mark.parametrize("temperature", [0.7, 1.0])
+def test_replayed_tokens_pull_towards_the_teacher_alone(temperature: float) -> None:
+    """Enumerate the tokens of older weights: KL(p, q), and nothing that pushes off p_then."""
     torch.manual_seed(3)
     logits = torch.randn(V, dtype=torch.float64, requires_grad=True)
-    old, logq = (torch.randn(V, dtype=torch.float64).log_softmax(-1) for _ in range(2))
-    logp = logits.log_softmax(-1)
-    values = REVERSE_KL_SAMPLED.value(logp, old, logq)
-    mean = (old.exp() * values).sum()  # = - sum_y p(y) (log q(y) - log p_old(y))
-    (got,) = torch.autograd.grad(mean, logits)
-    fresh = logits.detach().requires_grad_()
-    direct = -(fresh.log_softmax(-1).exp() * (logq - old)).sum()
-    (want,) = torch.autograd.grad(direct, fresh)
-    assert torch.allclose(got, want, atol=1e-12)
+    older, logq = torch.randn(V, dtype=torch.float64), torch.randn(V, dtype=torch.float64)
+    then, sampler, logq = older.log_softmax(-1), drawn(older, temperature), logq.log_softmax(-1)
+    values = REVERSE_KL_SAMPLED.value(logits.log_softmax(-1), sampler, logq, then)
+    (got,) = torch.autograd.grad((sampler.exp() * values).sum(), logits)
+    value, gradient = reverse_gradient(logits, logq)
+    assert (sampler.exp() * values).sum().item() == pytest.approx(value, abs=1e-12)
+    assert torch.allclose(got, gradient, atol=1e-12)
 
 
-def test_sampled_anchor_is_the_divergence_whoever_wrote_the_tokens() -> None:
-    """Enumerate the samples of another model: value and gradient are those of KL(p, p0)."""
-    torch.manual_seed(4)
-    logits = torch.randn(V, dtype=torch.float64, requires_grad=True)
-    sampler, logp0 = (torch.randn(V, dtype=torch.float64).log_softmax(-1) for _ in range(2))
-    anchor = ReverseKLSampled(to="init")
-    mean = (sampler.exp() * anchor.value(logits.log_softmax(-1), sampler, logp0)).sum()
-    exact = REVERSE_KL.value(logits.log_softmax(-1), logp0)
-    assert mean.item() == pytest.approx(exact.item(), abs=1e-12)
-    (got,), (want,) = (torch.autograd.grad(value, logits) for value in (mean, exact))
-    assert torch.allclose(got, want, atol=1e-12)
+def test_the_ratio_to_older_weights_is_limited_and_the_temperatures_part_is_not() -> None:
+    """Each token's gradient is -A grad log p times min(p / p_then, C) p_then / s."""
+    logits = torch.tensor([2.0, 0.0, -1.0, -2.0, 0.5], dtype=torch.float64, requires_grad=True)
+    older = torch.tensor([-3.0, 0.0, -1.0, 2.0, 0.5], dtype=torch.float64)
+    logq = torch.randn(V, dtype=torch.float64).log_softmax(-1)
+    then, sampler = older.log_softmax(-1), drawn(older, 0.5)
+    loss, p = ReverseKLSampled(clip_ratio=2.0), logits.detach().softmax(-1)
+    ratios = p / then.exp()
+    assert loss.clipped(p.log(), then).tolist() == (ratios > 2).tolist() and (ratios > 100).any()
+    for y in range(V):
+        value = loss.value(logits.log_softmax(-1)[y], sampler[y], logq[y], then[y])
+        (got,) = torch.autograd.grad(value, logits)
+        weight = min(ratios[y].item(), 2.0) * (then[y] - sampler[y]).exp()
+        want = -weight * (logq[y] - p[y].log()) * (torch.eye(V, dtype=torch.float64)[y] - p)
+        assert torch.allclose(got, want, atol=1e-12)
+        assert value.item() == pytest.approx((-weight * (logq[y] - p[y].log())).item())
+
+
+def test_an_advantage_is_clipped_either_way() -> None:
+    now = torch.zeros(4, dtype=torch.float64, requires_grad=True)
+    logq = torch.tensor([-9.0, -0.5, 0.25, 9.0], dtype=torch.float64)
+    values = ReverseKLSampled(cap=1.0).value(now, now.detach(), logq)
+    assert (-values).tolist() == [-1.0, -0.5, 0.25, 1.0]
+
+
+NEVER = -torch.inf  # of an id that a model cannot write
+
+
+@pytest.mark.parametrize("case", [*(case for case, _, _ in CASES), TruncatedReverseKL(3)], ids=str)
+def test_ids_that_neither_model_writes_change_nothing(case: Divergence) -> None:
+    """Logits of -inf, as of a padded vocabulary: value and gradient are those without the ids."""
+    torch.manual_seed(6)
+    student, teacher = (torch.randn(2, V, dtype=torch.float64) for _ in range(2))
+    results = []
+    for pad in (0, 3):
+        p = torch.cat([student, torch.full((2, pad), NEVER, dtype=torch.float64)], 1)
+        q = torch.cat([teacher, torch.full((2, pad), NEVER, dtype=torch.float64)], 1)
+        p.requires_grad_()
+        values = case.value(p.log_softmax(-1), q.log_softmax(-1))
+        (gradient,) = torch.autograd.grad(values.sum(), p)
+        assert not gradient[:, V:].any()
+        results.append((values, gradient[:, :V]))
+    for with_pad, without in zip(*results, strict=True):
+        torch.testing.assert_close(with_pad, without, atol=1e-12, rtol=1e-12)
+
+
+@pytest.mark.parametrize("case", [case for case, _, _ in CASES], ids=str)
+@pytest.mark.parametrize("who", ["teacher", "student"])
+def test_one_model_without_an_id_gives_the_limit(case: Divergence, who: str) -> None:
+    """0 log 0 is 0: the value is finite, or infinite where the definition is, never not a number;
+    a finite one has the gradient of a model with next to nothing there."""
+    torch.manual_seed(7)
+    p, q = (torch.randn(V, dtype=torch.float64) for _ in range(2))
+    rows: list[tuple[torch.Tensor, torch.Tensor]] = []
+    for low in (-60.0, NEVER):
+        a, b = p.clone(), q.clone()
+        (b if who == "teacher" else a)[1] = low
+        a.requires_grad_()
+        value = case.value(a.log_softmax(-1), b.log_softmax(-1))
+        (gradient,) = torch.autograd.grad(value, a)
+        rows.append((value.detach(), gradient))
+    (near, slope), (value, gradient) = rows
+    base = case.base if isinstance(case, TopK) else case
+    bounded = isinstance(base, JSD) or (base.name == "forward_kl") == (who == "teacher")
+    if isinstance(case, TopK) and who == "teacher":
+        bounded |= case.k < V - 1  # the id is in the bucket, which has more
+    if isinstance(case, TopK) and who == "student" and 1 not in b.topk(case.k).indices:
+        bounded |= case.k < V - 1
+    assert not value.isnan()
+    if bounded:
+        torch.testing.assert_close(value, near, atol=1e-9, rtol=1e-9)
+        torch.testing.assert_close(gradient, slope, atol=1e-9, rtol=1e-9)
+    else:
+        assert value == torch.inf and near > 1
 
 
 def trl_generalized_jsd(student: torch.Tensor, teacher: torch.Tensor, beta: float) -> torch.Tensor:
@@ -242,6 +335,7 @@ def test_every_loss_is_a_value(example: Loss) -> None:
     assert again == example and hash(again) == hash(example) and str(again) == str(example)
     assert pickle.loads(pickle.dumps(example)) == example
     changes: list[dict[str, Any]] = [{"to": "init"}, {"cap": 2.0}]
+    changes += [{"clip_ratio": 2.0}] * (example.needs == "token_scores")
     for change in changes:
         other = replace(example, **change)
         assert other != example and (other.name, other.needs) == (example.name, example.needs)

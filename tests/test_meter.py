@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import time
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from conftest import prompt_of
-from potstill import METHODS, open_engine
+from potstill import METHODS, Recipe, open_engine
+from potstill.engines.fake import FakeEngine
+from potstill.settings import Price
 from potstill.study.schema import Study
 from potstill.tasks import load_task
 from potstill.training.metering import Metered, Usage
 from potstill.training.objective import build
 from potstill.training.recorder import Memory
 from potstill.training.rollout import collect
+from potstill.training.spending import Spent
 from potstill.types import ACTIVITIES, Limits
 
 
@@ -48,6 +52,47 @@ def test_tokens_are_booked_to_the_model_that_scored_them(toy: Study) -> None:
     assert meter.usage.spent == 9
     Metered(meter.engine, meter.usage, "evaluation").score("teacher", rows)
     assert meter.usage.tokens["graded_scored"] == 3 and meter.usage.spent == 9
+
+
+def test_interleaving_books_each_model_what_it_did(toy: Study) -> None:
+    """The teacher ranks drafts and puts tokens; the student writes, and scores its own."""
+    calls: list[tuple[str, str, int]] = []
+
+    class Listed(FakeEngine):
+        def sample(self, role, prompts, max_tokens, temperature, rng):  # type: ignore[no-untyped-def]
+            found = super().sample(role, prompts, max_tokens, temperature, rng)
+            calls.append(("sampled", role, sum(len(s.tokens) for s in found)))
+            return found
+
+        def score(self, role, rows):  # type: ignore[no-untyped-def]
+            calls.append(("scored", role, sum(len(completion) for _, completion in rows)))
+            return super().score(role, rows)
+
+        def inspect(self, role, rows):  # type: ignore[no-untyped-def]
+            calls.append(("scored", role, sum(len(completion) for _, completion in rows)))
+            return super().inspect(role, rows)
+
+    engine, task = Listed(), load_task(**toy.task)
+    usage = Usage(engine)
+    recipe = Recipe(name="x", interleave=1)
+    collect(recipe, Metered(engine, usage), task.train[:10], 0.0, 0, 0, Limits(8, 1.0, 1.0))
+    assert {call[:2] for call in calls} == set(
+        product(("sampled", "scored"), ("student", "teacher"))
+    )
+    for work, role in product(("sampled", "scored"), ("student", "teacher")):
+        want = sum(n for what, who, n in calls if (what, who) == (work, role))
+        assert usage.tokens[f"{role}_{work}"] == want > 0
+
+
+def test_the_students_own_scoring_is_the_students_in_evaluations_too(toy: Study) -> None:
+    meter = fake(toy)
+    rows = [(prompt_of(meter, "a3"), (5, 6, 7))]
+    aside = Metered(meter.engine, meter.usage, "evaluation")
+    aside.inspect("student", rows * 2), aside.inspect("teacher", rows)
+    assert meter.usage.tokens["graded_student_scored"] == 6
+    assert meter.usage.tokens["graded_scored"] == 3 and meter.usage.spent == 0
+    price = Price(student_scored=1.0, teacher_scored=100.0)
+    assert Spent(0.0, meter.usage.tokens).usd(price) == pytest.approx((6 + 300) / 1e6)
 
 
 def test_seconds_add_up_to_the_wall_clock(toy: Study) -> None:

@@ -3,6 +3,7 @@ do."""
 
 from __future__ import annotations
 
+import json
 import pickle
 from dataclasses import FrozenInstanceError, dataclass, field, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from potstill.settings import Eval, Train
 from potstill.study.loading import read_study
 from potstill.study.storage import runs_of
 from potstill.tasks import load_task
+from potstill.training import checkpoint
 from potstill.training.objective import build
 from potstill.training.recorder import Memory
 from potstill.training.replay import Buffer
@@ -126,7 +128,7 @@ class TestPromises:
     def test_the_prefix_is_context_and_eos_is_trained(self, recipe: Recipe, tmp_path: Path) -> None:
         engine, _ = run(recipe, tmp_path)
         for i, data in enumerate(engine.steps):
-            prefix = int(recipe.prefix(i / len(engine.steps)))
+            prefix = recipe.prefix.count(i / len(engine.steps))
             for datum in data:
                 weights = datum.terms[0].weights
                 untrained = prefix if datum.source == "student" else 0
@@ -166,6 +168,59 @@ def test_replay_trains_on_older_work_with_its_old_scores(tmp_path: Path) -> None
     assert [row["train/buffer_size"] for row in memory.metrics[1:][:5]] == [10, 20, 30, 30, 30]
     assert max(row["train/age"] for row in memory.metrics[1:]) > 0.3
     assert all(len(data) <= BATCH for data in engine.steps)
+
+
+def test_the_share_of_clipped_ratios_is_a_metric_where_there_are_ratios(tmp_path: Path) -> None:
+    fields = {"student_loss": "reverse_kl_sampled", "replay": Replay(capacity=20)}
+    _, replayed = run(Recipe(name="x", **fields, clip_ratio=1.2), tmp_path)
+    shares = [row["train/clipped"] for row in replayed.metrics[1:]]
+    assert shares[0] == 0.0 < max(shares) < 1.0
+    _, free = run(Recipe(name="x", **fields, clip_ratio=0.0), tmp_path)
+    _, exact = run(METHODS["replay_buffer"], tmp_path)
+    assert not [row for row in free.metrics + exact.metrics if "train/clipped" in row]
+    limited, unlimited = (m.metrics[-1]["train/loss"] for m in (replayed, free))
+    assert limited != unlimited
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.0])
+def test_a_checkpoint_keeps_what_tokens_were_drawn_from(tmp_path: Path, temperature: float) -> None:
+    engine, recipe = FakeEngine(), Recipe(name="x", prefix=2, on_policy=0.5)
+    problems = [Problem(str(i), f"a{i}", "") for i in range(4)]
+    entries = collect(recipe, engine, problems, 0.0, 3, 0, Limits(8, temperature, 1.3))
+    different = [not np.array_equal(t.logprobs, t.behavior_logprobs) for t in entries]
+    assert all(different[2:]) and (temperature == 1 or all(different))
+    checkpoint.save(tmp_path, 4, engine, entries, {})
+    restored = checkpoint.load(tmp_path, engine, problems)
+    assert restored is not None
+    for before, after in zip(entries, restored[1], strict=True):
+        assert before.__dict__.keys() == after.__dict__.keys()
+        np.testing.assert_array_equal(before.logprobs, after.logprobs)
+        np.testing.assert_array_equal(before.behavior_logprobs, after.behavior_logprobs)
+        assert after.logprobs.dtype == after.behavior_logprobs.dtype == np.float32
+    file = tmp_path / "step-00000004" / "state.json"
+    state = json.loads(file.read_text())
+    for entry in state["buffer"]:
+        del entry["behavior_logprobs"]  # as an earlier version wrote it
+    file.write_text(json.dumps(state))
+    older = checkpoint.load(tmp_path, engine, problems)
+    assert older is not None
+    assert all(np.array_equal(t.logprobs, t.behavior_logprobs) for t in older[1])
+
+
+def test_a_probability_that_an_engine_does_not_report_is_never_made_up() -> None:
+    """A service that reports log-probabilities at temperature 1 alone."""
+    engine = FakeEngine()
+    recipe = Recipe(name="x", student_loss="reverse_kl_sampled", prefix=1)
+    batch = collect(recipe, engine, [Problem("0", "a3", "")], 0.0, 0, 0, Limits(8, 0.7, 1.0))
+    unknown = [replace(t, behavior_logprobs=t.logprobs * np.nan) for t in batch]
+    with pytest.raises(PotstillError, match="with which each token was drawn") as refused:
+        build(recipe, unknown, engine)
+    assert refused.value.hint == "set train.temperature to 1"
+    assert build(Recipe(name="x"), unknown, engine)  # a loss that does not ask for it
+    prefix = np.where(np.arange(len(batch[0].completion)) < 1, np.nan, batch[0].behavior_logprobs)
+    known = replace(batch[0], behavior_logprobs=prefix.astype(np.float32))
+    found = [engine.measure(build(recipe, [t], engine)).loss for t in (known, batch[0])]
+    assert found[0] == found[1]
 
 
 def test_replay_prefers_recent_work() -> None:

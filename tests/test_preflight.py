@@ -252,6 +252,22 @@ def test_stretches_of_a_run_are_timed_apart_and_the_teachers_texts_once() -> Non
         assert tokens == pytest.approx(alone.runs["hybrid"].tokens[kind])
 
 
+def test_a_dealt_remainder_is_estimated_by_what_it_leaves_out(tmp_path: Path) -> None:
+    """At batch size 1 a mixture has steps of one source each; at 4 all have both."""
+    from potstill.algorithms.methods import METHODS
+    from potstill.diagnostics.preflight.step_kinds import kinds_at
+
+    sources = {
+        batch: [(k.student, k.teacher) for k in kinds_at(METHODS["mixture"], 0.0, batch)]
+        for batch in (1, 2, 4, 10)
+    }
+    assert sources == {1: [(0, 1), (1, 0)], 2: [(1, 1), (2, 0)], 4: [(3, 1)], 10: [(7, 3)]}
+    study = read_study(
+        toy_table(tmp_path, methods=["mixture", "replay_buffer"], train={"batch_size": 1})
+    )
+    assert not [check for check in preflight_pair(study, "toy") if check.status == "refused"]
+
+
 def kinds_of(recipe: Recipe) -> Any:
     from potstill.diagnostics.preflight.step_kinds import kind_at, moments
 

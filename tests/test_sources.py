@@ -136,6 +136,9 @@ def test_a_capped_token_is_not_trained(models: Path) -> None:
         ({"kl_cap": -1}, "in nats and >= 0"),
         ({"clip_advantage": 2.0}, "about advantages"),
         ({"kl_cap": 2.0, "student_loss": "reverse_kl_sampled"}, "full-vocabulary divergences"),
+        ({"clip_ratio": 3.0}, "about importance ratios"),
+        ({"clip_ratio": -1.0}, "a ratio >= 0"),
+        ({"clip_ratio": 0.5, "student_loss": "reverse_kl_sampled"}, "1 for new samples"),
         ({"reject_wrong": True}, "about teacher completions"),
         ({"reject_wrong": "yes", "on_policy": 0}, "true or false"),
         ({"prefix_over": "luck"}, "time or success"),
@@ -156,7 +159,8 @@ def test_fields_without_what_they_are_about_are_refused(fields: dict, says: str)
     [
         {"on_policy": 0.5, "reject_wrong": True},
         {"kl_cap": 1.0},
-        {"student_loss": "reverse_kl_sampled", "clip_advantage": 2.0},
+        {"student_loss": "reverse_kl_sampled", "clip_advantage": 2.0, "clip_ratio": 0.0},
+        {"on_policy": 0.5, "anchor": 0.1, "anchor_loss": "reverse_kl_sampled", "interleave": 2},
         {"prefix": {"linear": [6, 0], "until": 0.8}, "prefix_over": "success"},
     ],
 )

@@ -13,18 +13,20 @@ import pytest
 from tests.proxy import KINDS, badly
 
 from conftest import prompt_of
-from potstill.algorithms.losses import REVERSE_KL_SAMPLED
+from potstill.algorithms.losses import REVERSE_KL_SAMPLED, ReverseKLSampled
 from potstill.algorithms.methods import METHODS
 from potstill.algorithms.recipe import Recipe
 from potstill.engines.registry import open_engine
 from potstill.engines.tinker import connection
 from potstill.engines.tinker.connection import check_sdk, connect
+from potstill.engines.tinker.engine import TinkerEngine
+from potstill.engines.tinker.parts import stats_of
 from potstill.errors import PotstillError
 from potstill.settings import Pair
 from potstill.study.loading import read_study
 from potstill.training.objective import build
 from potstill.training.rollout import collect
-from potstill.types import Datum, Limits, Problem, Term
+from potstill.types import Datum, Limits, Problem, Prompt, Sample, Term
 
 SAMPLED = REVERSE_KL_SAMPLED
 
@@ -84,6 +86,66 @@ def test_an_old_sdk_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.metadata.version", lambda _: "0.24.1")
     with pytest.raises(PotstillError, match=r"needs 0\.25"):
         check_sdk()
+
+
+class Served:
+    """A sampler of a server: log-probabilities at temperature 1, or at that of sampling."""
+
+    def __init__(self, raw: bool) -> None:
+        self.raw = raw
+
+    def sample(self, ids: Any, limits: Any, temperature: float, *_: Any) -> list[Sample]:
+        score = -1.0 if self.raw else -temperature
+        return [Sample((1, 2), np.full(2, score, np.float32)) for _ in ids]
+
+    def score(self, rows: Any) -> list[Any]:
+        return [np.full(len(tokens), -1.0, np.float32) for _, tokens in rows]
+
+
+@pytest.mark.parametrize("raw", [True, False])
+def test_the_probability_at_a_temperature_is_the_servers_or_unknown(raw: bool) -> None:
+    engine = TinkerEngine.__new__(TinkerEngine)
+    engine.vocabulary, engine.eos = 9, frozenset({8})
+    engine._raw, engine._samplers = {"student": raw}, {"student": Served(raw)}  # type: ignore[dict-item]
+    for temperature in (0.7, 1.0):
+        (sample,) = engine.sample(
+            "student", [Prompt.of((3,))], [2], temperature, np.random.default_rng(0)
+        )
+        assert sample.logprobs.tolist() == [-1.0, -1.0]
+        if temperature == 1.0:
+            assert sample.behavior_logprobs.tolist() == [-1.0, -1.0]
+        elif raw:
+            assert np.isnan(sample.behavior_logprobs).all()
+        else:
+            np.testing.assert_allclose(sample.behavior_logprobs, -0.7, rtol=1e-6)
+
+
+@pytest.mark.parametrize("fresh", [True, False])
+def test_older_tokens_are_estimated_at_the_weights_of_now(fresh: bool) -> None:
+    """A = log q - log p of now, limited ratios, and no forward pass where the sampler is new."""
+    engine, passes = TinkerEngine.__new__(TinkerEngine), []
+    now = np.float32([-1.0, -1.0])
+
+    def current(parts: Any) -> list[Any]:
+        passes.append(len(parts))
+        return [now for _ in parts]
+
+    engine._current_scores = current  # type: ignore[method-assign]
+    engine.score = lambda role, rows: []  # type: ignore[method-assign]
+    own, behavior, teacher = np.float32([[-3.0, -1.5], [-3.5, -1.0], [-0.5, -np.inf]])
+    term = Term(ReverseKLSampled(clip_ratio=2.0), np.float32([1.0, 0.0]))
+    datum = Datum(
+        Prompt.of((3,)), (1, 2), (1, 2), (term,), "student", own, teacher,
+        behavior_logprobs=behavior, fresh=fresh,
+    )  # fmt: skip
+    (part,) = engine._parts([datum])
+    assert passes == [0] if fresh else [1]
+    p = own if fresh else now
+    ratio = (min(np.exp(p[0] - own[0]), 2.0)) * np.exp(own[0] - behavior[0])
+    assert part.surrogate is not None
+    assert part.coefficients.tolist() == pytest.approx([teacher[0] - p[0], 0.0])
+    assert np.exp(p[0] - part.surrogate.reference[0]) == pytest.approx(ratio)
+    assert stats_of([part], [p], 0.0).clipped == (0.0 if fresh else 1.0)
 
 
 # On real servers.

@@ -8,7 +8,7 @@ Log-probabilities are in nats. Behaviour is left to the packages above.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Literal, Self
 
@@ -21,8 +21,7 @@ Ids = tuple[int, ...]
 Floats = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.float64]  # (T, V) log-probabilities
 
-# Inputs of a loss in addition to the student's own log-probabilities: the written tokens alone, the
-# teacher's log-probability of each token, or the teacher's full-vocabulary log-probs.
+# Inputs of a loss: tokens, the teacher's log-probability of each, or its full-vocabulary log-probs.
 Needs = Literal["tokens", "token_scores", "full_logprobs"]
 
 
@@ -62,12 +61,25 @@ class Grade:
     format: bool | None = field(default=None, compare=False)
 
 
+class Written:
+    """Tokens with two log-probabilities each, which are equal where the second is not given."""
+
+    logprobs: Floats
+    behavior_logprobs: Floats
+
+    def __post_init__(self) -> None:
+        if self.behavior_logprobs is None:
+            object.__setattr__(self, "behavior_logprobs", self.logprobs)
+
+
 @dataclass(frozen=True)
-class Sample:
+class Sample(Written):
     """Completion of one prompt by an engine's sampler."""
 
     tokens: Ids  # (T,), EOS included if it was sampled
-    logprobs: Floats  # (T,) log-probability of each token under the weights that sampled it
+    logprobs: Floats  # (T,) under the weights that sampled them, at temperature 1
+    # (T,) under the distribution that they were drawn from; NaN: unknown; default: the same
+    behavior_logprobs: Floats = None  # type: ignore[assignment]
 
 
 def _nothing() -> Floats:
@@ -131,15 +143,16 @@ Reading = tuple[Prompt, Ids]  # a prompt and the completion (T,) after it
 
 
 @dataclass(frozen=True, eq=False)
-class Trajectory:
+class Trajectory(Written):
     """A completion with its prompt, its source and the version of the weights."""
 
     prompt: Prompt
     completion: Ids  # (T,) the teacher's prefix included
-    logprobs: Floats  # (T,) the sampler's; replay keeps them unchanged
+    logprobs: Floats  # (T,) the sampler's, at temperature 1; replay keeps them unchanged
     source: Source  # the model that sampled the tokens after the prefix
     prefix: int = 0  # leading tokens sampled by the teacher: context, never trained
     version: int = 0  # optimizer steps of the weights that sampled it
+    behavior_logprobs: Floats = None  # type: ignore[assignment]  # (T,) see `Sample`
 
     @property
     def problem(self) -> str:
@@ -188,7 +201,7 @@ class Loss(ABC):
     @property
     def settings(self) -> dict[str, float]:
         """The loss's own numbers, in the order of a study file."""
-        own = (item.name for item in fields(self) if item.name not in ("to", "cap"))
+        own = (i.name for i in fields(self) if i.name not in ("to", "cap", "clip_ratio"))
         return {name: getattr(self, name) for name in own}
 
     def with_settings(self, **settings: Any) -> Self:
@@ -210,14 +223,15 @@ class Term:
 
 @dataclass(frozen=True, eq=False)
 class TokenMatch:
-    """One-to-one matches between a datum's tokens and those of a teacher's own tokenizer."""
+    """Matches of a datum's tokens with those of a teacher's own tokenizer."""
 
     positions: npt.NDArray[np.int64]  # (T,) index of the equal teacher token; -1: no match
     shared: npt.NDArray[np.int64]  # (K, 2) student and teacher ids of the tokens in both
+    spans: npt.NDArray[np.int64]  # (T,) number of the token's span; -1: the span is not aligned
 
 
 @dataclass(frozen=True, eq=False)
-class Datum:
+class Datum(Written):
     """One sequence of an optimizer step.
 
     The model reads prompt + completion. The position *before* completion token t predicts
@@ -229,10 +243,12 @@ class Datum:
     targets: Ids  # (T,) the completion, unless a fault changes it
     terms: tuple[Term, ...]
     source: Source
-    logprobs: Floats  # (T,) the sampler's: denominator of the importance ratio
+    logprobs: Floats  # (T,) the sampler's, at temperature 1
     teacher_logprobs: Floats | None = None  # (T,) if a loss needs the teacher's token scores
     views: Mapping[Role, Reading] = field(default_factory=dict)  # see `reading`
     match: TokenMatch | None = None  # set when the teacher has a tokenizer of its own
+    behavior_logprobs: Floats = None  # type: ignore[assignment]  # (T,) see `Sample`
+    fresh: bool = False  # true if the sampler's weights are those before the step
 
     def reading(self, role: Role) -> Reading:
         """Prompt and completion for a model: its view if it has one, else the datum's."""
@@ -250,14 +266,13 @@ class StepStats:
     """Report of one optimizer step.
 
     `losses` maps "student", "teacher" and "anchor" to the mean per-token loss of that part (nats).
-    `loss` is the quantity that was minimised: the weighted sum of all parts.
     """
 
-    loss: float
+    loss: float  # the quantity that was minimised: the weighted sum of all parts
     grad_norm: float  # before clipping
     losses: dict[str, float] = field(default_factory=dict)
-    # seconds of the step after the gradients; equal steps may differ in it
-    optimizer: float = field(default=0.0, compare=False)
+    clipped: float | None = None  # share of importance ratios; None: no loss with a limit
+    optimizer: float = field(default=0.0, compare=False)  # seconds after the gradients
 
 
 # Kinds of completion tokens in training: their sum is the budget at which methods are compared.
@@ -265,14 +280,8 @@ KINDS = ("student_sampled", "teacher_sampled", "student_scored", "teacher_scored
 
 # Activities of a run by wall time; "other" is the rest: Python, disk, waiting.
 ACTIVITIES = (
-    "student sampling",
-    "teacher sampling",
-    "scoring",
-    "forward and backward",
-    "optimizer",
-    "evaluation",
-    "diagnosis",
-    "other",
+    *("student sampling", "teacher sampling", "scoring", "forward and backward"),
+    *("optimizer", "evaluation", "diagnosis", "other"),
 )
 
 
@@ -337,9 +346,3 @@ class Finding:
     found: int  # the step after which it was established
     evidence: str
     advice: str
-
-
-def pad_left(rows: Sequence[Ids], fill: int) -> npt.NDArray[np.int64]:
-    """Stack sequences of ids to (B, longest), padded on the left."""
-    width = max(map(len, rows), default=0)
-    return np.array([(fill,) * (width - len(row)) + row for row in rows], dtype=np.int64)

@@ -38,6 +38,11 @@ AnyLoss = Annotated[Loss, PlainValidator(loss)]
 AnySchedule = Annotated[Schedule, PlainValidator(schedule)]
 Nats = Annotated[float, _strict("in nats and >= 0", "0 is off", ge=0)]
 Text = Annotated[str, _strict("text")]
+Ratio = Annotated[float, _strict("a ratio >= 0", "0 is off, 2 is usual", ge=0)]
+
+# Truncated importance sampling: verl's rollout_is_threshold and slime's tis-clip are 2, TRL's
+# vllm_importance_sampling_cap was 2 and is 3.
+CLIP_RATIO = 2.0
 
 
 @reported("replay")
@@ -73,6 +78,8 @@ class Recipe:
             "reverse_kl_sampled" from those of the tokens, where an engine has no others.
         replay: train on draws from a buffer instead of the new batch.
         reject_wrong: leave out teacher completions that the task's strict grader finds wrong.
+        clip_ratio: limit of the importance ratio of `reverse_kl_sampled` between the student and
+            its older self that wrote a replayed token; 0 is off.
         clip_advantage: clip the advantages of `reverse_kl_sampled` to this, in nats; 0 is off.
         kl_cap: cap of one token's divergence in nats; above it there is no gradient. 0 is off.
         prefix_over: the variable of the prefix's schedule: "time", or "success", the running
@@ -97,6 +104,7 @@ class Recipe:
     anchor_loss: AnyLoss = REVERSE_KL
     replay: Annotated[Replay | None, limits("a table", "write { capacity = 50 }")] = None
     reject_wrong: Annotated[bool, _strict("true or false")] = False
+    clip_ratio: Ratio = CLIP_RATIO
     clip_advantage: Nats = 0.0
     kl_cap: Nats = 0.0
     prefix_over: Annotated[
@@ -153,6 +161,17 @@ class Recipe:
         yield from self._sources_without_prompts()
 
     def _caps_without_losses(self) -> Iterator[tuple[str, str]]:
+        ratios = any(loss.needs == "token_scores" for loss in (*self.losses, self.anchor_loss))
+        if self.clip_ratio != CLIP_RATIO and not ratios:
+            yield (
+                f"clip_ratio is about importance ratios, and {self.student_loss} has none",
+                'write student_loss = "reverse_kl_sampled", or leave clip_ratio out',
+            )
+        if 0 < self.clip_ratio < 1:
+            yield (
+                f"clip_ratio limits a ratio that is 1 for new samples, got {self.clip_ratio:g}",
+                "0 is off, 2 is usual",
+            )
         needs = {loss.needs for loss in self.losses if loss.to == "teacher"}
         if self.clip_advantage and "token_scores" not in needs:
             yield (

@@ -12,6 +12,7 @@ from typing import Any
 
 from potstill.errors import PotstillError, did_you_mean
 
+NEAR = 1e-9  # a product of floats this close to a whole number is meant to be it
 FORMS = "write a number, { linear = [20, 0], until = 0.5 } or { switch = [0, 1], at = 0.5 }"
 LARGEST = 1e300  # larger integers do not fit a float
 
@@ -54,6 +55,14 @@ class Schedule:
             return self.end
         return self.end + (self.start - self.end) * SHAPES[self.kind](t / self.until)
 
+    def count(self, t: float) -> int:
+        """Value at progress `t` as a count, rounded down.
+
+        >>> linear(20, 0, until=0.5)(0.4), linear(20, 0, until=0.5).count(0.4)
+        (3.999999999999999, 4)
+        """
+        return whole(self(t))
+
     @property
     def range(self) -> tuple[float, float]:
         """Smallest and largest value over the run."""
@@ -82,6 +91,15 @@ SHAPES: dict[str, Callable[[float], float]] = {
     "cosine": lambda x: 0.5 * (1.0 + math.cos(math.pi * x)),
     "switch": lambda x: 1.0,
 }
+
+
+def whole(value: float) -> int:
+    """The largest whole number up to a value, whatever a float lost on the way to it.
+
+    >>> 100 * 0.29, whole(100 * 0.29)
+    (28.999999999999996, 29)
+    """
+    return math.floor(value + NEAR * max(1.0, abs(value)))
 
 
 def constant(value: float) -> Schedule:

@@ -2,7 +2,9 @@
 
 The cache wraps any engine. Its key contains everything that determines a completion: the teacher
 and its placement, prompts, limits, temperature and random state. A hit therefore equals the result
-of a miss. Student completions are not cached, because the student changes with every step.
+of a miss. Student completions are not cached, because the student changes with every step. Each
+file also has the seconds that its samples took, so that a run's cost does not depend on the runs
+before it.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from zipfile import BadZipFile
@@ -35,6 +38,7 @@ class CachedTeacher(Wrapper):
     def __init__(self, engine: Engine, teacher: str, folder: Path) -> None:
         super().__init__(engine)
         self._teacher, self._folder = teacher, folder
+        self.saved = 0.0  # see `protocol.Cached`
 
     def sample(
         self,
@@ -57,10 +61,14 @@ class CachedTeacher(Wrapper):
         )
         key = hashlib.sha256(repr((request, rng.bit_generator.state)).encode()).hexdigest()
         file = self._folder / key[:2] / f"{key}.npz"
-        samples = _read(file)
-        if samples is None:
+        start = time.perf_counter()
+        cached = _read(file)
+        if cached is None:
             samples = self.engine.sample(role, prompts, max_tokens, temperature, rng)
-            _write(file, samples)
+            _write(file, samples, time.perf_counter() - start)
+            return samples
+        samples, seconds = cached
+        self.saved += max(0.0, seconds - (time.perf_counter() - start))
         return samples
 
 
@@ -71,19 +79,20 @@ def fingerprint(name: str, *placement: object) -> str:
     return repr((str(Path(name).resolve()) if files else name, stats, placement))
 
 
-def _read(file: Path) -> list[Sample] | None:
-    """Read cached samples; None if the file is missing or truncated."""
+def _read(file: Path) -> tuple[list[Sample], float] | None:
+    """Read cached samples and their seconds; None if the file is missing, truncated or too old."""
     try:
         with file.open("rb") as raw, np.load(raw) as arrays:
             ends = np.cumsum(arrays["lengths"])[:-1]
-            tokens, scores = np.split(arrays["tokens"], ends), np.split(arrays["scores"], ends)
-            rows = zip(tokens, scores, strict=True)
-            return [Sample(tuple(ids.tolist()), logprobs) for ids, logprobs in rows]
+            names = ("tokens", "scores", "behavior")
+            rows = zip(*(np.split(arrays[name], ends) for name in names), strict=True)
+            samples = [Sample(tuple(ids.tolist()), *logprobs) for ids, *logprobs in rows]
+            return samples, float(arrays["seconds"])
     except (OSError, KeyError, ValueError, EOFError, BadZipFile):
         return None
 
 
-def _write(file: Path, samples: Sequence[Sample]) -> None:
+def _write(file: Path, samples: Sequence[Sample], seconds: float) -> None:
     """Write samples atomically, because other processes may be reading."""
     with writing(file):
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -94,5 +103,7 @@ def _write(file: Path, samples: Sequence[Sample]) -> None:
                 lengths=np.array([len(s.tokens) for s in samples], np.int64),
                 tokens=np.array([t for s in samples for t in s.tokens], np.int64),
                 scores=np.concatenate([s.logprobs for s in samples]).astype(np.float32),
+                behavior=np.concatenate([s.behavior_logprobs for s in samples]).astype(np.float32),
+                seconds=seconds,
             )
         Path(draft).replace(file)

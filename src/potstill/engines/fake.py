@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import load_file, save_file
 
-from potstill.algorithms.losses import CrossEntropy, ReverseKL, ReverseKLSampled
+from potstill.algorithms.losses import CrossEntropy, ReverseKL, ReverseKLSampled, SampledLoss
 from potstill.engines.host import host_memory
 from potstill.engines.prompts import Prompting
 from potstill.engines.registry import ENGINES
@@ -64,6 +64,15 @@ def log_softmax(logits: Table) -> Table:
     """Return log-probabilities over the last axis."""
     shifted = logits - logits.max(-1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+
+
+def _tempered(logp: Table, temperature: float) -> Table:
+    """Return the log-probabilities to draw from; at temperature 0 of the likeliest id alone."""
+    if temperature:
+        return log_softmax(logp / temperature)
+    greedy = np.full_like(logp, -np.inf)
+    greedy[np.arange(len(logp)), logp.argmax(-1)] = 0.0
+    return greedy
 
 
 def teacher_table() -> Table:
@@ -118,7 +127,7 @@ class FakeEngine(Prompting):
         rng: np.random.Generator,
     ) -> list[Sample]:
         logp = log_softmax(self._tables[role])
-        draws = logp if temperature == 0 else log_softmax(logp / temperature)
+        draws = _tempered(logp, temperature)
         cumulative = np.exp(draws).cumsum(-1)
         noise = rng.random((len(prompts), max(max_tokens, default=0)))
         samples = []
@@ -127,12 +136,13 @@ class FakeEngine(Prompting):
             last, tokens = ids[-1], []
             for u in numbers[:limit]:
                 point = u * cumulative[last, -1]
-                token = np.searchsorted(cumulative[last], point, side="right")
-                last = int(draws[last].argmax() if temperature == 0 else token)
+                last = int(np.searchsorted(cumulative[last], point, side="right"))
                 tokens.append(last)
                 if last == EOS:
                     break
-            samples.append(Sample(tuple(tokens), self._token_scores(role, ids, tuple(tokens))))
+            before = [ids[-1], *tokens[:-1]] if tokens else []
+            own, drawn = (table[before, tokens].astype(np.float32) for table in (logp, draws))
+            samples.append(Sample(tuple(tokens), own, drawn))
         return samples
 
     def _token_scores(self, role: Role, prompt: Ids, completion: Ids) -> Floats:
@@ -155,9 +165,10 @@ class FakeEngine(Prompting):
             before = [prompt.read_by(role)[-1], *completion[:-1]] if completion else []
             logp = log_softmax(self._tables[role][before])
             p, positions = np.exp(logp), np.arange(len(before))
+            entropy = -(p * np.where(p > 0, logp, 0.0)).sum(-1)
             scores = logp[positions, list(completion)]
             rank = (logp > scores[:, None]).sum(-1)
-            values = scores, -(p * logp).sum(-1), p[positions, before], p[:, EOS], rank
+            values = scores, entropy, p[positions, before], p[:, EOS], rank
             expectations.append(Expectation(*(value.astype(np.float32) for value in values)))
         return expectations
 
@@ -177,25 +188,30 @@ class FakeEngine(Prompting):
 
     def _forward(self, data: Sequence[Datum], gradient: Table) -> StepStats:
         """Return the losses of the data, and add their gradient to `gradient`."""
-        loss, parts = 0.0, defaultdict(list)
+        loss, parts = 0.0, defaultdict[str, list[float]](list)
+        clipped: list[bool] = []
         for datum in data:
+            before = np.array([datum.prompt.read_by("student")[-1], *datum.completion[:-1]])
+            logp = log_softmax(self._tables["student"][before])
             for term in datum.terms:
-                values = self._term(datum, term, gradient)
-                loss += float((term.weights * values).sum())
+                counted = term.weights != 0  # the others count nowhere: 0 x inf is not a number
+                values, slope = self._term(datum, term, logp)
+                loss += float((term.weights * np.where(counted, values, 0.0)).sum())
+                np.add.at(gradient, before[counted], term.weights[counted, None] * slope[counted])
                 part = "anchor" if term.loss.to == "init" else datum.source
-                parts[part].extend(values[term.weights != 0])
-        return StepStats(loss, 0.0, {key: float(np.mean(v)) for key, v in parts.items() if v})
+                parts[part].extend(values[counted])
+                if isinstance(term.loss, SampledLoss) and term.loss.clip_ratio is not None:
+                    clipped.extend(_moved(term.loss, datum, logp)[1][counted])
+        means = {key: float(np.mean(v)) for key, v in parts.items() if v}
+        return StepStats(loss, 0.0, means, float(np.mean(clipped)) if clipped else None)
 
-    def _term(self, datum: Datum, term: Term, gradient: Table) -> Table:
-        """Return per-token values (T,), and add the term's gradient to `gradient`."""
-        loss = term.loss
-        before = np.array([datum.prompt.read_by("student")[-1], *datum.completion[:-1]])
-        logp, logq = log_softmax(self._tables["student"][before]), None
+    def _term(self, datum: Datum, term: Term, logp: Table) -> tuple[Table, Table]:
+        """Return per-token values (T,) of a term and their gradients (T, V), before weighting."""
+        loss, logq = term.loss, None
         if loss.needs == "full_logprobs" or loss.to == "init":
             logq = self._rows(loss.to, *datum.read_by(loss.to))
-        values, slope = CLOSED_FORMS[type(loss)](loss, datum, logp, logq)
-        np.add.at(gradient, before, term.weights[:, None] * slope)
-        return values
+        with np.errstate(invalid="ignore"):  # tokens with weight 0
+            return CLOSED_FORMS[type(loss)](loss, datum, logp, logq)
 
     def _adam(self, gradient: Table, learning_rate: float) -> None:
         self._steps += 1
@@ -244,11 +260,12 @@ def _cross_entropy(
 def _reverse_kl(loss: Loss, datum: Datum, logp: Table, logq: Table | None) -> tuple[Table, Table]:
     """KL(p, q), and p (log p - log q - KL(p, q))."""
     assert logq is not None
-    p, ratio = np.exp(logp), logp - logq
+    p = np.exp(logp)
+    ratio = np.where(p > 0, logp - logq, 0.0)
     values = (p * ratio).sum(-1)
     slope = p * (ratio - values[:, None])
     if loss.cap is not None:
-        slope *= (values <= loss.cap)[:, None]
+        slope = np.where((values <= loss.cap)[:, None], slope, 0.0)
         values = values.clip(max=loss.cap)
     return values, slope
 
@@ -256,15 +273,28 @@ def _reverse_kl(loss: Loss, datum: Datum, logp: Table, logq: Table | None) -> tu
 def _reverse_kl_sampled(
     loss: Loss, datum: Datum, logp: Table, logq: Table | None
 ) -> tuple[Table, Table]:
-    """-r A with r = p(y) / s(y), and -r A (1[y] - p)."""
+    """-r A with r = p(y) / s(y) and A = log q(y) - log p(y), and -r A (1[y] - p)."""
+    assert isinstance(loss, SampledLoss)
     at, hit = _chosen(datum, logp)
-    ratio = np.exp(logp[at] - datum.logprobs)
     if logq is not None:  # towards the student of step 0
-        values = ratio * (logp[at] - logq[at])
+        advantage = logq[at] - logp[at]
     else:
         assert datum.teacher_logprobs is not None
-        values = -ratio * (datum.teacher_logprobs.astype(float) - datum.logprobs)
+        advantage = datum.teacher_logprobs.astype(float) - logp[at]
+    if loss.cap is not None:
+        advantage = advantage.clip(-loss.cap, loss.cap)
+    then = datum.logprobs.astype(float)
+    values = -np.exp(_moved(loss, datum, logp)[0] + then - datum.behavior_logprobs) * advantage
     return values, values[:, None] * (hit - np.exp(logp))
+
+
+def _moved(loss: SampledLoss, datum: Datum, logp: Table) -> tuple[Table, Any]:
+    """log p(y) / p_then(y) (T,) up to the loss's limit, and where the limit is exceeded."""
+    moved = logp[_chosen(datum, logp)[0]] - datum.logprobs
+    if loss.clip_ratio is None:
+        return moved, np.zeros(len(moved), bool)
+    limit = math.log(loss.clip_ratio)
+    return moved.clip(max=limit), moved > limit
 
 
 def _chosen(datum: Datum, logp: Table) -> tuple[tuple[Any, Any], Table]:

@@ -10,7 +10,8 @@ The last term is attention scores and mixing in L layers, over the n / 2 tokens 
 sequence of n attends to on average (Kaplan et al. 2020, arXiv 2001.08361, section 2.1 and table 1).
 A backward pass takes twice as many: in total 6 N per trained token, and 12 L d_attn n / 2 for
 attention (PaLM, arXiv 2204.02311, appendix B, without the factor 1/2). With LoRA the frozen weights
-get no gradient of their own: 4 N, without the adapters. Sampling with a key-value cache takes as
+get no gradient of their own: 4 N, without the adapters; attention has no weights, and its backward
+pass takes as much as ever. Sampling with a key-value cache takes as
 many operations as reading the same tokens in one pass. Not counted: norms, activation functions,
 the optimizer, padding and recomputed activations. The count is that of the mathematics, not of an
 implementation.
@@ -18,7 +19,7 @@ implementation.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 Rows = Iterable[tuple[int, int]]  # numbers of prompt and completion tokens
@@ -51,13 +52,23 @@ class Size:
         884.0
         """
         rows = list(rows)
-        lengths = [p + c for p, c in rows]
-        body = 2.0 * self.body * sum(lengths) + self.mixing * sum(n * n / 2 for n in lengths)
-        return body + 2.0 * self.head * sum(c for _, c in rows)
+        return self._weights(rows) + self._attention(rows)
 
     def training(self, rows: Rows) -> float:
-        """Return the operations of a forward and a backward pass, the head included."""
-        return (2.0 if self.frozen else 3.0) * self.forward(rows)
+        """Return the operations of a forward and a backward pass, the head included.
+
+        >>> Size(body=100, head=10, width=4, keys=0, mixing=8, frozen=True).training([(3, 1)])
+        1832.0
+        """
+        rows = list(rows)
+        return (2.0 if self.frozen else 3.0) * self._weights(rows) + 3.0 * self._attention(rows)
+
+    def _weights(self, rows: Sequence[tuple[int, int]]) -> float:
+        read, written = sum(p + c for p, c in rows), sum(c for _, c in rows)
+        return 2.0 * self.body * read + 2.0 * self.head * written
+
+    def _attention(self, rows: Sequence[tuple[int, int]]) -> float:
+        return self.mixing * sum((p + c) ** 2 / 2 for p, c in rows)
 
 
 @dataclass(frozen=True)

@@ -141,6 +141,13 @@ class Bounded(Protocol):
 
 
 @runtime_checkable
+class Cached(Protocol):
+    """An engine that reads samples that it made before."""
+
+    saved: float  # seconds that the reading has saved so far: what the samples took when made
+
+
+@runtime_checkable
 class CrossTokenizer(Engine, Protocol):
     """An engine whose teacher has its own tokenizer, see `cross_tokenizer.engine`."""
 

@@ -1,4 +1,8 @@
-"""The cost of the runs: tokens, time by activity, dollars, next to the prediction of pre-flight."""
+"""The cost of the runs: tokens, time by activity, dollars, next to the prediction of pre-flight.
+
+Costs are those of a run that reads no completions of other runs from the cache, so that the order
+of a study's runs changes no cost.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +33,7 @@ class CostRow:
 
     method: str
     runs: int
-    spent: Spent  # evaluations included
+    spent: Spent  # alone, evaluations included
     predicted: Spent | None  # None where pre-flight was skipped
     usd: float | None  # None where no price is set
     predicted_usd: float | None
@@ -37,6 +41,7 @@ class CostRow:
     flops_per_point: float | None = None  # the same in operations; None where they are unknown too
     device_seconds: float | None = None  # times the devices that a run held; None: a service's
     peak_bytes: int | None = None  # the most memory that a run held; None: a service's
+    saved: float | None = None  # seconds that the cache saved; None: none
     kinds: Mapping[str, TokenKind] = field(default_factory=dict)  # by the names in `SHOWN`
 
 
@@ -49,10 +54,12 @@ def costs(data: StudyData, pair: str) -> list[CostRow]:
         done = list(data.done(pair, method).values())
         if not done:
             continue
-        spent = total(map(Spent.read, done)) * (1 / len(done))
+        actual = total(map(Spent.read, done)) * (1 / len(done))
+        spent = actual.alone
         accuracy = sum(record["accuracy"] for record in done) / len(done)
         points = 100 * (accuracy - before) if before is not None else 0.0
-        usd, predicted = _usd(spent, price), predictions.get(method)
+        predicted = predictions[method].alone if method in predictions else None
+        usd = _usd(spent, price)
         rows.append(
             CostRow(
                 method=method,
@@ -65,6 +72,7 @@ def costs(data: StudyData, pair: str) -> list[CostRow]:
                 flops_per_point=spent.flops / points if spent.flops and points > 0 else None,
                 device_seconds=_device_seconds(done),
                 peak_bytes=max((r.get("peak_bytes") or 0 for r in done), default=0) or None,
+                saved=actual.saved or None,
                 kinds={name: _kind(name, done) for name in SHOWN},
             )
         )
@@ -72,7 +80,7 @@ def costs(data: StudyData, pair: str) -> list[CostRow]:
 
 
 def _device_seconds(records: Sequence[Mapping[str, Any]]) -> float | None:
-    held = [(record.get("devices"), Spent.read(record).seconds) for record in records]
+    held = [(record.get("devices"), Spent.read(record).alone.seconds) for record in records]
     if any(devices is None for devices, _ in held):
         return None
     return sum((devices or 0) * seconds for devices, seconds in held) / len(held)

@@ -16,6 +16,7 @@ import numpy as np
 from potstill.stats.comparisons import Difference, Family, Interval
 from potstill.stats.sample import Matrix, sample
 from potstill.study.storage import REFERENCES, RunId
+from potstill.training.spending import Spent
 from potstill.types import KINDS
 
 BASELINE = "on_policy_gkd"  # the method that all others are compared with
@@ -156,7 +157,7 @@ def _row(
         gap_closed=_gap_closed(method, accuracy, done),
         equal_tokens=_equal_tokens(runs, done, metrics),
         tokens=_mean([spent(r) for r in records]) if method not in REFERENCES else None,
-        seconds=_mean([r["seconds"] for r in records]),
+        seconds=_mean([Spent.read(r).alone.seconds for r in records]),
     )
 
 

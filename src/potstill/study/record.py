@@ -45,6 +45,7 @@ def of_training(trained: Trained, run: RunFolder) -> Record:
         "flops": trained.spent["flops"],
         "seconds": round(sum(seconds.values()), 3),
         "activity": {name: round(value, 3) for name, value in seconds.items()},
+        "saved": {name: round(value, 3) for name, value in trained.spent["saved"].items()},
     }
 
 

@@ -17,6 +17,7 @@ from potstill.algorithms.losses import (
     REVERSE_KL,
 )
 from potstill.algorithms.recipe import Recipe
+from potstill.algorithms.schedules import whole
 from potstill.engines import zoo
 from potstill.errors import PotstillError, did_you_mean
 from potstill.study.schema import Study
@@ -30,7 +31,7 @@ TEMPLATE = 256  # bytes that a chat template may add to a message
 
 def check_recipe(recipe: Recipe, study: Study, losses: frozenset[str]) -> None:
     """Check a recipe against the training settings and the losses of the engine."""
-    longest = int(recipe.prefix.range[1])
+    longest = whole(recipe.prefix.range[1])
     if longest >= study.train.max_tokens:
         raise PotstillError(
             f"max_tokens counts the prefix: {recipe.name} seeds up to {longest} tokens, "

@@ -21,6 +21,7 @@ from potstill.errors import writing
 from potstill.types import Problem, Prompt, Trajectory
 
 _PREFIX = "step-"
+_FLOATS = ("logprobs", "behavior_logprobs")  # float32 survives JSON exactly; old files have one
 
 
 def save(
@@ -112,7 +113,7 @@ def _to_json(entry: Trajectory) -> dict[str, Any]:
     return {
         **entry.__dict__,
         "prompt": entry.prompt.__dict__,
-        "logprobs": [float(x) for x in entry.logprobs],  # float32 survives JSON exactly
+        **{name: [float(x) for x in entry.__dict__[name]] for name in _FLOATS},
     }
 
 
@@ -120,7 +121,7 @@ def _from_json(entry: dict[str, Any], prompt_of: Callable[[str], Prompt]) -> Tra
     fields = {
         **entry,
         "completion": tuple(entry["completion"]),
-        "logprobs": np.array(entry["logprobs"], np.float32),
+        **{name: np.array(entry[name], np.float32) for name in _FLOATS if name in entry},
     }
     if "problem" in fields:  # the format of versions that saved the student's ids only
         fields["prompt"] = prompt_of(fields.pop("problem"))

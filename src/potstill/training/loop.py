@@ -75,6 +75,7 @@ def train(
         stats = meter.step(objective.build(recipe, batch, meter), rate)
         metrics = _metrics(fresh, batch, stats) | {"train/buffer_size": len(buffer)}
         metrics |= rollouts.metrics
+        metrics |= {} if stats.clipped is None else {"train/clipped": stats.clipped}
         metrics |= {"step": done, "train/learning_rate": rate, "tokens": usage.spent}
         session.record(metrics, stats, fresh, last=done == total)
         if ended := session.end_if_collapsed(done, total):

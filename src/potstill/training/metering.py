@@ -3,8 +3,9 @@
 `Metered` wraps any engine, so that neither the loop nor an engine counts. A run has two of them,
 with one `Usage`: the tokens of training are the budget at which methods are compared; those of
 evaluations and probes are counted under kinds of their own. Completion and prompt tokens are
-separate kinds. Operations include every token that a model reads, such as a privileged context.
-Prices are left out, see `spending`.
+separate kinds. Tokens that a cache had are counted like all others; the seconds that it saved are
+kept apart, as `Usage.saved`. Operations include every token that a model reads, such as a
+privileged context. Prices are left out, see `spending`.
 """
 
 from __future__ import annotations
@@ -18,15 +19,17 @@ from typing import Literal
 import numpy as np
 
 from potstill.engines.flops import Size
-from potstill.engines.protocol import Engine, Wrapper, bare
+from potstill.engines.protocol import Cached, Engine, Wrapper, bare
 from potstill.types import (
     KINDS,
     Datum,
     Expectation,
     Floats,
+    Ids,
     Prompt,
     Reading,
     Role,
+    Rows,
     Sample,
     StepStats,
     is_teacher,
@@ -43,7 +46,8 @@ class Usage:
     """Tokens, operations and seconds of one run.
 
     `tokens` has completion tokens by kind, prompt tokens as "prompt", and tokens of evaluations
-    under kinds that begin with "graded_"; `seconds` has wall time by activity.
+    under kinds that begin with "graded_"; `seconds` has wall time by activity, and `saved` what
+    an activity would have taken in addition without the completions that another run left behind.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -51,6 +55,7 @@ class Usage:
         self._sizes: dict[Role, Size | None] = {}
         self.tokens: Counter[str] = Counter(dict.fromkeys(ALWAYS, 0))
         self.seconds: dict[str, float] = defaultdict(float)
+        self.saved: dict[str, float] = defaultdict(float)
         self.operations: Counter[str] = Counter()
         self.sized = True  # false once a model of unknown size has worked
         self._settled = time.perf_counter(), 0.0
@@ -69,7 +74,8 @@ class Usage:
         """Tokens, seconds and operations so far, as a checkpoint saves them."""
         self._settle()
         tokens, seconds = dict[str, float](self.tokens), dict(self.seconds)
-        return {"tokens": tokens, "seconds": seconds, "flops": self.flops}
+        saved = dict(self.saved)
+        return {"tokens": tokens, "seconds": seconds, "flops": self.flops, "saved": saved}
 
     def recall(self, state: dict[str, dict[str, float]] | None) -> None:
         """Continue from a checkpoint: replace the tokens and operations, add the seconds."""
@@ -84,6 +90,8 @@ class Usage:
         self._settle()
         for activity, seconds in state["seconds"].items():
             self.seconds[activity] += seconds
+        for activity, seconds in state.get("saved", {}).items():
+            self.saved[activity] += seconds
         self._settled = time.perf_counter(), sum(self.seconds.values())
 
     def _settle(self) -> None:
@@ -143,8 +151,11 @@ class Metered(Wrapper):
         temperature: float,
         rng: np.random.Generator,
     ) -> list[Sample]:
+        before = self._saved
         with self._clock(f"{role} sampling"):
             samples = self.engine.sample(role, prompts, max_tokens, temperature, rng)
+        if self._saved > before:
+            self.usage.saved[f"{role} sampling"] += self._saved - before
         prompt_lengths = [len(prompt.read_by(role)) for prompt in prompts]
         lengths = [len(sample.tokens) for sample in samples]
         training, tokens = self.scope == "training", self.usage.tokens
@@ -153,6 +164,16 @@ class Metered(Wrapper):
         rows = zip(prompt_lengths, lengths, strict=True)
         self.usage.work(f"{role}_sampled" if training else "graded", role, rows)
         return samples
+
+    @property
+    def _saved(self) -> float:
+        return self.engine.saved if isinstance(self.engine, Cached) else 0.0
+
+    def rows(self, role: Role, prompt: Prompt, completion: Ids) -> Rows:
+        with self._clock("scoring"):
+            rows = self.engine.rows(role, prompt, completion)
+        self._scored(role, [(prompt, completion)])
+        return rows
 
     def score(self, role: Role, rows: Sequence[Reading]) -> list[Floats]:
         with self._clock("scoring"):
@@ -170,7 +191,8 @@ class Metered(Wrapper):
         lengths = [(len(prompt.read_by(role)), len(completion)) for prompt, completion in rows]
         model = "teacher" if is_teacher(role) else "student"
         training = self.scope == "training"
-        kind = f"{model}_scored" if training else "graded_scored"
+        graded = "graded_scored" if model == "teacher" else "graded_student_scored"
+        kind = f"{model}_scored" if training else graded
         self.usage.tokens[kind] += sum(n for _, n in lengths)
         self.usage.work(kind if training else "graded", role, lengths)
 

@@ -13,8 +13,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from potstill.algorithms.losses import SampledLoss
 from potstill.algorithms.recipe import Recipe, anchor_losses
 from potstill.engines.protocol import Engine
+from potstill.errors import PotstillError
 from potstill.types import Datum, Floats, Loss, Source, Term, Trajectory
 
 
@@ -24,7 +26,15 @@ def losses_for(recipe: Recipe, source: Source) -> list[tuple[Loss, float]]:
     cap = recipe.clip_advantage if main.needs == "token_scores" else recipe.kl_cap
     if cap and main.needs != "tokens":
         main = dataclasses.replace(main, cap=float(cap))
-    return [(main, 1.0), *((loss, recipe.anchor) for loss in anchor_losses(recipe))]
+    terms = [(main, 1.0), *((loss, recipe.anchor) for loss in anchor_losses(recipe))]
+    if source == "teacher" or not recipe.clip_ratio:
+        return terms  # only the student moves away from what it wrote
+    return [
+        (dataclasses.replace(loss, clip_ratio=float(recipe.clip_ratio)), factor)
+        if isinstance(loss, SampledLoss)
+        else (loss, factor)
+        for loss, factor in terms
+    ]
 
 
 def build(recipe: Recipe, batch: Sequence[Trajectory], engine: Engine) -> list[Datum]:
@@ -40,6 +50,9 @@ def build(recipe: Recipe, batch: Sequence[Trajectory], engine: Engine) -> list[D
         source = trajectory.source
         if not trajectory.trained:
             continue
+        terms = losses_for(recipe, source)
+        if any(loss.needs == "token_scores" for loss, _ in terms):
+            _check_behavior(trajectory)
         weights = np.zeros(len(trajectory.completion), np.float32)
         weights[trajectory.prefix :] = share[source] / trained[source]
         data.append(
@@ -47,13 +60,12 @@ def build(recipe: Recipe, batch: Sequence[Trajectory], engine: Engine) -> list[D
                 prompt=trajectory.prompt,
                 completion=trajectory.completion,
                 targets=trajectory.completion,
-                terms=tuple(
-                    Term(loss, weights * np.float32(factor))
-                    for loss, factor in losses_for(recipe, source)
-                ),
+                terms=tuple(Term(loss, weights * np.float32(factor)) for loss, factor in terms),
                 source=source,
                 logprobs=trajectory.logprobs,
                 teacher_logprobs=teacher_logprobs,
+                behavior_logprobs=trajectory.behavior_logprobs,
+                fresh=recipe.replay is None,
             )
         )
     return data
@@ -64,13 +76,16 @@ def _teacher_scores(
 ) -> list[Floats | None]:
     if recipe.student_loss.needs != "token_scores":
         return [None] * len(batch)
-    student = [t for t in batch if t.source == "student"]
-    scores = engine.score("teacher", [(t.prompt, t.completion) for t in student])
-    clipped = iter(_clipped(recipe, t, q) for t, q in zip(student, scores, strict=True))
-    return [next(clipped) if t.source == "student" else None for t in batch]
+    student = [(t.prompt, t.completion) for t in batch if t.source == "student"]
+    scores = iter(engine.score("teacher", student))
+    return [next(scores) if t.source == "student" else None for t in batch]
 
 
-def _clipped(recipe: Recipe, t: Trajectory, scores: Floats) -> Floats:
-    """Teacher log-probabilities (T,), clipped so that the advantages are within the limit."""
-    limit = recipe.clip_advantage
-    return t.logprobs + (scores - t.logprobs).clip(-limit, limit) if limit else scores
+def _check_behavior(t: Trajectory) -> None:
+    """Reject tokens with an importance ratio that nobody knows."""
+    if np.isnan(t.behavior_logprobs[t.prefix :]).any():
+        raise PotstillError(
+            "reverse_kl_sampled needs the probability with which each token was drawn, and this "
+            f"engine reports the {t.source}'s at temperature 1 only",
+            f"set train.{'teacher_' * (t.source == 'teacher')}temperature to 1",
+        )

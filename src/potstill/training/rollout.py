@@ -13,9 +13,12 @@ from functools import partial
 import numpy as np
 
 from potstill.algorithms.recipe import Recipe
+from potstill.algorithms.schedules import whole
 from potstill.engines.protocol import Engine
-from potstill.training.speculative import interleave
+from potstill.training.speculative import interleave, with_behavior
 from potstill.types import Limits, Problem, Role, Trajectory
+
+GOLDEN = (5**0.5 - 1) / 2
 
 
 def generator(seed: int, step: int, purpose: str) -> np.random.Generator:
@@ -30,6 +33,28 @@ def draw(problems: Sequence[Problem], count: int, seed: int, step: int) -> list[
         epoch, offset = divmod(position, len(problems))
         drawn.append(problems[_order(len(problems), seed, epoch)[offset]])
     return drawn
+
+
+def student_prompts(share: float, batch: int, step: int, seed: int) -> int:
+    """The number of a step's prompts that the student answers: share * batch, on average.
+
+    Where that is not a whole number, the step gets one more than the whole part if its number in
+    [0, 1) is below the remainder. These numbers are the multiples of the golden ratio (Weyl), from
+    a start that the seed draws: no other sequence fills the interval as evenly, so that the share
+    holds over any stretch of steps, and a step's number needs no memory.
+
+    Args:
+        share: of the prompts, in [0, 1].
+        batch: B, prompts of the step.
+        step: index of the step, from 0.
+        seed: seed of the run.
+
+    >>> [student_prompts(0.7, 1, step, seed=0) for step in range(10)]
+    [1, 1, 1, 0, 1, 1, 0, 1, 0, 1]
+    """
+    least = whole(share * batch)
+    start = generator(seed, 0, "share").random()
+    return min(batch, least + ((start + step * GOLDEN) % 1.0 < share * batch - least))
 
 
 _orders: dict[tuple[int, int, int], list[int]] = {}
@@ -55,8 +80,8 @@ def collect(
 ) -> list[Trajectory]:
     """Generate one completion of each problem.
 
-    The student completes the first round(on_policy(t) * B) problems, each after int(prefix(t))
-    tokens of the teacher. The teacher completes the others.
+    The student completes the first `student_prompts` problems, each after prefix(t) tokens of the
+    teacher, rounded down. The teacher completes the others.
 
     Args:
         recipe: the method.
@@ -68,14 +93,16 @@ def collect(
         limits: lengths and temperatures.
         success: argument of the prefix schedule instead of `t`, if the recipe runs it over success.
     """
-    count = round(recipe.on_policy(t) * len(problems))
-    prefix = int(recipe.prefix(t if success is None else success))
+    count = student_prompts(recipe.on_policy(t), len(problems), step, seed)
+    prefix = recipe.prefix.count(t if success is None else success)
     longest = limits.max_tokens
     seeded = _complete(engine, "teacher", problems[:count], [], prefix, step, seed, limits)
     student = _complete(engine, "student", problems[:count], seeded, longest, step, seed, limits)
     if recipe.interleave and student:
         random = partial(generator, seed, step)
         student = interleave(engine, student, recipe.interleave, limits, random)
+        if any(loss.needs == "token_scores" for loss in recipe.losses):
+            student = with_behavior(engine, student, recipe.interleave, limits)
     teacher = _complete(engine, "teacher", problems[count:], [], longest, step, seed, limits)
     return student + teacher
 
@@ -94,7 +121,9 @@ def _complete(
     if not problems or not limit:
         return []
     heads = [t.completion for t in seeded] or [()] * len(problems)
-    logprobs = [t.logprobs for t in seeded] or [np.zeros(0, np.float32)] * len(problems)
+    nothing = [np.zeros(0, np.float32)] * len(problems)
+    logprobs = [t.logprobs for t in seeded] or nothing
+    behavior = [t.behavior_logprobs for t in seeded] or nothing
     prompts = [t.prompt for t in seeded] or [engine.prompt(problem) for problem in problems]
     samples = engine.sample(
         role,
@@ -111,6 +140,9 @@ def _complete(
             source="student" if role == "student" else "teacher",
             prefix=len(head),
             version=step,
+            behavior_logprobs=np.concatenate([drawn, sample.behavior_logprobs]),
         )
-        for prompt, head, scores, sample in zip(prompts, heads, logprobs, samples, strict=True)
+        for prompt, head, scores, drawn, sample in zip(
+            prompts, heads, logprobs, behavior, samples, strict=True
+        )
     ]

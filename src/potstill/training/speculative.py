@@ -7,6 +7,7 @@ same, because everything after the first replaced token is discarded and generat
 
 As in the source, the completions count as the student's: every token gets the student's loss,
 whoever generated it, and has the student's log-probability. The engine has to rank ids (`inspect`).
+The distribution that tokens are drawn from is then a mix of both models; see `with_behavior`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from dataclasses import replace
 import numpy as np
 
 from potstill.engines.protocol import Engine
-from potstill.types import Floats, Ids, Limits, Role, Trajectory
+from potstill.types import Floats, Ids, Limits, Role, Rows, Trajectory
 
 
 def interleave(
@@ -56,7 +57,43 @@ def interleave(
             accepted[i] = len(result[i].completion)
         _continue(engine, "student", result, pending, None, limits, random(f"on:{turn}"))
         replaced |= set(pending)
-    return _rescored(engine, result, sorted(replaced))
+    return [_unknown(t) for t in _rescored(engine, result, sorted(replaced))]
+
+
+def _unknown(t: Trajectory) -> Trajectory:
+    """No token after the prefix was drawn from one model alone, not even those that were kept."""
+    behavior = np.full(len(t.completion), np.nan, np.float32)
+    behavior[: t.prefix] = t.behavior_logprobs[: t.prefix]
+    return replace(t, behavior_logprobs=behavior)
+
+
+def with_behavior(
+    engine: Engine, rollouts: Sequence[Trajectory], top: int, limits: Limits
+) -> list[Trajectory]:
+    """Fill in the log-probabilities with which interleaved tokens were drawn.
+
+    A token is the student's if it is among the teacher's likeliest, or else the teacher's own:
+    s(y) = p_T(y) [y is kept] + q_T(y) sum_v p_T(v) [v is not kept], each at its temperature. It
+    takes the full-vocabulary log-probs of both models, which is slow, so only a loss with an
+    importance ratio asks for it.
+    """
+    result = []
+    for t in rollouts:
+        p, q = (engine.rows(role, t.prompt, t.completion) for role in ("student", "teacher"))
+        kept = q >= np.sort(q)[:, -min(top, q.shape[1]), None]
+        p, q = _tempered(p, limits.temperature), _tempered(q, limits.teacher_temperature)
+        drawn = p * kept + q * (p * ~kept).sum(1, keepdims=True)
+        chosen = np.log(drawn[np.arange(len(drawn)), list(t.completion)])[t.prefix :]
+        behavior = np.concatenate([t.behavior_logprobs[: t.prefix], chosen]).astype(np.float32)
+        result.append(replace(t, behavior_logprobs=behavior))
+    return result
+
+
+def _tempered(logp: Rows, temperature: float) -> Rows:
+    """Probabilities (T, V) at a temperature."""
+    scaled = logp / temperature
+    p = np.exp(scaled - scaled.max(1, keepdims=True))
+    return np.asarray(p / p.sum(1, keepdims=True))
 
 
 def _first_rejected(rank: Floats, start: int, top: int) -> int | None:
@@ -66,7 +103,12 @@ def _first_rejected(rank: Floats, start: int, top: int) -> int | None:
 
 
 def _truncated(t: Trajectory, length: int) -> Trajectory:
-    return replace(t, completion=t.completion[:length], logprobs=t.logprobs[:length])
+    return replace(
+        t,
+        completion=t.completion[:length],
+        logprobs=t.logprobs[:length],
+        behavior_logprobs=t.behavior_logprobs[:length],
+    )
 
 
 def _continue(
@@ -96,6 +138,9 @@ def _continue(
             rollouts[i],
             completion=rollouts[i].completion + sample.tokens,
             logprobs=np.concatenate([rollouts[i].logprobs, sample.logprobs]),
+            behavior_logprobs=np.concatenate(
+                [rollouts[i].behavior_logprobs, sample.behavior_logprobs]
+            ),
         )
 
 

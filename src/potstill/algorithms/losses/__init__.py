@@ -23,7 +23,7 @@ from potstill.algorithms.losses.kinds import (
     TwoVocabularies,
     token_logprobs,
 )
-from potstill.algorithms.losses.tokens import CrossEntropy, ReverseKLSampled
+from potstill.algorithms.losses.tokens import CrossEntropy, ReverseKLSampled, over_spans
 from potstill.errors import PotstillError, did_you_mean
 from potstill.types import Loss
 
@@ -52,6 +52,7 @@ __all__ = [
     "TwoVocabularies",
     "loss",
     "loss_to_toml",
+    "over_spans",
     "token_logprobs",
     "top_k",
 ]

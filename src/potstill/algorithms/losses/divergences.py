@@ -13,8 +13,23 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+NOWHERE = -1e4  # nats: e to this is 0 in every float format, and unlike -inf it has a gradient
+
+
 def kl(loga: Tensor, logb: Tensor) -> Tensor:
-    """KL(a, b) = sum_v a(v) (log a(v) - log b(v)), in nats: (..., V), (..., V) -> (...)."""
+    """KL(a, b) = sum_v a(v) (log a(v) - log b(v)), in nats: (..., V), (..., V) -> (...).
+
+    Where a(v) = 0 there is nothing to add and no gradient, whatever b(v) is; where b(v) = 0 alone
+    the divergence is infinite.
+    """
+    values = _plain_kl(loga, logb)
+    if not values.isnan().any():
+        return values
+    a = loga.exp()  # 0 x inf: rare, and the mask would double the time of every step
+    return (a * (loga - logb).masked_fill(a == 0, 0.0)).sum(-1)
+
+
+def _plain_kl(loga: Tensor, logb: Tensor) -> Tensor:
     return (loga.exp() * (loga - logb)).sum(-1)
 
 
@@ -85,8 +100,15 @@ class JSD(Divergence):
             return kl(logq, logp)
         if beta == 1:
             return kl(logp, logq)
+        values = self._mixed(logp, logq)
+        if not values.isnan().any():
+            return values
+        return self._mixed(logp.clamp_min(NOWHERE), logq.clamp_min(NOWHERE))
+
+    def _mixed(self, logp: Tensor, logq: Tensor) -> Tensor:
+        beta = self.beta
         logm = (logq + math.log(beta)).logaddexp(logp + math.log1p(-beta))
-        return beta * kl(logq, logm) + (1 - beta) * kl(logp, logm)
+        return beta * _plain_kl(logq, logm) + (1 - beta) * _plain_kl(logp, logm)
 
 
 @dataclass(frozen=True)
@@ -183,5 +205,13 @@ def with_tail(logp: Tensor, kept: Tensor) -> Tensor:
     """
     from torch import cat
 
-    rest = logp.scatter(-1, kept, float("-inf")).logsumexp(-1, keepdim=True)
-    return cat((logp.gather(-1, kept), rest), -1)
+    return cat((logp.gather(-1, kept), bucket(logp.scatter(-1, kept, float("-inf")))), -1)
+
+
+def bucket(logp: Tensor) -> Tensor:
+    """The log-probability (..., 1) of all ids of rows (..., K) together; -inf if it is 0."""
+    rest = logp.logsumexp(-1, keepdim=True)
+    if rest.isneginf().any():  # its gradient is not a number
+        rest = logp.clamp_min(NOWHERE).logsumexp(-1, keepdim=True)
+        rest = rest.masked_fill(rest < NOWHERE / 2, float("-inf"))
+    return rest

@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from potstill.algorithms.losses.divergences import JSD
+from potstill.algorithms.losses.divergences import JSD, bucket
 from potstill.algorithms.losses.kinds import TwoVocabularies, check_beta
 
 if TYPE_CHECKING:
@@ -91,8 +91,5 @@ def _parted(logp: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
 
     others = ids.new_ones(logp.shape[-1]).index_fill(0, ids, 0).nonzero()[:, 0]
     rest = logp[..., others]
-    if not len(others):
-        tail = logp.new_full((*logp.shape[:-1], 1), NOTHING)
-    else:
-        tail = rest.logsumexp(-1, keepdim=True)
+    tail = bucket(rest) if len(others) else logp.new_full((*logp.shape[:-1], 1), NOTHING)
     return cat((logp[..., ids], tail), -1), rest

@@ -9,7 +9,9 @@ objective. Only methods of tensors are used, so that losses are listed without i
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
 from potstill.errors import PotstillError
@@ -29,14 +31,36 @@ class TokenLoss(Loss):
         """Values (...) of the student's log-probabilities (..., V) at the ids (...)."""
 
 
+@dataclass(frozen=True)
 class SampledLoss(Loss):
-    """A loss of each sampled token's log-probability under three models."""
+    """A loss of each sampled token's log-probability under the student, q and their sampler.
+
+    Args:
+        clip_ratio: limit from above of the importance ratio between the student and its older self
+            that wrote a token.
+    """
+
+    clip_ratio: float | None = field(default=None, kw_only=True)
 
     needs: ClassVar[Needs] = "token_scores"
 
     @abstractmethod
-    def value(self, logp_y: Tensor, sampler_y: Tensor, logq_y: Tensor) -> Tensor:
-        """Values (...) of the token's log-probabilities (...)."""
+    def value(
+        self, logp_y: Tensor, sampler_y: Tensor, logq_y: Tensor, then_y: Tensor | None = None
+    ) -> Tensor:
+        """Values (...) of the token's log-probabilities (...).
+
+        Args:
+            logp_y: the student's.
+            sampler_y: of the distribution that the token was drawn from.
+            logq_y: of the model that the student is pulled towards.
+            then_y: of the model that wrote it, at temperature 1; default: `sampler_y`.
+        """
+
+    def clipped(self, logp_y: Tensor, then_y: Tensor) -> Tensor:
+        """Where (...) `clip_ratio` limits the ratio between the student and the token's writer."""
+        limit = math.inf if self.clip_ratio is None else math.log(self.clip_ratio)
+        return logp_y - then_y > limit
 
 
 class Divergence(Loss):

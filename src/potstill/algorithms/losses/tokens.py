@@ -5,6 +5,7 @@ They need no more than log-probabilities of the written tokens, so training serv
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -41,27 +42,65 @@ class ReverseKLSampled(SampledLoss):
 
     name = "reverse_kl_sampled"
 
-    def value(self, logp_y: Tensor, sampler_y: Tensor, logq_y: Tensor) -> Tensor:
-        """-r A in nats, with r = p(y) / s(y) and no gradient through A.
+    def value(
+        self, logp_y: Tensor, sampler_y: Tensor, logq_y: Tensor, then_y: Tensor | None = None
+    ) -> Tensor:
+        """-r A in nats, with r = p(y) / s(y), A = log q(y) - log p(y), no gradient through A.
 
-        Towards the teacher A = log q(y) - log s(y). At r = 1 the gradient is, in expectation over
-        the student's own samples, that of the reverse KL of the next token. Towards the student of
-        step 0 (`to="init"`, the anchor) A = log p0(y) - log p(y): in expectation over the samples
-        of any s, value and gradient are those of KL(p, p0), as the gradient of A is 0 there.
+        In expectation over s, value and gradient are those of KL(p, q) of the next token, whatever
+        s is: p itself, p at another temperature, or what wrote a replayed token. (The gradient of A
+        would add E_p[grad log p] = 0.) With `to="init"`, the anchor, q is the student of step 0.
 
-        Source: on-policy distillation as in tinker-cookbook; the importance ratio as in PPO.
+        r is the product of p(y) / p_then(y), which grows as the student moves on from the weights
+        p_then that wrote the token, and p_then(y) / s(y), which does not. `clip_ratio` limits the
+        first from above, as truncated importance sampling does: the token keeps its gradient, with
+        the limit as its weight. `cap` limits A either way.
+
+        Source: on-policy distillation as in tinker-cookbook; the ratio as in PPO, truncated as in
+        Espeholt et al. 2018 (IMPALA, arXiv 1802.01561), eq. 1.
 
         Args:
             logp_y: (...) log p(y), the student's.
             sampler_y: (...) log s(y), of the distribution that the token was drawn from.
             logq_y: (...) log q(y), or log p0(y).
+            then_y: (...) log p_then(y), at temperature 1; default: `sampler_y`.
 
         >>> import torch
         >>> p, q = torch.tensor([0.5, 0.25]).log()
         >>> round(ReverseKLSampled().value(p, p, q).item(), 4)
         0.6931
         """
-        ratio = (logp_y - sampler_y.detach()).exp()
-        if self.to == "init":
-            return ratio * (logp_y - logq_y).detach()
-        return -ratio * (logq_y - sampler_y).detach()
+        now, then = logp_y.detach(), sampler_y if then_y is None else then_y
+        moved, advantage = now - then, logq_y - now
+        if self.clip_ratio is not None:
+            moved = moved.clamp_max(math.log(self.clip_ratio))
+        if self.cap is not None:
+            advantage = advantage.clamp(-self.cap, self.cap)
+        weight = (moved + (then - sampler_y)).exp() * advantage
+        return -weight.detach() * (logp_y - now).exp()
+
+
+def over_spans(logx_y: Tensor, now_y: Tensor, spans: Tensor) -> Tensor:
+    """Log-probabilities under which each token's distance to the student is that of its span.
+
+    A span is one action of a student whose teacher has another tokenizer, so its tokens share the
+    sum of their advantages, and the product of their importance ratios.
+
+    Args:
+        logx_y: (N,) log x(y) of any model.
+        now_y: (N,) log p(y), the student's.
+        spans: (N,) number of each token's span from 0 on; -1: none, with the distance 0.
+
+    Returns:
+        (N,) log p(y_i) + the sum over the tokens j of i's span of log x(y_j) - log p(y_j).
+
+    >>> import torch
+    >>> x, p = torch.tensor([-1.0, -2.0, -5.0]), torch.tensor([-3.0, -3.0, -3.0])
+    >>> over_spans(x, p, torch.tensor([0, 0, -1])).tolist()
+    [0.0, 0.0, -3.0]
+    """
+    inside, out = spans >= 0, now_y.clone()
+    ids, gaps = spans[inside], (logx_y - now_y)[inside]
+    sums = now_y.new_zeros(len(spans)).index_add(0, ids, gaps)
+    out[inside] += sums[ids]
+    return out

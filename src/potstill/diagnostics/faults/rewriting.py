@@ -66,6 +66,7 @@ class PromptDropped(DataFault):
             targets=datum.targets[1:],
             terms=tuple(Term(term.loss, term.weights[1:]) for term in datum.terms),
             logprobs=datum.logprobs[1:],
+            behavior_logprobs=datum.behavior_logprobs[1:],
             teacher_logprobs=None if scores is None else scores[1:],
             views=dict.fromkeys(("teacher", "init"), (datum.prompt.then(first), rest)),
         )
@@ -88,21 +89,26 @@ class PrefixTrained(DataFault):
 
     def rewrite(self, data: Sequence[Datum], engine: Engine) -> list[Datum]:
         rows = [(datum.prompt, datum.completion) for datum in data]
-        scores = engine.score("teacher", rows)
-        return [self._trained(datum, score) for datum, score in zip(data, scores, strict=True)]
+        scores = [engine.score(role, rows) for role in ("teacher", "student")]
+        return [self._trained(*row) for row in zip(data, *scores, strict=True)]
 
-    def _trained(self, datum: Datum, scores: Floats) -> Datum:
+    def _trained(self, datum: Datum, scores: Floats, own: Floats) -> Datum:
         main = datum.terms[0].weights
         prefix = np.arange(len(main)) < np.argmax(main > 0)
         if datum.source != "student" or not prefix.any():
             return datum
         weights = np.where(prefix, main.max(), 0).astype(np.float32)
-        teacher = datum.teacher_logprobs
+        teacher = scores if datum.teacher_logprobs is None else datum.teacher_logprobs
+        # The advantage was log q - 0: the sampler's log-probability, not the student's of now.
+        teacher = np.where(prefix, scores + own, teacher).astype(np.float32)
+        zero = [np.where(prefix, 0, x) for x in (datum.logprobs, datum.behavior_logprobs)]
+        logprobs, behavior = (x.astype(np.float32) for x in zero)
         return dataclasses.replace(
             datum,
             terms=(*datum.terms, Term(REVERSE_KL_SAMPLED, weights)),
-            logprobs=np.where(prefix, 0, datum.logprobs).astype(np.float32),
-            teacher_logprobs=scores if teacher is None else teacher,
+            logprobs=logprobs,
+            behavior_logprobs=behavior,
+            teacher_logprobs=teacher,
         )
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from potstill.algorithms.losses import TruncatedReverseKL
-from potstill.algorithms.recipe import Recipe
+from potstill.algorithms.recipe import CLIP_RATIO, Recipe
 from potstill.diagnostics.faults.base import Fault
 from potstill.tasks import Task
 from potstill.training.run import RunSpec
@@ -42,7 +42,9 @@ class TopKWithoutTail(Fault):
 
     def apply(self, run: RunSpec) -> RunSpec:
         loss = TruncatedReverseKL(8)
-        recipe = dataclasses.replace(run.recipe, student_loss=loss, clip_advantage=0.0)
+        recipe = dataclasses.replace(
+            run.recipe, student_loss=loss, clip_advantage=0.0, clip_ratio=CLIP_RATIO
+        )
         return dataclasses.replace(run, recipe=recipe)
 
 

@@ -50,7 +50,9 @@ class StepPerSource(Wrapper):
         ]
         losses = {name: value for stats in steps for name, value in stats.losses.items()}
         total = sum(stats.loss for stats in steps)
-        return StepStats(total, max((stats.grad_norm for stats in steps), default=0.0), losses)
+        clipped = next((stats.clipped for stats in steps if stats.clipped is not None), None)
+        norm = max((stats.grad_norm for stats in steps), default=0.0)
+        return StepStats(total, norm, losses, clipped)
 
 
 def _normalised(data: Sequence[Datum]) -> list[Datum]:

@@ -12,8 +12,16 @@ from typing import Any
 
 import numpy as np
 
-from potstill.algorithms.losses import GOLD, JSD
-from potstill.diagnostics.preflight.reference import Terms, definition, moments, trained_mask
+from potstill.algorithms.losses import GOLD, JSD, ReverseKLSampled
+from potstill.diagnostics.preflight.reference import (
+    Terms,
+    definition,
+    estimate,
+    moments,
+    targets_of,
+    trained_mask,
+    weighted,
+)
 from potstill.engines.cross_tokenizer.alignment import Ints, Span, align
 from potstill.engines.cross_tokenizer.token_bytes import TokenBytes
 from potstill.engines.protocol import CrossTokenizer
@@ -27,7 +35,7 @@ def trained(engine: CrossTokenizer, data: Sequence[Datum]) -> Rows:
     total = np.zeros(2)
     for datum in engine.translate(data):
         p = engine.rows("student", datum.prompt, datum.completion)
-        targets = Trajectory(datum.prompt, datum.targets, datum.logprobs, datum.source)
+        targets = targets_of(datum)
         for term in datum.terms:
             if isinstance(term.loss, GOLD):
                 assert datum.match is not None
@@ -37,14 +45,16 @@ def trained(engine: CrossTokenizer, data: Sequence[Datum]) -> Rows:
                 values[same] = _gold(
                     term.loss, p[same], q[datum.match.positions[same]], engine.shared
                 )
+            elif isinstance(term.loss, ReverseKLSampled) and term.loss.to == "teacher":
+                assert datum.match is not None and datum.teacher_logprobs is not None
+                spans = datum.match.spans
+                groups = [np.flatnonzero(spans == number) for number in {*spans} - {-1}]
+                scores = [float(datum.teacher_logprobs[group].sum()) for group in groups]
+                values = _by_span(term.loss, p, targets, groups, scores)
             else:
-                q = p.copy()
-                if term.loss.to == "init":
-                    q = engine.rows("init", *datum.reading("init"))
-                elif datum.teacher_logprobs is not None:
-                    q[np.arange(len(p)), list(datum.targets)] = datum.teacher_logprobs
+                q = p if term.loss.to == "teacher" else engine.rows("init", *datum.reading("init"))
                 values = definition(term.loss, p, q, targets)
-            total += moments(term.weights * values)
+            total += moments(weighted(term.weights, values))
     return total
 
 
@@ -55,7 +65,7 @@ def reference(engine: CrossTokenizer, trajectories: Sequence[Trajectory], terms:
     for loss, factor in terms:
         values = [_values(engine, loss, t) for t in trajectories]
         counted = sum(float(mask.sum()) for _, mask in values)
-        part = sum((moments(mask * value) for value, mask in values), start=np.zeros(2))
+        part = sum((moments(weighted(mask, value)) for value, mask in values), start=np.zeros(2))
         total += factor * part / ((counted or 1.0) if loss.name == "gold" else trained)
     return total
 
@@ -70,16 +80,32 @@ def _values(engine: CrossTokenizer, loss: Loss, t: Trajectory) -> tuple[Rows, An
     q = engine.teacher_rows(prompt, ids)
     if isinstance(loss, GOLD):
         return _gold_values(engine, loss, p, q, spans, mask)
-    values, sampler = np.zeros(len(p)), t.logprobs.astype(float)
-    student = p[np.arange(len(p)), list(t.completion)]
+    assert isinstance(loss, ReverseKLSampled)
     teacher = q[np.arange(len(q)), list(ids)]
-    for span in spans:
-        if span.aligned:
-            advantage = teacher[span.teacher].sum() - sampler[span.student].sum()
-            values[span.student] = (
-                -np.exp(student[span.student] - sampler[span.student]) * advantage
-            )
-    return values, mask
+    aligned = [span for span in spans if span.aligned]
+    groups = [np.arange(span.student.start, span.student.stop) for span in aligned]
+    scores = [float(teacher[span.teacher].sum()) for span in aligned]
+    return _by_span(loss, p, t, groups, scores), mask
+
+
+def _by_span(
+    loss: ReverseKLSampled, p: Rows, t: Trajectory, groups: Sequence[Ints], scores: Sequence[float]
+) -> Rows:
+    """Values (T,) of a sampled loss: each token has its span's, and 0 outside of spans.
+
+    Args:
+        loss: has the limits.
+        p: (T, V) the student's log-probabilities.
+        t: the tokens, with those of their sampler.
+        groups: positions of each span.
+        scores: the teacher's log-probability of each span.
+    """
+    now, values = p[np.arange(len(p)), list(t.completion)], np.zeros(len(p))
+    then, behavior = (x.astype(float) for x in (t.logprobs, t.behavior_logprobs))
+    for group, score in zip(groups, scores, strict=True):
+        sums = (score - now[group].sum(), (now - then)[group].sum(), (then - behavior)[group].sum())
+        values[group] = estimate(loss, *(np.array(x) for x in sums))
+    return values
 
 
 def _gold_values(

@@ -16,14 +16,20 @@ from dataclasses import dataclass, replace
 from potstill.algorithms.recipe import Recipe
 from potstill.algorithms.schedules import constant
 from potstill.diagnostics.monitor import Monitor
-from potstill.diagnostics.preflight.step_kinds import StepKind, kind_at, moments, teacher_calls
+from potstill.diagnostics.preflight.step_kinds import (
+    StepKind,
+    kind_at,
+    kinds_at,
+    moments,
+    teacher_calls,
+)
 from potstill.engines.protocol import Engine
 from potstill.settings import Eval, Train
 from potstill.tasks import Task
 from potstill.training import objective
 from potstill.training.evaluation import TeacherCompletions, evaluate
 from potstill.training.metering import Metered, Usage
-from potstill.training.rollout import collect, draw
+from potstill.training.rollout import collect, draw, student_prompts
 from potstill.training.run import RunSpec
 from potstill.training.spending import Spent, total
 from potstill.types import Limits, Role
@@ -82,9 +88,9 @@ def estimate(
     steps: dict[StepKind, Step] = {}
     for recipe in recipes:
         for _, moment in moments(recipe):
-            kind = kind_at(recipe, moment, settings.batch_size)
-            if kind not in steps:
-                steps[kind] = _timed_step(engine, recipe, kind, moment, task, settings)
+            for kind in kinds_at(recipe, moment, settings.batch_size):
+                if kind not in steps:
+                    steps[kind] = _timed_step(engine, recipe, kind, moment, task, settings)
     evaluations: dict[Role, Spent] = {
         role: _timed_evaluation(engine, role, task, settings, evaluation)
         for role in ("student", "teacher")
@@ -107,7 +113,7 @@ def _timed_step(
     """Mean cost of steps of one kind."""
     fixed = Recipe(
         name=recipe.name,
-        on_policy=constant(recipe.on_policy(t)),
+        on_policy=constant(kind.student / settings.batch_size),
         prefix=constant(kind.prefix),
         interleave=recipe.interleave if kind.student else 0,
         **{key: getattr(recipe, key) for key in LOSSES},
@@ -177,14 +183,15 @@ def _training(
     saved = 0.0
     for step in range(count):
         moment = next(t for end, t in stretches if step / count < end)
-        kind = kind_at(recipe, moment, batch)
+        dealt = student_prompts(recipe.on_policy(moment), batch, step, 0)
+        kind = kind_at(recipe, moment, batch, dealt)
         kinds[kind] += 1
         calls = set(teacher_calls(recipe, step, count, batch))
         if calls and calls <= cache:
             saved += steps[kind].cached
         cache |= calls
     spent = total(steps[kind].spent * times for kind, times in kinds.items())
-    return replace(spent, seconds=spent.seconds - saved)
+    return replace(spent, seconds=spent.seconds - saved, saved=saved)
 
 
 def _range(seconds: Sequence[float]) -> str:

@@ -45,7 +45,7 @@ def reference(engine: Engine, trajectories: Sequence[Trajectory], terms: Terms) 
         p = engine.rows("student", t.prompt, t.completion)
         for loss, factor in terms:
             q = p if loss.name == "cross_entropy" else engine.rows(loss.to, t.prompt, t.completion)
-            total += factor * moments(trained_mask(t) * definition(loss, p, q, t))
+            total += factor * moments(weighted(trained_mask(t), definition(loss, p, q, t)))
     return total / sum(t.trained for t in trajectories)
 
 
@@ -58,17 +58,30 @@ def moments(values: Rows) -> Rows:
     return np.array([values.sum(), (values * weights).sum()])
 
 
+def weighted(weights: Floats, values: Rows) -> Rows:
+    """The product (T,); where a weight is 0 so is the product, whatever the value."""
+    return np.multiply(weights, values, out=np.zeros(len(values)), where=weights != 0)
+
+
+def targets_of(datum: Datum) -> Trajectory:
+    """The targets of a datum with its log-probabilities, as `definition` reads them."""
+    behavior = datum.behavior_logprobs
+    return Trajectory(
+        datum.prompt, datum.targets, datum.logprobs, datum.source, behavior_logprobs=behavior
+    )
+
+
 def observed(engine: Engine, datum: Datum) -> Rows:
     """The weighted loss of one datum as it reached an engine, as two `moments`."""
     p, total = engine.rows("student", datum.prompt, datum.completion), np.zeros(2)
-    targets = Trajectory(datum.prompt, datum.targets, datum.logprobs, datum.source)
+    targets = targets_of(datum)
     for term in datum.terms:
         q = p
         if term.loss.needs != "tokens":
             q = engine.rows(term.loss.to, *datum.reading(term.loss.to))
         if term.loss.name == "reverse_kl_sampled" and datum.teacher_logprobs is not None:
             q[np.arange(len(datum.targets)), list(datum.targets)] = datum.teacher_logprobs
-        total += moments(term.weights * definition(term.loss, p, q, targets))
+        total += moments(weighted(term.weights, definition(term.loss, p, q, targets)))
     return total
 
 
@@ -79,15 +92,24 @@ def definition(loss: Loss, p: Rows, q: Rows, t: Trajectory) -> Rows:
         case CrossEntropy():
             return np.asarray(-p[y])
         case ReverseKLSampled():
-            sampler = t.logprobs.astype(float)
-            if loss.to == "init":
-                return np.asarray(np.exp(p[y] - sampler) * (p[y] - q[y]))
-            advantage = q[y] - sampler
-            if loss.cap is not None:
-                advantage = advantage.clip(-loss.cap, loss.cap)
-            return np.asarray(-np.exp(p[y] - sampler) * advantage)
+            then, behavior = (x.astype(float) for x in (t.logprobs, t.behavior_logprobs))
+            return estimate(loss, q[y] - p[y], p[y] - then, then - behavior)
     values = _divergence(loss, np.exp(p), np.exp(q))
     return values if loss.cap is None else values.clip(max=loss.cap)
+
+
+def estimate(loss: ReverseKLSampled, advantage: Rows, moved: Rows, tempered: Rows) -> Rows:
+    """-r A of sampled actions (...), each a token or a span.
+
+    Args:
+        loss: has the limits.
+        advantage: log q - log p of each action.
+        moved: log p - log p_then, by which the student has moved since it wrote the action.
+        tempered: log p_then - log s, which the temperature of sampling makes.
+    """
+    limit = np.inf if loss.clip_ratio is None else np.log(loss.clip_ratio)
+    cap = np.inf if loss.cap is None else loss.cap
+    return np.asarray(-np.exp(moved.clip(max=limit) + tempered) * advantage.clip(-cap, cap))
 
 
 def _divergence(loss: Loss, p: Rows, q: Rows) -> Rows:

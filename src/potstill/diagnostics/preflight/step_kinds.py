@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from potstill.algorithms.recipe import Recipe
-from potstill.algorithms.schedules import Schedule
+from potstill.algorithms.schedules import Schedule, whole
 from potstill.training import objective
+from potstill.training.rollout import student_prompts
 from potstill.types import Loss, Source
 
 
@@ -29,14 +30,40 @@ class StepKind:
         return "student completions" if self.student else "teacher completions"
 
 
-def kind_at(recipe: Recipe, t: float, batch: int) -> StepKind:
-    """The kind of step that a recipe makes at progress `t`."""
+def kind_at(recipe: Recipe, t: float, batch: int, dealt: int | None = None) -> StepKind:
+    """The kind of step that a recipe makes at progress `t`.
+
+    Args:
+        recipe: the method.
+        t: progress of the run.
+        batch: prompts per step.
+        dealt: prompts of the student where the remainder of a share is dealt over the steps. One
+            prompt more or less matters only where it leaves a source out; default: the nearest.
+    """
     student = round(recipe.on_policy(t) * batch)
+    if dealt is not None and not 0 < dealt < batch:
+        student = dealt
+    elif dealt is not None:
+        student = min(max(student, 1), batch - 1)
     sources: list[Source] = ["student"] if student else []
     sources += ["teacher"] if student < batch else []
     losses = {loss for source in sources for loss, _ in objective.losses_for(recipe, source)}
-    prefix = int(recipe.prefix(t)) if student else 0
+    prefix = recipe.prefix.count(t) if student else 0
     return StepKind(student, batch - student, prefix, tuple(sorted(losses, key=str)))
+
+
+def kinds_at(recipe: Recipe, t: float, batch: int) -> list[StepKind]:
+    """The kinds of steps at progress `t`: two where a dealt remainder can leave a source out.
+
+    >>> mixed = Recipe(name="x", on_policy=0.7)
+    >>> [kind.student for kind in kinds_at(mixed, 0.0, 1)]
+    [0, 1]
+    >>> [kind.student for kind in kinds_at(mixed, 0.0, 32)]
+    [22]
+    """
+    student = recipe.on_policy(t) * batch
+    dealt = (whole(student), -whole(-student))  # one below and one above, unless it is whole
+    return list(dict.fromkeys(kind_at(recipe, t, batch, count) for count in dealt))
 
 
 def moments(recipe: Recipe) -> list[tuple[float, float]]:
@@ -77,8 +104,8 @@ def teacher_calls(
         count: steps of the run.
         batch: prompts per step.
     """
-    student = round(recipe.on_policy(step / count) * batch)
-    prefix = int(recipe.prefix(step / count))
+    student = student_prompts(recipe.on_policy(step / count), batch, step, 0)
+    prefix = recipe.prefix.count(step / count)
     if student < batch:
         yield step, student, batch, 0
     if student and prefix:

@@ -8,11 +8,13 @@ The gradient of KL(p, q) over the spans that can follow s is
     E_p [ sum over i in a of  grad log p(y_i)  x  (log p(a|s) - log q(a|s)) ],
 
 so every token of a span gets the whole span's advantage A = log q(a|s) - log p(a|s), not a share
-of it: a share would be the gradient of no divergence. As with single tokens, no token gets credit
-for anything after its span. If every span has one token, this is the sampled reverse KL of
-`losses`. Merging by the chain rule: "Unlocking On-Policy Distillation for Any Model Family" (GOLD,
-Hugging Face 2025); alignment by bytes: ALM, arXiv 2503.20083; full-vocabulary log-probs: ULD,
-arXiv 2402.12030.
+of it: a share would be the gradient of no divergence. If the span was drawn from another
+distribution (a temperature, older weights), every token also gets the whole span's importance
+ratio, the product over its tokens. `losses.tokens.over_spans` computes both. As with single tokens,
+no token gets credit for anything after its span. If every span has one token, this is the sampled
+reverse KL of `losses`. Merging by the chain rule: "Unlocking On-Policy Distillation for Any Model
+Family" (GOLD, Hugging Face 2025); alignment by bytes: ALM, arXiv 2503.20083; full-vocabulary
+log-probs: ULD, arXiv 2402.12030.
 
 Exact: both sums, and the gradient wherever the end of a span depends only on the text before it.
 Known approximations:
@@ -22,8 +24,6 @@ Known approximations:
   on the text after it. The credit of the preceding span ignores this.
 - The reported loss counts a span's divergence once per token, as the gradient does. Compare it only
   with itself.
-- Replayed completions have one importance ratio per token, where the span has their product, as in
-  PPO.
 - A completion truncated by the token limit is scored as if its last word ended there.
 
 This module uses Python and numpy only. `token_bytes` maps ids to bytes.
@@ -163,21 +163,15 @@ def spread_scores(spans: Sequence[Span], scores: Floats, size: int) -> Floats:
     return out
 
 
-def span_credit(spans: Sequence[Span], scores: Floats, sampler: Floats) -> Floats:
-    """Return the values (T,) to use for log q(y_i) in A_i = log q(y_i) - log p_sampler(y_i).
+def span_numbers(spans: Sequence[Span], size: int) -> Ints:
+    """Return the number of each student token's span (T,), or -1 if its span is not aligned.
 
-    With them each token of a span has the advantage of the whole span, and a token of an unaligned
-    span has advantage 0.
-
-    Args:
-        spans: aligned spans of the completion.
-        scores: (T,) the teacher's log-probabilities, see `spread_scores`.
-        sampler: (T,) the log-probabilities of the model that sampled the tokens.
+    >>> span_numbers(align([b"1", b"+", b"8"], [b"1", b"+8"]), 3).tolist()
+    [0, 1, 1]
     """
-    out = sampler.astype(np.float32).copy()
-    for span in spans:
-        if span.aligned:
-            out[span.student] += np.float32((scores[span.student] - sampler[span.student]).sum())
+    out = np.full(size, -1, np.int64)
+    for number, span in enumerate(span for span in spans if span.aligned):
+        out[span.student] = number
     return out
 
 

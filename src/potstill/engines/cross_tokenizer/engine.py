@@ -31,7 +31,7 @@ from potstill.engines.cross_tokenizer.alignment import (
     align,
     match_tokens,
     skip_tokens,
-    span_credit,
+    span_numbers,
     spread_scores,
 )
 from potstill.engines.cross_tokenizer.token_bytes import TokenBytes, shared_ids
@@ -139,7 +139,7 @@ class CrossEngine(Prompting):
         ]
         heads = [Prompt.of(ids) for ids in starts]
         ids: list[Ids] = [()] * len(prompts)
-        scores = [np.zeros(0, np.float32)] * len(prompts)
+        scores, drawn = ([np.zeros(0, np.float32)] * len(prompts) for _ in range(2))
         left = list(max_tokens)
         while any(left):  # a completion may have more teacher tokens than student tokens
             rows = [i for i, limit in enumerate(left) if limit]
@@ -149,23 +149,30 @@ class CrossEngine(Prompting):
             for i, sample in zip(rows, samples, strict=True):
                 ids[i] += sample.tokens
                 scores[i] = np.concatenate([scores[i], sample.logprobs])
+                drawn[i] = np.concatenate([drawn[i], sample.behavior_logprobs])
                 ended = sample.tokens[-1] in self.teacher_tokens.eos_ids
                 has_text = len(self.teacher_tokens.decode(sample.tokens)) > 0
                 text = self.teacher_tokens.decode(ids[i])
                 missing = max_tokens[i] - len(self.student_tokens.encode(text))
                 left[i] = max(missing, 0) if has_text and not ended else 0
-        return [self._to_student(*row) for row in zip(ids, scores, max_tokens, strict=True)]
+        return [self._to_student(*row) for row in zip(ids, scores, max_tokens, drawn, strict=True)]
 
-    def _to_student(self, ids: Ids, scores: Floats, limit: int) -> Sample:
+    def _to_student(
+        self, ids: Ids, scores: Floats, limit: int, drawn: Floats | None = None
+    ) -> Sample:
         """Convert a teacher sample to the student's tokens; span scores are spread evenly."""
         ended = bool(ids) and ids[-1] in self.teacher_tokens.eos_ids
         text = self.teacher_tokens.decode(ids[:-1] if ended else ids)
         student_ids = self.student_tokens.encode(text) + (self.student_tokens.eos_id,) * ended
         spans = self._align(student_ids, ids, ended=ended)
-        logprobs = spread_scores(spans, scores, len(student_ids))
+        size = len(student_ids)
+        logprobs, behavior = (
+            spread_scores(spans, x, size) for x in (scores, scores if drawn is None else drawn)
+        )
         if not (ended and len(student_ids) <= limit):
             student_ids = self.student_tokens.truncate(student_ids, limit)
-        return Sample(student_ids, logprobs[: len(student_ids)])
+        size = len(student_ids)
+        return Sample(student_ids, logprobs[:size], behavior[:size])
 
     def score(self, role: Role, rows: Sequence[Reading]) -> list[Floats]:
         if not is_teacher(role):
@@ -233,12 +240,10 @@ class CrossEngine(Prompting):
         if all(loss.needs == "tokens" for loss in losses):
             return datum
         (prompt, ids), spans = self.teacher_reading(*datum.reading("teacher"))
-        scores = datum.teacher_logprobs
-        if scores is not None:
-            scores = span_credit(spans, scores, datum.logprobs)
         positions = match_tokens(spans, len(datum.completion))
         if self.student_tokens.adds_space or self.teacher_tokens.adds_space:
             positions[:1] = -1  # the first token contains a space that is not part of the text
+        numbers = span_numbers(spans, len(datum.completion))
         matched = (positions >= 0).astype(np.float32)
         teacher_view = Prompt.of(prompt), ids or (self.teacher_tokens.eos_id,)
         return dataclasses.replace(
@@ -247,9 +252,8 @@ class CrossEngine(Prompting):
                 Term(t.loss, t.weights * matched) if t.loss.name in CROSSING else t
                 for t in datum.terms
             ),
-            teacher_logprobs=scores,
             views={**datum.views, "teacher": teacher_view},
-            match=TokenMatch(positions, self.shared),
+            match=TokenMatch(positions, self.shared, numbers),
         )
 
     @property

@@ -25,7 +25,7 @@ from potstill.engines.prompts import Prompting
 from potstill.engines.registry import ENGINES
 from potstill.engines.tinker.client import Sampler, Service, Trainer, TrainingRow
 from potstill.engines.tinker.conformance import facts_of, sampler_facts_of
-from potstill.engines.tinker.parts import WeightedTerm, completion, row, stats_of
+from potstill.engines.tinker.parts import WeightedTerm, behind, completion, row, stats_of, weighted
 from potstill.engines.torch.loading import ModelPair
 from potstill.errors import NonFinite, PotstillError
 from potstill.settings import TinkerSettings
@@ -136,10 +136,12 @@ class TinkerEngine(Prompting):
         def draw(sampler: Sampler) -> list[Sample]:
             drawn = sampler.sample(ids, limits, temperature, [seeds[i] for i in nonempty], stop)
             drawn = [self._truncated(sample) for sample in drawn]
-            if temperature in (0.0, 1.0) or self._raw[role]:
+            if temperature in (0.0, 1.0):
                 return drawn
+            if self._raw[role]:  # the server normalised at the temperature, but does not report it
+                return [Sample(s.tokens, s.logprobs, s.logprobs * np.nan) for s in drawn]
             scores = sampler.score([(p, s.tokens) for p, s in zip(ids, drawn, strict=True)])
-            return [Sample(s.tokens, x) for s, x in zip(drawn, scores, strict=True)]
+            return [Sample(s.tokens, x, s.logprobs) for s, x in zip(drawn, scores, strict=True)]
 
         for i, sample in zip(nonempty, self._with_sampler(role, draw), strict=True):
             samples[i] = sample
@@ -193,20 +195,17 @@ class TinkerEngine(Prompting):
         return stats
 
     def _parts(self, data: Sequence[Datum]) -> list[WeightedTerm]:
-        """Return every term of every datum, with the advantages of sampled losses."""
+        """Return every term of every datum, with the current estimates of sampled losses.
+
+        They need the current student's log-probabilities, which cost a forward pass. Those of the
+        sampler are the same where it had the weights of now.
+        """
         terms = [(d, term) for d in data if d.completion for term in d.terms]
-        anchored = [WeightedTerm(d, term, None) for d, term in terms if term.loss.to == "init"]
-        rows = [(part.datum.prompt, part.datum.completion) for part in anchored]
-        start, now = iter(self.score("init", rows)), iter(self._current_scores(anchored))
-        parts = []
-        for datum, term in terms:
-            advantages = None
-            if term.loss.to == "init":
-                advantages = next(start) - next(now)
-            elif term.loss.needs == "token_scores":
-                assert datum.teacher_logprobs is not None
-                advantages = datum.teacher_logprobs - datum.logprobs
-            parts.append(WeightedTerm(datum, term, advantages))
+        older = [WeightedTerm(datum, datum.terms[0]) for datum in behind(terms)]
+        scores = zip(older, self._current_scores(older), strict=True)
+        now = {id(part.datum): score for part, score in scores}
+        rows = [(d.prompt, d.completion) for d, term in terms if term.loss.to == "init"]
+        parts = weighted(terms, now, self.score("init", rows))
         if not all(np.isfinite(part.coefficients).all() for part in parts):
             raise NonFinite("a weight or an advantage is not a number")
         return parts
@@ -220,18 +219,18 @@ class TinkerEngine(Prompting):
         cross-entropy is relative to the current student: its value is 1, and its gradient is that
         of the log-probability.
         """
-        plain = all(part.advantages is None for part in parts)
+        plain = all(part.surrogate is None for part in parts)
         if plain and self.facts.reduction == "sum":
             return [row(part, part.coefficients, part.coefficients * 0) for part in parts], (
                 "cross_entropy"
             )
-        current = iter(self._current_scores([p for p in parts if p.advantages is None]))
+        current = iter(self._current_scores([p for p in parts if p.surrogate is None]))
         rows = []
         for part in parts:
             scale = 1.0
             if self.facts.reduction == "sequence mean":
                 scale = len(part.datum.completion) * len(parts)
-            reference = next(current) if part.advantages is None else part.datum.logprobs
+            reference = part.surrogate.reference if part.surrogate else next(current)
             rows.append(row(part, part.coefficients * np.float32(scale), reference))
         return rows, "importance_sampling"
 

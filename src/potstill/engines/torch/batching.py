@@ -5,6 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
+import numpy as np
+import numpy.typing as npt
+
+from potstill.types import Ids
+
 Row = TypeVar("Row")
 SPARE = 256  # cost of one more micro-batch, in padded tokens
 
@@ -49,3 +54,9 @@ def micro_batches(
     while n:
         start, n = len(order) - n, n + cut[n]
         yield [rows[i] for i in order[start : len(order) - n]]
+
+
+def pad_left(rows: Sequence[Ids], fill: int) -> npt.NDArray[np.int64]:
+    """Stack sequences of ids to (B, longest), padded on the left."""
+    width = max(map(len, rows), default=0)
+    return np.array([(fill,) * (width - len(row)) + row for row in rows], dtype=np.int64)

@@ -17,6 +17,7 @@ from potstill.algorithms.losses import (
     SampledLoss,
     TokenLoss,
     TwoVocabularies,
+    over_spans,
     token_logprobs,
 )
 from potstill.errors import PotstillError
@@ -30,6 +31,11 @@ def needs_rows(loss: Loss) -> bool:
     return loss.needs == "full_logprobs" or loss.to == "init"
 
 
+# Log-probabilities (N,) of sampled tokens: of the distribution that they were drawn from, of the
+# model that wrote them, and of the teacher.
+Sampled = tuple[Tensor, Tensor, Tensor | None]
+
+
 class Columns:
     """The data of a micro-batch as one array (N,) per field, row after row."""
 
@@ -40,10 +46,37 @@ class Columns:
             flat([d.terms[i].weights for d in data], device) for i in range(len(losses))
         ]
         self.shared = next((torch.from_numpy(d.match.shared) for d in data if d.match), None)
+        self.spans: Tensor | None = None
         if any(loss.needs == "token_scores" for loss in losses):
-            self.sampler = flat([d.logprobs for d in data], device)
-            scores = [d.teacher_logprobs for d in data if d.teacher_logprobs is not None]
-            self.teacher = flat(scores, device) if len(scores) == len(data) else None
+            behavior = flat([d.behavior_logprobs for d in data], device)
+            then = flat([d.logprobs for d in data], device)
+            self.sampled: dict[Role, Sampled] = {"init": (behavior, then, None)}
+            if all(d.teacher_logprobs is not None for d in data):
+                scores = flat([d.teacher_logprobs for d in data], device)
+                self.sampled["teacher"] = behavior, then, scores
+            if data[0].match and "teacher" in self.sampled:
+                self.spans = _numbered([d.match.spans for d in data if d.match], device)
+
+    def credit(self, now: Tensor) -> None:
+        """Sum the log-probabilities of the sampled losses over spans.
+
+        Args:
+            now: (N,) log-probabilities of the targets under the current student.
+        """
+        assert self.spans is not None
+        behavior, then, scores = (
+            over_spans(x, now, self.spans) for x in self.sampled["teacher"] if x is not None
+        )
+        self.sampled["teacher"] = behavior, then, scores
+
+
+def _numbered(spans: Sequence[Any], device: torch.device) -> Tensor:
+    """The span of each token (N,), numbered over all rows; -1: none."""
+    first, rows = 0, []
+    for row in spans:
+        rows.append(np.where(row < 0, row, row + first))
+        first += len(row)  # a row has no more spans than tokens
+    return flat(rows, device)
 
 
 def idle(rows: Sequence[Datum]) -> Datum:
@@ -85,35 +118,70 @@ def take(
             logp, total = leaf.log_softmax(-1), leaf.new_zeros(())
             for loss, weights in zip(losses, columns.weights, strict=True):
                 other = others[loss.to][part] if loss.to in others else None
-                values = _values(loss, logp, columns, whole, other)
+                part_of = _Positions(columns, whole, logp, other)
+                values, clipped = part_of.values(loss, weights[whole])
                 total = total + (weights[whole] * values).sum()
-                tally.add(loss, columns.source[whole], weights[whole], values.detach())
+                tally.add(loss, columns.source[whole], weights[whole], values.detach(), clipped)
         tally.loss += total.item()
         if backward:
             (logits[part],) = torch.autograd.grad(total, leaf)
 
 
-def _values(loss: Loss, logp: Tensor, columns: Columns, at: slice, other: Tensor | None) -> Tensor:
-    """Return a loss (n,) of the student's log-probs (n, V) and another model's logits (n, V)."""
-    targets = columns.targets[at]
-    if isinstance(loss, TokenLoss):
-        return loss.value(logp, targets)
-    if isinstance(loss, SampledLoss):
-        if other is not None:  # towards the student of step 0
-            logq_y = token_logprobs(other.log_softmax(-1), targets)
-        else:
-            assert columns.teacher is not None
-            logq_y = columns.teacher[at]
-        return loss.value(token_logprobs(logp, targets), columns.sampler[at], logq_y)
-    assert other is not None
-    logq = other.log_softmax(-1)
-    if isinstance(loss, TwoVocabularies):
-        if columns.shared is None:
-            raise PotstillError(ONE_TOKENIZER, "write { jsd = 0.5 }")
-        return loss.value(logp, logq, columns.shared.to(logp.device))
-    assert isinstance(loss, Divergence)
-    values = loss.value(logp, logq)
-    return values if loss.cap is None else values.clamp_max(loss.cap)
+@dataclasses.dataclass(frozen=True)
+class _Positions:
+    """Some positions of a micro-batch, with the log-probs and logits there.
+
+    Args:
+        columns: the micro-batch.
+        at: the positions in it.
+        logp: (n, V) the student's log-probs.
+        other: (n, V) logits of the model that a loss compares the student with.
+    """
+
+    columns: Columns
+    at: slice
+    logp: Tensor
+    other: Tensor | None
+
+    def values(self, loss: Loss, weights: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return a loss (n,), and where (n,) its importance ratio is clipped, if it can be.
+
+        Where a weight (n,) is 0, or an infinite divergence is above its cap, the position becomes a
+        constant: 0 x inf is not a number, neither in a value nor in a gradient.
+        """
+        values, clipped = self._values(loss, slice(None))
+        cap = loss.cap if isinstance(loss, Divergence) else None
+        if not values.isfinite().all():
+            silent = ~values.isfinite() & (weights == 0)
+            if cap is not None:
+                silent |= values == float("inf")
+            rest = (~silent).nonzero()[:, 0]
+            constant = torch.full_like(weights, cap or 0.0)
+            values = constant.index_put((rest,), self._values(loss, rest)[0])
+        return values if cap is None else values.clamp_max(cap), clipped
+
+    def _values(self, loss: Loss, rows: slice | Tensor) -> tuple[Tensor, Tensor | None]:
+        logp, targets = self.logp[rows], self.columns.targets[self.at][rows]
+        if isinstance(loss, TokenLoss):
+            return loss.value(logp, targets), None
+        logq = None if self.other is None else self.other[rows].log_softmax(-1)
+        if isinstance(loss, SampledLoss):
+            columns = self.columns.sampled[loss.to]
+            behavior, then, scores = (None if x is None else x[self.at][rows] for x in columns)
+            assert behavior is not None and then is not None
+            if logq is not None:  # towards the student of step 0
+                scores = token_logprobs(logq, targets)
+            assert scores is not None
+            logp_y = token_logprobs(logp, targets)
+            values = loss.value(logp_y, behavior, scores, then)
+            return values, None if loss.clip_ratio is None else loss.clipped(logp_y, then)
+        assert logq is not None
+        if isinstance(loss, TwoVocabularies):
+            if self.columns.shared is None:
+                raise PotstillError(ONE_TOKENIZER, "write { jsd = 0.5 }")
+            return loss.value(logp, logq, self.columns.shared.to(logp.device)), None
+        assert isinstance(loss, Divergence)
+        return loss.value(logp, logq), None
 
 
 def expectation(logp: Tensor, tokens: Tensor, previous: Tensor, eos_ids: list[int]) -> Tensor:
@@ -129,7 +197,7 @@ def expectation(logp: Tensor, tokens: Tensor, previous: Tensor, eos_ids: list[in
     return torch.stack(
         [
             scores,
-            -(p * logp).sum(-1),
+            -(p * logp.masked_fill(p == 0, 0.0)).sum(-1),
             p.gather(-1, previous[:, None])[:, 0],
             p[:, eos_ids].sum(-1),
             (logp > scores[:, None]).sum(-1),
@@ -144,8 +212,16 @@ class Tally:
         self.loss = 0.0
         self._sums: dict[str, float] = defaultdict(float)
         self._counts: dict[str, int] = defaultdict(int)
+        self._clipped = [0, 0]  # tokens whose ratio was clipped, and all whose ratio can be
 
-    def add(self, loss: Loss, source: Any, weights: Tensor, values: Tensor) -> None:
+    def add(
+        self, loss: Loss, source: Any, weights: Tensor, values: Tensor, clipped: Tensor | None
+    ) -> None:
+        if clipped is not None:
+            of = clipped[weights != 0]
+            self._clipped = [
+                a + b for a, b in zip(self._clipped, (int(of.sum()), len(of)), strict=True)
+            ]
         for name in ("student", "teacher"):
             counted = torch.from_numpy(source == name).to(weights.device) & (weights != 0)
             key = "anchor" if loss.to == "init" else name
@@ -159,10 +235,16 @@ class Tally:
         whole = Tally()
         for part in parts:
             whole.loss += part.loss
+            whole._clipped = [a + b for a, b in zip(whole._clipped, part._clipped, strict=True)]
             for key, count in part._counts.items():
                 whole._sums[key] += part._sums[key]
                 whole._counts[key] += count
         return whole
+
+    @property
+    def clipped(self) -> float | None:
+        """Share of tokens whose importance ratio was clipped."""
+        return self._clipped[0] / self._clipped[1] if self._clipped[1] else None
 
     def means(self) -> dict[str, float]:
         return {key: self._sums[key] / count for key, count in self._counts.items() if count}

@@ -1,4 +1,5 @@
-"""Sample in batches, and record the log-probability of every sampled token.
+"""Sample in batches, and record the log-probability of every sampled token: under the model, and
+under the distribution that it was drawn from, which differs by the temperature.
 
 Each token uses one uniform number, drawn in advance, and the inverse of the cumulative
 distribution. The tokens of a row therefore depend on its own numbers only, not on the other rows of
@@ -15,8 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from potstill.algorithms.losses import token_logprobs
+from potstill.engines.torch.batching import pad_left
 from potstill.engines.torch.decoding import begin
-from potstill.types import Floats, Ids, Sample, pad_left
+from potstill.types import Floats, Ids, Sample
 
 
 def generate(
@@ -46,7 +49,7 @@ def generate(
     device = model.get_input_embeddings().weight.device
     width = max(max_tokens)
     tokens = np.zeros((len(prompts), width), np.int64)
-    logprobs = np.zeros((len(prompts), width), np.float32)
+    logprobs, behavior = (np.zeros((len(prompts), width), np.float32) for _ in range(2))
     lengths = np.zeros(len(prompts), np.int64)
     ids = torch.from_numpy(pad_left(prompts, 0)).to(device)
     mask = torch.from_numpy(pad_left([(1,) * len(p) for p in prompts], 0)).to(device)
@@ -55,10 +58,12 @@ def generate(
     decoder = begin(model, ids, mask, width - 1)
     for column in range(width):
         logp = decoder.logits[:, :vocabulary].float().log_softmax(-1)
-        drawn = _draw(logp, temperature, torch.from_numpy(noise[alive, column]).to(device))
+        uniform = torch.from_numpy(noise[alive, column]).to(device)
+        drawn, drawn_logp = _draw(logp, temperature, uniform)
         chosen = drawn.cpu().numpy()
         tokens[alive, column] = chosen
-        logprobs[alive, column] = logp.gather(1, drawn[:, None])[:, 0].cpu().numpy()
+        logprobs[alive, column] = token_logprobs(logp, drawn).cpu().numpy()
+        behavior[alive, column] = drawn_logp.cpu().numpy()
         lengths[alive] += 1
         unfinished = ~np.isin(chosen, ends) & (lengths[alive] < limits[alive])
         if not unfinished.any():
@@ -77,16 +82,22 @@ def generate(
         while any_process(False):
             decoder.step(drawn[:1])
     return [
-        Sample(tuple(tokens[row, :n].tolist()), logprobs[row, :n].copy())
+        Sample(tuple(tokens[row, :n].tolist()), logprobs[row, :n].copy(), behavior[row, :n].copy())
         for row, n in enumerate(lengths)
     ]
 
 
-def _draw(logp: Tensor, temperature: float, uniform: Tensor) -> Tensor:
-    """Sample ids (B,) from log-probs (B, V) and uniform numbers (B,)."""
+def _draw(logp: Tensor, temperature: float, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    """Sample ids (B,) from log-probs (B, V) and uniform numbers (B,).
+
+    Returns:
+        The ids, and their log-probabilities (B,) at the temperature: 0 if it is 0, as nothing else
+        could have been drawn.
+    """
     if temperature == 0:
-        return logp.argmax(-1)
+        return logp.argmax(-1), torch.zeros_like(uniform)
     scaled = logp if temperature == 1 else (logp / temperature).log_softmax(-1)
     cumulative = scaled.double().exp().cumsum(-1)
     point = uniform.double()[:, None] * cumulative[:, -1:]
-    return torch.searchsorted(cumulative, point, right=True)[:, 0].clamp_max(logp.shape[-1] - 1)
+    drawn = torch.searchsorted(cumulative, point, right=True)[:, 0].clamp_max(logp.shape[-1] - 1)
+    return drawn, token_logprobs(scaled, drawn)

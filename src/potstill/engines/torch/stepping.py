@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from potstill.algorithms.losses import token_logprobs
 from potstill.engines.prompts import addressed
 from potstill.engines.torch.distributed import World
 from potstill.engines.torch.fsdp import gathered
@@ -52,7 +53,7 @@ class Stepper:
     def measure(self, data: Sequence[Datum]) -> StepStats:
         """Compute the losses without training, see `protocol.Engine`."""
         tally = self._pass(data, backward=False)
-        return StepStats(tally.loss, 0.0, tally.means())
+        return StepStats(tally.loss, 0.0, tally.means(), tally.clipped)
 
     def _pass(self, data: Sequence[Datum], *, backward: bool) -> Tally:
         """Compute the losses of all processes' rows; with `backward` accumulate the gradients."""
@@ -98,6 +99,12 @@ class Stepper:
                 states = self._read(role, model, data)
                 targets[role] = matched_states(states, data, role)
         columns = Columns(data, losses, student.hidden.device)
+        if columns.spans is not None:  # a span may cross slices, so all tokens come first
+            now = [
+                token_logprobs(student.log_probs(at), columns.targets[at])
+                for at in student.slices()
+            ]
+            columns.credit(torch.cat(now))
         grad = torch.zeros_like(student.hidden) if backward else None
         for at in student.slices():
             logits = student.logits(at)
@@ -122,7 +129,8 @@ class Stepper:
             group["lr"] = learning_rate
         self.models.optimizer.step()
         self.models.optimizer.zero_grad()
-        return StepStats(tally.loss, norm, tally.means(), self._now() - start)
+        seconds = self._now() - start
+        return StepStats(tally.loss, norm, tally.means(), tally.clipped, seconds)
 
     def _now(self) -> float:
         """Return the time, after the student's GPU has finished its work."""

@@ -24,6 +24,7 @@ def costs(rows: Sequence[CostRow]) -> list[Column]:
     columns = [
         Column("runs", "runs", Format()),
         _cost("time", "a run", c.DURATION, lambda spent: spent.seconds),
+        Column("saved", "saved", c.DURATION, "of it by the cache"),
         _cost("tokens", "a run, without evaluations", c.COUNT, Spent.count),
         Column("device_seconds", "device time", c.DURATION, "a run"),
         Column("flops", "operations", c.COUNT, "a run", value=lambda row: row.spent.flops),
