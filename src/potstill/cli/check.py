@@ -40,7 +40,7 @@ def check(words: Words = None, preflight: Preflight = True, as_json: AsJson = Fa
     """
     from potstill.cli.launch import afford, checked, predict, records, refuse
     from potstill.study.run import prepare
-    from potstill.study.storage import StudyFolder
+    from potstill.study.storage import StudyFolder, runs_of
 
     study = study_of(words)
     facts = plan(study, prepare(study))
@@ -57,7 +57,7 @@ def check(words: Words = None, preflight: Preflight = True, as_json: AsJson = Fa
         print()
         print_table([labelled(row, hours_of(study)) for row in predicted])
     refuse(checks)
-    afford(study, StudyFolder(Path("runs") / study.name), spending)
+    afford(study, StudyFolder(Path("runs") / study.name), spending, runs_of(study))
 
 
 def plan(study: Study, task: Task) -> dict[str, Any]:

@@ -39,12 +39,14 @@ class Report:
     remarks: tuple[str, ...]  # on similarity scores and on teachers that read hints
     routes: str  # accuracy by teacher as Markdown tables, where a pair has several
     similarity: str  # the similarity check as a Markdown table, where a pair has a context
+    race: tuple[str, ...] = ()  # the course of a race, a line a look
+    race_markdown: str = ""  # the same with its dropped methods as a table
 
     def to_json(self) -> dict[str, Any]:
         """The values that a program may want."""
         files = {key: str(getattr(self, key)) for key in ("html", "results", "csv")}
         counts = {key: getattr(self, key) for key in ("cells", "done", "failed", "missing")}
-        words = ("faults", "findings", "remarks", "verdict", "table")
+        words = ("faults", "findings", "remarks", "verdict", "race", "table")
         lists = {key: list(getattr(self, key)) for key in words}
         return {
             "study": self.study,
@@ -60,7 +62,9 @@ def as_markdown(report: Report) -> str:
     from potstill.report.tables.methods import faults_line, to_markdown
 
     lines = "".join(f"\n- {line.strip()}" for line in (*report.findings, *report.remarks))
-    more = "".join(text and f"\n{text}" for text in (report.routes, report.similarity))
+    more = "".join(
+        text and f"\n{text}" for text in (report.routes, report.similarity, report.race_markdown)
+    )
     table = faults_line(report.faults) + to_markdown(report.rows) + more
     return table + (lines and f"{lines}\n")
 
@@ -76,12 +80,13 @@ def write_report(path: Path, *, figures: bool = False) -> Report:
         PotstillError: the folder holds no study, or cannot be written.
     """
     from potstill.report import data as loading
-    from potstill.report import findings, sentences, similarity, summary
+    from potstill.report import findings, race, sentences, similarity, summary
     from potstill.report.charts import charts, palette
     from potstill.report.figures import write_figures
     from potstill.report.pages import study as page
     from potstill.report.routes import routes
     from potstill.report.tables import column, methods, more
+    from potstill.report.tables import race as race_tables
     from potstill.study.storage import to_json, write_text
 
     path = Path(path)
@@ -92,8 +97,12 @@ def write_report(path: Path, *, figures: bool = False) -> Report:
     sections = {pair: charts(data, pair, looks, groups) for pair in data.study.models}
     drawn = {pair: [c for made in sections[pair].values() for c in made] for pair in sections}
     table, verdict = methods.to_records(data), sentences.as_record(answers)
+    raced = race.races(data)
     similar = similarity.similarities(data) if data.study.contexts else []
-    write_text(results, to_json({**methods.to_results(data), "verdict": verdict}) + "\n")
+    write_text(
+        results,
+        to_json({**methods.to_results(data), "verdict": verdict, **race.as_record(raced)}) + "\n",
+    )
     write_text(csv, column.to_csv(table))
     write_text(html, page.render(data, looks, groups, answers, sections))
     return Report(
@@ -112,4 +121,6 @@ def write_report(path: Path, *, figures: bool = False) -> Report:
         remarks=tuple(sentences.remarks(answers.trust)),
         routes=more.routes_markdown(routes(data, pair) for pair in sections),
         similarity=more.similarity_markdown(similar),
+        race=tuple(line for one in raced.values() for line in race.lines(one)),
+        race_markdown=race_tables.markdown(list(raced.values())),
     )

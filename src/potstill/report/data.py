@@ -22,8 +22,9 @@ from potstill.algorithms.methods import METHODS
 from potstill.algorithms.recipe import Recipe
 from potstill.errors import PotstillError
 from potstill.report.results import Row, table
+from potstill.study.race import planned_runs
 from potstill.study.schema import Study
-from potstill.study.storage import REFERENCES, RunId, StudyFolder, runs_of
+from potstill.study.storage import REFERENCES, RunId, StudyFolder
 
 Status = Literal["done", "failed", "missing"]
 
@@ -66,7 +67,7 @@ class StudyData:
     folder: StudyFolder
     study: Study
     provenance: Mapping[str, str]  # where the study was started
-    runs: Mapping[RunId, RunData]  # every run of the grid
+    runs: Mapping[RunId, RunData]  # every run of the grid, or of the race so far
     rows: Sequence[Row]
 
     @property
@@ -124,7 +125,7 @@ def load(path: Path) -> StudyData:
         hint = "it was written by another version"
         raise PotstillError(f'"{path}/study.toml": {problem}', hint) from None
     order = list(study.models)
-    cells = sorted(runs_of(study), key=lambda cell: order.index(cell.pair))
+    cells = sorted(planned_runs(folder, study), key=lambda cell: order.index(cell.pair))
     runs = {cell: _run(study, folder, cell) for cell in cells}
     records = {cell: run.record for cell, run in runs.items() if run.record}
     rows = table(cells, list(study.recipes), records, lambda cell: runs[cell].metrics)
