@@ -37,6 +37,7 @@ PACKAGES = (
     "fields",
     "types",
     "settings",
+    "stats",
     "algorithms",
     "tasks",
     "engines",

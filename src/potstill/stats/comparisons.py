@@ -1,0 +1,262 @@
+"""Intervals of means and differences of methods on one pair, and their family of comparisons.
+
+Differences are paired by problem and never by seed: equal seeds of two methods share nothing that
+a new pair of seeds would. From three seeds on a difference has a p-value, corrected over all pairs
+of the family, so that a method picked after looking at the results is tested as a picked one. Two
+seeds give an interval and no verdict; one seed an interval for this seed alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import combinations
+
+import numpy as np
+import numpy.typing as npt
+
+from potstill.stats.multiple import critical, max_t
+from potstill.stats.sample import Matrix, Sample, sample
+from potstill.stats.seeds import SeedVariance, seed_variances
+
+LEVEL = 0.05  # of significance; intervals are 95 %
+VERDICT_SEEDS = 3  # below which nothing is significant
+NAN = float("nan")
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean with its 95 % interval, nan where there is nothing to estimate it from."""
+
+    mean: float
+    low: float
+    high: float
+    seeds: int = 0  # 1: for this seed alone; 0: a baseline, which has none
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A difference of two means with its own 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+    p: float  # corrected over the family; nan below `VERDICT_SEEDS` seeds
+    seeds: int = 0  # the fewest of a method in it; 1: for these seeds alone
+    se: float = NAN  # standard error
+    df: float = NAN  # degrees of freedom
+
+    def __neg__(self) -> Difference:
+        return replace(self, mean=-self.mean, low=-self.high, high=-self.low)
+
+    @property
+    def clear(self) -> bool:
+        """True where the interval excludes zero."""
+        return self.low > 0 or self.high < 0
+
+
+def direction(value: Difference | None) -> int:
+    """1 for significantly above, -1 for significantly below, 0 for neither.
+
+    Significant: at least `VERDICT_SEEDS` seeds, the interval excludes zero, and p, corrected over
+    the family, is below 0.05.
+    """
+    if value is None or not value.clear or not value.p < LEVEL:
+        return 0
+    return 1 if value.mean > 0 else -1
+
+
+class Family:
+    """Methods on the same problems, baselines among them, and all their differences."""
+
+    def __init__(self, samples: Mapping[str, Sample]) -> None:
+        seeded = {name: s for name, s in samples.items() if s.seeds}
+        known = dict(zip(seeded, seed_variances(list(seeded.values())), strict=True))
+        self.samples = dict(samples)
+        self.variances = {name: known.get(name, SeedVariance(0.0, 0.0)) for name in samples}
+
+    def interval(self, name: str) -> Interval:
+        """The mean of one method."""
+        return interval(self.samples[name], self.variances[name])
+
+    def alone(self, a: str, b: str) -> Difference:
+        """Method a minus method b, with the p of this comparison alone."""
+        return difference(self.samples[a], self.variances[a], self.samples[b], self.variances[b])
+
+    def __getitem__(self, pair: tuple[str, str]) -> Difference:
+        """The first method minus the second, with p corrected over the family.
+
+        Raises:
+            KeyError: the family does not have both.
+        """
+        a, b = pair
+        return self._all[a, b] if (a, b) in self._all else -self._all[b, a]
+
+    @cached_property
+    def tested(self) -> tuple[tuple[str, str], ...]:
+        """Pairs that have enough seeds for a p-value."""
+        return tuple(pair for pair in combinations(self.samples, 2) if self._tests(*pair))
+
+    @cached_property
+    def critical(self) -> float:
+        """The |z| that a comparison has to exceed to be significant in this family."""
+        return critical(self._effects(self.tested), LEVEL) if self.tested else NAN
+
+    @cached_property
+    def _all(self) -> dict[tuple[str, str], Difference]:
+        pairs = {pair: self.alone(*pair) for pair in combinations(self.samples, 2)}
+        p_values = [pairs[pair].p for pair in self.tested]
+        corrected = max_t(p_values, self._effects(self.tested)) if self.tested else []
+        return pairs | {
+            pair: replace(pairs[pair], p=p) for pair, p in zip(self.tested, corrected, strict=True)
+        }
+
+    def _tests(self, a: str, b: str) -> bool:
+        return bool(np.isfinite(self.alone(a, b).p))
+
+    def _effects(self, pairs: Sequence[tuple[str, str]]) -> Matrix:
+        """(m, 2k) each difference as a combination of independent standard normal errors: those
+        of problems, which all methods share, and those of each method's seeds."""
+        names = list(dict.fromkeys(name for pair in pairs for name in pair))
+        samples = [self.samples[name] for name in names]
+        width = len(samples[0].columns)
+        problems = np.zeros((len(names), len(names)))
+        if width > 1:
+            problems = np.cov([s.columns for s in samples]) / width
+        problems = problems - np.diag([residual_part(s) for s in samples])
+        values, vectors = np.linalg.eigh(problems)
+        parts = [seed_part(self.samples[name], self.variances[name]) for name in names]
+        errors = np.hstack([vectors * np.sqrt(np.maximum(values, 0)), np.diag(np.sqrt(parts))])
+        index = {name: i for i, name in enumerate(names)}
+        return np.array([errors[index[a]] - errors[index[b]] for a, b in pairs])
+
+
+def compare(outcomes: Mapping[str, npt.ArrayLike]) -> Family:
+    """The family of methods whose outcomes (S, P) are on the same problems."""
+    return Family({name: sample(matrix) for name, matrix in outcomes.items()})
+
+
+def interval(one: Sample, seeds: SeedVariance) -> Interval:
+    """The mean of a sample with its 95 % interval.
+
+    Without seeds, and with one, only problems are random: shares have the exact binomial interval.
+    """
+    if one.shares and len(one.columns) and (one.seeds < 2 or one.constant):
+        return Interval(one.mean, *exact(one.mean, len(one.columns)), one.seeds)
+    estimate = _estimate(
+        one.mean, [(one, seeds)] if one.seeds > 1 else [], _variance(one.columns), len(one.columns)
+    )
+    low, high = estimate.ends()
+    if one.shares and len(one.columns):
+        low, high = max(low, 0.0), min(high, 1.0)
+    return Interval(one.mean, low, high, one.seeds)
+
+
+def exact(share: float, problems: int) -> tuple[float, float]:
+    """The exact binomial 95 % interval of a share of problems.
+
+    Source: C. J. Clopper and E. S. Pearson, 1934.
+
+    >>> [round(x, 3) for x in exact(0.0, 50)]
+    [0.0, 0.071]
+    """
+    from scipy.stats import beta
+
+    right = share * problems
+    low = beta.ppf(LEVEL / 2, right, problems - right + 1) if right > 0 else 0.0
+    high = beta.ppf(1 - LEVEL / 2, right + 1, problems - right) if right < problems else 1.0
+    return float(low), float(high)
+
+
+def difference(
+    a: Sample, a_seeds: SeedVariance, b: Sample, b_seeds: SeedVariance, *, paired: bool = True
+) -> Difference:
+    """The mean of `a` minus the mean of `b`, with the p of this comparison alone.
+
+    Args:
+        a, b: samples of methods, or of baselines.
+        a_seeds, b_seeds: their seed variances.
+        paired: both are on the same problems, in the same order.
+    """
+    seeded = [(s, v) for s, v in ((a, a_seeds), (b, b_seeds)) if s.seeds]
+    fewest = min((s.seeds for s, _ in seeded), default=0)
+    width = min(len(a.columns), len(b.columns))
+    problems = (
+        _variance(a.columns - b.columns) if paired else _variance(a.columns) + _variance(b.columns)
+    )
+    parts = seeded if fewest != 1 else []
+    estimate = _estimate(a.mean - b.mean, parts, problems, width)
+    low, high = estimate.ends()
+    p = estimate.p if fewest == 0 or fewest >= VERDICT_SEEDS else NAN
+    return Difference(estimate.mean, low, high, p, fewest, estimate.se, estimate.df)
+
+
+def seed_part(one: Sample, seeds: SeedVariance) -> float:
+    """The variance of a sample's mean that its seeds bring, the residual's share among it."""
+    return seeds.square / one.seeds / max(len(one.columns), 1) if one.seeds else 0.0
+
+
+def residual_part(one: Sample) -> float:
+    """The variance of a sample's mean that the residual brings."""
+    return one.residual / one.seeds / len(one.columns) if one.seeds > 1 and one.residual else 0.0
+
+
+@dataclass(frozen=True)
+class _Estimate:
+    """An estimate with its variance, and with the problems that it was made on."""
+
+    mean: float
+    variance: float
+    df: float
+    problems: int
+
+    @property
+    def se(self) -> float:
+        return float(np.sqrt(self.variance))
+
+    @property
+    def p(self) -> float:
+        from scipy.stats import t
+
+        if self.variance == 0:  # every problem agrees: a sign test
+            return 1.0 if self.mean == 0 else min(1.0, 2 * 0.5**self.problems)
+        return float(2 * t.sf(abs(self.mean) / self.se, self.df))
+
+    def ends(self) -> tuple[float, float]:
+        from scipy.stats import t
+
+        if self.variance == 0 and self.problems:  # no problem differs: the next one still may
+            half = exact(0.0, self.problems)[1]
+        else:
+            half = float(t.ppf(1 - LEVEL / 2, self.df)) * self.se
+        return self.mean - half, self.mean + half
+
+
+def _estimate(
+    mean: float, parts: Sequence[tuple[Sample, SeedVariance]], problems: float, width: int
+) -> _Estimate:
+    """Add up the variance of seeds and problems; degrees of freedom by Satterthwaite.
+
+    Args:
+        mean: the estimate.
+        parts: samples with their seed variances; none: seeds are not random.
+        problems: variance that the problems bring, residual included; nan for one problem.
+        width: the number of problems, or of clusters.
+    """
+    seeds: dict[SeedVariance, float] = {}  # a pooled variance is one estimate, not two
+    for one, variance in parts:
+        seeds[variance] = seeds.get(variance, 0.0) + seed_part(one, variance)
+    residual = sum(residual_part(one) for one, _ in parts)
+    total = sum(seeds.values()) + max(problems - residual, 0.0)
+    if not np.isfinite(problems):
+        return _Estimate(mean, NAN, NAN, width)
+    uncertain = sum(part**2 / variance.df for variance, part in seeds.items() if part)
+    uncertain += problems**2 / (width - 1) if width > 1 else 0.0
+    return _Estimate(mean, total, total**2 / uncertain if uncertain else NAN, width)
+
+
+def _variance(columns: Matrix) -> float:
+    """The variance of the mean over problems; 0 without problems, nan for a single one."""
+    n = len(columns)
+    return float(columns.var(ddof=1) / n) if n > 1 else (NAN if n else 0.0)

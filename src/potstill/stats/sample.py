@@ -1,0 +1,85 @@
+"""One method's outcomes, reduced to the mean squares of the two-way table (seeds x problems).
+
+The model of outcome x of seed s on problem p: a mean, a seed effect, a problem effect and a
+residual, all random and independent. Of S seeds and P problems, the mean squares are
+
+    A = P * var_s(mean over problems)            seeds, S - 1 degrees of freedom
+    E = residual mean square                     (S - 1)(P - 1) degrees of freedom
+    B / S = var_p(mean over seeds)               problems, P - 1 degrees of freedom
+
+and the variance of the mean is (A + B - E) / (S P). Source: N. A. Obuchowski and H. E. Rockette,
+Hypothesis testing of diagnostic accuracy for multiple readers and multiple tests, 1995; S. L.
+Hillis, A comparison of denominator degrees of freedom methods, 2007 (readers are seeds here, cases
+are problems).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Matrix = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """Outcomes of one method, or of a baseline, which has no seeds."""
+
+    seeds: int  # S; 0: a baseline
+    mean: float
+    columns: Matrix  # (P,) mean over seeds, one a problem or cluster of problems
+    seed_square: float  # A; nan below two seeds
+    residual: float  # E; nan below two seeds
+    shares: bool  # every outcome is in [0, 1], so is the mean
+
+    @property
+    def constant(self) -> bool:
+        """True where every outcome is the same: there is no variance to estimate from."""
+        level = len(self.columns) and np.ptp(self.columns) == 0
+        return bool(level) and not self.seed_square > 0
+
+
+def sample(
+    outcomes: npt.ArrayLike, *, seeded: bool = True, clusters: Sequence[object] | None = None
+) -> Sample:
+    """Reduce outcomes to a sample.
+
+    Args:
+        outcomes: (S, P), any real numbers; or (S,), a number a seed that no problem is behind.
+        seeded: False for a baseline: its one row depends on no seed.
+        clusters: (P,) a name for each problem; problems of one name are one cluster, since
+            repeated problems are no independent evidence. None: all are different.
+    """
+    x = np.asarray(outcomes, float)
+    if x.ndim == 1:
+        square = float(x.var(ddof=1)) if len(x) > 1 else float("nan")
+        return Sample(len(x), float(x.mean()), np.empty(0), square, 0.0, False)
+    shares = bool(((x >= 0) & (x <= 1)).all())
+    if clusters is not None:
+        x = clustered(x, clusters)
+    s, p = x.shape
+    rows, columns, mean = x.mean(1), x.mean(0), float(x.mean())
+    if s < 2 or not seeded:
+        nan = float("nan")
+        return Sample(s if seeded else 0, mean, columns, nan, nan, shares)
+    residual = x - rows[:, None] - columns + mean
+    error = float((residual**2).sum() / ((s - 1) * (p - 1))) if p > 1 else 0.0
+    seed_square = float(p * rows.var(ddof=1))
+    return Sample(s, mean, columns, seed_square, error, shares)
+
+
+def clustered(outcomes: Matrix, clusters: Sequence[object]) -> Matrix:
+    """One column a cluster, scaled so that the mean over columns is the mean over problems.
+
+    >>> clustered(np.array([[1.0, 0.0, 1.0]]), ["a", "b", "a"])
+    array([[1.33333333, 0.        ]])
+    """
+    index = {name: i for i, name in enumerate(dict.fromkeys(clusters))}
+    if len(index) == len(clusters):
+        return outcomes
+    member = np.zeros((len(clusters), len(index)))
+    member[np.arange(len(clusters)), [index[name] for name in clusters]] = 1.0
+    return np.asarray(outcomes @ member * (len(index) / len(clusters)))
