@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ from scipy.stats import norm
 from potstill.report.race import look_line, named_looks
 from potstill.study.race import Rules
 from potstill.study.race.course import course
-from potstill.study.race.decision import Entry, Matrix, decide
+from potstill.study.race.decision import Entry, Matrix, decide, levels
 from potstill.study.storage import StudyFolder, runs_of
 
 UNTRAINED = 0.45
@@ -33,6 +33,16 @@ SHARED = 0.5  # of the latent variance without seeds, the problems' part
 SEED_SDS = (0.01, 0.03, 0.06)
 ALARM = 0.9  # share of collapsed runs whose collapse is found
 CLOSE = 0.0101  # one point, and rounding
+
+# Level of each look by share of the planned seeds: cumulative functions of Lan and DeMets (1983),
+# and an equal part for each look.
+SPENDING: dict[str, Callable[[float, Sequence[int]], list[float]]] = {
+    "pocock": levels,  # the shipped one
+    "equal": lambda alpha, looks: [alpha / len(looks)] * len(looks),
+    "obrien-fleming": lambda alpha, looks: np.diff(
+        [0.0, *(2 * norm.sf(norm.isf(alpha / 2) / np.sqrt(n / looks[-1])) for n in looks)]
+    ).tolist(),
+}
 
 LOW = 0.02  # accuracy of a collapsed method
 # True accuracies, the best one first.
@@ -84,6 +94,7 @@ def race(
     untrained: Matrix,
     collapsed: Mapping[str, Matrix],
     rules: Rules,
+    spending: str = "pocock",
 ) -> tuple[str, tuple[str, ...], int]:
     """Race on outcomes that are known; returns the leader, the finalists and the number of runs.
 
@@ -92,9 +103,11 @@ def race(
         untrained: of the untrained student, (problems,).
         collapsed: 1 for each seed with a finding, by method; methods without one may be left out.
         rules: of the race.
+        spending: one of `SPENDING`.
     """
     racing, runs, before = tuple(outcomes), 0, 0
-    for level, seeds in zip(rules.levels, rules.looks, strict=True):
+    parts = SPENDING[spending](rules.alpha, rules.looks)
+    for level, seeds in zip(parts, rules.looks, strict=True):
         runs, before = runs + len(racing) * (seeds - before), seeds
         entries = {
             m: Entry(outcomes[m][:seeds], int(collapsed.get(m, np.zeros(seeds))[:seeds].sum()))
@@ -120,7 +133,12 @@ def picked(outcomes: Mapping[str, Matrix], seeds: int) -> str:
 
 
 def trial(
-    scenario: str, sd: float, rules: Sequence[Rules], races: int, seed: int
+    scenario: str,
+    sd: float,
+    rules: Sequence[Rules],
+    races: int,
+    seed: int,
+    spending: str = "pocock",
 ) -> tuple[dict[int, float], list[list[Outcome]]]:
     """Many races of one scenario under several rules.
 
@@ -144,15 +162,17 @@ def trial(
         for n in close:
             close[n].append(near(picked(outcomes, n)))
         for rule, kept in zip(rules, results, strict=True):
-            leader, finalists, runs = race(outcomes, untrained, collapsed, rule)
+            leader, finalists, runs = race(outcomes, untrained, collapsed, rule, spending)
             lost = "method 0" not in finalists
             kept.append(Outcome(lost, near(leader), runs, len(finalists)))
     return {n: float(np.mean(values)) for n, values in close.items()}, results
 
 
-def lines(scenario: str, sd: float, rules: Sequence[Rules], races: int, seed: int) -> list[str]:
+def lines(
+    scenario: str, sd: float, rules: Sequence[Rules], races: int, seed: int, spending: str
+) -> list[str]:
     """The results of one scenario as Markdown table rows, one for each of the rules."""
-    grids, results = trial(scenario, sd, rules, races, seed)
+    grids, results = trial(scenario, sd, rules, races, seed, spending)
     methods, rows = len(SCENARIOS[scenario]), []
     for rule, outcomes in zip(rules, results, strict=True):
         runs = float(np.mean([one.runs for one in outcomes]))
@@ -203,6 +223,7 @@ def main() -> None:
     parser.add_argument("--looks", nargs="+", default=["1,3,5,10", "1,3"], help="of the race")
     parser.add_argument("--alpha", type=float, default=0.05)
     parser.add_argument("--within", type=float, default=1.0, help="points")
+    parser.add_argument("--spending", choices=SPENDING, default="pocock")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     parser.add_argument("--folder", type=Path, help="a finished grid to race on")
@@ -226,7 +247,7 @@ def main() -> None:
     )
     with ProcessPoolExecutor(args.processes) as pool:
         jobs = [
-            pool.submit(lines, scenario, sd, rules, args.races, args.seed)
+            pool.submit(lines, scenario, sd, rules, args.races, args.seed, args.spending)
             for scenario in SCENARIOS
             for sd in SEED_SDS
         ]

@@ -87,12 +87,12 @@ def test_three_seeds_drop_what_is_below_the_leader_by_its_bound() -> None:
     outcomes = {"best": table(0.8, 3), "near": table(0.78, 3), "far": table(0.5, 3)}
     look = decide({m: Entry(o) for m, o in outcomes.items()}, UNTRAINED, **COMPARED)
     assert look.leader == "best" and list(look.dropped) == ["far"] and not look.ended
-    drop, d = look.dropped["far"], compare(outcomes)["far", "best"]
+    drop, d = look.dropped["far"], compare(outcomes).alone("far", "best")
     assert (drop.reason, drop.against) == ("below leader", "best")
     assert drop.difference == pytest.approx(outcomes["far"].mean() - outcomes["best"].mean())
     # one comparison with each of two rivals
     assert drop.upper == pytest.approx(d.mean + t.ppf(1 - 0.01 / 2, d.df) * d.se) and drop.upper < 0
-    near = compare(outcomes)["near", "best"]
+    near = compare(outcomes).alone("near", "best")
     assert near.mean + t.ppf(1 - 0.01 / 2, near.df) * near.se > 0
     assert look.apart == pytest.approx(-near.mean + t.ppf(1 - 0.01, near.df) * near.se)
 
@@ -165,7 +165,7 @@ def records_of(accuracy: Mapping[str, float], seeds: int = 8, **more: Any) -> di
     records = {RunId("p", m): record(m, None, UNTRAINED) for m in ("untrained", "teacher")}
     for method, level in accuracy.items():
         for seed in range(seeds):
-            outcomes = table(level, 1, 200, seed)[0]
+            outcomes = table(level, 2, 200, seed)[0]
             records[RunId("p", method, seed)] = record(method, seed, outcomes, **more)
     return records
 

@@ -22,7 +22,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from potstill.stats.comparisons import Difference, compare
+from potstill.stats.comparisons import Difference, Family, compare
 
 Matrix = npt.NDArray[np.float64]
 
@@ -117,12 +117,12 @@ def decide(
     means = {m: float(e.outcomes.mean()) for m, e in entries.items() if not e.failed}
     dropped = dict(_broken(entries, means, untrained))
     racing = {m: entries[m].outcomes for m in means if m not in dropped}
-    apart = None
+    apart, problems = None, len(untrained)
     if seeds >= VERDICT and len(racing) > 1:
-        pairs = compare(racing)
-        dropped |= _below_leader(racing, pairs, level)
+        family = compare(racing)
+        dropped |= _below_leader(racing, family, level)
         stay = [m for m in racing if m not in dropped]
-        apart = max((_furthest(pairs[a, b], level) for a, b in combinations(stay, 2)), default=None)
+        apart = _furthest([family.alone(*pair) for pair in combinations(stay, 2)], level, problems)
     elif seeds < VERDICT:
         dropped |= _below_untrained(racing, untrained, level)
     stay = [m for m in racing if m not in dropped]
@@ -168,40 +168,40 @@ def _below_untrained(
     return dropped
 
 
-def _below_leader(
-    racing: Mapping[str, Matrix], pairs: Mapping[tuple[str, str], Difference], level: float
-) -> dict[str, Drop]:
+def _below_leader(racing: Mapping[str, Matrix], family: Family, level: float) -> dict[str, Drop]:
     """Methods whose simultaneous upper bound of the difference to the leader is below zero."""
     leader = max(racing, key=lambda m: racing[m].mean())
     dropped = {}
     for method in racing:
         if method == leader:
             continue
-        difference = pairs[method, leader]
-        upper = _upper(difference.mean, difference, level / (len(racing) - 1))
+        difference = family.alone(method, leader)
+        problems = racing[method].shape[1]
+        upper = _upper(difference, level / (len(racing) - 1), problems)
         if upper < 0:
             mean = float(racing[method].mean())
             dropped[method] = Drop("below leader", mean, leader, difference.mean, upper)
     return dropped
 
 
-def _furthest(difference: Difference, level: float) -> float:
-    """Upper bound of a |difference| at a level, without correction over pairs.
+def _furthest(differences: Sequence[Difference], level: float, problems: int) -> float | None:
+    """Upper bound of the largest |difference|, without correction over pairs; None without any.
 
     All pairs have to be within the limit, so each is tested at the full level: an
     intersection-union test (Berger, Multiparameter hypothesis testing and acceptance sampling,
     Technometrics 1982).
     """
-    return _upper(abs(difference.mean), difference, level)
+    both = [d if d.mean >= 0 else -d for d in differences]
+    return max((_upper(d, level, problems) for d in both), default=None)
 
 
-def _upper(mean: float, difference: Difference, level: float) -> float:
+def _upper(difference: Difference, level: float, problems: int) -> float:
     """One-sided upper bound at a level; infinite where the variance is unknown."""
     from scipy.stats import t
 
-    if difference.se == 0:
-        return mean
-    bound = float(mean + t.isf(level, difference.df) * difference.se)
+    if difference.se == 0:  # no problem differs from the others, but the next one still may
+        return difference.mean + 1 - level ** (1 / problems)
+    bound = float(difference.mean + t.isf(level, difference.df) * difference.se)
     return bound if math.isfinite(bound) else math.inf
 
 
