@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -387,11 +388,89 @@ def test_seeds_are_the_studys_own_and_then_the_next_numbers(tmp_path: Path) -> N
 
 
 def test_a_damaged_race_file_has_a_way_out(whole: tuple[Path, Path], tmp_path: Path) -> None:
-    import shutil
-
     shutil.copytree(whole[1], tmp_path / "out")
     (tmp_path / "out" / "race.json").write_text('{"rules"')
     with pytest.raises(PotstillError, match="damaged"):
         RaceFolder(StudyFolder(tmp_path / "out")).courses(StudyFolder(tmp_path / "out").study)
     assert call(*words(whole[0], tmp_path / "out")) == 0
     assert (tmp_path / "out/race.json").read_bytes() == (whole[1] / "race.json").read_bytes()
+
+
+# --- the report
+
+
+def test_the_report_has_the_race_and_the_finalists_on_fresh_seeds(
+    whole: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = whole[1]
+    assert call("report", out) == 0
+    printed = capsys.readouterr().out
+    assert "dropped stuck (below leader: 0.0 %" in printed and "17 of 17 runs done" in printed
+    results = json.loads((out / "results.json").read_text())
+    assert [row["method"] for row in results["table"]] == [
+        *("untrained", "teacher", "on_policy_gkd", "kl_anchored")
+    ]
+    assert [row["seeds"] for row in results["table"][2:]] == [[3, 4, 5]] * 2
+    assert len(results["cells"]) == 17  # costs and findings are of all runs
+    race = results["race"]["toy"]
+    assert race["rules"]["looks"] == [1, 3] and race["finalists"] == [
+        "on_policy_gkd",
+        "kl_anchored",
+    ]
+    assert race["cost"]["runs"] == 15 and race["cost"]["fresh"] == 6
+    assert race["cost"]["grid_runs"] == 9
+    seconds = [row["seconds"] for row in results["cells"] if row["seed"] is not None]
+    assert race["cost"]["seconds"] == pytest.approx(sum(seconds))
+    page = (out / "report.html").read_text()
+    assert "The race" in page and "which decided nothing" in page and "below leader" in page
+    assert "a race over up to 6 seeds" in page
+    assert call("report", out, "--markdown") == 0
+    assert "| `stuck` | toy | 3 seeds | below leader: " in capsys.readouterr().out
+
+
+def test_results_of_fresh_seeds_do_not_depend_on_deciding_ones(
+    whole: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """A lucky deciding seed changes no reported number."""
+    out = tmp_path / "out"
+    shutil.copytree(whole[1], out)
+    file = out / "cells/toy/on_policy_gkd/1/result.json"
+    record = json.loads(file.read_text())
+    record["outcomes"] = dict.fromkeys(record["outcomes"], "0" * 20)
+    file.write_text(json.dumps(record))
+    assert call("report", out) == 0
+
+    def row(path: Path) -> dict[str, Any]:
+        table = json.loads((path / "results.json").read_text())["table"]
+        (row,) = [row for row in table if row["method"] == "on_policy_gkd"]
+        return {key: row[key] for key in ("seeds", "accuracy", "against_untrained")}
+
+    assert call("report", whole[1]) == 0
+    assert row(out) == row(whole[1])
+
+
+def test_what_reads_a_study_reads_a_race(
+    whole: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = whole[1]
+    shutil.copytree(out, tmp_path / "copy")
+    assert call("watch", out, "--once") == 0
+    assert "17 done" in capsys.readouterr().out
+    assert call("diagnose", out) == 0
+    assert call("compare", out, tmp_path / "copy") == 0
+    assert call("track", out, "--to", "tensorboard") == 0
+    assert "tensorboard: complete" in capsys.readouterr().out
+    assert list((out / "cells/toy/stuck").iterdir()) and not (out / "cells/toy/stuck/3").exists()
+
+
+def test_an_unfinished_race_reports_what_it_has(tmp_path: Path, whole: tuple[Path, Path]) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(whole[1], out)
+    for seed in (2, 3, 4, 5):
+        for path in out.glob(f"cells/toy/*/{seed}"):
+            shutil.rmtree(path)
+    assert call("report", out) == 0
+    results = json.loads((out / "results.json").read_text())
+    assert results["race"]["toy"]["ended"] == "" and len(results["race"]["toy"]["looks"]) == 1
+    assert {row["method"] for row in results["table"]} >= {"stuck", "kl_anchored"}
+    assert sum(row["status"] == "missing" for row in results["cells"]) == 3

@@ -1,7 +1,8 @@
 """The race of a study's folder as values and sentences: who was dropped, at which look, by which
-bound; its cost next to that of the full grid; and the finalists on fresh seeds.
+bound, and its cost next to that of the full grid.
 
-A study that is not a race has none of this.
+The other tables of a report have the finalists on their fresh seeds, see `data`. A study that is
+not a race has none of this.
 """
 
 from __future__ import annotations
@@ -12,11 +13,10 @@ from typing import Any
 
 from potstill.report.data import StudyData
 from potstill.report.formatting import duration, listed, per_cent, plural, signed
-from potstill.report.results import Row, table
-from potstill.study.race import Course, Drop, Look, RaceFolder, Rules, is_race, screening
+from potstill.study.race import Course, Drop, Look, RaceFolder, Rules, screening
 from potstill.study.race.folder import to_table
 from potstill.study.race.rules import SCREEN
-from potstill.study.storage import REFERENCES, RunId, runs_of
+from potstill.study.storage import runs_of
 
 ENDS = {
     "": "The race has not ended",
@@ -64,7 +64,6 @@ class RaceSection:
     rules: Rules
     course: Course
     cost: RaceCost
-    finalists: tuple[Row, ...]  # over fresh seeds alone, baselines included; empty until they ended
     head: str
     lines: tuple[str, ...]
 
@@ -86,32 +85,15 @@ def named_looks(course: Course) -> list[tuple[str, Look]]:
 
 def races(data: StudyData) -> dict[str, RaceSection]:
     """The race on each pair; empty for a study that is not a race."""
-    if not is_race(data.folder):
-        return {}
+    return {pair: _section(data, course) for pair, course in data.race.items()}
+
+
+def _section(data: StudyData, course: Course) -> RaceSection:
     folder = RaceFolder(data.folder)
     rules = folder.rules
-    return {
-        pair: _section(data, rules, course, folder)
-        for pair, course in folder.courses(data.study, rules).items()
-    }
-
-
-def _section(data: StudyData, rules: Rules, course: Course, folder: RaceFolder) -> RaceSection:
     cost = _cost(data, rules, course, folder)
     head = f"{ENDS[course.ended]}{_place(course)}."
-    lines = (*_outcome(course, rules), *_cost_lines(cost, rules))
-    return RaceSection(rules, course, cost, _finalists(data, course), head, lines)
-
-
-def _finalists(data: StudyData, course: Course) -> tuple[Row, ...]:
-    """The results table of the finalists over their fresh seeds; empty until these have ended."""
-    baselines = [RunId(course.pair, role) for role in REFERENCES]
-    runs = [RunId(course.pair, m, seed) for m in course.finalists for seed in course.fresh]
-    ended = {run: data.runs[run].record for run in [*baselines, *runs] if data.runs[run].record}
-    if not runs or len(ended) < len(baselines) + len(runs):
-        return ()
-    rows = table([*baselines, *runs], course.finalists, ended, lambda run: data.runs[run].metrics)
-    return tuple(rows)
+    return RaceSection(rules, course, cost, head, (*_outcome(course, rules), *_paid(cost, rules)))
 
 
 def _cost(data: StudyData, rules: Rules, course: Course, folder: RaceFolder) -> RaceCost:
@@ -158,12 +140,14 @@ def _outcome(course: Course, rules: Rules) -> Iterator[str]:
         )
     if course.finalists and course.fresh:
         yield (
-            f"The finalists' intervals come from {plural(len(course.fresh), 'fresh seed')} "
-            f"({', '.join(map(str, course.fresh))}) that decided nothing."
+            f"The results are those of the finalists on {plural(len(course.fresh), 'fresh seed')} "
+            f"({', '.join(map(str, course.fresh))}), which decided nothing."
         )
+    elif course.finalists:
+        yield "The race had no fresh seeds: the results are from seeds on which it decided."
 
 
-def _cost_lines(cost: RaceCost, rules: Rules) -> Iterator[str]:
+def _paid(cost: RaceCost, rules: Rules) -> Iterator[str]:
     """The cost of the race, and that of the full grid."""
     fresh = f", {cost.fresh} of them on fresh seeds" if cost.fresh else ""
     line = f"Cost: {plural(cost.runs, 'training run')}{fresh}, {duration(cost.seconds)}."
@@ -215,7 +199,7 @@ def _record(section: RaceSection) -> dict[str, Any]:
         "rules": section.rules.model_dump(mode="json"),
         **to_table(section.course),
         "cost": asdict(section.cost) | {"share": section.cost.share},
-        "fresh": [asdict(row) for row in section.finalists],
+        "fresh": list(section.course.fresh),
         "head": section.head,
         "lines": list(section.lines),
     }

@@ -151,7 +151,7 @@ def trust(data: StudyData, groups: Sequence[FindingGroup]) -> Trust:
     study = data.study
     contexts = study.contexts.items()
     return Trust(
-        seeds=len(study.seeds),
+        seeds=data.seeds,
         problems=study.eval.problems,
         runs=len(data.runs),
         missing=data.counts["missing"],

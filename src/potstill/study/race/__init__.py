@@ -9,7 +9,14 @@ from __future__ import annotations
 
 from potstill.study.race.course import Course
 from potstill.study.race.decision import Drop, Look
-from potstill.study.race.folder import RaceFolder, is_race, planned_runs, run_race, runs_in
+from potstill.study.race.folder import (
+    RaceFolder,
+    courses_of,
+    is_race,
+    planned_runs,
+    run_race,
+    runs_in,
+)
 from potstill.study.race.rules import Rules, raced, screening
 
 __all__ = [
@@ -18,6 +25,7 @@ __all__ = [
     "Look",
     "RaceFolder",
     "Rules",
+    "courses_of",
     "is_race",
     "planned_runs",
     "raced",

@@ -48,6 +48,10 @@ class Course:
         """Methods that the race did not tell apart; empty before it has ended."""
         return self.racing if self.ended else ()
 
+    def reports(self, run: RunId) -> bool:
+        """False for a run that results leave out: the race decided on it and has fresh ones."""
+        return not self.fresh or run.seed is None or run.seed in self.fresh
+
     @property
     def dropped(self) -> dict[str, Look]:
         """The look at which each method was dropped."""

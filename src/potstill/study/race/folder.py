@@ -132,11 +132,15 @@ def is_race(folder: StudyFolder) -> bool:
     return (folder.path / FILE).exists()
 
 
+def courses_of(folder: StudyFolder, study: Study) -> Courses:
+    """The race in a study's folder by pair; empty if it holds none."""
+    return RaceFolder(folder).courses(study) if is_race(folder) else {}
+
+
 def planned_runs(folder: StudyFolder, study: Study) -> list[RunId]:
     """The runs of a study's folder: the whole grid, or those that its race has asked for."""
-    if not is_race(folder):
-        return runs_of(study)
-    return runs_in(RaceFolder(folder).courses(study).values(), study)
+    courses = courses_of(folder, study)
+    return runs_in(courses.values(), study) if courses else runs_of(study)
 
 
 def runs_in(courses: Iterable[Course], study: Study) -> list[RunId]:
