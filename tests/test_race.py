@@ -25,7 +25,7 @@ from launching import Gate, wait_for
 from potstill.errors import PotstillError
 from potstill.stats.comparisons import compare
 from potstill.study.loading import read_study
-from potstill.study.race import Course, Look, RaceFolder, Rules, planned_runs, raced
+from potstill.study.race import Course, Decision, RaceFolder, Rules, planned_runs, raced
 from potstill.study.race.course import Record, course
 from potstill.study.race.decision import Entry, Matrix, decide, levels
 from potstill.study.storage import RunId, StudyFolder, runs_of
@@ -209,7 +209,7 @@ def test_decisions_depend_on_the_deciding_runs_alone() -> None:
 def test_a_stored_decision_is_kept_until_its_records_change() -> None:
     whole = records_of(LEVELS)
     now = follow(whole)
-    kept = Look(3, 0.5, dict.fromkeys(LEVELS, 0.5), "far", {}, None, "within")
+    kept = Decision(3, 0.5, dict.fromkeys(LEVELS, 0.5), "far", {}, None, "within")
     stored = {now.digests[1]: kept}
     assert follow(whole, stored=stored).looks == (now.looks[0], kept)
     changed = {**whole, RunId("p", "far", 2): record("far", 2, table(0.56)[0])}

@@ -21,6 +21,47 @@ if TYPE_CHECKING:
 LOOKS = "1,3,5,10"
 
 
+Within = Annotated[
+    float,
+    typer.Option(
+        metavar="POINTS",
+        help="End when all survivors are within so many points of each other, shown by an upper "
+        "bound.",
+    ),
+]
+Alpha = Annotated[
+    float,
+    typer.Option(
+        metavar="SHARE", help="Share of races that may drop the truly best method, at most."
+    ),
+]
+Looks = Annotated[
+    str,
+    typer.Option(
+        metavar="SEEDS,...",
+        help="Seeds of each method at which the race decides. At one seed only a collapse and an "
+        "accuracy clearly below the untrained student drop a method; two seeds allow no verdict.",
+    ),
+]
+Fresh = Annotated[
+    int,
+    typer.Option(
+        metavar="N",
+        help="Seeds of each finalist that decide nothing: the reported intervals come from these "
+        "alone, since a race favours lucky seeds. 3 is the least for a verdict; 0: report the "
+        "deciding seeds.",
+    ),
+]
+Screen = Annotated[
+    bool,
+    typer.Option(
+        "--screen/--no-screen",
+        help="First train every method for a quarter of the steps, and drop those that collapse "
+        "or score clearly below the untrained student.",
+    ),
+]
+
+
 @command(
     "race",
     RUN,
@@ -30,46 +71,11 @@ LOOKS = "1,3,5,10"
 )
 def race(
     words: Words = None,
-    within: Annotated[
-        float,
-        typer.Option(
-            metavar="POINTS",
-            help="End when all survivors are within so many points of each other, shown by an "
-            "upper bound.",
-        ),
-    ] = 1.0,
-    alpha: Annotated[
-        float,
-        typer.Option(
-            metavar="SHARE", help="Share of races that may drop the truly best method, at most."
-        ),
-    ] = 0.05,
-    looks: Annotated[
-        str,
-        typer.Option(
-            metavar="SEEDS,...",
-            help="Seeds of each method at which the race decides. At one seed only a collapse and "
-            "a score clearly below the untrained student drop a method; two seeds allow no "
-            "verdict.",
-        ),
-    ] = LOOKS,
-    fresh: Annotated[
-        int,
-        typer.Option(
-            metavar="N",
-            help="Seeds of each finalist that decided nothing: the reported intervals come from "
-            "these alone, since a race favours lucky seeds. 3 is the least for a verdict; 0: no "
-            "intervals.",
-        ),
-    ] = 3,
-    screen: Annotated[
-        bool,
-        typer.Option(
-            "--screen/--no-screen",
-            help="First train every method for a quarter of the steps, and drop those that "
-            "collapse or score clearly below the untrained student.",
-        ),
-    ] = False,
+    within: Within = 1.0,
+    alpha: Alpha = 0.05,
+    looks: Looks = LOOKS,
+    fresh: Fresh = 3,
+    screen: Screen = False,
     out: OutOrUrl = None,
     on: On = "local",
     workers: Workers = 0,
@@ -156,7 +162,10 @@ def _run(
 
     if rules.screen:
         with opened(study, folder, first, check, workers, preflight, on, mirror):
-            race.write(study, rules, {})
+            race.write(study, rules, race.courses(study, rules))
+            if mirror:  # or the next pull removes what is here alone
+                mirror.open()
+                mirror.upload(race.file.name)
         far = Mirror(f"{mirror.remote.url}/{race.screen.path.name}") if mirror else None
         if far:
             far.path = race.screen.path

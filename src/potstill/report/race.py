@@ -13,7 +13,7 @@ from typing import Any
 
 from potstill.report.data import StudyData
 from potstill.report.formatting import duration, listed, per_cent, plural, signed
-from potstill.study.race import Course, Drop, Look, RaceFolder, Rules, screening
+from potstill.study.race import Course, Decision, Drop, RaceFolder, Rules, screening
 from potstill.study.race.folder import to_table
 from potstill.study.race.rules import SCREEN
 from potstill.study.storage import runs_of
@@ -77,7 +77,7 @@ class RaceSection:
         ]
 
 
-def named_looks(course: Course) -> list[tuple[str, Look]]:
+def named_looks(course: Course) -> list[tuple[str, Decision]]:
     """The screen, if there is one, and the looks, each with its name."""
     screen = [("screen", course.screen)] if course.screen else []
     return [*screen, *((plural(look.seeds, "seed"), look) for look in course.looks)]
@@ -159,11 +159,11 @@ def _paid(cost: RaceCost, rules: Rules) -> Iterator[str]:
     yield line
 
 
-def look_line(name: str, look: Look) -> str:
+def look_line(name: str, look: Decision) -> str:
     """A decision in one line.
 
     >>> drop = Drop("collapsed", 0.02, "untrained", -0.43)
-    >>> look = Look(1, 0.008, {"a": 0.6, "b": 0.02}, "a", {"b": drop}, None, "one left")
+    >>> look = Decision(1, 0.008, {"a": 0.6, "b": 0.02}, "a", {"b": drop}, None, "one left")
     >>> look_line("1 seed", look)
     'look at 1 seed: dropped b (collapsed: 2.0 %, −43.0 points to untrained); left: a'
     """

@@ -8,7 +8,7 @@ study, and its folder is a study's folder with `race.json` in addition. No execu
 from __future__ import annotations
 
 from potstill.study.race.course import Course
-from potstill.study.race.decision import Drop, Look
+from potstill.study.race.decision import Decision, Drop
 from potstill.study.race.folder import (
     RaceFolder,
     courses_of,
@@ -22,7 +22,7 @@ from potstill.study.race.rules import Rules, raced, screening
 __all__ = [
     "Course",
     "Drop",
-    "Look",
+    "Decision",
     "RaceFolder",
     "Rules",
     "courses_of",

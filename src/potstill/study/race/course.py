@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from potstill.study.race.decision import End, Entry, Look, Matrix, decide
+from potstill.study.race.decision import Decision, End, Entry, Matrix, decide
 from potstill.study.race.rules import Rules
 from potstill.study.storage import REFERENCES, RunId
 
 Record = Mapping[str, Any]  # a run's result.json
 Records = Mapping[RunId, Record]
-Stored = Mapping[str, Look]  # decisions by the digest of what they were made from
+Stored = Mapping[str, Decision]  # by the digest of the records that it was made from
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class Course:
     """The race on one pair so far."""
 
     pair: str
-    screen: Look | None
-    looks: tuple[Look, ...]
+    screen: Decision | None
+    looks: tuple[Decision, ...]
     racing: tuple[str, ...]  # methods that no look has dropped
     planned: tuple[RunId, ...]  # runs so far and those that the next look needs
     fresh: tuple[int, ...]  # the finalists' seeds, once the race has ended
@@ -53,7 +53,7 @@ class Course:
         return not self.fresh or run.seed is None or run.seed in self.fresh
 
     @property
-    def dropped(self) -> dict[str, Look]:
+    def dropped(self) -> dict[str, Decision]:
         """The look at which each method was dropped."""
         looks = (*([self.screen] if self.screen else []), *self.looks)
         return {method: look for look in looks for method in look.dropped}
@@ -124,8 +124,8 @@ def _look(
     records: Records,
     stored: Stored,
     **terms: Any,
-) -> tuple[Look, str]:
-    """The decision at one look with the digest of what it was made from."""
+) -> tuple[Decision, str]:
+    """The decision at one look, with the digest of the records that it was made from."""
     baseline = records[RunId(pair, "untrained")]
     runs = {m: [records[RunId(pair, m, seed)] for seed in seeds] for m in methods}
     facts = [terms, _facts(baseline), {m: [*map(_facts, own)] for m, own in runs.items()}]
@@ -139,7 +139,7 @@ def _look(
 
 
 def _facts(record: Record) -> list[Any]:
-    """What a decision depends on, of one run."""
+    """The part of a record that decisions depend on."""
     return [record["status"], record.get("outcomes"), record.get("cause"), _collapsed(record)]
 
 

@@ -57,7 +57,7 @@ class Drop:
 
 
 @dataclass(frozen=True)
-class Look:
+class Decision:
     """The decision at one look."""
 
     seeds: int
@@ -103,7 +103,7 @@ def decide(
     level: float,
     within: float,
     last: bool,
-) -> Look:
+) -> Decision:
     """Decide one look.
 
     Args:
@@ -127,7 +127,9 @@ def decide(
         dropped |= _below_untrained(racing, untrained, level)
     stay = [m for m in racing if m not in dropped]
     leader = max(stay, key=lambda m: means[m], default="")
-    return Look(seeds, level, means, leader, dropped, apart, _end(len(stay), apart, within, last))
+    return Decision(
+        seeds, level, means, leader, dropped, apart, _end(len(stay), apart, within, last)
+    )
 
 
 def _broken(

@@ -17,7 +17,7 @@ from potstill.errors import PotstillError
 from potstill.study.budget import SCREEN
 from potstill.study.files import read_json, to_json, write_text
 from potstill.study.race.course import Course, Records, course
-from potstill.study.race.decision import Drop, Look
+from potstill.study.race.decision import Decision, Drop
 from potstill.study.race.rules import Rules, screening
 from potstill.study.schema import Study
 from potstill.study.storage import RunId, StudyFolder, runs_of
@@ -99,7 +99,7 @@ class RaceFolder:
             )
         return table
 
-    def _stored(self) -> dict[str, Look]:
+    def _stored(self) -> dict[str, Decision]:
         """The looks in race.json by digest; none where the file is missing or damaged."""
         pairs = (read_json(self.file) or {}).get("pairs", {}).values()
         looks = [look for pair in pairs for look in [pair["screen"], *pair["looks"]] if look]
@@ -121,10 +121,10 @@ def to_table(course: Course) -> dict[str, Any]:
     }
 
 
-def _from_table(table: Mapping[str, Any]) -> Look:
+def _from_table(table: Mapping[str, Any]) -> Decision:
     values = {key: value for key, value in table.items() if key != "digest"}
     dropped = {method: Drop(**drop) for method, drop in table["dropped"].items()}
-    return Look(**{**values, "dropped": dropped})
+    return Decision(**{**values, "dropped": dropped})
 
 
 def is_race(folder: StudyFolder) -> bool:

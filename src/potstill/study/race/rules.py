@@ -39,7 +39,7 @@ def _checked(looks: tuple[int, ...]) -> tuple[int, ...]:
 
 
 class Rules(Table):
-    """How a race decides. They are fixed once its folder is opened: its error rate depends on it.
+    """The settings of a race. They are fixed once its folder is opened, as its error rate needs.
 
     Args:
         looks: seeds of each method at which the race decides.
