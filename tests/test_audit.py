@@ -24,7 +24,7 @@ from potstill.report.audit import (
     variants,
 )
 from potstill.report.pages.audit import to_markdown
-from potstill.report.stats import Interval
+from potstill.stats.comparisons import Interval
 from potstill.study.loading import read_study
 
 

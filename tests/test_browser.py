@@ -17,7 +17,7 @@ import pytest
 from benchmarks.page import CHROMIUM, launch
 
 from potstill.algorithms.methods import METHODS
-from potstill.report import stats, write_report
+from potstill.report import write_report
 from potstill.report.compare import compare
 from potstill.report.pages.comparison import write_comparison
 from potstill.study.storage import RunId, StudyFolder
@@ -109,15 +109,13 @@ def fate(cell: RunId) -> Fate:
 
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Nine methods, two pairs, two seeds; hostile, failed, absent and half-finished cells."""
     path = tmp_path_factory.mktemp("browser") / "study"
     pairs = ["tiny-qwen", "tiny-llama"]
     study = small_study(pairs=pairs, methods=list(METHODS), published="distribution-cliff")
     write_study(path, study, fate)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stats, "RESAMPLES", 200)
-        yield write_report(path).html
+    return write_report(path).html
 
 
 @pytest.mark.smoke
@@ -343,11 +341,8 @@ def test_poor_studies_are_whole_pages(reader: Reader, tmp_path: Path, kind: str)
     assert reader.page.locator("#verdict .answer").count() == 4
 
 
-def test_a_large_study_is_one_small_file_that_draws(
-    reader: Reader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_large_study_is_one_small_file_that_draws(reader: Reader, tmp_path: Path) -> None:
     """160 runs of 100 steps, as in the published grid."""
-    monkeypatch.setattr(stats, "RESAMPLES", 50)
     study = small_study(
         pairs=["tiny-qwen", "tiny-llama"],
         methods=[name for name in METHODS if name != "off_policy"],

@@ -12,18 +12,15 @@ from typer.testing import CliRunner
 
 from potstill.cli import app
 from potstill.errors import PotstillError
-from potstill.report import stats
 from potstill.report.compare import compare, readings
+from potstill.report.data import load
 from potstill.report.pages.comparison import write_comparison
 from potstill.report.results import outcome_matrix
 from potstill.report.tables.comparison import to_markdown
+from potstill.stats.comparisons import difference
+from potstill.stats.multiple import holm
 from potstill.study.storage import RunId, StudyFolder
 from studies import small_study, write_study
-
-
-@pytest.fixture(autouse=True)
-def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stats, "RESAMPLES", 200)
 
 
 def study(path: Path, fate: Any = lambda cell: {}, **changes: Any) -> Path:
@@ -37,11 +34,11 @@ def outcomes(path: Path, method: str, *seeds: int) -> np.ndarray:
     return outcome_matrix(StudyFolder(path).results(cells).values())
 
 
-def test_the_same_seeds_and_problems_are_paired_by_both(tmp_path: Path) -> None:
+def test_the_same_problems_are_paired_and_seeds_are_not(tmp_path: Path) -> None:
     a = study(tmp_path / "a")
     b = study(tmp_path / "b", train={"steps": 40, "max_tokens": 32})
     comparison = compare([a, b])
-    assert comparison.pairing["tiny-qwen"][0].startswith("B − A: paired by problem and by seed;")
+    assert comparison.pairing["tiny-qwen"][0].startswith("B − A: paired by problem; the seeds")
     assert ("train.steps", "20", "40") in comparison.settings
     assert not any(key.startswith("eval") or key == "name" for key, *_ in comparison.settings)
     entry = next(e for e in comparison.entries if e.method == "hybrid")
@@ -58,11 +55,6 @@ def test_a_study_does_not_differ_from_its_copy(tmp_path: Path) -> None:
     assert readings(comparison, comparison.entries) == [
         "B against A: no significant difference in any of 2 methods."
     ]
-
-
-def test_other_seeds_are_said(tmp_path: Path) -> None:
-    comparison = compare([study(tmp_path / "a"), study(tmp_path / "b", seeds=[5, 6, 7])])
-    assert "paired by problem; the seeds differ" in comparison.pairing["tiny-qwen"][0]
 
 
 def test_other_problems_are_not_paired_and_that_is_said(tmp_path: Path) -> None:
@@ -82,26 +74,29 @@ def test_completions_decide_what_the_same_problems_are(tmp_path: Path) -> None:
     path.write_text("\n".join([json.dumps(json.loads(first) | {"question": "another"}), *rest, ""]))
     assert "not paired" in compare([a, b]).pairing["tiny-qwen"][0]
     path.write_text("")  # unknown: the teacher's completions decide
-    assert "paired by problem and by seed;" in compare([a, b]).pairing["tiny-qwen"][0]
+    assert "paired by problem;" in compare([a, b]).pairing["tiny-qwen"][0]
     (path.parents[2] / "teacher" / "all" / "examples.jsonl").write_text("")
     assert "by the settings" in compare([a, b]).pairing["tiny-qwen"][0]
 
 
 def test_p_is_corrected_over_the_methods_alone(tmp_path: Path) -> None:
     """Reference rows are no hypotheses: they are left as they are."""
-    comparison = compare([study(tmp_path / "a"), study(tmp_path / "b", seeds=[5, 6])])
+    first = study(tmp_path / "a", seeds=[0, 1, 2])
+    comparison = compare([first, study(tmp_path / "b", seeds=[5, 6, 7])])
     methods = [e.method for e in comparison.entries]
     assert methods == ["untrained", "teacher", "on_policy_gkd", "hybrid"]
-    raw = [
-        stats.unpaired(
-            outcomes(tmp_path / "b", method, 5, 6),
-            outcomes(tmp_path / "a", method, 0, 1),
-            same_problems=True,
-        )
-        for method in ("on_policy_gkd", "hybrid")
-    ]
-    found = [e.differences[1] for e in comparison.entries[2:]]
-    assert found == stats.corrected(raw)
+    found = [e.differences[1] for e in comparison.entries]
+    of_methods = [d.p for d in found[2:] if d]
+    raw = [_alone(tmp_path, method) for method in methods[2:]]
+    assert of_methods == pytest.approx(holm(raw)) and of_methods != raw
+    assert [d.p for d in found[:2] if d] == [1.0, 1.0]
+
+
+def _alone(path: Path, method: str) -> float:
+    """p of one method in b against a, uncorrected."""
+    a, b = (load(path / name).family("tiny-qwen") for name in "ab")
+    one, other = b.samples[method], a.samples[method]
+    return difference(one, b.variances[method], other, a.variances[method]).p
 
 
 def test_what_one_study_alone_has_is_left_and_named(tmp_path: Path) -> None:
@@ -162,7 +157,7 @@ def test_the_command(tmp_path: Path) -> None:
     assert run.exit_code == 0 and out.exists() and "\nhybrid\t" in run.stdout
     heads = ["method", "A", "A 95 %", "B", "B 95 %", "B − A", "B − A 95 %"]
     assert "\t".join(heads) in run.stdout and f"comparison: {out}" in run.stdout
-    assert "paired by problem; the seeds differ" in run.stdout
+    assert "paired by problem; the seeds of each study" in run.stdout
     comparison = json.loads(CliRunner().invoke(app, [*words, "--json"]).stdout)
     assert [s["letter"] for s in comparison["studies"]] == ["A", "B"] and len(
         comparison["entries"]

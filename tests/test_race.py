@@ -463,6 +463,36 @@ def test_what_reads_a_study_reads_a_race(
     assert list((out / "cells/toy/stuck").iterdir()) and not (out / "cells/toy/stuck/3").exists()
 
 
+def test_a_race_with_one_finalist_recommends_it(tmp_path: Path, whole: tuple[Path, Path]) -> None:
+    """The verdict is from fresh seeds, on which the finalist is better than the untrained."""
+    out = tmp_path / "out"
+    shutil.copytree(whole[1], out)
+    for seed in range(3):  # as bad as stuck while the race decided, and never again
+        file = out / f"cells/toy/kl_anchored/{seed}/result.json"
+        record = json.loads(file.read_text())
+        record["outcomes"] = dict.fromkeys(record["outcomes"], "0" * 20)
+        file.write_text(json.dumps(record))
+    assert call("report", out) == 0
+    results = json.loads((out / "results.json").read_text())
+    assert results["race"]["toy"]["ended"] == "one left"
+    verdict = results["verdict"]["toy"]
+    assert verdict["head"] == "Use on_policy_gkd: the race dropped every other method."
+    assert "Dropped by the race: kl_anchored and stuck." in verdict["lines"]
+
+
+def test_repeated_problems_are_one_cluster() -> None:
+    """A hundred copies of one problem are no hundred problems."""
+    rng = np.random.default_rng(0)
+    few = {m: Entry((rng.random((3, 10)) < p).astype(float)) for m, p in (("a", 0.9), ("b", 0.5))}
+    many = {m: Entry(np.repeat(e.outcomes, 50, axis=1)) for m, e in few.items()}
+    base, names = np.tile(UNTRAINED[:10], 1), np.repeat(np.arange(10), 50).tolist()
+    one = decide(few, base, **COMPARED)
+    same = decide(many, np.repeat(base, 50), clusters=names, **COMPARED)
+    without = decide(many, np.repeat(base, 50), **COMPARED)
+    assert same.apart == pytest.approx(one.apart) and list(same.dropped) == list(one.dropped)
+    assert list(without.dropped) == ["b"] and not one.dropped
+
+
 def test_an_unfinished_race_reports_what_it_has(tmp_path: Path, whole: tuple[Path, Path]) -> None:
     out = tmp_path / "out"
     shutil.copytree(whole[1], out)

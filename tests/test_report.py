@@ -19,7 +19,7 @@ import pytest
 
 from potstill.algorithms.methods import METHODS
 from potstill.errors import PotstillError
-from potstill.report import Report, as_markdown, stats, write_report
+from potstill.report import Report, as_markdown, write_report
 from potstill.report.charts import curves
 from potstill.report.charts.heat_map import heat_map
 from potstill.report.charts.palette import looks
@@ -47,11 +47,6 @@ CSV_COLUMNS = [
     *(f"vs_untrained{end}" for end in ("", "_low", "_high", "_p")),
     *("gap_closed", "equal_tokens", "tokens", "seconds"),
 ]
-
-
-@pytest.fixture(autouse=True)
-def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stats, "RESAMPLES", 200)
 
 
 @pytest.fixture(scope="module")
@@ -218,7 +213,7 @@ def test_page_tells_what_is_missing(page: Page) -> None:
     for text in (
         "2 failed: a failed run has no accuracy",
         "Not finished: 4 of 44 runs",
-        "2 seeds: intervals from so few seeds are too narrow",
+        "2 seeds: intervals are wide, and nothing is called significant below 3 seeds",
         "tiny-qwen/off_policy/1 step 7 of 20",
         "1 of 2, 1 failed",
         "models of another size, another task (GSM8K), its own code",
@@ -470,7 +465,7 @@ def test_a_run_that_blew_up_has_a_finding(tmp_path: Path) -> None:
 def test_a_single_cell_has_no_interval_over_seeds(tmp_path: Path) -> None:
     write_study(tmp_path / "one", small_study(methods=["mixture"], seeds=[3]))
     text = " ".join(Page(write_report(tmp_path / "one").html.read_text()).text.split())
-    assert "One seed: intervals cover the choice of problems, not of seeds." in text
+    assert "One seed: intervals are for this seed" in text
     assert "on_policy_gkd is not in this study" in text
 
 

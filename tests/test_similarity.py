@@ -10,15 +10,15 @@ import pytest
 from potstill.report import as_markdown, sentences, write_report
 from potstill.report.data import load
 from potstill.report.similarity import Similarity, similarities
-from potstill.report.stats import Difference, Interval
 from potstill.report.summary import trust
 from potstill.report.tables.more import similarity_markdown
+from potstill.stats.comparisons import Difference, Interval
 from potstill.study.storage import RunId, StudyFolder
 from studies import small_study, write_study
 
 HALF = Interval(0.5, 0.45, 0.55)
 LIKE = Similarity(
-    "p", "m", HALF, HALF, Difference(0.01, -0.02, 0.04, 0.5), (0.95, 0.9, 1.0), None, None
+    "p", "m", HALF, HALF, Difference(0.01, -0.02, 0.04, 0.5), Interval(0.95, 0.9, 1.0), None, None
 )
 
 
@@ -28,7 +28,7 @@ LIKE = Similarity(
         ({}, True),
         ({"gain": Difference(-0.4, -0.5, -0.3, 0.001)}, True),
         ({"gain": Difference(0.1, 0.05, 0.15, 0.001)}, False),
-        ({"score": (0.7, 0.6, 0.8)}, False),
+        ({"score": Interval(0.7, 0.6, 0.8)}, False),
         ({"score": None}, False),
         ({"gain": None}, False),
     ],
@@ -38,7 +38,9 @@ def test_similar_without_a_clear_gain_is_misleading(changes: dict, misleading: b
 
 
 def test_the_table_holds_the_numbers() -> None:
-    text = similarity_markdown([replace(LIKE, format=(1.0, 1.0, 1.0), kl=(0.1, 0.05, 0.2))])
+    text = similarity_markdown(
+        [replace(LIKE, format=Interval(1.0, 1.0, 1.0), kl=Interval(0.1, 0.05, 0.2))]
+    )
     assert text.splitlines()[2] == (
         "| p | `m` | 50.0 (45.0 to 55.0) | 50.0 (45.0 to 55.0) | +1.0 (−2.0 to +4.0) | "
         "0.95 (0.90 to 1.00) | 0.100 (0.050 to 0.200) | 100.0 |"

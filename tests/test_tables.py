@@ -17,11 +17,6 @@ WIDTHS = (60, 80, 120)
 ANSI = re.compile(r"\x1b\[\d+m")
 
 
-@pytest.fixture(autouse=True)
-def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("potstill.report.stats.RESAMPLES", 200)
-
-
 def words(text: str) -> set[str]:
     return set(re.findall(r"[^\s,]+", text))
 

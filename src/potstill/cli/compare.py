@@ -16,7 +16,7 @@ from potstill.cli.tables import print_json, print_table
 
 if TYPE_CHECKING:
     from potstill.report.compare import Comparison
-    from potstill.report.stats import Difference, Interval
+    from potstill.stats.comparisons import Difference, Interval
 
 
 @command(

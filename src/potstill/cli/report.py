@@ -16,12 +16,23 @@ from potstill.cli.tables import show_report
     READ,
     "potstill report runs/quick --figures",
     "potstill report runs/quick --markdown",
+    "potstill report runs/quick --within 2",
 )
 def report(
     place: StudyPlace,
     figures: Annotated[
         bool, typer.Option("--figures", help="Also write SVG, PDF and PNG figures.")
     ] = False,
+    within: Annotated[
+        float,
+        typer.Option(
+            min=0.0,
+            max=100.0,
+            metavar="POINTS",
+            help="Recommend the cheapest method whose accuracy is this close to the highest one, "
+            "and not significantly below it.",
+        ),
+    ] = 1.0,
     markdown: AsMarkdown = False,
     as_json: AsJson = False,
 ) -> None:
@@ -30,7 +41,7 @@ def report(
     from potstill.study.remote import source
 
     mirror, path = source(place)
-    written = write_report(path, figures=figures)
+    written = write_report(path, figures=figures, within=within / 100)
     mirror.publish()
     if markdown:
         print(as_markdown(written))

@@ -2,7 +2,7 @@
 
 Reads files and writes next to them: results.json, table.csv, report.html and, on request,
 figures/. It runs no model and imports neither the loop nor an engine; its libraries load when they
-are needed. `results` makes the table with `stats`, `verdict` and `summary` judge it, `tables`,
+are needed. `results` makes the table, `verdict` and `summary` judge it, `tables`,
 `charts`, `figures` and `pages` show it.
 """
 
@@ -36,6 +36,7 @@ class Report:
     faults: tuple[str, ...]  # deviations that were switched on
     findings: tuple[str, ...]  # what broke, a line each
     verdict: tuple[str, ...]  # which method to use, a line a pair
+    power: tuple[str, ...]  # the smallest difference that can be shown, a line a pair
     remarks: tuple[str, ...]  # on similarity scores and on teachers that read hints
     routes: str  # accuracy by teacher as Markdown tables, where a pair has several
     similarity: str  # the similarity check as a Markdown table, where a pair has a context
@@ -46,7 +47,7 @@ class Report:
         """The values that a program may want."""
         files = {key: str(getattr(self, key)) for key in ("html", "results", "csv")}
         counts = {key: getattr(self, key) for key in ("cells", "done", "failed", "missing")}
-        words = ("faults", "findings", "remarks", "verdict", "race", "table")
+        words = ("faults", "findings", "remarks", "verdict", "race", "power", "table")
         lists = {key: list(getattr(self, key)) for key in words}
         return {
             "study": self.study,
@@ -61,7 +62,9 @@ def as_markdown(report: Report) -> str:
     """The results table to paste into a page."""
     from potstill.report.tables.methods import faults_line, to_markdown
 
-    lines = "".join(f"\n- {line.strip()}" for line in (*report.findings, *report.remarks))
+    lines = "".join(
+        f"\n- {line.strip()}" for line in (*report.power, *report.findings, *report.remarks)
+    )
     more = "".join(
         text and f"\n{text}" for text in (report.routes, report.similarity, report.race_markdown)
     )
@@ -69,12 +72,14 @@ def as_markdown(report: Report) -> str:
     return table + (lines and f"{lines}\n")
 
 
-def write_report(path: Path, *, figures: bool = False) -> Report:
+def write_report(path: Path, *, figures: bool = False, within: float = 0.01) -> Report:
     """Write the report of a study into its folder, as far as the study has come.
 
     Args:
         path: the study's folder.
         figures: also write SVG, PDF and PNG files.
+        within: a method whose mean is this close to the best one's, as a share, may be recommended
+            for its cost.
 
     Raises:
         PotstillError: the folder holds no study, or cannot be written.
@@ -93,7 +98,7 @@ def write_report(path: Path, *, figures: bool = False) -> Report:
     html, results, csv = path / "report.html", path / "results.json", path / "table.csv"
     data = loading.load(path)
     looks, groups = palette.looks(data.known), findings.grouped(data)
-    answers = summary.summarize(data, groups)
+    answers = summary.summarize(data, groups, within)
     sections = {pair: charts(data, pair, looks, groups) for pair in data.study.models}
     drawn = {pair: [c for made in sections[pair].values() for c in made] for pair in sections}
     table, verdict = methods.to_records(data), sentences.as_record(answers)
@@ -118,6 +123,9 @@ def write_report(path: Path, *, figures: bool = False) -> Report:
         faults=data.study.faults,
         findings=tuple(findings.lines(groups)),
         verdict=tuple(f"{pair}: {record['head']}" for pair, record in verdict.items()),
+        power=tuple(
+            f"{pair}: {' '.join(sentences.ability(able))}" for pair, able in answers.power.items()
+        ),
         remarks=tuple(sentences.remarks(answers.trust)),
         routes=more.routes_markdown(routes(data, pair) for pair in sections),
         similarity=more.similarity_markdown(similar),

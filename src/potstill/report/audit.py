@@ -17,8 +17,9 @@ from typing import Any
 from potstill.algorithms.methods import METHODS
 from potstill.algorithms.recipe import Recipe
 from potstill.diagnostics.faults import FAULTS, PUBLISHED
-from potstill.report.results import outcome_matrix
-from potstill.report.stats import Interval, holm, interval
+from potstill.report.results import family
+from potstill.stats.comparisons import Interval
+from potstill.stats.multiple import holm
 from potstill.study.loading import read_study
 from potstill.study.schema import Study
 from potstill.study.storage import RunId, StudyFolder
@@ -135,6 +136,7 @@ def matrix(base: Study, path: Path, faults: Sequence[str]) -> list[VariantResult
     """Read every variant's results into the matrix."""
     plan = {variant.name: variant for variant in variants(base.recipes, faults)}
     names = [CLEAN, ALL, *(f"{kind}-{fault}" for fault in faults for kind in ("only", "without"))]
+    levels = {(pair, ran): _levels(base, path, pair, ran) for pair in base.models for ran in plan}
     entries = []
     for name in names:
         for method in base.recipes:
@@ -142,12 +144,36 @@ def matrix(base: Study, path: Path, faults: Sequence[str]) -> list[VariantResult
             ran = name if touched else CLEAN if name.startswith("only-") else ALL
             folder = StudyFolder(path / "variants" / ran)
             for pair in base.models:
-                entries.append(_entry(base, folder, pair, method, name, ran))
+                level = levels[pair, ran].get(method)
+                entries.append(_entry(base, folder, level, pair, method, name, ran))
     return entries
 
 
+def _levels(base: Study, path: Path, pair: str, variant: str) -> dict[str, Interval]:
+    """The accuracy of each method of a variant on a pair."""
+    folder = StudyFolder(path / "variants" / variant)
+    done = {
+        method: {
+            run.seed: record
+            for run, record in folder.results(
+                [RunId(pair, method, seed) for seed in base.seeds]
+            ).items()
+            if record["status"] == "done"
+        }
+        for method in base.recipes
+    }
+    known = family(done)
+    return {method: known.interval(method) for method in known.samples}
+
+
 def _entry(
-    base: Study, folder: StudyFolder, pair: str, method: str, name: str, ran: str
+    base: Study,
+    folder: StudyFolder,
+    accuracy: Interval | None,
+    pair: str,
+    method: str,
+    name: str,
+    ran: str,
 ) -> VariantResult:
     results = folder.results([RunId(pair, method, seed) for seed in base.seeds]).values()
     done = [record for record in results if record["status"] == "done"]
@@ -155,7 +181,6 @@ def _entry(
     untrained = (folder.cell(RunId(pair, "untrained")).result or {}).get("accuracy")
     if untrained is None:  # nothing to measure a collapse against
         return VariantResult(pair, method, name, ran, None, 0, 0)
-    accuracy = interval(outcome_matrix(done)) if done else None
     collapsed = sum(record["accuracy"] < COLLAPSED * untrained for record in done)
     return VariantResult(
         pair, method, name, ran, accuracy, len(done) + exploded, collapsed + exploded

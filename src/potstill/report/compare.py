@@ -1,8 +1,8 @@
 """Several studies compared with the first one.
 
 For every pair and method that the first shares with another one: both accuracies, and their
-difference with its interval. It is paired by problem where both evaluated the same problems, and by
-seed where both ran the same seeds; the report states which. It does not attribute a difference to a
+difference with its interval. It is paired by problem where both evaluated the same problems, and
+never by seed; the report states which. It does not attribute a difference to a
 setting: the settings that differ are listed.
 """
 
@@ -16,8 +16,8 @@ from typing import Any
 from potstill.errors import PotstillError
 from potstill.report.data import StudyData, load
 from potstill.report.formatting import settings
-from potstill.report.results import Row, outcome_matrix, paired
-from potstill.report.stats import Difference, corrected, direction, unpaired
+from potstill.report.results import Row
+from potstill.stats.comparisons import Difference, corrected, difference, direction
 from potstill.study.storage import REFERENCES, RunId
 
 LETTERS = "ABCDEFGH"
@@ -152,14 +152,12 @@ def _difference(
     data: StudyData, first: StudyData, pair: str, method: str, problems: bool
 ) -> Difference | None:
     """Accuracy in one study minus that in the first."""
-    a, b = data.done(pair, method), first.done(pair, method)
-    if not a or not b:
+    a, b = data.family(pair), first.family(pair)
+    if method not in a.samples or method not in b.samples:
         return None
-    one, other = outcome_matrix(a.values()), outcome_matrix(b.values())
-    problems = problems and one.shape[1] == other.shape[1]
-    if problems and a.keys() == b.keys():
-        return paired(a, b)
-    return unpaired(one, other, same_problems=problems)
+    one, other = a.samples[method], b.samples[method]
+    paired = problems and len(one.columns) == len(other.columns)
+    return difference(one, a.variances[method], other, b.variances[method], paired=paired)
 
 
 def same_problems(a: StudyData, b: StudyData, pair: str) -> str:
@@ -192,12 +190,10 @@ def _words(first: Side, side: Side, pair: str, evidence: str) -> str:
         sizes = [s.data.study.eval.problems for s in (first, side)]
         return (
             f"{name}: not paired, the problems differ ({sizes[0]} and {sizes[1]} of them); "
-            "intervals draw seeds and problems of each study independently."
+            "seeds and problems of each study are independent."
         )
     known = "" if evidence == "completions" else " (by the settings: no completions are recorded)"
-    if set(first.data.study.seeds) == set(side.data.study.seeds):
-        return f"{name}: paired by problem and by seed{known}; by problem alone where a seed lacks."
-    return f"{name}: paired by problem{known}; the seeds differ and are drawn independently."
+    return f"{name}: paired by problem{known}; the seeds of each study are independent."
 
 
 def differing(studies: Sequence[StudyData]) -> list[tuple[str, ...]]:

@@ -11,7 +11,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +21,8 @@ from pydantic import ValidationError
 from potstill.algorithms.methods import METHODS
 from potstill.algorithms.recipe import Recipe
 from potstill.errors import PotstillError
-from potstill.report.results import Row, table
+from potstill.report.results import Row, family, table
+from potstill.stats.comparisons import Family
 from potstill.study.race import Course, courses_of, runs_in
 from potstill.study.schema import Study
 from potstill.study.storage import REFERENCES, RunId, StudyFolder, runs_of
@@ -70,6 +71,7 @@ class StudyData:
     runs: Mapping[RunId, RunData]  # every run of the grid, or of the race so far
     rows: Sequence[Row]
     race: Mapping[str, Course]  # by pair; empty for a grid
+    _families: dict[tuple[str, str], Family] = field(default_factory=dict)
 
     @property
     def recipes(self) -> dict[str, Recipe]:
@@ -110,6 +112,13 @@ class StudyData:
         """Seeds of the results: those of the grid, or of a race's method with most of them."""
         rows = max((len(row.seeds) for row in self.rows), default=0)
         return rows if self.race else len(self.study.seeds)
+
+    def family(self, pair: str, extractor: str = "strict") -> Family:
+        """The methods of a pair that have finished runs, with all their differences."""
+        if (pair, extractor) not in self._families:
+            known = {m: self.done(pair, m) for m in [*REFERENCES, *self.recipes]}
+            self._families[pair, extractor] = family(known, extractor)
+        return self._families[pair, extractor]
 
     def accuracy(self, pair: str, method: str) -> float | None:
         """Strict accuracy of the untrained student or the teacher."""

@@ -56,22 +56,29 @@ def span(value: Any) -> str:
 def detail(value: Any) -> str:
     """The small print of an interval or a difference: `span`, and p where there is one.
 
-    >>> from potstill.report.stats import Difference, Interval
+    >>> from potstill.stats.comparisons import Difference, Interval
     >>> detail(Interval(0.5, 0.45, 0.55)), detail(Difference(0.05, -0.01, 0.11, 0.08))
     ('45.0 to 55.0', '−1.0 to +11.0, p 0.080')
+    >>> detail(Interval(0.5, 0.45, 0.55, seeds=1))
+    '45.0 to 55.0 for this seed'
     """
     p = p_value(getattr(value, "p", math.nan))
-    return ", ".join(filter(None, [span(value), p and f"p {p}"]))
+    one = " for this seed" if getattr(value, "seeds", 0) == 1 and span(value) else ""
+    return ", ".join(filter(None, [span(value) + one, p and f"p {p}"]))
 
 
-def ranged(value: tuple[float, float, float] | None, digits: int, scale: float = 1.0) -> str:
-    """A mean over runs with their range.
+def ranged(value: Any, digits: int, scale: float = 1.0) -> str:
+    """The mean of an `Interval` with its ends.
 
-    >>> ranged((0.5, 0.25, 0.75), 2), ranged((0.5, 0.5, 0.5), 0, 100), ranged(None, 2)
-    ('0.50 (0.25 to 0.75)', '50', '')
+    >>> from potstill.stats.comparisons import Interval
+    >>> ranged(Interval(0.5, 0.25, 0.75), 2), ranged(Interval(0.5, math.nan, math.nan), 0, 100)
+    ('0.50 (0.25 to 0.75)', '50')
     """
-    mean, low, high = (f"{scale * n:.{digits}f}" for n in value) if value else ("", "", "")
-    return mean if low == high else f"{mean} ({low} to {high})"
+    if value is None:
+        return ""
+    mean, low, high = (f"{scale * n:.{digits}f}" for n in (value.mean, value.low, value.high))
+    known = finite(value.low) and low != high
+    return f"{mean} ({low} to {high})" if known else mean
 
 
 def count(value: float | None) -> str:

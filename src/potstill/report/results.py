@@ -1,26 +1,20 @@
 """The results table: one row for each method on each pair, from the records of its runs.
 
-Differences are paired by problem always, and by seed where both rows have it; p-values are
-corrected over the methods of a pair. How rows are written is left to `tables`.
+The untrained student and the methods of a pair are one family: the same comparison has the same
+corrected p-value wherever it is shown. How rows are written is left to `tables`.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from potstill.report.stats import (
-    Difference,
-    Interval,
-    Matrix,
-    accuracy_at,
-    corrected,
-    difference,
-    interval,
-)
+from potstill.stats.comparisons import Difference, Family, Interval
+from potstill.stats.sample import Matrix, sample
 from potstill.study.storage import REFERENCES, RunId
 from potstill.types import KINDS
 
@@ -66,34 +60,39 @@ def table(
     for pair in dict.fromkeys(cell.pair for cell in cells):
         here = [cell for cell in cells if cell.pair == pair]
         done = {c: results[c] for c in here if results.get(c, {}).get("status") == "done"}
-        drafts = [_row(pair, m, here, results, done, metrics) for m in [*REFERENCES, *methods]]
-        trained = [r for r in drafts if r.method not in REFERENCES]
-        baseline = corrected([_against(r, BASELINE, done) for r in trained])
-        untrained = corrected([_against(r, "untrained", done) for r in trained])
-        rows += [r for r in drafts if r.method in REFERENCES]
-        for row, first, second in zip(trained, baseline, untrained, strict=True):
-            rows.append(replace(row, against_baseline=first, against_untrained=second))
+        by_method = {m: _of(m, done) for m in [*REFERENCES, *methods]}
+        strict, flexible = family(by_method), family(by_method, "flexible")
+        for method in by_method:
+            row = _row(pair, method, here, results, done, metrics, strict, flexible)
+            rows.append(row)
     return rows
+
+
+def family(by_method: Mapping[str, Mapping[Any, Record]], extractor: str = "strict") -> Family:
+    """The methods of one pair that have finished runs, and the untrained student and teacher.
+
+    Args:
+        by_method: records by method and seed.
+        extractor: "strict" or "flexible".
+    """
+    known = {m: list(records.values()) for m, records in by_method.items() if records}
+    widths = Counter(len(r["outcomes"][extractor]) for records in known.values() for r in records)
+    width = widths.most_common(1)[0][0] if widths else 0  # others had other problems
+    whole = [r for records in known.values() for r in records]
+    clusters = next((r["clusters"] for r in whole if len(r.get("clusters") or ()) == width), None)
+    samples = {}
+    for method, records in known.items():
+        same = [r for r in records if len(r["outcomes"][extractor]) == width]
+        if same:
+            seeded = method not in REFERENCES
+            outcomes = outcome_matrix(same, extractor)
+            samples[method] = sample(outcomes, seeded=seeded, clusters=clusters)
+    return Family(samples, compared=[name for name in samples if name != "teacher"])
 
 
 def outcome_matrix(records: Iterable[Record], extractor: str = "strict") -> Matrix:
     """Outcomes (S, P) of finished runs."""
     return np.array([[float(c) for c in r["outcomes"][extractor]] for r in records])
-
-
-def paired(
-    records: Mapping[int | None, Record], others: Mapping[int | None, Record]
-) -> Difference | None:
-    """Paired difference of two rows' records by seed; a record without a seed fits every seed.
-
-    None where they share no seed.
-    """
-    shared = [s for s in records if s in others or None in others]
-    if not shared:
-        return None
-    a = outcome_matrix(records[s] for s in shared)
-    b = outcome_matrix(others.get(s, others.get(None, {})) for s in shared)
-    return difference(a - b)
 
 
 def spent(record: Record) -> float:
@@ -111,8 +110,20 @@ def _of(method: str, done: Mapping[RunId, Record]) -> dict[int | None, Record]:
     return {cell.seed: record for cell, record in done.items() if cell.method == method}
 
 
-def _against(row: Row, other: str, done: Mapping[RunId, Record]) -> Difference | None:
-    return None if row.method == other else paired(_of(row.method, done), _of(other, done))
+def _against(method: str, other: str, strict: Family) -> Difference | None:
+    if method == other or method in REFERENCES or not {method, other} <= {*strict.samples}:
+        return None
+    return strict[method, other]
+
+
+def accuracy_at(tokens: float, curve: Sequence[tuple[float, float]]) -> float:
+    """Read a curve of (tokens spent, accuracy) at a number of tokens, linear in between.
+
+    >>> accuracy_at(50, [(0, 0.4), (100, 0.6)])
+    0.5
+    """
+    spent, accuracy = zip(*curve, strict=True)
+    return float(np.interp(tokens, spent, accuracy))
 
 
 def _row(
@@ -122,10 +133,12 @@ def _row(
     results: Mapping[RunId, Record],
     done: Mapping[RunId, Record],
     metrics: Callable[[RunId], Sequence[Mapping[str, Any]]],
+    strict: Family,
+    flexible: Family,
 ) -> Row:
     runs = [c for c in cells if c.method == method]
     records = [done[c] for c in runs if c in done]
-    accuracy = interval(outcome_matrix(records)) if records else None
+    accuracy = strict.interval(method) if method in strict.samples else None
     return Row(
         pair=pair,
         method=method,
@@ -137,9 +150,9 @@ def _row(
         ),
         missing=sum(c not in results for c in runs),
         accuracy=accuracy,
-        flexible=interval(outcome_matrix(records, "flexible")) if records else None,
-        against_baseline=None,
-        against_untrained=None,
+        flexible=flexible.interval(method) if method in flexible.samples else None,
+        against_baseline=_against(method, BASELINE, strict),
+        against_untrained=_against(method, "untrained", strict),
         gap_closed=_gap_closed(method, accuracy, done),
         equal_tokens=_equal_tokens(runs, done, metrics),
         tokens=_mean([spent(r) for r in records]) if method not in REFERENCES else None,

@@ -11,10 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from potstill.report.data import StudyData
-from potstill.report.results import outcome_matrix
-from potstill.report.stats import Interval, interval
+from potstill.report.results import Record, outcome_matrix
+from potstill.stats.comparisons import Family, Interval
+from potstill.stats.sample import sample
+from potstill.study.storage import REFERENCES
 
 
 @dataclass(frozen=True)
@@ -52,11 +55,20 @@ def routes(data: StudyData, pair: str) -> Routes | None:
         Route(value, models.teachers.get(value, models.teacher), problems)
         for value, problems in Counter(by_problem.tolist()).most_common()
     )
-    rows = {
-        method: [
-            interval(outcome_matrix(records)[:, by_problem == route.value]) if records else None
-            for route in values
-        ]
-        for method, records in done.items()
-    }
+    rows: dict[str, list[Interval | None]] = {method: [] for method in done}
+    for route in values:
+        of_route = _family(done, by_problem == route.value)
+        for method in done:
+            known = method in of_route.samples
+            rows[method].append(of_route.interval(method) if known else None)
     return Routes(pair, models.route, values, rows)
+
+
+def _family(done: Mapping[str, Sequence[Record]], problems: npt.NDArray[np.bool_]) -> Family:
+    return Family(
+        {
+            method: sample(outcome_matrix(records)[:, problems], seeded=method not in REFERENCES)
+            for method, records in done.items()
+            if records
+        }
+    )

@@ -5,14 +5,16 @@ Nothing is computed here. The text is plain: whatever shows it escapes it.
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from potstill.report import formatting
 from potstill.report.results import BASELINE
-from potstill.report.stats import direction
 from potstill.report.summary import Summary, Tone, Trust
 from potstill.report.verdict import Verdict
+from potstill.stats.comparisons import VERDICT_SEEDS, direction
+from potstill.stats.power import Power
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -28,7 +30,7 @@ def _template() -> Template:
     names = ("count", "detail", "dollars", "duration", "listed", "per_cent", "plural", "ranged")
     words.filters |= {name: getattr(formatting, name) for name in (*names, "signed", "visible")}
     words.filters |= {"direction": direction, "oneline": _oneline}
-    words.globals["baseline"] = BASELINE
+    words.globals |= {"baseline": BASELINE, "verdict_seeds": VERDICT_SEEDS, "inf": math.inf}
     return words.get_template("sentences.j2")
 
 
@@ -49,6 +51,11 @@ def headline(verdict: Verdict) -> str:
 def reasons(verdict: Verdict) -> list[str]:
     """The numbers behind a verdict."""
     return _lines("reasons", verdict)
+
+
+def ability(power: Power) -> list[str]:
+    """The smallest difference that a study can show, and what shows smaller ones."""
+    return _lines("power_lines", power)
 
 
 def remarks(trust: Trust) -> list[str]:
@@ -80,6 +87,16 @@ def answers(summary: Summary) -> list[Answer]:
 def as_record(summary: Summary) -> dict[str, dict[str, Any]]:
     """The verdicts for results.json: values and sentences."""
     return {
-        pair: {**verdict.to_json(), "head": headline(verdict), "lines": reasons(verdict)}
+        pair: {
+            **verdict.to_json(),
+            "head": headline(verdict),
+            "lines": reasons(verdict),
+            "power": _able(summary.power[pair]),
+        }
         for pair, verdict in summary.verdicts.items()
     }
+
+
+def _able(power: Power) -> dict[str, Any]:
+    smallest = power.smallest if math.isfinite(power.smallest) else None
+    return {"smallest": smallest, "measured": power.measured, "lines": ability(power)}

@@ -9,20 +9,17 @@ cause.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from potstill.report.data import RunData, StudyData
-from potstill.report.results import outcome_matrix
-from potstill.report.stats import Difference, Interval, difference, interval
-from potstill.study.storage import REFERENCES
+from potstill.report.formatting import finite
+from potstill.stats.comparisons import Difference, Family, Interval
+from potstill.stats.sample import sample
 
+LAST = ("eval/avg_score", "train/kl_divergence", "eval/format")
 SIMILAR = 0.9  # a score that reads as success; the published ones began at 0.92
-
-Range = tuple[float, float, float]  # mean over runs, lowest, highest
 
 
 @dataclass(frozen=True)
@@ -33,50 +30,55 @@ class Similarity:
     method: str
     strict: Interval
     flexible: Interval
-    gain: Difference | None  # flexible accuracy against the untrained student; p uncorrected
-    score: Range | None  # similarity with the teacher's completion, in [0, 1]
-    kl: Range | None  # KL(p, q) in nats per token, estimated on the student's own completions
-    format: Range | None  # share of completions with an answer in the task's format
+    gain: Difference | None  # flexible accuracy against the untrained student
+    score: Interval | None  # similarity with the teacher's completion, in [0, 1]
+    kl: Interval | None  # KL(p, q) in nats per token, estimated on the student's own completions
+    format: Interval | None  # share of completions with an answer in the task's format
 
     @property
     def misleading(self) -> bool:
         """True where completions are similar but clearly no more problems are solved."""
-        similar = self.score is not None and self.score[0] >= SIMILAR
+        similar = self.score is not None and self.score.mean >= SIMILAR
         return similar and self.gain is not None and not self.gain.low > 0
 
 
 def similarities(data: StudyData) -> list[Similarity]:
     """Every method with a finished run, in table order."""
+    return [one for pair in data.study.models for one in _similarities(data, pair)]
+
+
+def _similarities(data: StudyData, pair: str) -> list[Similarity]:
+    runs = {method: data.of(pair, method, "done") for method in data.recipes}
+    runs = {method: done for method, done in runs.items() if done}
+    strict, flexible = data.family(pair), data.family(pair, "flexible")
+    score, kl, form = (last(runs, name) for name in LAST)
     return [
-        _similarity(data, row.pair, row.method, runs)
-        for row in data.rows
-        if row.method not in REFERENCES and (runs := data.of(row.pair, row.method, "done"))
+        Similarity(
+            pair,
+            method,
+            strict=strict.interval(method),
+            flexible=flexible.interval(method),
+            gain=flexible[method, "untrained"] if "untrained" in flexible.samples else None,
+            score=score.get(method),
+            kl=kl.get(method),
+            format=form.get(method),
+        )
+        for method in runs
+        if method in strict.samples
     ]
 
 
-def _similarity(data: StudyData, pair: str, method: str, runs: Sequence[RunData]) -> Similarity:
-    records = [run.record for run in runs]
-    flexible, gain = outcome_matrix(records, "flexible"), None
-    if untrained := list(data.done(pair, "untrained").values()):
-        gain = difference(flexible - outcome_matrix(untrained, "flexible"))
-    return Similarity(
-        pair,
-        method,
-        strict=interval(outcome_matrix(records)),
-        flexible=interval(flexible),
-        gain=gain,
-        score=_last(runs, "eval/avg_score"),
-        kl=_last(runs, "train/kl_divergence"),
-        format=_last(runs, "eval/format"),
-    )
+def last(runs: Mapping[str, Sequence[RunData]], name: str) -> dict[str, Interval]:
+    """The last value that each run recorded, mean over the seeds of each method; without methods
+    of which some run recorded none."""
+    samples = {}
+    for method, done in runs.items():
+        values = [x for run in done if finite(x := _final(run, name))]
+        if values and len(values) == len(done):
+            samples[method] = sample(values)
+    family = Family(samples)
+    return {method: family.interval(method) for method in family.samples}
 
 
-def _last(runs: Sequence[RunData], name: str) -> Range | None:
-    """The last value that each run recorded; None where a run recorded none."""
-    values: list[Any] = [
-        next((row[name] for row in reversed(run.metrics) if row.get(name) is not None), None)
-        for run in runs
-    ]
-    if None in values:
-        return None
-    return float(np.mean(values)), float(min(values)), float(max(values))
+def _final(run: RunData, name: str) -> Any:
+    return next((row[name] for row in reversed(run.metrics) if row.get(name) is not None), None)

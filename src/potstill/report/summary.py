@@ -5,7 +5,7 @@ did it cost, did anything break? Their sentences are in `sentences.j2`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 from potstill.algorithms.methods import METHODS
@@ -13,11 +13,12 @@ from potstill.engines import zoo
 from potstill.report.costs import costs
 from potstill.report.data import RunData, StudyData
 from potstill.report.findings import FindingGroup
-from potstill.report.results import BASELINE, Row, paired
+from potstill.report.results import BASELINE
 from potstill.report.similarity import Similarity, similarities
-from potstill.report.stats import Difference, corrected
-from potstill.report.verdict import FEW_SEEDS, Evidence, Outcome, Verdict, best_row, judge
+from potstill.report.verdict import WITHIN, Evidence, Outcome, Verdict, best_row, judge
 from potstill.settings import Price
+from potstill.stats.comparisons import VERDICT_SEEDS
+from potstill.stats.power import Power, power
 from potstill.study.storage import REFERENCES
 from potstill.training.spending import Spent, total
 
@@ -49,7 +50,7 @@ class Trust:
 
     @property
     def few_seeds(self) -> bool:
-        return self.seeds < FEW_SEEDS
+        return self.seeds < VERDICT_SEEDS
 
     @property
     def few_problems(self) -> bool:
@@ -104,6 +105,7 @@ class Summary:
     trust: Trust
     cost: CostSummary
     breakage: Breakage
+    power: Mapping[str, Power]  # by pair
 
     @property
     def tone(self) -> Tone:
@@ -112,38 +114,39 @@ class Summary:
         return "plain" if firm else "warn"
 
 
-def summarize(data: StudyData, groups: Sequence[FindingGroup]) -> Summary:
-    """All answers of a study."""
-    verdicts = {pair: judge(evidence(data, pair, groups)) for pair in data.study.models}
-    return Summary(verdicts, trust(data, groups), _cost(data), _broken(data, groups))
+def summarize(data: StudyData, groups: Sequence[FindingGroup], within: float = WITHIN) -> Summary:
+    """All answers of a study; `within` is the verdict's margin as a share."""
+    pairs = data.study.models
+    verdicts = {pair: judge(evidence(data, pair, groups, within)) for pair in pairs}
+    able = {pair: _power(data, pair) for pair in pairs}
+    return Summary(verdicts, trust(data, groups), _cost(data), _broken(data, groups), able)
 
 
-def evidence(data: StudyData, pair: str, groups: Sequence[FindingGroup]) -> Evidence:
-    """The data behind a verdict; the leads of the best method are computed here."""
+def evidence(
+    data: StudyData, pair: str, groups: Sequence[FindingGroup], within: float = WITHIN
+) -> Evidence:
+    """The data behind a verdict."""
     rows = [r for r in data.rows if r.pair == pair and r.method not in REFERENCES]
     collapsed = {g.method: g.extent for g in groups if g.pair == pair and g.collapse}
-    top = best_row(rows, collapsed)
-    done = {row.method: data.done(pair, row.method) for row in rows}
+    top, known = best_row(rows, collapsed), data.family(pair)
     others = [r.method for r in rows if top and r.accuracy and r.method != top.method]
-    leads = corrected([paired(done[top.method], done[m]) if top else None for m in others])
-    lead = dict(zip(others, leads, strict=True))
-    if top:
-        _agree(lead, {row.method: row for row in rows}, top.method)
+    lead = {method: known[top.method, method] for method in others if top}
     price = {row.method: row.usd for row in costs(data, pair) if row.usd is not None}
     missing = sum(r.status == "missing" for c, r in data.runs.items() if c.pair == pair)
-    return Evidence(rows, lead, collapsed, data.study.faults, price, missing)
+    dropped = list(data.race[pair].dropped) if pair in data.race else []
+    return Evidence(rows, lead, collapsed, data.study.faults, price, missing, within, dropped)
 
 
-def _agree(lead: dict[str, Difference | None], rows: Mapping[str, Row], top: str) -> None:
-    """A difference that the table has too, in another family of comparisons, keeps the larger p:
-    one difference must not be significant in one place of the page and not in another."""
-    table = {BASELINE: rows[top].against_baseline}
-    if top == BASELINE:
-        table = {method: row.against_baseline for method, row in rows.items()}
-    for method, other in table.items():
-        own = lead.get(method)
-        if other and own:
-            lead[method] = replace(own, p=max(own.p, other.p))
+def _power(data: StudyData, pair: str) -> Power:
+    known, study = data.family(pair), data.study
+    seeds = [s.seeds for s in known.samples.values() if s.seeds]
+    problems = [len(s.columns) for s in known.samples.values()]
+    return power(
+        known,
+        methods=sum(r.pair == pair and r.method not in REFERENCES for r in data.rows) + 1,
+        seeds=min(seeds, default=len(study.seeds)),
+        problems=max(problems, default=study.eval.problems),
+    )
 
 
 def trust(data: StudyData, groups: Sequence[FindingGroup]) -> Trust:

@@ -1,9 +1,10 @@
 """Which method to use on a pair, as typed values. The sentences are in `sentences.j2`.
 
-A verdict is made from the results table and from paired differences of the best method to every
-other one. Methods that are not significantly apart tie; a collapsed method, a study with faults on
-and an insignificant gain are never recommended. It explains no difference, and holds for no other
-task or model.
+A verdict is one recommendation: the cheapest of the methods that are not significantly worse than
+the best one and whose mean is within a margin of its mean. All comparisons are of one family (all
+pairs of methods), so the best is compared as a method that was picked after looking. A collapsed
+method, a study with faults on, an insignificant gain and fewer than three seeds lead to no
+recommendation. It explains no difference, and holds for no other task or model.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from enum import StrEnum
 from typing import Any
 
 from potstill.report.results import BASELINE, Row
-from potstill.report.stats import Difference, direction
+from potstill.stats.comparisons import VERDICT_SEEDS, Difference, direction
 
-FEW_SEEDS = 5  # below which a verdict is provisional
+WITHIN = 0.01  # a mean this close to the best one's is as good, if the difference is insignificant
 MORE_TOKENS = 1.25  # times the baseline's, from which on accuracy at equal tokens is reported
 
 
@@ -25,6 +26,7 @@ class Outcome(StrEnum):
 
     NOTHING = "nothing"  # no result yet, or every method collapsed
     FAULTS = "faults"  # faults are switched on: nothing is recommended
+    FEW_SEEDS = "few seeds"  # no method has the seeds that a verdict needs
     NO_GAIN = "no gain"  # no significant improvement over the untrained student
     SINGLE = "single"  # one method alone has a result
     CLEAR = "clear"  # the best is significantly better than every other method
@@ -37,11 +39,13 @@ class Evidence:
     """The data behind a verdict on one pair."""
 
     rows: Sequence[Row]  # of the methods, without untrained and teacher
-    lead: Mapping[str, Difference | None]  # best minus each other method, Holm-corrected
+    lead: Mapping[str, Difference | None]  # best minus each other method, corrected
     collapsed: Mapping[str, str] = field(default_factory=dict)  # method -> runs and cause
     faults: Sequence[str] = ()
     price: Mapping[str, float] = field(default_factory=dict)  # method -> USD a run; empty: unpriced
     missing: int = 0  # runs of the pair without a result
+    within: float = WITHIN  # the margin, as a share
+    dropped: Sequence[str] = ()  # methods that a race dropped: they have no results
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,10 @@ class Verdict:
 
     outcome: Outcome
     best: Row | None = None  # the highest mean of the significant gains, or of all
-    recommended: tuple[str, ...] = ()  # the best and those that tie with it
+    choice: str = ""  # the recommended method; empty for none
+    behind: Difference | None = None  # the recommended minus the best; None where they are one
+    close: tuple[str, ...] = ()  # the best, and those that tie with it within the margin
+    within: float = WITHIN
     tied: tuple[str, ...] = ()  # significant gains that are not significantly below the best
     unclear: tuple[str, ...] = ()  # neither significant gains nor significantly below the best
     below: Mapping[str, Difference] = field(default_factory=dict)  # method -> lead of the best
@@ -80,8 +87,8 @@ class Verdict:
     below_baseline: tuple[str, ...] = ()
     below_untrained: tuple[str, ...] = ()
     equal_tokens: EqualTokens | None = None
-    cheapest: Cost | None = None  # of the best and those that tie with it
-    dearest: Cost | None = None
+    cost: Cost | None = None  # of a run of the recommended method, where all close ones have one
+    dearest: Cost | None = None  # of the close ones, where it differs
     collapsed: Mapping[str, str] = field(default_factory=dict)
     failed: tuple[str, ...] = ()  # in every run
     not_run: tuple[str, ...] = ()
@@ -89,10 +96,7 @@ class Verdict:
     methods: int = 0  # in the study
     seeds: int = 0  # the most that a method finished
     missing: int = 0
-
-    @property
-    def few_seeds(self) -> bool:
-        return self.seeds < FEW_SEEDS
+    dropped: tuple[str, ...] = ()  # by a race
 
     @property
     def nearest(self) -> str:
@@ -104,9 +108,10 @@ class Verdict:
         record = asdict(self)
         return {
             "kind": str(self.outcome),
-            "methods": list(self.recommended),
+            "methods": [self.choice] if self.choice else [],
             "best": self.best.method if self.best else None,
-            **{key: record[key] for key in ("tied", "unclear", "below", "collapsed", "faults")},
+            **{key: record[key] for key in ("behind", "within", "close", "tied", "unclear")},
+            **{key: record[key] for key in ("below", "collapsed", "faults")},
         }
 
 
@@ -125,15 +130,21 @@ def judge(evidence: Evidence) -> Verdict:
     near = [r for r in fit if direction(evidence.lead.get(r.method)) < 1]
     tied = tuple(r.method for r in near if _gains(r))
     empty = [r for r in rows if not r.accuracy]
-    tie = [top, *(r for r in near if r.method in tied)] if top else []
     outcome = _outcome(evidence, top, fit, near, tied)
-    recommended = tuple(row.method for row in tie) if outcome not in NOT_RECOMMENDED else ()
     mean = top.accuracy.mean if top and top.accuracy else 0.0
-    cheapest, dearest = _cost_range(evidence, tie)
+    close = [top] if top else []
+    close += [r for r in near if r.method in tied and _near(r, mean, evidence)]
+    cheapest, dearest = _cost_range(evidence, close)
+    choice = cheapest.method if cheapest else top.method if top else ""
+    lead = evidence.lead.get(choice)
+    recommended = outcome not in NOT_RECOMMENDED
     return Verdict(
         outcome=outcome,
         best=top,
-        recommended=recommended,
+        choice=choice if recommended else "",
+        behind=-lead if lead and recommended else None,
+        close=tuple(row.method for row in close) if recommended else (),
+        within=evidence.within,
         tied=tied,
         unclear=tuple(r.method for r in near if not _gains(r)),
         below={m: d for m, d in evidence.lead.items() if d is not None and direction(d) > 0},
@@ -145,8 +156,8 @@ def judge(evidence: Evidence) -> Verdict:
         below_baseline=tuple(r.method for r in rows if direction(r.against_baseline) < 0),
         below_untrained=tuple(r.method for r in rows if direction(r.against_untrained) < 0),
         equal_tokens=_equal_tokens(rows, top),
-        cheapest=cheapest,
-        dearest=dearest,
+        cost=cheapest if recommended else None,
+        dearest=dearest if recommended else None,
         collapsed=dict(evidence.collapsed),
         failed=tuple(r.method for r in empty if r.failed),
         not_run=tuple(r.method for r in empty if not r.failed),
@@ -154,10 +165,15 @@ def judge(evidence: Evidence) -> Verdict:
         methods=len(rows),
         seeds=max((len(r.seeds) for r in rows), default=0),
         missing=evidence.missing,
+        dropped=tuple(evidence.dropped),
     )
 
 
-NOT_RECOMMENDED = (Outcome.NOTHING, Outcome.FAULTS, Outcome.NO_GAIN)
+NOT_RECOMMENDED = (Outcome.NOTHING, Outcome.FAULTS, Outcome.FEW_SEEDS, Outcome.NO_GAIN)
+
+
+def _near(row: Row, mean: float, evidence: Evidence) -> bool:
+    return row.accuracy is not None and row.accuracy.mean >= mean - evidence.within
 
 
 def _gains(row: Row) -> bool:
@@ -176,6 +192,8 @@ def _outcome(
         return Outcome.NOTHING
     if evidence.faults:
         return Outcome.FAULTS
+    if all(len(row.seeds) < VERDICT_SEEDS for row in [top, *fit]):
+        return Outcome.FEW_SEEDS
     if not _gains(top):
         return Outcome.NO_GAIN
     if not fit:
@@ -185,15 +203,16 @@ def _outcome(
     return Outcome.GAIN if near else Outcome.CLEAR
 
 
-def _cost_range(evidence: Evidence, tie: Sequence[Row]) -> tuple[Cost | None, Cost | None]:
-    """The cheapest and the dearest of a tie, where all have a cost and not all the same."""
-    price = evidence.price or {row.method: row.tokens for row in tie if row.tokens is not None}
+def _cost_range(evidence: Evidence, close: Sequence[Row]) -> tuple[Cost | None, Cost | None]:
+    """The cheapest and the dearest of the close methods, where all have a cost; of equal costs
+    the first one's, which is the best method's."""
+    price = evidence.price or {row.method: row.tokens for row in close if row.tokens is not None}
     unit = "USD" if evidence.price else "tokens"
-    costs = [Cost(row.method, price[row.method], unit) for row in tie if row.method in price]
-    low, high = (f(costs, key=lambda c: c.amount, default=None) for f in (min, max))
-    if not low or not high or len(costs) < len(tie) or low.amount == high.amount:
+    costs = [Cost(row.method, price[row.method], unit) for row in close if row.method in price]
+    if not costs or len(costs) < len(close):
         return None, None
-    return low, high
+    low, high = (f(costs, key=lambda c: c.amount) for f in (min, max))
+    return low, high if high.amount > low.amount else None
 
 
 def _equal_tokens(rows: Sequence[Row], top: Row | None) -> EqualTokens | None:

@@ -16,7 +16,7 @@ from itertools import combinations
 import numpy as np
 import numpy.typing as npt
 
-from potstill.stats.multiple import critical, max_t
+from potstill.stats.multiple import critical, holm, max_t
 from potstill.stats.sample import Matrix, Sample, sample
 from potstill.stats.seeds import SeedVariance, seed_variances
 
@@ -68,9 +68,17 @@ def direction(value: Difference | None) -> int:
 
 
 class Family:
-    """Methods on the same problems, baselines among them, and all their differences."""
+    """Methods on the same problems, and all their differences.
 
-    def __init__(self, samples: Mapping[str, Sample]) -> None:
+    Args:
+        samples: by name; those of baselines have no seeds.
+        compared: the names whose differences are tested; None: all.
+    """
+
+    def __init__(
+        self, samples: Mapping[str, Sample], compared: Sequence[str] | None = None
+    ) -> None:
+        self.compared = tuple(samples if compared is None else compared)
         seeded = {name: s for name, s in samples.items() if s.seeds}
         known = dict(zip(seeded, seed_variances(list(seeded.values())), strict=True))
         self.samples = dict(samples)
@@ -96,7 +104,8 @@ class Family:
     @cached_property
     def tested(self) -> tuple[tuple[str, str], ...]:
         """Pairs that have enough seeds for a p-value."""
-        return tuple(pair for pair in combinations(self.samples, 2) if self._tests(*pair))
+        pairs = combinations(self.compared, 2)
+        return tuple(pair for pair in pairs if np.isfinite(self._raw[pair].p))
 
     @cached_property
     def critical(self) -> float:
@@ -104,16 +113,17 @@ class Family:
         return critical(self._effects(self.tested), LEVEL) if self.tested else NAN
 
     @cached_property
-    def _all(self) -> dict[tuple[str, str], Difference]:
-        pairs = {pair: self.alone(*pair) for pair in combinations(self.samples, 2)}
-        p_values = [pairs[pair].p for pair in self.tested]
-        corrected = max_t(p_values, self._effects(self.tested)) if self.tested else []
-        return pairs | {
-            pair: replace(pairs[pair], p=p) for pair, p in zip(self.tested, corrected, strict=True)
-        }
+    def _raw(self) -> dict[tuple[str, str], Difference]:
+        return {pair: self.alone(*pair) for pair in combinations(self.samples, 2)}
 
-    def _tests(self, a: str, b: str) -> bool:
-        return bool(np.isfinite(self.alone(a, b).p))
+    @cached_property
+    def _all(self) -> dict[tuple[str, str], Difference]:
+        p_values = [self._raw[pair].p for pair in self.tested]
+        corrected = max_t(p_values, self._effects(self.tested)) if self.tested else []
+        return self._raw | {
+            pair: replace(self._raw[pair], p=p)
+            for pair, p in zip(self.tested, corrected, strict=True)
+        }
 
     def _effects(self, pairs: Sequence[tuple[str, str]]) -> Matrix:
         """(m, 2k) each difference as a combination of independent standard normal errors: those
@@ -190,6 +200,15 @@ def difference(
     low, high = estimate.ends()
     p = estimate.p if fewest == 0 or fewest >= VERDICT_SEEDS else NAN
     return Difference(estimate.mean, low, high, p, fewest, estimate.se, estimate.df)
+
+
+def corrected(differences: Sequence[Difference | None]) -> list[Difference | None]:
+    """Differences of one family with p after Holm's correction; a missing p stays missing."""
+    p_values = iter(holm([d.p for d in differences if d is not None and np.isfinite(d.p)]))
+    return [
+        replace(d, p=next(p_values)) if d is not None and np.isfinite(d.p) else d
+        for d in differences
+    ]
 
 
 def seed_part(one: Sample, seeds: SeedVariance) -> float:

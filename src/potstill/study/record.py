@@ -15,6 +15,7 @@ from potstill.study.provenance import provenance
 from potstill.study.schema import Study
 from potstill.study.storage import RunFolder, RunId
 from potstill.tasks import Task
+from potstill.tasks.overlap import question_key
 from potstill.training.session import Trained
 from potstill.types import Evaluation
 
@@ -57,11 +58,20 @@ def of_evaluation(evaluation: Evaluation) -> Record:
     }
 
 
-def of_teachers(study: Study, pair: str, task: Task) -> Record:
-    """The key that selects the teacher of each held-out problem, if the pair has several."""
+def of_problems(study: Study, pair: str, task: Task) -> Record:
+    """Facts of the held-out problems that their outcomes do not have.
+
+    `routes`: the key that selects each problem's teacher, if the pair has several. `clusters`: a
+    number for each problem, the same for one question, if some question is there twice.
+    """
     route = study.models[pair].route
     held_out = task.test[: study.eval.problems]
-    return {"routes": [problem.text(route) for problem in held_out]} if route else {}
+    facts: Record = {"routes": [problem.text(route) for problem in held_out]} if route else {}
+    numbers: dict[str, int] = {}
+    clusters = [
+        numbers.setdefault(question_key(problem.question), len(numbers)) for problem in held_out
+    ]
+    return facts | ({"clusters": clusters} if len(numbers) < len(held_out) else {})
 
 
 def of_engine(engine: Engine) -> Record:

@@ -137,7 +137,7 @@ def _execute(
                 engine.export(run.path / "student")
         return {
             **record.of_training(trained, run),
-            **record.of_teachers(study, key.pair, actual.task),
+            **record.of_problems(study, key.pair, actual.task),
             **record.of_engine(engine),
         }
     finally:
@@ -162,7 +162,7 @@ def _evaluate_baseline(
     return {
         "steps": 0,
         **record.of_evaluation(evaluation),
-        **record.of_teachers(study, key.pair, task),
+        **record.of_problems(study, key.pair, task),
         "tokens": dict(+usage.tokens),
         "flops": usage.flops,
         "seconds": round(time.perf_counter() - start, 3),

@@ -12,7 +12,7 @@ from potstill.report.costs import costs
 from potstill.report.data import StudyData
 from potstill.report.formatting import p_value, span
 from potstill.report.results import BASELINE, Row
-from potstill.report.stats import Difference, Interval, direction
+from potstill.stats.comparisons import Difference, Interval, direction
 from potstill.study.storage import REFERENCES
 
 LEVEL = "accuracy, strict, %"
@@ -41,7 +41,7 @@ def point(method: str, name: str, value: Interval | Difference, shape: str = "ci
     hollow = isinstance(value, Difference) and not direction(value)
     p = p_value(value.p) if isinstance(value, Difference) else ""
     text = {"interval": span(value)} if span(value) else {}
-    text |= {"p": f"{p} after Holm{', not significant' if hollow else ''}"} if p else {}
+    text |= {"p": f"{p} corrected{', not significant' if hollow else ''}"} if p else {}
     ends = {"low": 100 * value.low, "high": 100 * value.high, "shape": shape, "open": hollow}
     part, mean = "difference" if compared else "mean", round(100 * value.mean, 2)
     return record(method, part, mean, name, **ends, **text)

@@ -21,7 +21,6 @@ from markupsafe import Markup
 
 from potstill.report import formatting
 from potstill.report.results import BASELINE
-from potstill.report.stats import RESAMPLES
 from potstill.study.storage import REFERENCES
 
 SCRIPTS = ("tables.js", "charts.js", "page.js")
@@ -39,7 +38,7 @@ def render(template: str, *, scripts: bool = True, **fields: Any) -> str:
     )
     environment.filters |= {name: getattr(formatting, name) for name in FILTERS}
     environment.filters["json"] = data_block
-    environment.globals |= {"references": REFERENCES, "baseline": BASELINE, "resamples": RESAMPLES}
+    environment.globals |= {"references": REFERENCES, "baseline": BASELINE}
     own = [_plain(asset(name)) for name in SCRIPTS] if scripts else []
     library, packed = _vega() if scripts else ("", "")
     environment.globals |= {  # globals: the macros of parts.html.j2 see them too

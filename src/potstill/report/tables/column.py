@@ -15,7 +15,7 @@ from typing import Any
 
 from potstill.report import formatting
 from potstill.report.formatting import finite
-from potstill.report.stats import direction
+from potstill.stats.comparisons import direction
 
 SIDES = {1: "num up", 0: "num", -1: "num down"}
 
@@ -54,6 +54,10 @@ def _mean(write: Callable[[float], str]) -> Callable[[Any], str]:
     return lambda value: write(value.mean)
 
 
+def _ends(value: Any) -> str:
+    return f"{value.low:.3f} to {value.high:.3f}" if finite(value.low) else ""
+
+
 ENDS = {"": "mean", "_low": "low", "_high": "high"}
 TESTED = {**ENDS, "_p": "p"}
 POINTS, LEVEL = _mean(formatting.signed), _mean(formatting.per_cent)
@@ -63,7 +67,7 @@ DIFFERENCE = Format(POINTS, formatting.detail, TESTED, MEAN.key, lambda v: SIDES
 GAIN = Format(POINTS, formatting.span)
 SHARE, COUNT = Format(formatting.per_cent), Format(formatting.count)
 DURATION, USD = Format(formatting.duration), Format(formatting.dollars)
-NATS = Format("{:.3f}".format)
+NATS = Format(_mean("{:.3f}".format), _ends, ENDS, MEAN.key)
 TEXT = Format(css=lambda value: "")
 
 

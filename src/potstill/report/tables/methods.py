@@ -3,31 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from operator import attrgetter
 from typing import Any
 
 from potstill.report.costs import costs
 from potstill.report.data import RunData, StudyData
-from potstill.report.formatting import finite, visible
+from potstill.report.formatting import visible
 from potstill.report.published import column as published_column
 from potstill.report.results import BASELINE, Row
-from potstill.report.stats import RESAMPLES
+from potstill.report.similarity import last
 from potstill.report.tables import column as c
 from potstill.report.tables.column import Column, Format
+from potstill.stats.comparisons import Interval
 from potstill.study.storage import REFERENCES
 
 PUBLISHED = Format(c.SHARE.text, css=lambda value: "num published")
 BAD = {True: "status bad", False: "status"}
 STATUS = Format(key=lambda text: text.split()[0], css=lambda text: BAD["failed" in (text or "")])
-TESTED = "points, Holm p"
+TESTED = "points, corrected p"
 VS_BASELINE, VS_UNTRAINED = attrgetter("against_baseline"), attrgetter("against_untrained")
-STRICT = f"Share of held-out problems with the right answer in the requested format (strict). \
-Intervals are percentile bootstraps, {RESAMPLES} resamples of seeds and problems."
-PAIRED = "Differences paired by problem, and by seed where both have it. p is two-sided, from the \
-same resamples, corrected by Holm over the methods of a pair. ▲ and ▼ mark significant \
-differences: the interval excludes zero and p < 0.05."
+STRICT = "Share of held-out problems with the right answer in the requested format (strict). \
+95 % intervals for new seeds and new problems; of untrained, teacher and single seeds, for new \
+problems alone."
+PAIRED = "Differences paired by problem. p is two-sided and corrected over all pairs of methods \
+and the untrained student (max-t). ▲ and ▼ mark significant differences: three seeds or more, the \
+interval excludes zero, and p < 0.05."
 EQUAL = f"Accuracy when the run had used the total tokens of {BASELINE}, interpolated between its \
 evaluations; a run that uses fewer is taken at its end."
 FLEXIBLE = "Share of held-out problems whose last number is the right answer."
@@ -79,7 +81,9 @@ TERMINAL = ("method", "accuracy", "vs_baseline", "status", *LAST)
 def columns(data: StudyData) -> dict[str, Column]:
     """Every column that the study has, by key: the common ones, and those beyond the rows."""
     usd = {(p, r.method): r.usd for p in data.study.models for r in costs(data, p)}
-    more = [Column("kl", "KL to teacher", c.NATS, "nats a token", KL, lambda r: _kl(data, r))]
+    kl = {p: _kl(data, p) for p in data.study.models}
+    last_kl = Column("kl", "KL to teacher", c.NATS, "nats a token", KL)
+    more = [replace(last_kl, value=lambda row: kl[row.pair].get(row.method))]
     if any(value is not None for value in usd.values()):
         price = Column("usd", "USD", c.USD, "a run", value=lambda r: usd.get((r.pair, r.method)))
         more.append(price)
@@ -100,12 +104,8 @@ def published(data: StudyData, row: Row) -> float | None:
     return column.accuracy.get(row.method) if column else None
 
 
-def _kl(data: StudyData, row: Row) -> float | None:
-    last = []
-    for run in data.of(row.pair, row.method, "done"):
-        values = [metrics.get("train/kl_divergence") for metrics in run.metrics]
-        last += [x for x in values if finite(x)][-1:]
-    return sum(last) / len(last) if last else None
+def _kl(data: StudyData, pair: str) -> dict[str, Interval]:
+    return last({m: data.of(pair, m, "done") for m in data.recipes}, "train/kl_divergence")
 
 
 def to_records(data: StudyData) -> list[dict[str, Any]]:

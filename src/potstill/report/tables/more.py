@@ -10,9 +10,9 @@ from potstill.report.costs import CostRow, Profile, off
 from potstill.report.formatting import count, duration, per_cent, plural, ranged, visible
 from potstill.report.routes import Routes
 from potstill.report.similarity import Similarity
-from potstill.report.stats import Interval
 from potstill.report.tables import column as c
 from potstill.report.tables.column import Column, Format
+from potstill.stats.comparisons import Interval
 from potstill.training.spending import Spent
 
 BYTES = Format(lambda value: f"{count(value)}B")

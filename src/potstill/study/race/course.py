@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from potstill.study.race.decision import Decision, End, Entry, Matrix, decide
+from potstill.stats.sample import Matrix
+from potstill.study.race.decision import Decision, End, Entry, decide
 from potstill.study.race.rules import Rules
 from potstill.study.storage import REFERENCES, RunId
 
@@ -135,12 +136,14 @@ def _look(
     broken = _failure(baseline, "the untrained baseline")
     entries = {method: _entry(own, broken) for method, own in runs.items()}
     untrained = np.zeros(0) if broken else _outcomes([baseline])[0]
-    return decide(entries, untrained, seeds=len(seeds), **terms), digest
+    clusters = baseline.get("clusters")
+    return decide(entries, untrained, seeds=len(seeds), clusters=clusters, **terms), digest
 
 
 def _facts(record: Record) -> list[Any]:
     """The part of a record that decisions depend on."""
-    return [record["status"], record.get("outcomes"), record.get("cause"), _collapsed(record)]
+    values = [record.get(key) for key in ("status", "outcomes", "clusters", "cause")]
+    return [*values, _collapsed(record)]
 
 
 def _entry(records: Sequence[Record], broken: str) -> Entry:

@@ -19,17 +19,12 @@ from dataclasses import dataclass, field
 from itertools import combinations, pairwise
 from typing import Literal
 
-import numpy as np
-import numpy.typing as npt
-
-from potstill.stats.comparisons import Difference, Family, compare
-
-Matrix = npt.NDArray[np.float64]
+from potstill.stats.comparisons import VERDICT_SEEDS, Difference, Family
+from potstill.stats.sample import Matrix, clustered, sample
 
 # One seed does not show how much seeds differ, so this is assumed: the standard deviation of
 # accuracy between seeds, larger than that of any method on the embedded pairs (see LOG.md).
 SEED_SD = 0.06
-VERDICT = 3  # seeds from which on methods are compared with each other
 
 Reason = Literal["failed", "collapsed", "below untrained", "below leader"]
 End = Literal["", "none left", "one left", "within", "last look"]
@@ -103,6 +98,7 @@ def decide(
     level: float,
     within: float,
     last: bool,
+    clusters: Sequence[object] | None = None,
 ) -> Decision:
     """Decide one look.
 
@@ -113,18 +109,19 @@ def decide(
         level: part of alpha that this look spends.
         within: the race ends when all survivors are within this of each other; in [0, 1].
         last: no look follows.
+        clusters: (P,) a name for each problem; repeated problems have one name.
     """
     means = {m: float(e.outcomes.mean()) for m, e in entries.items() if not e.failed}
     dropped = dict(_broken(entries, means, untrained))
     racing = {m: entries[m].outcomes for m in means if m not in dropped}
     apart, problems = None, len(untrained)
-    if seeds >= VERDICT and len(racing) > 1:
-        family = compare(racing)
+    if seeds >= VERDICT_SEEDS and len(racing) > 1:
+        family = Family({m: sample(own, clusters=clusters) for m, own in racing.items()})
         dropped |= _below_leader(racing, family, level)
         stay = [m for m in racing if m not in dropped]
         apart = _furthest([family.alone(*pair) for pair in combinations(stay, 2)], level, problems)
-    elif seeds < VERDICT:
-        dropped |= _below_untrained(racing, untrained, level)
+    elif seeds < VERDICT_SEEDS:
+        dropped |= _below_untrained(racing, untrained, level, clusters)
     stay = [m for m in racing if m not in dropped]
     leader = max(stay, key=lambda m: means[m], default="")
     return Decision(
@@ -150,7 +147,10 @@ def _broken(
 
 
 def _below_untrained(
-    racing: Mapping[str, Matrix], untrained: Matrix, level: float
+    racing: Mapping[str, Matrix],
+    untrained: Matrix,
+    level: float,
+    clusters: Sequence[object] | None,
 ) -> dict[str, Drop]:
     """Methods whose upper bound of the difference to the untrained student is below zero.
 
@@ -162,6 +162,7 @@ def _below_untrained(
     dropped = {}
     for method, outcomes in racing.items():
         gain = outcomes.mean(0) - untrained
+        gain = gain if clusters is None else clustered(gain, clusters)
         se = math.sqrt(gain.var(ddof=1) / len(gain) + SEED_SD**2 / len(outcomes))
         upper = float(gain.mean() + norm.isf(level / len(racing)) * se)
         if upper < 0:

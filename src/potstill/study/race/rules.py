@@ -10,7 +10,8 @@ from pydantic import AfterValidator, ValidationError
 from potstill.errors import PotstillError
 from potstill.fields import explain, limits
 from potstill.settings import Table
-from potstill.study.race.decision import VERDICT, levels
+from potstill.stats.comparisons import VERDICT_SEEDS
+from potstill.study.race.decision import levels
 from potstill.study.schema import Study
 
 SCREEN = 4  # the screen trains for one part of so many of the steps
@@ -29,11 +30,11 @@ def _checked(looks: tuple[int, ...]) -> tuple[int, ...]:
     if 2 in looks:
         raise PotstillError(
             f"two seeds allow no verdict, got a look at 2 of {', '.join(map(str, looks))}",
-            f"look at 1 seed, and from {VERDICT} on",
+            f"look at 1 seed, and from {VERDICT_SEEDS} on",
         )
-    if looks[-1] < VERDICT:
+    if looks[-1] < VERDICT_SEEDS:
         raise PotstillError(
-            f"the last look has at least {VERDICT} seeds, got {looks[-1]}", "for example 1,3"
+            f"the last look has at least {VERDICT_SEEDS} seeds, got {looks[-1]}", "for example 1,3"
         )
     return looks
 
