@@ -22,9 +22,10 @@ import numpy as np
 from scipy.stats import norm
 
 from potstill.report.race import look_line, named_looks
+from potstill.stats.sample import Matrix
 from potstill.study.race import Rules
 from potstill.study.race.course import course
-from potstill.study.race.decision import Entry, Matrix, decide, levels
+from potstill.study.race.decision import Entry, decide, levels
 from potstill.study.storage import StudyFolder, runs_of
 
 UNTRAINED = 0.45

@@ -24,10 +24,11 @@ from conftest import toy_table
 from launching import Gate, wait_for
 from potstill.errors import PotstillError
 from potstill.stats.comparisons import compare
+from potstill.stats.sample import Matrix
 from potstill.study.loading import read_study
 from potstill.study.race import Course, Decision, RaceFolder, Rules, planned_runs, raced
 from potstill.study.race.course import Record, course
-from potstill.study.race.decision import Entry, Matrix, decide, levels
+from potstill.study.race.decision import Entry, decide, levels
 from potstill.study.storage import RunId, StudyFolder, runs_of
 from test_cli import call, refused
 from test_study import content
@@ -490,7 +491,7 @@ def test_repeated_problems_are_one_cluster() -> None:
     same = decide(many, np.repeat(base, 50), clusters=names, **COMPARED)
     without = decide(many, np.repeat(base, 50), **COMPARED)
     assert same.apart == pytest.approx(one.apart) and list(same.dropped) == list(one.dropped)
-    assert list(without.dropped) == ["b"] and not one.dropped
+    assert without.apart < one.apart  # seeds vary as before, problems seem to vary less
 
 
 def test_an_unfinished_race_reports_what_it_has(tmp_path: Path, whole: tuple[Path, Path]) -> None:
