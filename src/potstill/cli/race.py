@@ -108,7 +108,7 @@ def race(
     )
 
     def reported() -> Any:
-        report = write_report(place.path, figures=figures)
+        report = write_report(place.path, figures=figures, within=within / 100)
         if mirror:
             mirror.publish()
         show_report(report, as_json)
