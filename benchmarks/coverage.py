@@ -29,7 +29,7 @@ from potstill.stats.seeds import SeedVariance
 
 METHODS = 8
 BASELINE, BETTER = "0", "1"
-SKILL, OWN, NOISE = 1.5, 0.4, 1.0  # latent deviations: problem, method and problem, single answer
+SKILL, OWN, NOISE = 4.0, 0.3, 1.0  # latent deviations: problem, method and problem, single answer
 
 
 @dataclass(frozen=True)

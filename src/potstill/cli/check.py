@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from potstill.cli.app import RUN, command
 from potstill.cli.options import AsJson, Preflight, Words, study_of
@@ -13,6 +15,8 @@ from potstill.cli.tables import print_json, print_table
 
 if TYPE_CHECKING:
     from potstill.settings import Price
+    from potstill.stats.comparisons import Family
+    from potstill.stats.power import Power
     from potstill.study.schema import Study
     from potstill.tasks import Task
     from potstill.training.spending import Spent
@@ -30,27 +34,45 @@ LABELS = {
     RUN,
     "potstill check mine.toml",
     "potstill check studies/full.toml seeds=0,1 --no-preflight",
+    "potstill check mine.toml --pilot runs/small",
 )
-def check(words: Words = None, preflight: Preflight = True, as_json: AsJson = False) -> None:
+def check(
+    words: Words = None,
+    preflight: Preflight = True,
+    pilot: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FOLDER|URL",
+            help="A study with at least two seeds: its variances tell which differences this one "
+            "can show. [default: typical variances]",
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
     """Validate a study file and show what it would run.
 
     Pre-flight opens the models and tests that a training step follows the recipe, that the sampler
     uses the newest weights, that the teacher beats the student, and more; then it predicts time,
-    tokens and cost. Nothing is trained and no file is written.
+    tokens and cost. It also states the smallest difference between methods that the study can
+    show. Nothing is trained and no file is written.
     """
     from potstill.cli.launch import afford, checked, predict, records, refuse
+    from potstill.report.sentences import power_record
     from potstill.study.run import prepare
     from potstill.study.storage import StudyFolder, runs_of
 
     study = study_of(words)
-    facts = plan(study, prepare(study))
+    task = prepare(study)
+    facts, able = plan(study, task), powers(study, task, pilot)
     if not as_json:
         print_table([{"setting": k, "value": v} for k, v in readable(facts).items()])
+        print_powers(able)
     preflight_checks = checked(study) if preflight else {}
     checks, spending = records(preflight_checks), predict(preflight_checks)
     predicted = prediction(study, spending)
     if as_json:
-        print_json({**facts, "checks": checks, "prediction": predicted})
+        shown = {pair: power_record(one) for pair, one in able.items()}
+        print_json({**facts, "power": shown, "checks": checks, "prediction": predicted})
     elif checks:
         print()
         print_table(checks)
@@ -80,6 +102,56 @@ def plan(study: Study, task: Task) -> dict[str, Any]:
         "learning rate": study.train.learning_rate,
         "graded on": f"{study.eval.problems} problems every {study.eval.every} steps",
     }
+
+
+def powers(study: Study, task: Task, pilot: str | None) -> dict[str, Power]:
+    """The differences that the study can show on each pair.
+
+    Raises:
+        PotstillError: the pilot is no study, or has no method with two seeds.
+    """
+    from potstill.stats.comparisons import Family
+    from potstill.stats.power import power
+    from potstill.tasks.overlap import question_key
+
+    known = _pilot(pilot) if pilot else {}
+    questions = {question_key(p.question) for p in task.test[: study.eval.problems]}
+    return {
+        pair: power(
+            known.get(pair) or next(iter(known.values()), Family({})),
+            methods=len(study.recipes) + 1,
+            seeds=len(study.seeds),
+            problems=len(questions),
+        )
+        for pair in study.models
+    }
+
+
+def _pilot(place: str) -> dict[str, Family]:
+    from potstill.errors import PotstillError
+    from potstill.report.data import load
+    from potstill.stats.power import components
+    from potstill.study.remote import source
+
+    data = load(source(place)[1])
+    families = {pair: data.family(pair) for pair in data.study.models}
+    known = {pair: family for pair, family in families.items() if components(family)}
+    if not known:
+        hint = "give a study with a method that has finished at least two seeds"
+        raise PotstillError(f'"{place}" has no method with two seeds to plan with', hint)
+    return known
+
+
+def print_powers(able: Mapping[str, Power]) -> None:
+    """One paragraph, or one a pair where they differ."""
+    from potstill.report.sentences import ability
+
+    texts = {pair: " ".join(ability(one)) for pair, one in able.items()}
+    if len(set(texts.values())) == 1:
+        texts = {"": next(iter(texts.values()))}
+    print()
+    for pair, text in texts.items():
+        print(f"{pair}: {text}" if pair else text)
 
 
 def readable(facts: Mapping[str, Any]) -> dict[str, str]:

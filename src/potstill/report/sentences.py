@@ -91,12 +91,13 @@ def as_record(summary: Summary) -> dict[str, dict[str, Any]]:
             **verdict.to_json(),
             "head": headline(verdict),
             "lines": reasons(verdict),
-            "power": _able(summary.power[pair]),
+            "power": power_record(summary.power[pair]),
         }
         for pair, verdict in summary.verdicts.items()
     }
 
 
-def _able(power: Power) -> dict[str, Any]:
+def power_record(power: Power) -> dict[str, Any]:
+    """The same for programs; the smallest difference as a share, None for none at all."""
     smallest = power.smallest if math.isfinite(power.smallest) else None
     return {"smallest": smallest, "measured": power.measured, "lines": ability(power)}

@@ -171,11 +171,11 @@ def exact(share: float, problems: int) -> tuple[float, float]:
     >>> [round(x, 3) for x in exact(0.0, 50)]
     [0.0, 0.071]
     """
-    from scipy.stats import beta
+    from scipy.special import betaincinv
 
     right = share * problems
-    low = beta.ppf(LEVEL / 2, right, problems - right + 1) if right > 0 else 0.0
-    high = beta.ppf(1 - LEVEL / 2, right + 1, problems - right) if right < problems else 1.0
+    low = betaincinv(right, problems - right + 1, LEVEL / 2) if right > 0 else 0.0
+    high = betaincinv(right + 1, problems - right, 1 - LEVEL / 2) if right < problems else 1.0
     return float(low), float(high)
 
 
@@ -236,19 +236,19 @@ class _Estimate:
 
     @property
     def p(self) -> float:
-        from scipy.stats import t
+        from scipy.special import stdtr
 
         if self.variance == 0:  # every problem agrees: a sign test
             return 1.0 if self.mean == 0 else min(1.0, 2 * 0.5**self.problems)
-        return float(2 * t.sf(abs(self.mean) / self.se, self.df))
+        return float(2 * stdtr(self.df, -abs(self.mean) / self.se))
 
     def ends(self) -> tuple[float, float]:
-        from scipy.stats import t
+        from scipy.special import stdtrit
 
         if self.variance == 0 and self.problems:  # no problem differs: the next one still may
             half = exact(0.0, self.problems)[1]
         else:
-            half = float(t.ppf(1 - LEVEL / 2, self.df)) * self.se
+            half = float(stdtrit(self.df, 1 - LEVEL / 2)) * self.se
         return self.mean - half, self.mean + half
 
 

@@ -29,11 +29,11 @@ def max_t(p_values: Sequence[float], effects: Matrix) -> list[float]:
     Source: P. H. Westfall and S. S. Young, Resampling-based multiple testing, 1993, algorithm 2.8;
     T. Hothorn, F. Bretz and P. Westfall, Simultaneous inference in general parametric models, 2008.
     """
-    from scipy.stats import norm
+    from scipy.special import ndtri
 
     if len(p_values) < 2:
         return [float(p) for p in p_values]
-    z = norm.isf(np.asarray(p_values, float) / 2)
+    z = -ndtri(np.asarray(p_values, float) / 2)
     order = np.argsort(-z, kind="stable")
     unit = _unit(effects)[order]
     exceeded = np.zeros(len(z))

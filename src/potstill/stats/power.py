@@ -41,7 +41,7 @@ class Components:
             seeds: of each method; below three nothing is significant, and the value is infinite.
             problems: held-out ones, or clusters of equal ones.
         """
-        from scipy.stats import norm, t
+        from scipy.special import ndtr, stdtrit
 
         if seeds < VERDICT_SEEDS or problems < 2:
             return float("inf")
@@ -52,8 +52,8 @@ class Components:
         trained = max(methods - 1, 1)
         uncertain = random**2 / (trained * (seeds - 1)) + (total - by_seed) ** 2 / (problems - 1)
         df = total**2 / uncertain
-        level = float(norm.sf(all_pairs(methods)))
-        return float(np.sqrt(total) * (t.isf(level, df) + t.ppf(POWER, df)))
+        level = float(ndtr(-all_pairs(methods)))
+        return float(np.sqrt(total) * (stdtrit(df, POWER) - stdtrit(df, level)))
 
     def seeds_for(self, effect: float, methods: int, problems: int) -> int | None:
         """The fewest seeds that show a difference on this many problems; None above 100."""
