@@ -1,9 +1,9 @@
 """Does a race keep the best method, and what does it save? Simulated with known truth.
 
-Probit outcomes: method m with seed s solves problem p if mu_m + seed_ms + problem_p + noise > 0;
-problems are shared by the methods, half of the variance in addition to seeds is theirs. Each race
-is decided by the shipped functions on the outcomes that its looks would have seen, and the best
-mean of a grid of 3 and of 10 seeds is picked from the same outcomes.
+Outcomes are drawn as in `benchmarks.coverage`: a skill a method, an effect a seed, an effect a
+problem and one a method and problem. Each race is decided by the shipped functions on the outcomes
+that its looks would have seen, and the best mean of a grid of 3 and of 10 seeds is picked from the
+same outcomes.
 
     python -m benchmarks.race --races 400
     python -m benchmarks.race --folder runs/full      # a finished grid, raced without training
@@ -19,8 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from scipy.special import ndtri
 from scipy.stats import norm
 
+from benchmarks.coverage import NOISE, OWN, SKILL
 from potstill.report.race import look_line, named_looks
 from potstill.stats.sample import Matrix
 from potstill.study.race import Rules
@@ -30,7 +32,6 @@ from potstill.study.storage import StudyFolder, runs_of
 
 UNTRAINED = 0.45
 PROBLEMS = 500
-SHARED = 0.5  # of the latent variance without seeds, the problems' part
 SEED_SDS = (0.01, 0.03, 0.06)
 ALARM = 0.9  # share of collapsed runs whose collapse is found
 CLOSE = 0.0101  # one point, and rounding
@@ -78,16 +79,19 @@ def simulate(
     problems: int = PROBLEMS,
 ) -> tuple[dict[str, Matrix], Matrix]:
     """Outcomes (seeds, problems) of each method, and those (problems,) of the untrained student."""
-    problem = np.sqrt(SHARED) * rng.normal(size=problems)
-    noise = np.sqrt(1 - SHARED)
-    outcomes = {}
-    for i, (accuracy, sd) in enumerate(zip(truth, sds, strict=True)):
-        mu = norm.ppf(accuracy)
-        tau = 0.0 if accuracy == LOW else sd / norm.pdf(mu)  # sd of a seed, latent
-        latent = mu * np.sqrt(1 + tau**2) + tau * rng.normal(size=(seeds, 1)) + problem
-        outcomes[f"method {i}"] = latent + noise * rng.normal(size=(seeds, problems)) > 0
-    untrained = norm.ppf(UNTRAINED) + problem + noise * rng.normal(size=problems) > 0
-    return {name: table.astype(float) for name, table in outcomes.items()}, untrained.astype(float)
+    skill, spread = rng.normal(0, SKILL, problems), np.sqrt(SKILL**2 + OWN**2 + NOISE**2)
+
+    def drawn(accuracy: float, sd: float, seeds: int) -> Matrix:
+        tau = sd * spread / norm.pdf(ndtri(accuracy))  # the seeds' deviation, latent
+        latent = ndtri(accuracy) * np.sqrt(spread**2 + tau**2) + tau * rng.normal(size=(seeds, 1))
+        latent = latent + skill + rng.normal(0, OWN, problems)
+        return (latent + rng.normal(0, NOISE, (seeds, problems)) > 0).astype(float)
+
+    outcomes = {
+        f"method {i}": drawn(accuracy, 0.0 if accuracy == LOW else sd, seeds)
+        for i, (accuracy, sd) in enumerate(zip(truth, sds, strict=True))
+    }
+    return outcomes, drawn(UNTRAINED, 0.0, 1)[0]
 
 
 def race(
@@ -224,6 +228,7 @@ def main() -> None:
     parser.add_argument("--looks", nargs="+", default=["1,3,5,10", "1,3"], help="of the race")
     parser.add_argument("--alpha", type=float, default=0.05)
     parser.add_argument("--within", type=float, default=1.0, help="points")
+    parser.add_argument("--scenario", choices=SCENARIOS, nargs="+", default=list(SCENARIOS))
     parser.add_argument("--spending", choices=SPENDING, default="pocock")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, default=os.cpu_count())
@@ -249,7 +254,7 @@ def main() -> None:
     with ProcessPoolExecutor(args.processes) as pool:
         jobs = [
             pool.submit(lines, scenario, sd, rules, args.races, args.seed, args.spending)
-            for scenario in SCENARIOS
+            for scenario in args.scenario
             for sd in SEED_SDS
         ]
         for job in jobs:
