@@ -110,6 +110,18 @@ def test_a_race_ends_when_survivors_are_within_the_limit() -> None:
     assert last.ended == "last look"
 
 
+def test_the_order_of_methods_changes_nothing() -> None:
+    entries = {
+        "low": Entry(table(0.7, 3)),
+        "high": Entry(table(0.72, 3)),
+        "c": Entry(table(0.71, 3)),
+    }
+    one = decide(entries, UNTRAINED, **COMPARED)
+    other = decide(dict(reversed(entries.items())), UNTRAINED, **COMPARED)
+    assert one.apart == pytest.approx(other.apart) and one.leader == other.leader
+    assert one.apart > max(one.means.values()) - min(one.means.values())
+
+
 def test_equal_outcomes_drop_nothing_and_failed_methods_leave() -> None:
     same = table(0.7, 3)
     entries = {"a": Entry(same), "b": Entry(same), "c": Entry(np.zeros((0, 0)), failed="seed 1: x")}
@@ -216,6 +228,8 @@ def test_a_stored_decision_is_kept_until_its_records_change() -> None:
     changed = {**whole, RunId("p", "far", 2): record("far", 2, table(0.56)[0])}
     again = follow(changed, stored=stored)
     assert again.digests[1] != now.digests[1] and again.looks[1] != kept
+    clustered = {key: {**record, "clusters": [0] * 200} for key, record in whole.items()}
+    assert not set(follow(clustered).digests) & set(now.digests)
 
 
 def test_a_failed_run_drops_its_method_until_it_is_repeated() -> None:
@@ -458,7 +472,7 @@ def test_what_reads_a_study_reads_a_race(
     assert call("watch", out, "--once") == 0
     assert "17 done" in capsys.readouterr().out
     assert call("diagnose", out) == 0
-    assert call("compare", out, tmp_path / "copy") == 0
+    assert call("compare", out, tmp_path / "copy", "--out", tmp_path / "compare.html") == 0
     assert call("track", out, "--to", "tensorboard") == 0
     assert "tensorboard: complete" in capsys.readouterr().out
     assert list((out / "cells/toy/stuck").iterdir()) and not (out / "cells/toy/stuck/3").exists()
