@@ -122,6 +122,13 @@ def test_the_order_of_methods_changes_nothing() -> None:
     assert one.apart > max(one.means.values()) - min(one.means.values())
 
 
+@pytest.mark.parametrize("terms", [SCREENED, COMPARED])
+def test_one_problem_drops_nothing(terms: dict[str, Any]) -> None:
+    right, wrong = np.ones((terms["seeds"], 1)), np.zeros((terms["seeds"], 1))
+    look = decide({"a": Entry(right), "b": Entry(wrong)}, np.ones(1), **terms)
+    assert look.survivors == ("a", "b") and not look.ended
+
+
 def test_equal_outcomes_drop_nothing_and_failed_methods_leave() -> None:
     same = table(0.7, 3)
     entries = {"a": Entry(same), "b": Entry(same), "c": Entry(np.zeros((0, 0)), failed="seed 1: x")}

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from potstill.report.data import StudyData
-from potstill.report.formatting import duration, listed, per_cent, plural, signed
+from potstill.report.formatting import duration, finite, listed, per_cent, plural, signed
 from potstill.study.race import Course, Decision, Drop, RaceFolder, Rules, screening
 from potstill.study.race.folder import to_table
 from potstill.study.race.rules import SCREEN
@@ -132,7 +132,7 @@ def _outcome(course: Course, rules: Rules) -> Iterator[str]:
     if course.racing:
         name = "Finalists" if course.ended else "Still racing"
         yield f"{name}: {listed(course.racing)}."
-    if last.apart is not None and len(course.racing) > 1:
+    if finite(last.apart) and len(course.racing) > 1:
         within = f"{rules.within:g} {'point' if rules.within == 1 else 'points'}"
         yield (
             f"The survivors differ by at most {per_cent(last.apart)} points (upper bound; the "

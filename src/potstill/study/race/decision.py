@@ -163,6 +163,8 @@ def _below_untrained(
     for method, outcomes in racing.items():
         gain = outcomes.mean(0) - untrained
         gain = gain if clusters is None else clustered(gain, clusters)
+        if len(gain) < 2:
+            continue  # one problem shows no variance between problems
         se = math.sqrt(gain.var(ddof=1) / len(gain) + SEED_SD**2 / len(outcomes))
         upper = float(gain.mean() + norm.isf(level / len(racing)) * se)
         if upper < 0:
