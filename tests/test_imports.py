@@ -20,7 +20,7 @@ HEAVY = {
     "transformers",
     "tinker",
     "ray",
-    "scipy",
+    "scipy.stats",
     "matplotlib",
     "plotly",
     "datasets",

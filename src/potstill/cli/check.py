@@ -108,7 +108,7 @@ def powers(study: Study, task: Task, pilot: str | None) -> dict[str, Power]:
     """The differences that the study can show on each pair.
 
     Raises:
-        PotstillError: the pilot is no study, or has no method with two seeds.
+        PotstillError: the pilot holds no study, or no method with two seeds.
     """
     from potstill.stats.comparisons import Family
     from potstill.stats.power import power

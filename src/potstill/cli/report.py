@@ -27,7 +27,6 @@ def report(
         float,
         typer.Option(
             min=0.0,
-            max=100.0,
             metavar="POINTS",
             help="Recommend the cheapest method whose accuracy is this close to the highest one, "
             "and not significantly below it.",

@@ -77,7 +77,7 @@ TYPICAL = Components(seed=0.02**2, problem=0.06, residual=0.12)
 
 @dataclass(frozen=True)
 class Power:
-    """What a study can show on one pair."""
+    """The ability of a study to show differences on one pair."""
 
     components: Components
     methods: int
@@ -99,7 +99,7 @@ class Power:
 
     @property
     def plans(self) -> tuple[Plan, ...]:
-        """What shows each of `EFFECTS` that this study cannot show."""
+        """Larger studies that show those of `EFFECTS` that this one cannot show."""
         return tuple(self._plan(effect) for effect in EFFECTS if effect < self.smallest)
 
     def _plan(self, effect: float) -> Plan:
@@ -111,7 +111,7 @@ class Power:
 
 @dataclass(frozen=True)
 class Plan:
-    """What shows a difference: so many seeds, or so many problems; None where that is too many."""
+    """A larger study that shows a difference: more seeds, or more problems; None: too many."""
 
     effect: float
     seeds: int | None

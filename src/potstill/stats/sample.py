@@ -51,7 +51,7 @@ def sample(
         outcomes: (S, P), any real numbers; or (S,), a number a seed that no problem is behind.
         seeded: False for a baseline: its one row depends on no seed.
         clusters: (P,) a name for each problem; problems of one name are one cluster, since
-            repeated problems are no independent evidence. None: all are different.
+            repeated problems are not independent evidence. None: all are different.
     """
     x = np.asarray(outcomes, float)
     if x.ndim == 1:
