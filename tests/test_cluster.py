@@ -24,6 +24,7 @@ from potstill.errors import PotstillError
 from potstill.study.executors.local import LocalExecutor
 from potstill.study.executors.ray import RayExecutor, connect, open_cluster, resources, scheduler
 from potstill.study.loading import read_study
+from potstill.study.race import planned_runs
 from potstill.study.remote import Mirror
 from potstill.study.schema import Study
 from potstill.study.storage import StudyFolder, runs_of
@@ -203,6 +204,30 @@ def test_a_spent_budget_stops_runs_between_steps_and_they_go_on(nodes: str, tmp_
         assert halted and all(0 < place.steps < 3000 for place in halted)
         spent = StudyFolder(far).ledger(little).spent()
         assert spent.count() > 1e5 and isinstance(spent, Spent)
+
+
+def test_a_race_on_a_cluster_decides_as_here(nodes: str, tmp_path: Path) -> None:
+    """In a shared folder and behind a URL, the screen included; a second call does nothing."""
+    recipe = {"stuck": {"from": "on_policy_gkd", "budget": 0.05}}
+    file = tmp_path / "toy.toml"
+    table = toy_table(tmp_path, methods=["on_policy_gkd", "stuck"], recipe=recipe)
+    file.write_text(tomli_w.dumps(table))
+    words = ["race", file, "--looks", "1,3", "--fresh", 2, "--screen"]
+    words += ["--no-preflight", "--no-figures"]
+    here, shared, far = (tmp_path / name for name in ("here", "shared", "far"))
+    assert call(*words, "--out", here) == 0
+    assert call(*words, "--out", shared, "--on", nodes) == 0
+    assert call(*words, "--out", far.as_uri(), "--on", nodes) == 0
+    before = {path: path.stat().st_mtime_ns for path in far.rglob("result.json")}
+    assert call(*words, "--out", far.as_uri(), "--on", nodes) == 0
+    assert {path: path.stat().st_mtime_ns for path in far.rglob("result.json")} == before
+    race = (here / "race.json").read_bytes()
+    assert '"below leader"' in race.decode()
+    assert (shared / "race.json").read_bytes() == race == (far / "race.json").read_bytes()
+    cells = planned_runs(StudyFolder(here), StudyFolder(here).study)
+    assert kept(shared, cells) == kept(far, cells) == kept(here, cells)
+    assert len(before) == len(cells) + 4 and (far / "report.html").exists()
+    assert call("report", far.as_uri()) == 0
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from test_cli import call, refused
 
 ROOT: Any = typer.main.get_command(cli.app)
 IN_ORDER = (
-    *("check", "study", "run", "watch"),
+    *("check", "study", "run", "race", "watch"),
     *("report", "compare", "diagnose", "eval"),
     *("bench", "audit", "probe", "track"),
     *("ls", "zoo"),

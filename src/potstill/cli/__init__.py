@@ -10,7 +10,7 @@ from potstill.cli.app import app
 from potstill.cli.entry import main
 
 # Commands register themselves; help lists them in this order, the order of work.
-from potstill.cli import check, study, watch  # noqa: F401 isort: skip
+from potstill.cli import check, study, race, watch  # noqa: F401 isort: skip
 from potstill.cli import report, compare, diagnose, eval  # noqa: F401 isort: skip
 from potstill.cli import bench, audit, probe, track  # noqa: F401 isort: skip
 from potstill.cli import ls, zoo  # noqa: F401 isort: skip

@@ -59,7 +59,7 @@ def check(
     from potstill.cli.launch import afford, checked, predict, records, refuse
     from potstill.report.sentences import power_record
     from potstill.study.run import prepare
-    from potstill.study.storage import StudyFolder
+    from potstill.study.storage import StudyFolder, runs_of
 
     study = study_of(words)
     task = prepare(study)
@@ -79,7 +79,7 @@ def check(
         print()
         print_table([labelled(row, hours_of(study)) for row in predicted])
     refuse(checks)
-    afford(study, StudyFolder(Path("runs") / study.name), spending)
+    afford(study, StudyFolder(Path("runs") / study.name), spending, runs_of(study))
 
 
 def plan(study: Study, task: Task) -> dict[str, Any]:

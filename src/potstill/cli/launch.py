@@ -6,7 +6,7 @@ import contextlib
 import logging
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -18,10 +18,11 @@ from potstill.errors import PotstillError
 from potstill.study.executors.base import Executor, Results
 from potstill.study.executors.local import LocalExecutor
 from potstill.study.executors.ray import check_address, open_cluster
+from potstill.study.race import is_race
 from potstill.study.remote import Mirror
 from potstill.study.run import prepare
 from potstill.study.schema import Study
-from potstill.study.storage import StudyFolder, runs_of
+from potstill.study.storage import RunId, StudyFolder, runs_of
 from potstill.study.tracking.exporter import following
 from potstill.training.spending import Spent, excess, total
 
@@ -68,13 +69,17 @@ def predict(checks: Mapping[str, Sequence[Check]]) -> dict[str, dict[str, Spent]
     return predicted
 
 
-def afford(study: Study, folder: StudyFolder, predicted: Mapping[str, Mapping[str, Spent]]) -> None:
+def afford(
+    study: Study,
+    folder: StudyFolder,
+    predicted: Mapping[str, Mapping[str, Spent]],
+    runs: Sequence[RunId],
+) -> None:
     """Refuse a study whose missing runs would exceed its budget, before the first one begins.
 
     Raises:
         PotstillError: with the predicted total and the limit.
     """
-    runs = runs_of(study)
     ended = folder.results(runs)
     missing = [run for run in runs if run not in ended]
     if not all(run.method in predicted.get(run.pair, {}) for run in missing):
@@ -146,32 +151,78 @@ def fill(
         on: executor: local, ray, or a cluster's address.
         mirror: the study's folder behind a URL; `path` is then its copy.
     """
+    folder, runs = StudyFolder(path, cache), runs_of(study)
+
+    def check() -> None:
+        if is_race(folder):
+            raise PotstillError(
+                f'"{path}" holds a race', "continue it with `potstill race`, or use another --out"
+            )
+
+    with opened(study, folder, runs, check, workers, preflight, on, mirror) as execute:
+        if retry_failed:
+            reset_failed(folder, runs)
+        return execute(runs)
+
+
+@contextlib.contextmanager
+def opened(
+    study: Study,
+    folder: StudyFolder,
+    runs: Sequence[RunId],
+    check: Callable[[], None],
+    workers: int,
+    preflight: bool,
+    on: str = LOCAL,
+    mirror: Mirror | None = None,
+) -> Iterator[Callable[[Sequence[RunId]], Results]]:
+    """Validate a study, open its folder and an executor for it.
+
+    Args:
+        study, workers, preflight, on, mirror: as for `fill`.
+        folder: the study's folder on this machine.
+        runs: those that are known to be needed; pre-flight is skipped if none is missing.
+        check: raises if the folder holds something else; called when it is up to date.
+
+    Yields:
+        A function that executes those of the given runs that have not ended, under the live view.
+    """
     check_out(on, mirror)
     prepare(study)
     workers = one_engine(study, workers)
-    folder, runs = StudyFolder(path, cache), runs_of(study)
     if mirror:
         mirror.remote.check()
         mirror.pull()
+    check()
     folder.check(study)
     ended = folder.results(runs)
-    log.info("%s: %d runs, %d of them ended, in %s", study.name, len(runs), len(ended), path)
+    log.info("%s: %d runs, %d of them ended, in %s", study.name, len(runs), len(ended), folder.path)
     with place_of(on, study, workers, mirror) as executor:
         if preflight and len(ended) < len(runs):
-            _preflight(study, folder, executor)
+            _preflight(study, folder, executor, runs)
         folder.open(study)
-        for run, result in folder.results(runs).items():
-            if retry_failed and result["status"] == "failed":
-                folder.cell(run).reset()
-        with View(study, folder, runs) as view:
-            view.tick()
-            with following(folder, study.track):
-                results = executor.run(study, folder, runs, view.tick)
-            view.tick()
-            return results
+
+        def execute(runs: Sequence[RunId]) -> Results:
+            with View(study, folder, runs) as view:
+                view.tick()
+                with following(folder, study.track):
+                    results = executor.run(study, folder, runs, view.tick)
+                view.tick()
+                return results
+
+        yield execute
 
 
-def _preflight(study: Study, folder: StudyFolder, executor: Executor) -> None:
+def reset_failed(folder: StudyFolder, runs: Sequence[RunId]) -> None:
+    """Remove the results of failed runs, so that they are executed again."""
+    for run, result in folder.results(runs).items():
+        if result["status"] == "failed":
+            folder.cell(run).reset()
+
+
+def _preflight(
+    study: Study, folder: StudyFolder, executor: Executor, runs: Sequence[RunId]
+) -> None:
     """Refuse a study that fails pre-flight or its budget; keep what the runs are predicted to cost.
 
     Warnings go to stderr.
@@ -182,7 +233,7 @@ def _preflight(study: Study, folder: StudyFolder, executor: Executor) -> None:
     for check in rows:
         if check["status"] == "warning":
             print(f"warning: {check['name']}: {check['evidence']}", file=sys.stderr)
-    afford(study, folder, predicted)
+    afford(study, folder, predicted, runs)
     folder.open(study)
     folder.predicted = predicted
 

@@ -207,7 +207,8 @@ def show_report(report: Report, as_json: bool) -> None:
         print_json(report.to_json())
         return
     print_methods(report.rows, report.faults)
-    for line in (*report.findings, *report.remarks, *report.verdict, *report.power):
+    words = (*report.findings, *report.remarks, *report.race, *report.verdict, *report.power)
+    for line in words:
         print(line)
     counts = f"{report.done} of {report.cells} runs done"
     counts += f", {report.failed} failed" if report.failed else ""

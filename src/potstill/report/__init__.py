@@ -40,12 +40,14 @@ class Report:
     remarks: tuple[str, ...]  # on similarity scores and on teachers that read hints
     routes: str  # accuracy by teacher as Markdown tables, where a pair has several
     similarity: str  # the similarity check as a Markdown table, where a pair has a context
+    race: tuple[str, ...] = ()  # the course of a race, a line a look
+    race_markdown: str = ""  # the same with its dropped methods as a table
 
     def to_json(self) -> dict[str, Any]:
         """The values that a program may want."""
         files = {key: str(getattr(self, key)) for key in ("html", "results", "csv")}
         counts = {key: getattr(self, key) for key in ("cells", "done", "failed", "missing")}
-        words = ("faults", "findings", "remarks", "verdict", "power", "table")
+        words = ("faults", "findings", "remarks", "verdict", "race", "power", "table")
         lists = {key: list(getattr(self, key)) for key in words}
         return {
             "study": self.study,
@@ -63,7 +65,9 @@ def as_markdown(report: Report) -> str:
     lines = "".join(
         f"\n- {line.strip()}" for line in (*report.power, *report.findings, *report.remarks)
     )
-    more = "".join(text and f"\n{text}" for text in (report.routes, report.similarity))
+    more = "".join(
+        text and f"\n{text}" for text in (report.routes, report.similarity, report.race_markdown)
+    )
     table = faults_line(report.faults) + to_markdown(report.rows) + more
     return table + (lines and f"{lines}\n")
 
@@ -81,12 +85,13 @@ def write_report(path: Path, *, figures: bool = False, within: float = 0.01) -> 
         PotstillError: the folder holds no study, or cannot be written.
     """
     from potstill.report import data as loading
-    from potstill.report import findings, sentences, similarity, summary
+    from potstill.report import findings, race, sentences, similarity, summary
     from potstill.report.charts import charts, palette
     from potstill.report.figures import write_figures
     from potstill.report.pages import study as page
     from potstill.report.routes import routes
     from potstill.report.tables import column, methods, more
+    from potstill.report.tables import race as race_tables
     from potstill.study.storage import to_json, write_text
 
     path = Path(path)
@@ -97,8 +102,12 @@ def write_report(path: Path, *, figures: bool = False, within: float = 0.01) -> 
     sections = {pair: charts(data, pair, looks, groups) for pair in data.study.models}
     drawn = {pair: [c for made in sections[pair].values() for c in made] for pair in sections}
     table, verdict = methods.to_records(data), sentences.as_record(answers)
+    raced = race.races(data)
     similar = similarity.similarities(data) if data.study.contexts else []
-    write_text(results, to_json({**methods.to_results(data), "verdict": verdict}) + "\n")
+    write_text(
+        results,
+        to_json({**methods.to_results(data), "verdict": verdict, **race.as_record(raced)}) + "\n",
+    )
     write_text(csv, column.to_csv(table))
     write_text(html, page.render(data, looks, groups, answers, sections))
     return Report(
@@ -120,4 +129,6 @@ def write_report(path: Path, *, figures: bool = False, within: float = 0.01) -> 
         remarks=tuple(sentences.remarks(answers.trust)),
         routes=more.routes_markdown(routes(data, pair) for pair in sections),
         similarity=more.similarity_markdown(similar),
+        race=tuple(line for one in raced.values() for line in race.lines(one)),
+        race_markdown=race_tables.markdown(list(raced.values())),
     )

@@ -23,6 +23,7 @@ from potstill.algorithms.recipe import Recipe
 from potstill.errors import PotstillError
 from potstill.report.results import Row, family, table
 from potstill.stats.comparisons import Family
+from potstill.study.race import Course, courses_of, runs_in
 from potstill.study.schema import Study
 from potstill.study.storage import REFERENCES, RunId, StudyFolder, runs_of
 
@@ -67,8 +68,9 @@ class StudyData:
     folder: StudyFolder
     study: Study
     provenance: Mapping[str, str]  # where the study was started
-    runs: Mapping[RunId, RunData]  # every run of the grid
+    runs: Mapping[RunId, RunData]  # every run of the grid, or of the race so far
     rows: Sequence[Row]
+    race: Mapping[str, Course]  # by pair; empty for a grid
     _families: dict[tuple[str, str], Family] = field(default_factory=dict)
 
     @property
@@ -98,8 +100,18 @@ class StudyData:
         return sorted(runs, key=lambda run: run.cell.seed or 0)
 
     def done(self, pair: str, method: str) -> dict[int | None, Mapping[str, Any]]:
-        """Records of the finished runs of one method on one pair, by seed."""
-        return {run.cell.seed: run.record for run in self.of(pair, method, "done")}
+        """Records of the finished runs of one method on one pair, by seed.
+
+        Those on which a race decided are left out once it has fresh ones.
+        """
+        runs = [r for r in self.of(pair, method, "done") if _reported(self.race, r.cell)]
+        return {run.cell.seed: run.record for run in runs}
+
+    @property
+    def seeds(self) -> int:
+        """Seeds of the results: those of the grid, or of a race's method with most of them."""
+        rows = max((len(row.seeds) for row in self.rows), default=0)
+        return rows if self.race else len(self.study.seeds)
 
     def family(self, pair: str, extractor: str = "strict") -> Family:
         """The methods of a pair that have finished runs, with all their differences."""
@@ -133,11 +145,20 @@ def load(path: Path) -> StudyData:
         hint = "it was written by another version"
         raise PotstillError(f'"{path}/study.toml": {problem}', hint) from None
     order = list(study.models)
-    cells = sorted(runs_of(study), key=lambda cell: order.index(cell.pair))
+    race = courses_of(folder, study)
+    planned = runs_in(race.values(), study) if race else runs_of(study)
+    cells = sorted(planned, key=lambda cell: order.index(cell.pair))
     runs = {cell: _run(study, folder, cell) for cell in cells}
     records = {cell: run.record for cell, run in runs.items() if run.record}
-    rows = table(cells, list(study.recipes), records, lambda cell: runs[cell].metrics)
-    return StudyData(folder, study, provenance, runs, rows)
+    shown = [cell for cell in cells if _reported(race, cell)]
+    rows = table(shown, list(study.recipes), records, lambda cell: runs[cell].metrics)
+    known = {(cell.pair, cell.method) for cell in shown}
+    rows = [row for row in rows if (row.pair, row.method) in known]
+    return StudyData(folder, study, provenance, runs, rows, race)
+
+
+def _reported(race: Mapping[str, Course], cell: RunId) -> bool:
+    return not race or race[cell.pair].reports(cell)
 
 
 def _run(study: Study, folder: StudyFolder, cell: RunId) -> RunData:

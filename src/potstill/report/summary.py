@@ -133,7 +133,8 @@ def evidence(
     lead = {method: known[top.method, method] for method in others if top}
     price = {row.method: row.usd for row in costs(data, pair) if row.usd is not None}
     missing = sum(r.status == "missing" for c, r in data.runs.items() if c.pair == pair)
-    return Evidence(rows, lead, collapsed, data.study.faults, price, missing, within)
+    dropped = list(data.race[pair].dropped) if pair in data.race else []
+    return Evidence(rows, lead, collapsed, data.study.faults, price, missing, within, dropped)
 
 
 def _power(data: StudyData, pair: str) -> Power:
@@ -142,7 +143,7 @@ def _power(data: StudyData, pair: str) -> Power:
     problems = [len(s.columns) for s in known.samples.values()]
     return power(
         known,
-        methods=len(study.recipes) + 1,
+        methods=sum(r.pair == pair and r.method not in REFERENCES for r in data.rows) + 1,
         seeds=min(seeds, default=len(study.seeds)),
         problems=max(problems, default=study.eval.problems),
     )
@@ -153,7 +154,7 @@ def trust(data: StudyData, groups: Sequence[FindingGroup]) -> Trust:
     study = data.study
     contexts = study.contexts.items()
     return Trust(
-        seeds=len(study.seeds),
+        seeds=data.seeds,
         problems=study.eval.problems,
         runs=len(data.runs),
         missing=data.counts["missing"],

@@ -45,6 +45,7 @@ class Evidence:
     price: Mapping[str, float] = field(default_factory=dict)  # method -> USD a run; empty: unpriced
     missing: int = 0  # runs of the pair without a result
     within: float = WITHIN  # the margin, as a share
+    dropped: Sequence[str] = ()  # methods that a race dropped: they have no results
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,7 @@ class Verdict:
     methods: int = 0  # in the study
     seeds: int = 0  # the most that a method finished
     missing: int = 0
+    dropped: tuple[str, ...] = ()  # by a race
 
     @property
     def nearest(self) -> str:
@@ -163,6 +165,7 @@ def judge(evidence: Evidence) -> Verdict:
         methods=len(rows),
         seeds=max((len(r.seeds) for r in rows), default=0),
         missing=evidence.missing,
+        dropped=tuple(evidence.dropped),
     )
 
 

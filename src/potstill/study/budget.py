@@ -16,6 +16,7 @@ from potstill.settings import Budget, Price
 from potstill.study.files import read_json
 from potstill.training.spending import Spent, excess, total
 
+SCREEN = "screen"  # folder of a race's shorter runs, which its budget includes
 EVERY = 1.0  # seconds between two sums over all runs
 
 
@@ -48,7 +49,8 @@ class Ledger:
 
     def spent(self, without: Path | None = None) -> Spent:
         """The sum over all runs, or over all but one."""
-        return total(self._run(path) for path in self._runs.glob("*/*/*") if path != without)
+        runs = [*self._runs.glob("*/*/*"), *self._runs.parent.glob(f"{SCREEN}/cells/*/*/*")]
+        return total(self._run(path) for path in runs if path != without)
 
     def _run(self, path: Path) -> Spent:
         if path not in self._ended:

@@ -19,9 +19,11 @@ from potstill.report.data import StudyData
 from potstill.report.findings import FindingGroup
 from potstill.report.formatting import settings
 from potstill.report.pages import bundle
+from potstill.report.race import look_line, named_looks, races
 from potstill.report.routes import routes
 from potstill.report.summary import Summary
 from potstill.report.tables import methods, more
+from potstill.report.tables import race as race_tables
 
 Sections = Mapping[str, Sequence[Chart]]  # charts by heading
 
@@ -59,7 +61,7 @@ def render(
 
 def _pair(data: StudyData, pair: str, summary: Summary, sections: Sections) -> dict[str, Any]:
     models, verdict, routed = data.study.models[pair], summary.verdicts[pair], routes(data, pair)
-    spent, profile = costs(data, pair), profiles(data, pair)
+    spent, profile, race = costs(data, pair), profiles(data, pair), races(data).get(pair)
     return {
         "name": pair,
         "student": model(pair, "student", models.student),
@@ -77,6 +79,9 @@ def _pair(data: StudyData, pair: str, summary: Summary, sections: Sections) -> d
         "kinds": (more.token_kinds(spent), spent),
         "times": (more.times(profile), profile),
         "samples": samples(data, pair),
+        "race": race,
+        "drops": race_tables.drops(race) if race else (),
+        "looks": [look_line(*look) for look in named_looks(race.course)] if race else (),
     }
 
 

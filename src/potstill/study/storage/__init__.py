@@ -12,6 +12,7 @@
         student/                        the trained model
         tracking/NAME.json              last step that a tracker has, and its last error
     track/NAME/                         files of trackers that write here
+    race.json  screen/                  of a race, see `race.folder`
     predicted.json                      cost of each run, as pre-flight predicted it
     results.json  table.csv  report.html
 

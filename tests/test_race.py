@@ -1,0 +1,528 @@
+"""Races: the decision on tables by hand and with known truth, resuming, the folder, the report.
+
+On a Ray cluster a race is in `test_cluster.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tomli_w
+from benchmarks import race as benchmark
+
+from conftest import toy_table
+from launching import Gate, wait_for
+from potstill.errors import PotstillError
+from potstill.stats.comparisons import compare
+from potstill.stats.sample import Matrix
+from potstill.study.loading import read_study
+from potstill.study.race import Course, Decision, RaceFolder, Rules, planned_runs, raced
+from potstill.study.race.course import Record, course
+from potstill.study.race.decision import Entry, decide, levels
+from potstill.study.storage import RunId, StudyFolder, runs_of
+from test_cli import call, refused
+from test_study import content
+
+SCREENED = {"seeds": 1, "level": 0.01, "within": 0.01, "last": False}
+COMPARED = {"seeds": 3, "level": 0.01, "within": 0.01, "last": False}
+
+
+def table(accuracy: float, seeds: int = 1, problems: int = 200, seed: int = 0) -> Matrix:
+    """Outcomes of this accuracy: exactly with one seed, in expectation with several."""
+    rng = np.random.default_rng([seed, int(1000 * accuracy)])
+    if seeds > 1:
+        return (rng.random((seeds, problems)) < accuracy).astype(float)
+    return rng.permutation((np.arange(problems) < accuracy * problems).astype(float))[None]
+
+
+UNTRAINED = table(0.45, seed=9)[0]
+
+
+def test_one_seed_drops_no_method_that_is_only_behind_the_leader() -> None:
+    entries = {"good": Entry(table(0.9)), "poor": Entry(table(0.44)), "low": Entry(table(0.35))}
+    look = decide(entries, UNTRAINED, **SCREENED)
+    assert look.survivors == ("good", "poor", "low") and look.leader == "good" and not look.ended
+
+
+def test_one_seed_drops_what_is_far_below_the_untrained_student() -> None:
+    look = decide({"a": Entry(table(0.6)), "b": Entry(table(0.05))}, UNTRAINED, **SCREENED)
+    (drop,) = look.dropped.values()
+    assert look.survivors == ("a",) and look.ended == "one left"
+    assert (drop.reason, drop.against) == ("below untrained", "untrained")
+    assert drop.difference == pytest.approx(-0.4) and -0.4 < drop.upper < 0
+
+
+def test_a_collapse_counts_where_the_method_solves_no_more_than_the_untrained_student() -> None:
+    entries = {
+        "false alarm": Entry(table(0.6), collapsed=1),
+        "collapsed": Entry(table(0.4), collapsed=1),
+        "weak": Entry(table(0.4)),
+    }
+    look = decide(entries, UNTRAINED, **SCREENED)
+    assert {m: drop.reason for m, drop in look.dropped.items()} == {"collapsed": "collapsed"}
+    nothing = np.zeros(200)  # an untrained student that solves nothing
+    entries = {"a": Entry(np.zeros((1, 200)), collapsed=1), "b": Entry(np.zeros((1, 200)))}
+    assert decide(entries, nothing, **SCREENED).survivors == ("b",)
+
+
+def test_more_seeds_drop_a_collapse_of_half_of_the_runs() -> None:
+    one, two = (Entry(table(0.4, 3), collapsed=n) for n in (1, 2))
+    steady = Entry(table(0.42, 3))
+    dropped = decide({"one": one, "two": two, "steady": steady}, UNTRAINED, **COMPARED).dropped
+    assert dropped["two"].reason == "collapsed"
+    assert "one" not in dropped or dropped["one"].reason != "collapsed"
+
+
+def test_three_seeds_drop_what_is_below_the_leader_by_its_bound() -> None:
+    from scipy.stats import t
+
+    outcomes = {"best": table(0.8, 3), "near": table(0.78, 3), "far": table(0.5, 3)}
+    look = decide({m: Entry(o) for m, o in outcomes.items()}, UNTRAINED, **COMPARED)
+    assert look.leader == "best" and list(look.dropped) == ["far"] and not look.ended
+    drop, d = look.dropped["far"], compare(outcomes).alone("far", "best")
+    assert (drop.reason, drop.against) == ("below leader", "best")
+    assert drop.difference == pytest.approx(outcomes["far"].mean() - outcomes["best"].mean())
+    # one comparison with each of two rivals
+    assert drop.upper == pytest.approx(d.mean + t.ppf(1 - 0.01 / 2, d.df) * d.se) and drop.upper < 0
+    near = compare(outcomes).alone("near", "best")
+    assert near.mean + t.ppf(1 - 0.01 / 2, near.df) * near.se > 0
+    assert look.apart == pytest.approx(-near.mean + t.ppf(1 - 0.01, near.df) * near.se)
+
+
+def test_a_race_ends_when_survivors_are_within_the_limit() -> None:
+    entries = {m: Entry(table(0.7, 5, 2000, seed=i)) for i, m in enumerate("abc")}
+    terms: dict[str, Any] = {**COMPARED, "seeds": 5}
+    look = decide(entries, table(0.45, 1, 2000)[0], **{**terms, "within": 0.1})
+    assert look.ended == "within" and look.survivors == ("a", "b", "c") and 0 < look.apart <= 0.1
+    tight = decide(entries, table(0.45, 1, 2000)[0], **{**terms, "within": look.apart * 0.99})
+    assert tight.ended == "" and tight.apart == look.apart
+    last = decide(entries, table(0.45, 1, 2000)[0], **{**terms, "within": 1e-9, "last": True})
+    assert last.ended == "last look"
+
+
+def test_the_order_of_methods_changes_nothing() -> None:
+    entries = {
+        "low": Entry(table(0.7, 3)),
+        "high": Entry(table(0.72, 3)),
+        "c": Entry(table(0.71, 3)),
+    }
+    one = decide(entries, UNTRAINED, **COMPARED)
+    other = decide(dict(reversed(entries.items())), UNTRAINED, **COMPARED)
+    assert one.apart == pytest.approx(other.apart) and one.leader == other.leader
+    assert one.apart > max(one.means.values()) - min(one.means.values())
+
+
+@pytest.mark.parametrize("terms", [SCREENED, COMPARED])
+def test_one_problem_drops_nothing(terms: dict[str, Any]) -> None:
+    right, wrong = np.ones((terms["seeds"], 1)), np.zeros((terms["seeds"], 1))
+    look = decide({"a": Entry(right), "b": Entry(wrong)}, np.ones(1), **terms)
+    assert look.survivors == ("a", "b") and not look.ended
+
+
+def test_equal_outcomes_drop_nothing_and_failed_methods_leave() -> None:
+    same = table(0.7, 3)
+    entries = {"a": Entry(same), "b": Entry(same), "c": Entry(np.zeros((0, 0)), failed="seed 1: x")}
+    look = decide(entries, UNTRAINED, **COMPARED)
+    assert look.survivors == ("a", "b") and look.dropped["c"].cause == "seed 1: x"
+    broken = {"a": Entry(np.zeros((0, 0)), failed="x")}
+    assert decide(broken, np.zeros(0), **COMPARED).ended == "none left"
+
+
+def test_levels_spend_alpha_and_no_more() -> None:
+    for looks in ([1, 3], [3], [1, 3, 5, 10], [1, 4, 6, 20]):
+        spent = levels(0.05, looks)
+        assert len(spent) == len(looks) and min(spent) > 0 and sum(spent) == pytest.approx(0.05)
+    assert sum(Rules(screen=True).levels) < sum(Rules().levels)
+
+
+@pytest.mark.parametrize("sd", [0.03, 0.06])
+@pytest.mark.parametrize(
+    "scenario",
+    ["all equal", "all equal to the untrained student", "5 of 8 collapse", "one clear best"],
+)
+def test_with_known_truth_the_best_method_stays(scenario: str, sd: float) -> None:
+    """A few races, next to a grid of three seeds; `python -m benchmarks.race` has hundreds."""
+    rules = [Rules(looks=(1, 3, 5)), Rules(looks=(1, 3))]
+    grids, results = benchmark.trial(scenario, sd, rules, races=16, seed=3)
+    for outcomes in results:
+        assert len(outcomes) == 16 and sum(one.best_dropped for one in outcomes) <= 2
+    short = results[1]
+    assert np.mean([one.close for one in short]) >= grids[3] - 0.1
+    if scenario == "5 of 8 collapse":
+        assert np.mean([one.runs for one in short]) <= 0.7 * 24
+
+
+def test_a_race_that_compares_at_one_seed_would_lose_the_best(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The simulation notices a rule that has no room for the variance between seeds."""
+    monkeypatch.setattr("potstill.study.race.decision.SEED_SD", 0.0)
+    scenario = "all equal to the untrained student"
+    _, (outcomes,) = benchmark.trial(scenario, 0.06, [Rules(looks=(1, 3))], races=40, seed=3)
+    assert sum(one.best_dropped for one in outcomes) > 2
+
+
+# --- the course of a race, from records
+
+
+def record(method: str, seed: int | None, outcomes: Matrix, **more: Any) -> Record:
+    strict = "".join(str(int(value)) for value in outcomes)
+    key = {"pair": "p", "method": method, "seed": seed, "status": "done", "seconds": 2.0}
+    return key | {"accuracy": float(outcomes.mean()), "outcomes": {"strict": strict}} | more
+
+
+def records_of(accuracy: Mapping[str, float], seeds: int = 8, **more: Any) -> dict[RunId, Record]:
+    """Records of a whole grid, with its baselines."""
+    records = {RunId("p", m): record(m, None, UNTRAINED) for m in ("untrained", "teacher")}
+    for method, level in accuracy.items():
+        for seed in range(seeds):
+            outcomes = table(level, 2, 200, seed)[0]
+            records[RunId("p", method, seed)] = record(method, seed, outcomes, **more)
+    return records
+
+
+LEVELS = {"best": 0.8, "near": 0.79, "far": 0.55, "bad": 0.02}
+RULES = Rules(looks=(1, 3, 5), fresh=3)
+
+
+def follow(records: Mapping[RunId, Record], rules: Rules = RULES, **more: Any) -> Course:
+    options = {"screened": {}, "stored": {}, **more}
+    return course("p", list(LEVELS), tuple(range(8)), rules, records, **options)
+
+
+def test_a_course_asks_for_the_runs_of_the_next_look_only() -> None:
+    whole = records_of(LEVELS)
+    none = follow({})
+    assert len(none.planned) == 2 + 4 and not none.looks and not none.ended
+    first = follow({k: r for k, r in whole.items() if not k.seed})
+    assert [look.survivors for look in first.looks] == [("best", "near", "far")]
+    assert [k for k in first.planned if k.seed] == [
+        RunId("p", m, seed) for seed in (1, 2) for m in ("best", "near", "far")
+    ]
+    ended = follow(whole)
+    assert ended.ended == "last look" and ended.finalists == ("best", "near")
+    assert ended.fresh == (5, 6, 7) and set(ended.dropped) == {"bad", "far"}
+    fresh = [k for k in ended.planned if k.seed in ended.fresh]
+    assert len(fresh) == 6 and RunId("p", "far", 3) not in ended.planned
+
+
+def test_decisions_depend_on_the_deciding_runs_alone() -> None:
+    """Other seeds, other methods' later runs and the order of records change nothing."""
+    whole = records_of(LEVELS)
+    needed = {k: whole[k] for k in follow(whole).planned}
+    assert follow(dict(reversed(needed.items()))) == follow(whole)
+    other = {k: r if k.seed not in (5, 6, 7) else {**r, "outcomes": {"strict": "0" * 200}}
+             for k, r in whole.items()}  # fmt: skip
+    assert follow(other) == follow(whole)
+
+
+def test_a_stored_decision_is_kept_until_its_records_change() -> None:
+    whole = records_of(LEVELS)
+    now = follow(whole)
+    kept = Decision(3, 0.5, dict.fromkeys(LEVELS, 0.5), "far", {}, None, "within")
+    stored = {now.digests[1]: kept}
+    assert follow(whole, stored=stored).looks == (now.looks[0], kept)
+    changed = {**whole, RunId("p", "far", 2): record("far", 2, table(0.56)[0])}
+    again = follow(changed, stored=stored)
+    assert again.digests[1] != now.digests[1] and again.looks[1] != kept
+    clustered = {key: {**record, "clusters": [0] * 200} for key, record in whole.items()}
+    assert not set(follow(clustered).digests) & set(now.digests)
+
+
+def test_a_failed_run_drops_its_method_until_it_is_repeated() -> None:
+    whole = records_of(LEVELS)
+    failed = {**record("best", 2, UNTRAINED), "status": "failed", "cause": "out of memory"}
+    look = follow({**whole, RunId("p", "best", 2): failed}).looks[1]
+    assert look.dropped["best"].cause == "seed 2: out of memory"
+    assert follow(whole).finalists == ("best", "near")
+    untrained = {**record("untrained", None, UNTRAINED), "status": "failed", "cause": "x"}
+    assert follow({**whole, RunId("p", "untrained"): untrained}).ended == "none left"
+
+
+def test_a_screen_drops_before_the_first_look() -> None:
+    rules, whole = Rules(looks=(1, 3, 5), screen=True), records_of(LEVELS)
+    waiting = follow(whole, rules)
+    assert not waiting.looks and {k.method for k in waiting.planned} == {"untrained", "teacher"}
+    now = follow(whole, rules, screened=whole)
+    assert now.screen and list(now.screen.dropped) == ["bad"]
+    assert RunId("p", "bad", 0) not in now.planned and len(now.digests) == 1 + len(now.looks)
+    low = dict.fromkeys(LEVELS, 0.02)
+    none = follow(whole, rules, screened=records_of(low))
+    assert none.ended == "none left" and not none.finalists and not none.looks
+
+
+# --- the command
+
+
+def stuck_table(folder: Path, **changes: Any) -> dict[str, Any]:
+    """Two methods that learn the toy task, and one that makes a single step."""
+    recipe = {"stuck": {"from": "on_policy_gkd", "budget": 0.05}}
+    methods = ["on_policy_gkd", "kl_anchored", "stuck"]
+    return toy_table(folder, methods=methods, recipe=recipe, **changes)
+
+
+def words(file: Path, out: Path, *more: object) -> list[str]:
+    options = ["--looks", "1,3", "--fresh", "3", "--no-preflight", "--no-figures"]
+    return ["race", str(file), "--out", str(out), *options, *map(str, more)]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The study file and the folder of an uninterrupted race."""
+    tmp = tmp_path_factory.mktemp("race")
+    file = tmp / "toy.toml"
+    file.write_text(tomli_w.dumps(stuck_table(tmp)))
+    assert call(*words(file, tmp / "out", "--workers", 2)) == 0
+    return file, tmp / "out"
+
+
+def test_a_race_has_the_runs_that_it_asked_for_and_no_others(whole: tuple[Path, Path]) -> None:
+    folder = StudyFolder(whole[1])
+    written = json.loads((whole[1] / "race.json").read_text())
+    assert written["deciding"] == [0, 1, 2] and written["fresh"] == [3, 4, 5]
+    (pair,) = written["pairs"].values()
+    first, second = pair["looks"]
+    assert not first["dropped"] and pair["ended"] == "last look"
+    assert second["dropped"]["stuck"]["reason"] == "below leader"
+    assert pair["finalists"] == ["on_policy_gkd", "kl_anchored"]
+    planned = planned_runs(folder, folder.study)
+    ran = [run for run in runs_of(folder.study) if folder.cell(run).result]
+    assert ran == planned and len(ran) == 2 + 3 * 3 + 2 * 3
+    assert RunId("toy", "stuck", 3) not in ran and folder.study.seeds == tuple(range(6))
+
+
+def test_run_again_does_nothing(whole: tuple[Path, Path]) -> None:
+    def times() -> dict[Path, int]:
+        files = [*whole[1].rglob("result.json"), whole[1] / "study.toml"]
+        return {p: p.stat().st_mtime_ns for p in files if p.name == "result.json"}
+
+    before, race = times(), (whole[1] / "race.json").read_bytes()
+    assert len(before) == 17
+    assert call(*words(*whole)) == 0
+    assert times() == before and (whole[1] / "race.json").read_bytes() == race
+
+
+def test_killed_at_any_look_and_resumed_it_decides_the_same(
+    whole: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGKILL in the first look, in the second, and on fresh seeds; race.json is lost each time."""
+    out, gate = tmp_path / "out", Gate(tmp_path, monkeypatch)
+    line = [sys.executable, "-m", "potstill", *words(whole[0], out, "--workers", 2)]
+    gate.close(7)
+    for seeds in ((0,), (1, 2), (3, 4, 5)):
+        process = subprocess.Popen(line, start_new_session=True, stderr=subprocess.DEVNULL)
+        wait_for(lambda seeds=seeds: any(list(out.glob(f"cells/*/*/{s}/.running")) for s in seeds))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        gate.open()
+        (out / "race.json").write_text("")  # as after a crash of the machine
+    assert not (out / "report.html").exists()
+    assert call(*words(whole[0], out)) == 0
+    assert content(out) == content(whole[1])
+    assert (out / "race.json").read_bytes() == (whole[1] / "race.json").read_bytes()
+
+
+def test_a_screen_runs_first_with_a_quarter_of_the_steps(
+    whole: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert call(*words(whole[0], out, "--screen")) == 0
+    captured = capsys.readouterr()
+    assert captured.err.index("toy, screen: dropped none") < captured.err.index("look at 1 seed")
+    screen = StudyFolder(out / "screen")
+    assert screen.study.train.steps == 3 and screen.study.seeds == (0,)
+    assert len(screen.results(runs_of(screen.study))) == 2 + 3
+    assert not list((out / "screen").rglob("student"))
+    spent = StudyFolder(out).ledger(screen.study).spent()
+    both = [json.loads(p.read_text())["seconds"] for p in out.rglob("result.json")]
+    assert spent.seconds == pytest.approx(sum(both)) and len(both) > 20
+    (pair,) = json.loads((out / "results.json").read_text())["race"].values()
+    assert pair["screen"]["seeds"] == 1 and pair["cost"]["runs"] == 15 + 3
+
+
+def test_a_spent_budget_stops_a_race_and_a_larger_one_continues_it(
+    whole: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert call(*words(whole[0], out, "budget.tokens=8000")) == 1
+    captured = capsys.readouterr()
+    assert "stopped: the budget is spent" in captured.err and "has not ended" in captured.out
+    assert call(*words(whole[0], out, "budget.tokens=1e9")) == 0
+    kept, other = content(out), content(whole[1])
+    assert kept == other
+
+
+def test_other_rules_and_other_kinds_of_folder_are_refused(
+    whole: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, out = whole
+    before = content(out)
+    refused(capsys, call("race", file, "--out", out, "--looks", "1,3,5"), "looks: (1, 3) ->")
+    refused(capsys, call("race", file, "--out", out, "--looks", "1,3", "--within", 2), "within")
+    refused(capsys, call("study", file, "--out", out), "holds a race")
+    assert call("study", file, "--out", tmp_path / "grid", "--no-preflight", "--no-figures",
+                "seeds=0", "methods=on_policy_gkd") == 0  # fmt: skip
+    capsys.readouterr()
+    refused(capsys, call(*words(file, tmp_path / "grid")), "is not a race")
+    assert content(out) == before
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--looks", "1,2,3"], "two seeds allow no verdict"),
+        (["--looks", "3,1"], "numbers of seeds that grow"),
+        (["--looks", "1"], "the last look has at least 3 seeds, got 1"),
+        (["--looks", "0,3"], "looks are 1 seed or more"),
+        (["--looks", "one"], 'lists numbers of seeds, got "one"'),
+        (["--looks", ""], 'lists numbers of seeds, got ""'),
+        (["--alpha", "0"], "alpha is above 0 and below 0.5, got 0.0"),
+        (["--within", "0"], "within is above 0"),
+        (["--within", "nan"], "within"),
+        (["--fresh", "-1"], "fresh is 0 or more, got -1"),
+        (["methods=hybrid"], "at least two methods, got hybrid"),
+    ],
+)
+def test_rules_that_cannot_be_followed_are_refused(
+    more: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    refused(capsys, call("race", "--out", tmp_path / "out", *more), message)
+    assert not (tmp_path / "out").exists()
+
+
+def test_seeds_are_the_studys_own_and_then_the_next_numbers(tmp_path: Path) -> None:
+    study = read_study(toy_table(tmp_path, seeds=[7, 2]))
+    rules = Rules(looks=(1, 3), fresh=2)
+    assert raced(study, rules).seeds == (7, 2, 8, 9, 10)
+    assert rules.deciding(raced(study, rules).seeds) == (7, 2, 8)
+    many = read_study(toy_table(tmp_path, seeds=list(range(20))))
+    assert raced(many, rules).seeds == (0, 1, 2, 3, 4)
+
+
+def test_a_damaged_race_file_has_a_way_out(whole: tuple[Path, Path], tmp_path: Path) -> None:
+    shutil.copytree(whole[1], tmp_path / "out")
+    (tmp_path / "out" / "race.json").write_text('{"rules"')
+    with pytest.raises(PotstillError, match="damaged"):
+        RaceFolder(StudyFolder(tmp_path / "out")).courses(StudyFolder(tmp_path / "out").study)
+    assert call(*words(whole[0], tmp_path / "out")) == 0
+    assert (tmp_path / "out/race.json").read_bytes() == (whole[1] / "race.json").read_bytes()
+
+
+# --- the report
+
+
+def test_the_report_has_the_race_and_the_finalists_on_fresh_seeds(
+    whole: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = whole[1]
+    assert call("report", out) == 0
+    printed = capsys.readouterr().out
+    assert "dropped stuck (below leader: 0.0 %" in printed and "17 of 17 runs done" in printed
+    results = json.loads((out / "results.json").read_text())
+    assert [row["method"] for row in results["table"]] == [
+        *("untrained", "teacher", "on_policy_gkd", "kl_anchored")
+    ]
+    assert [row["seeds"] for row in results["table"][2:]] == [[3, 4, 5]] * 2
+    assert len(results["cells"]) == 17  # costs and findings are of all runs
+    race = results["race"]["toy"]
+    assert race["rules"]["looks"] == [1, 3] and race["finalists"] == [
+        "on_policy_gkd",
+        "kl_anchored",
+    ]
+    assert race["cost"]["runs"] == 15 and race["cost"]["fresh"] == 6
+    assert race["cost"]["grid_runs"] == 9
+    seconds = [row["seconds"] for row in results["cells"] if row["seed"] is not None]
+    assert race["cost"]["seconds"] == pytest.approx(sum(seconds))
+    page = (out / "report.html").read_text()
+    assert "The race" in page and "which decided nothing" in page and "below leader" in page
+    assert "a race over up to 6 seeds" in page
+    assert call("report", out, "--markdown") == 0
+    assert "| `stuck` | toy | 3 seeds | below leader: " in capsys.readouterr().out
+
+
+def test_results_of_fresh_seeds_do_not_depend_on_deciding_ones(
+    whole: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """A lucky deciding seed changes no reported number."""
+    out = tmp_path / "out"
+    shutil.copytree(whole[1], out)
+    file = out / "cells/toy/on_policy_gkd/1/result.json"
+    record = json.loads(file.read_text())
+    record["outcomes"] = dict.fromkeys(record["outcomes"], "0" * 20)
+    file.write_text(json.dumps(record))
+    assert call("report", out) == 0
+
+    def row(path: Path) -> dict[str, Any]:
+        table = json.loads((path / "results.json").read_text())["table"]
+        (row,) = [row for row in table if row["method"] == "on_policy_gkd"]
+        return {key: row[key] for key in ("seeds", "accuracy", "against_untrained")}
+
+    assert call("report", whole[1]) == 0
+    assert row(out) == row(whole[1])
+
+
+def test_what_reads_a_study_reads_a_race(
+    whole: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = whole[1]
+    shutil.copytree(out, tmp_path / "copy")
+    assert call("watch", out, "--once") == 0
+    assert "17 done" in capsys.readouterr().out
+    assert call("diagnose", out) == 0
+    assert call("compare", out, tmp_path / "copy", "--out", tmp_path / "compare.html") == 0
+    assert call("track", out, "--to", "tensorboard") == 0
+    assert "tensorboard: complete" in capsys.readouterr().out
+    assert list((out / "cells/toy/stuck").iterdir()) and not (out / "cells/toy/stuck/3").exists()
+
+
+def test_a_race_with_one_finalist_recommends_it(tmp_path: Path, whole: tuple[Path, Path]) -> None:
+    """The verdict is from fresh seeds, on which the finalist is better than the untrained."""
+    out = tmp_path / "out"
+    shutil.copytree(whole[1], out)
+    for seed in range(3):  # as bad as stuck while the race decided, and never again
+        file = out / f"cells/toy/kl_anchored/{seed}/result.json"
+        record = json.loads(file.read_text())
+        record["outcomes"] = dict.fromkeys(record["outcomes"], "0" * 20)
+        file.write_text(json.dumps(record))
+    assert call("report", out) == 0
+    results = json.loads((out / "results.json").read_text())
+    assert results["race"]["toy"]["ended"] == "one left"
+    verdict = results["verdict"]["toy"]
+    assert verdict["head"] == "Use on_policy_gkd: the race dropped every other method."
+    assert "Dropped by the race: kl_anchored and stuck." in verdict["lines"]
+
+
+def test_repeated_problems_are_one_cluster() -> None:
+    """A hundred copies of one problem are no hundred problems."""
+    rng = np.random.default_rng(0)
+    few = {m: Entry((rng.random((3, 10)) < p).astype(float)) for m, p in (("a", 0.9), ("b", 0.5))}
+    many = {m: Entry(np.repeat(e.outcomes, 50, axis=1)) for m, e in few.items()}
+    base, names = np.tile(UNTRAINED[:10], 1), np.repeat(np.arange(10), 50).tolist()
+    one = decide(few, base, **COMPARED)
+    same = decide(many, np.repeat(base, 50), clusters=names, **COMPARED)
+    without = decide(many, np.repeat(base, 50), **COMPARED)
+    assert same.apart == pytest.approx(one.apart) and list(same.dropped) == list(one.dropped)
+    assert without.apart < one.apart  # seeds vary as before, problems seem to vary less
+
+
+def test_an_unfinished_race_reports_what_it_has(tmp_path: Path, whole: tuple[Path, Path]) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(whole[1], out)
+    for seed in (2, 3, 4, 5):
+        for path in out.glob(f"cells/toy/*/{seed}"):
+            shutil.rmtree(path)
+    assert call("report", out) == 0
+    results = json.loads((out / "results.json").read_text())
+    assert results["race"]["toy"]["ended"] == "" and len(results["race"]["toy"]["looks"]) == 1
+    assert {row["method"] for row in results["table"]} >= {"stuck", "kl_anchored"}
+    assert sum(row["status"] == "missing" for row in results["cells"]) == 3
