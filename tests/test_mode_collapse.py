@@ -173,6 +173,43 @@ def test_kl_is_harm_where_it_stays_high_or_rises_again(
     assert (named(rows) == ["mode_collapse"]) is collapsed
 
 
+@pytest.mark.parametrize(
+    ("signal", "silent", "found"),
+    [
+        ("signal/entropy", 0.36, 0.34),  # a tenth of 3.5
+        ("signal/teacher_entropy", 1e-5, 1e-4),  # ten times the student's 6e-6
+        ("signal/loop", 0.49, 0.51),  # the teacher's 0.2 and 0.3
+        ("signal/distinct", 0.51, 0.5),
+        ("signal/length", 13.4, 13.3),  # a third of the teacher's 40
+        ("signal/length", 143.0, 145.0),  # three times the student's 48
+        ("train/grad_norm", 4.1, 3.9),  # a twentieth of 80
+        ("train/kl_divergence", 4.3, 4.4),  # four fifths of 5.4
+        ("signal/reading_loss", 15.3, 15.5),  # 1.2 times 12, and 1
+    ],
+)
+def test_the_thresholds(signal: str, silent: float, found: float) -> None:
+    """With one other sign, or both and no other harm."""
+    harm = signal in ("train/kl_divergence", "signal/reading_loss")
+    other = {"signal/reading_loss": 2.0, "train/kl_divergence": 0.4} if harm else HARM["KL"][0]
+    signs = [SIGNS["short"][0], SIGNS["entropy"][0]] if harm else [SIGNS["short"][0]]
+    if signal == "signal/length":
+        signs = [SIGNS["loop"][0]]
+    if signal == "signal/teacher_entropy":
+        signs = [SIGNS["short"][0], SIGNS["entropy"][0]]
+    assert named(run(0.0, *signs, other, {signal: silent}, steps=20)) == []
+    assert named(run(0.0, *signs, other, {signal: found}, steps=20)) == ["mode_collapse"]
+
+
+@pytest.mark.parametrize(("accuracy", "collapsed"), [(0.31, False), (0.29, True)])
+def test_accuracy_decides_where_it_can(accuracy: float, collapsed: bool) -> None:
+    """Above 0.6 of its best of 0.5 the student has its skill."""
+    rows = run(0.5, SIGNS["entropy"][0], SIGNS["loop"][0], HARM["KL"][0])
+    for row in rows[10:]:
+        if "train/accuracy" in row:
+            row["train/accuracy"] = accuracy
+    assert (named(rows) == ["mode_collapse"]) is collapsed
+
+
 def test_clean_checks_exclude_a_fault_that_the_behaviour_looks_like() -> None:
     """A student that repeats a token copies it, and the targets are not to blame."""
     copies = {"signal/copy": 0.9}

@@ -138,9 +138,11 @@ class View:
             )
 
     def _warn(self, run: RunId, findings: Sequence[dict[str, Any]]) -> None:
-        """Print each finding once, and each note once per pair."""
+        """Print each alarm once, and a note of step 0 once per pair; the report has all notes."""
         for finding in findings:
             note = finding["kind"] == "note"
+            if note and finding["found"]:
+                continue
             key = (run.pair if note else run, finding["kind"], finding["cause"])
             if key not in self._warned:
                 self._warned.add(key)

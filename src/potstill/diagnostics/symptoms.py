@@ -130,8 +130,8 @@ def _harm(start: Row, row: Row, best: _Best) -> Iterator[str]:
 def _signs(start: Row, row: Row, norms: Sequence[float]) -> Iterator[str]:
     """Signs that the completions have lost their variety, compared with step 0.
 
-    Where the teacher's completions are as uniform, it is not a sign. Comparisons with an unknown value
-    are false.
+    Where the teacher's completions are as uniform, it is not a sign. Comparisons with an unknown
+    value are false.
     """
     entropy, usual = _value(row, "signal/entropy"), _value(start, "signal/entropy")
     certain = row.get("signal/teacher_entropy")
