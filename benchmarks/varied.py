@@ -6,10 +6,11 @@ or with random weights) at sound and at high rates, and the fake engine's one-le
 same one for all prompts included. The truth comes from held-out prompts that the monitor never
 sees, at step 0 and at the end:
 
-- collapsed: one token is most of what the student writes, or one completion half of its
-  completions, twice as much as at step 0 and as of the teacher, and KL has not fallen;
-- broken: not collapsed, and KL is 1.5 times that of step 0 plus 0.5 nats, or accuracy is below half
-  of step 0's by two standard errors;
+- collapsed: one token is half of what the student writes, or one completion half of its
+  completions, which was not so at step 0 and is twice the teacher's share, and KL(p, q) is 1 nat or
+  more;
+- broken: not collapsed, and KL(p, q) or the loss on the teacher's completions is 1.5 times that of
+  step 0 plus 0.5 nats, or accuracy is below half of step 0's by two standard errors;
 - sound: all others.
 
     python -m benchmarks.varied --out runs/varied
@@ -47,7 +48,7 @@ from potstill.training.run import RunSpec
 from potstill.types import Problem, Role
 
 PAIRS = ("tiny-llama", "tiny-qwen")
-HELD_OUT = 48
+HELD_OUT = 32
 GROUPS = {  # group: what it is
     "settings": "all methods, varied settings",
     "one token": "completions of one token",
@@ -77,7 +78,14 @@ class Case:
 
 
 def cases(models: Mapping[str, str], scale: float = 1.0) -> Iterator[Case]:
-    """All runs, group by group; settings are drawn with a fixed seed."""
+    """All runs, group by group; one whose prefix leaves no token to the student is left out."""
+    for case in drawn(models, scale):
+        if METHODS[case.method].prefix(0.0) < case.train["max_tokens"]:
+            yield case
+
+
+def drawn(models: Mapping[str, str], scale: float) -> Iterator[Case]:
+    """Settings that are drawn with a fixed seed."""
     rng = np.random.default_rng(16)
 
     def pick(*values: Any) -> Any:
@@ -85,10 +93,10 @@ def cases(models: Mapping[str, str], scale: float = 1.0) -> Iterator[Case]:
 
     def settings(**changes: Any) -> dict[str, Any]:
         table = {
-            "steps": 25,
+            "steps": 20,
             "learning_rate": pick(2e-5, 5e-5, 1e-4, 2e-4),
             "batch_size": pick(4, 8, 16),
-            "max_tokens": pick(16, 32, 48),
+            "max_tokens": pick(16, 24, 32),
             "temperature": pick(0.7, 1.0, 1.3),
             "teacher_temperature": pick(0.3, 1.0),
             "warmup": pick(0, 5),
@@ -96,7 +104,8 @@ def cases(models: Mapping[str, str], scale: float = 1.0) -> Iterator[Case]:
         return {**table, **changes}
 
     def task() -> dict[str, Any]:
-        difficulty, digits = pick(1, 2, 3), pick(1, 2)
+        """Mostly the task that the embedded pairs know; of the others they solve nothing."""
+        difficulty, digits = pick(2, 2, 2, 1, 3), pick(2, 2, 2, 1)
         return {
             "name": "arithmetic",
             "difficulty": difficulty,
@@ -107,37 +116,36 @@ def cases(models: Mapping[str, str], scale: float = 1.0) -> Iterator[Case]:
         }
 
     methods = list(METHODS)
-    own = [name for name, recipe in METHODS.items() if recipe.uses_student]
+    # those that end on the student's own completions, as the truth is that of the end
+    own = [n for n, recipe in METHODS.items() if recipe.on_policy(0.99) > 0]
 
     def count(n: int) -> range:
         return range(round(scale * n))
 
-    for i in count(99):
+    for group, i in [("settings", i) for i in count(63)] + [("one token", i) for i in count(12)]:
         pair, name = PAIRS[i % 2], methods[i % len(methods)]
-        change = {"lora_rank": 4} if i % 10 == 0 else {}
+        changes: dict[str, Any] = {"lora_rank": 4} if i % 10 == 0 else {}
+        if group == "one token":
+            changes = {"max_tokens": 1, "learning_rate": pick(1e-4, 5e-4, 1e-3)}
         models_of = f"{pair}/student", f"{pair}/teacher"
-        yield Case("settings", name, *models_of, task(), settings(**change), i)
-    for i in count(18):
-        pair, name = PAIRS[i % 2], methods[i % len(methods)]
-        models_of = f"{pair}/student", f"{pair}/teacher"
-        fast = settings(max_tokens=1, learning_rate=pick(1e-4, 5e-4, 1e-3))
-        yield Case("one token", name, *models_of, task(), fast, i)
+        yield Case(group, name, *models_of, task(), settings(**changes), i)
     for i in count(40):
         for group in ("letters", "one letter"):
-            rate_of = settings(steps=60, learning_rate=pick(0.1, 0.3, 1.0, 3.0), max_tokens=24)
+            fast = settings(steps=60, learning_rate=pick(0.1, 0.3, 1.0, 3.0), max_tokens=24)
             letters = {"digits": "3" if group == "one letter" else "0123456789"}
             letters["graded"] = pick("yes", "no")
-            yield Case(group, pick("on_policy_gkd", "off_policy"), "fake", "", letters, rate_of, i)
-    for i in count(18):
+            yield Case(group, pick("on_policy_gkd", "off_policy"), "fake", "", letters, fast, i)
+    for i in count(10):
         pair, name = PAIRS[i % 2], methods[i % len(methods)]
         swapped = f"{pair}/teacher", f"{pair}/student"
-        yield Case("weak teacher", name, *swapped, task(), settings(), i)
-    for i in count(24):
+        known = {**task(), "difficulty": 2, "digits": 2}
+        yield Case("weak teacher", name, *swapped, known, settings(max_tokens=32), i)
+    for i in count(12):
         name, weak = methods[i % len(methods)], list(models)[i % len(models)]
         sound = settings(learning_rate=pick(1e-4, 3e-4, 1e-3))
         teacher = f"{weak.split(' ')[1]}/teacher"
         yield Case("weak student", name, models[weak], teacher, task(), sound, i)
-    for i in count(40):
+    for i in count(24):
         student = {**models, **{f"own {p}": f"{p}/student" for p in PAIRS}}
         weak = list(student)[i % len(student)]
         fast = settings(learning_rate=pick(0.02, 0.05, 0.1, 0.3), warmup=0)
@@ -200,7 +208,7 @@ class Letters:
 
 
 def held_out(engine: Engine, task: Task, limit: int, role: Role) -> dict[str, float]:
-    """Accuracy, KL, and the shares of the commonest token and completion at temperature 1."""
+    """Accuracy, distances, and shares of the commonest token and completion at temperature 1."""
     problems = task.test[:HELD_OUT]
     prompts = [engine.prompt(problem) for problem in problems]
     rng = np.random.default_rng(7)
@@ -208,6 +216,9 @@ def held_out(engine: Engine, task: Task, limit: int, role: Role) -> dict[str, fl
     completions = [sample.tokens for sample in samples]
     readings = list(zip(prompts, completions, strict=True))
     p, q = engine.score(role, readings), engine.score("teacher", readings)
+    greedy = engine.sample("teacher", prompts, [limit] * len(prompts), 0.0, rng)
+    pairs = zip(prompts, greedy, strict=True)
+    reading = engine.score(role, [(prompt, sample.tokens) for prompt, sample in pairs])
     tokens = Counter(token for completion in completions for token in completion)
     right = [
         task.grade(problem, engine.decode(completion)).strict
@@ -216,6 +227,7 @@ def held_out(engine: Engine, task: Task, limit: int, role: Role) -> dict[str, fl
     return {
         "accuracy": float(np.mean(right)),
         "kl": float(np.mean(np.concatenate(p) - np.concatenate(q))),
+        "reading": -float(np.mean(np.concatenate(reading))),
         "token": max(tokens.values()) / sum(tokens.values()),
         "completion": max(Counter(completions).values()) / len(completions),
     }
@@ -225,16 +237,16 @@ def truth(
     start: Mapping[str, float], end: Mapping[str, float], teacher: Mapping[str, float]
 ) -> str:
     """What became of a student: collapsed, broken or sound."""
-    far = end["kl"] >= max(0.5, 0.8 * start["kl"])
     alike = any(
-        end[name] >= 0.5 and end[name] >= 2 * max(start[name], teacher[name])
+        end[name] >= 0.5 > start[name] and end[name] >= 2 * teacher[name]
         for name in ("token", "completion")
     )
-    if far and alike:
+    if alike and end["kl"] >= 1:
         return "collapsed"
     error = math.sqrt(max(1e-9, 2 * start["accuracy"] * (1 - start["accuracy"]) / HELD_OUT))
     lost = end["accuracy"] < min(0.5 * start["accuracy"], start["accuracy"] - 2 * error)
-    return "broken" if lost or end["kl"] > 1.5 * start["kl"] + 0.5 else "sound"
+    away = any(end[name] > 1.5 * start[name] + 0.5 for name in ("kl", "reading"))
+    return "broken" if lost or away else "sound"
 
 
 def execute(case: Case) -> dict[str, Any]:
@@ -318,7 +330,8 @@ def main(words: Sequence[str] | None = None) -> None:
             file.write(json.dumps(run) + "\n")
         causes = [f.cause for f in diagnose(run["rows"], finished=True)]
         print(case.group, case.method, run["truth"], causes, file=sys.stderr)
-    print(table(list(done.values())))
+    known = {case.key for case in cases(weak_students(out / "models"), args.scale)}
+    print(table([run for key, run in done.items() if key in known]))
 
 
 if __name__ == "__main__":

@@ -194,7 +194,7 @@ def test_predictions_are_held_against_what_runs_took(tmp_path: Path) -> None:
 
 
 class TestVaried:
-    SOUND = {"accuracy": 0.4, "kl": 2.0, "token": 0.1, "completion": 0.02}  # noqa: RUF012
+    SOUND = {"accuracy": 0.4, "kl": 2.0, "reading": 1.0, "token": 0.1, "completion": 0.02}  # noqa: RUF012
 
     @pytest.mark.parametrize(
         ("end", "what"),
@@ -202,8 +202,8 @@ class TestVaried:
             ({}, "sound"),
             ({"kl": 6.0, "token": 1.0}, "collapsed"),
             ({"kl": 1.6, "completion": 0.5}, "collapsed"),
-            ({"kl": 1.5, "completion": 0.5}, "sound"),  # it has come closer to the teacher
-            ({"kl": 0.4, "token": 1.0}, "sound"),
+            ({"kl": 0.9, "token": 1.0}, "sound"),
+            ({"reading": 2.1}, "broken"),
             ({"kl": 3.6}, "broken"),
             ({"accuracy": 0.0}, "broken"),
             ({"accuracy": 0.25}, "sound"),

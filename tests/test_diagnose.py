@@ -227,11 +227,19 @@ class TestCollapse:
         named = causes([probe(0, 0.5), *calm, jump, *lasting])
         assert named == ["prompt_dropped"] + ["learning_rate_spike"] * spikes
 
-    def test_a_student_without_skill_is_diagnosed_by_the_teachers_loss(self) -> None:
+    @pytest.mark.parametrize("graded", [True, False])
+    def test_a_student_without_skill_is_diagnosed_by_the_teachers_loss(self, graded: bool) -> None:
         weak = [probe(0, 0.0), *(probe(step, 0.0, teacher_loss=0.9) for step in (5, 10))]
-        assert diagnose(weak) == []
         absurd = [probe(0, 0.0), *(probe(step, 0.0, teacher_loss=5.0) for step in (5, 10))]
+        for row in [*weak, *absurd] if not graded else []:
+            row["train/accuracy"] = None
+        assert diagnose(weak) == []
         assert causes(absurd) == ["unexplained"]
+
+    def test_a_quarter_of_the_best_accuracy_is_lost_if_the_completions_changed(self) -> None:
+        for accuracy, lost in ((0.2, True), (0.3, False)):
+            bad = [probe(step, accuracy, teacher_loss=0.9) for step in (5, 10)]
+            assert (causes([probe(0, 0.8), *bad]) == ["unexplained"]) is lost
 
 
 class TestOnCollapse:

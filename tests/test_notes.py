@@ -98,6 +98,7 @@ CALM, QUIET = [0.1] * 20, [0.02] * 20
         ([3.0, 2.9, 3.1, 3.0], "learning_rate_spike"),
         ([3.0, 0.1, 0.1, 0.1, 3.0, 0.1, 0.1, 0.1], "noisy_steps"),
         ([3.0, 2.9, 0.1, 0.1, 2.8, 0.1, 2.9, 0.1], "noisy_steps"),
+        ([3.0, 3.1, 3.2, 5.0, 3.2, 3.2, 5.0, 3.2, 3.2], "learning_rate_spike"),  # and its wake
         ([3.0, 0.1, 0.1, 0.1], None),  # one bad batch
         ([3.0, 3.0], None),  # the next steps will show
         ([0.7, 0.7, 0.7, 0.7], None),  # not high enough

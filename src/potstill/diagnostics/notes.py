@@ -103,9 +103,9 @@ def jumps(rows: Sequence[Row]) -> Iterator[Jump]:
 
 
 def noisy_steps(rows: Sequence[Row]) -> Iterator[Remark]:
-    """Jumps that the next steps undo."""
-    passing = [jump for jump in jumps(rows) if not jump.lasting]
-    if len(passing) >= NOISY:
+    """Jumps that the next steps undo, in a run without one that lasts."""
+    passing = list(jumps(rows))
+    if len(passing) >= NOISY and not any(jump.lasting for jump in passing):
         first, last = passing[0], passing[NOISY - 1]
         evidence = f"{len(passing)} jumps that the next steps undo; the first: {first.evidence}"
         yield Remark("noisy_steps", first.step, last.detected, evidence)
