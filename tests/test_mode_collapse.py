@@ -257,7 +257,8 @@ class Greedy(FakeEngine):
 
 def fake_run(tmp_path: Path, rise: float, **changes: Any) -> tuple[Any, Memory]:
     task = load_task(**toy_table(tmp_path)["task"])
-    settings = Train(steps=20, batch_size=4, max_tokens=24, learning_rate=1e-3, **changes)
+    rate = {"learning_rate": 1e-6, **changes}
+    settings = Train(steps=20, batch_size=4, max_tokens=24, **rate)
     memory = Memory()
     evaluation = Eval(problems=4, probe=8)
     trained = monitored(
@@ -273,11 +274,14 @@ def test_a_student_that_is_driven_into_one_token_is_stopped(tmp_path: Path) -> N
     assert memory.metrics[0]["train/accuracy"] == 0.0  # and so it cannot show the collapse
     (finding,) = alarms(memory.findings)
     assert (finding.cause, finding.step, finding.found) == ("mode_collapse", 5, 10)
+    assert memory.metrics[10]["signal/distinct"] == 1 / 8
 
 
 def test_the_same_student_without_the_drive_has_no_alarm(tmp_path: Path) -> None:
     trained, memory = fake_run(tmp_path, 0.0, on_collapse="stop")
     assert trained.ended is None and alarms(memory.findings) == []
+    assert [finding.cause for finding in memory.findings] == ["nothing_learned"]
+    assert memory.metrics[-1]["signal/distinct"] == 1.0
 
 
 def test_a_model_at_a_high_rate_collapses_and_is_stopped(tmp_path: Path) -> None:

@@ -168,7 +168,7 @@ def _still(values: Sequence[float]) -> tuple[float, float] | None:
     residual = late - late.mean() - slope * x
     error = float(np.sqrt(residual @ residual / (n - 2) / (x @ x)))
     first, last = float(late.mean() + slope * x[0]), float(late.mean() + slope * x[-1])
-    falls = slope < 0 and student_t.sf(-slope / max(error, 1e-12), n - 2) < DOUBT
+    falls = student_t.sf(-slope / max(error, 1e-12), n - 2) < DOUBT
     return (first, last) if falls and first - last > GAIN * (values[0] - last) > 0 else None
 
 
