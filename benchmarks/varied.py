@@ -277,7 +277,7 @@ def execute(case: Case) -> dict[str, Any]:
 
 def table(runs: Sequence[Mapping[str, Any]]) -> str:
     """The figures of each group in Markdown."""
-    heads = "group|runs|sound: alarms|collapsed: found|named `mode_collapse`|broken: found|notes"
+    heads = "group|runs|sound: alarms|collapsed: found|collapsed: cause|broken: found|notes"
     lines = [f"| {heads.replace('|', ' | ')} |", "|---|--:|--:|--:|--:|--:|---|"]
     for group in [*GROUPS, "all"]:
         own = [run for run in runs if group in ("all", run["case"]["group"])]
@@ -293,7 +293,7 @@ def table(runs: Sequence[Mapping[str, Any]]) -> str:
         cells = [
             rate(bool(cause) for cause in first["sound"]),
             rate(bool(cause) for cause in first["collapsed"]),
-            rate(cause == "mode_collapse" for cause in first["collapsed"]),
+            rate(cause in ("mode_collapse", "rate_too_high") for cause in first["collapsed"]),
             rate(bool(cause) for cause in first["broken"]),
         ]
         shown = [c if n else "-" for c, n in zip(cells, map(len, _columns(first)), strict=True)]

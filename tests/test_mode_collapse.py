@@ -56,8 +56,8 @@ SIGNS: dict[str, tuple[dict[str, float], str]] = {
 HARM: dict[str, tuple[dict[str, float], str]] = {
     "KL": ({"train/kl_divergence": 6.1}, "KL(p, q) on its completions is 6.10 nats"),
     "forgotten": (
-        {"train/kl_divergence": 0.4, "signal/reading_loss": 27.0},
-        "the teacher's completions cost it 27.00 nats per token, 12.00 at best",
+        {"train/kl_divergence": 0.4, "signal/reading_loss": 26.0},
+        "the teacher's completions cost it 26.00 nats per token, 12.00 at best",
     ),
 }
 
@@ -102,6 +102,19 @@ def test_two_signs_and_a_harm_are_a_collapse(
 @pytest.mark.parametrize("sign", SIGNS)
 def test_one_sign_is_no_collapse(sign: str, harm: str) -> None:
     assert named(run(0.0, SIGNS[sign][0], HARM[harm][0], steps=20)) == []
+
+
+@pytest.mark.parametrize(("loss", "left"), [(26.9, False), (27.1, True)])
+@pytest.mark.parametrize("checked", [True, False])
+def test_teacher_completions_that_become_very_unlikely_are_a_collapse(
+    loss: float, left: bool, checked: bool
+) -> None:
+    """Twice the best loss of 12 nats and 3 more, while KL on its own completions falls."""
+    rows = run(0.0, {"signal/reading_loss": loss, "train/kl_divergence": 3.0}, steps=20)
+    if not checked:
+        rows = [{k: v for k, v in row.items() if k != "checks"} for row in rows]
+    cause = "rate_too_high" if checked else "unexplained"
+    assert named(rows) == ([cause] if left else [])
 
 
 def test_all_signs_without_harm_are_no_collapse() -> None:

@@ -254,7 +254,7 @@ def _cause(
         return "mode_collapse", []
     for note in [*notes.weak_teacher(rows), *(notes.rate_too_high(rows) if checked else ())]:
         return note.cause, [note.evidence]
-    return "unexplained", []
+    return ("rate_too_high" if symptoms.away and checked else "unexplained"), []
 
 
 def _behaviour(start: Row, row: Row) -> Iterator[tuple[str, str]]:

@@ -37,6 +37,7 @@ FAR = 0.5  # KL in nats per token above which student and teacher disagree
 NOT_LOWER = 0.8  # share of the untrained student's KL at or above which it has not fallen
 AWAY = (1.5, 0.5)  # factor and offset on the lowest KL so far: it has risen again
 FORGOTTEN = (1.2, 1.0)  # the same for the loss on the teacher's completions
+LEFT = (2.0, 3.0)  # the same, from which on it is a symptom without any other
 SIGNS = 2  # signs of lost variety that make a mode collapse
 
 
@@ -46,13 +47,14 @@ class Symptoms:
 
     accuracy: tuple[str, ...] = ()  # it has fallen, and the completions have changed
     variety: tuple[str, ...] = ()  # lost, although the student has not come closer to the teacher
+    away: tuple[str, ...] = ()  # the teacher's completions have become very unlikely
 
     def __bool__(self) -> bool:
-        return bool(self.accuracy or self.variety)
+        return bool(self.accuracy or self.variety or self.away)
 
     @property
     def evidence(self) -> list[str]:
-        return [*self.accuracy, *self.variety]
+        return [*self.accuracy, *self.variety, *self.away]
 
 
 @dataclass
@@ -84,7 +86,12 @@ def probes_with_symptoms(rows: Sequence[Row]) -> Iterator[tuple[Row, Symptoms]]:
             norms.append(row["train/grad_norm"])
         if row.get("signal/teacher_loss") is None:
             continue
-        yield row, Symptoms(tuple(_accuracy(row, best)), tuple(_variety(start, row, best, norms)))
+        lost = tuple(_accuracy(row, best))
+        if _skilled(row, best):
+            yield row, Symptoms(lost)
+        else:
+            variety = tuple(_variety(start, row, best, norms))
+            yield row, Symptoms(lost, variety, tuple(_forgotten(row, best, LEFT)))
         best.add(row)
 
 
@@ -107,11 +114,14 @@ def _accuracy(row: Row, best: _Best) -> list[str]:
     return [f"{now:.0%} of the probe correct, {peak:.0%} at best", *moved] if lost or weak else []
 
 
+def _skilled(row: Row, best: _Best) -> bool:
+    """True if accuracy shows that the student has its skill."""
+    accuracy, peak = row.get("train/accuracy") or 0.0, best.values.get("train/accuracy") or 0.0
+    return accuracy > 0 and accuracy >= WEAK * peak
+
+
 def _variety(start: Row, row: Row, best: _Best, norms: Sequence[float]) -> list[str]:
     """Evidence of a mode collapse: variety is lost, and the teacher does not agree."""
-    accuracy, peak = row.get("train/accuracy") or 0.0, best.values.get("train/accuracy") or 0.0
-    if accuracy > 0 and accuracy >= WEAK * peak:
-        return []  # the student has its skill
     harm = list(_harm(start, row, best))
     signs = list(_signs(start, row, norms)) if harm else []
     return signs + harm if len(signs) >= SIGNS else []
@@ -122,8 +132,13 @@ def _harm(start: Row, row: Row, best: _Best) -> Iterator[str]:
     first, now, low = (_value(r, "train/kl_divergence") for r in (start, row, best.values))
     if now >= FAR and (now >= NOT_LOWER * first or now >= AWAY[0] * low + AWAY[1]):
         yield f"KL(p, q) on its completions is {now:.2f} nats per token (untrained: {first:.2f})"
+    yield from _forgotten(row, best, FORGOTTEN)
+
+
+def _forgotten(row: Row, best: _Best, limit: tuple[float, float]) -> Iterator[str]:
+    """Evidence that the loss on the teacher's completions is above factor * best + offset."""
     now, low = (_value(r, "signal/reading_loss") for r in (row, best.values))
-    if now > FORGOTTEN[0] * low + FORGOTTEN[1]:
+    if now > limit[0] * low + limit[1]:
         yield f"the teacher's completions cost it {now:.2f} nats per token, {low:.2f} at best"
 
 
