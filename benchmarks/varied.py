@@ -54,6 +54,7 @@ GROUPS = {  # group: what it is
     "one token": "completions of one token",
     "letters": "fake engine, answers of one letter",
     "one letter": "fake engine, one right letter for all prompts",
+    "long": "the same two in 120 steps",
     "weak teacher": "the embedded teacher learns from the embedded student",
     "weak student": "pruned or random students, sound rates",
     "high rate": "the same and the embedded students, rates from 0.02 to 0.3",
@@ -151,6 +152,10 @@ def drawn(models: Mapping[str, str], scale: float) -> Iterator[Case]:
         fast = settings(learning_rate=pick(0.02, 0.05, 0.1, 0.3), warmup=0)
         teacher = f"{weak.split(' ')[1]}/teacher"
         yield Case("high rate", own[i % len(own)], student[weak], teacher, task(), fast, i)
+    for i in count(60):
+        slow = settings(steps=120, learning_rate=pick(0.03, 0.1, 0.3, 1.0), max_tokens=24)
+        letters = {"digits": pick("3", "0123456789"), "graded": pick("yes", "no")}
+        yield Case("long", pick("on_policy_gkd", "off_policy"), "fake", "", letters, slow, i)
 
 
 def weak_students(folder: Path) -> dict[str, str]:

@@ -330,7 +330,7 @@ def test_a_model_at_a_high_rate_collapses_and_is_stopped(tmp_path: Path) -> None
     assert result["status"] == "done" and result["ended"] == {"step": 10, "of": 30}
     first = Finding(**result["findings"][0])
     assert (first.kind, first.cause) == ("collapse", "mode_collapse")
-    assert "entropy" in first.evidence and "learning rate" in first.advice
+    assert "entropy" in first.evidence and "forward_kl" in first.advice
 
 
 @pytest.mark.parametrize("method", ["on_policy_gkd", "off_policy"])
