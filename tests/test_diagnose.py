@@ -236,6 +236,10 @@ class TestCollapse:
         assert diagnose(weak) == []
         assert causes(absurd) == ["unexplained"]
 
+    def test_a_lost_skill_with_clean_checks_has_no_known_cause(self) -> None:
+        bad = [{**probe(step, 0.0, teacher_loss=3.0), "checks": []} for step in (5, 10)]
+        assert causes([probe(0, 0.5), *bad]) == ["unexplained"]
+
     def test_a_quarter_of_the_best_accuracy_is_lost_if_the_completions_changed(self) -> None:
         for accuracy, lost in ((0.2, True), (0.3, False)):
             bad = [probe(step, accuracy, teacher_loss=0.9) for step in (5, 10)]
