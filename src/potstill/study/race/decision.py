@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 from itertools import combinations, pairwise
 from typing import Literal
 
-from potstill.stats.comparisons import VERDICT_SEEDS, Difference, Family
-from potstill.stats.sample import Matrix, clustered, sample
+from potstill.stats.comparisons import VERDICT_SEEDS, Comparisons, Difference
+from potstill.stats.mean_squares import Matrix, clustered, mean_squares
 
 # One seed does not show how much seeds differ, so this is assumed: the standard deviation of
 # accuracy between seeds, larger than that of any method on the embedded pairs (see LOG.md).
@@ -116,7 +116,7 @@ def decide(
     racing = {m: entries[m].outcomes for m in means if m not in dropped}
     apart, problems = None, len(untrained)
     if seeds >= VERDICT_SEEDS and len(racing) > 1:
-        family = Family({m: sample(own, clusters=clusters) for m, own in racing.items()})
+        family = Comparisons({m: mean_squares(own, clusters=clusters) for m, own in racing.items()})
         dropped |= _below_leader(racing, family, level)
         stay = [m for m in racing if m not in dropped]
         apart = _furthest([family.alone(*pair) for pair in combinations(stay, 2)], level, problems)
@@ -173,7 +173,9 @@ def _below_untrained(
     return dropped
 
 
-def _below_leader(racing: Mapping[str, Matrix], family: Family, level: float) -> dict[str, Drop]:
+def _below_leader(
+    racing: Mapping[str, Matrix], family: Comparisons, level: float
+) -> dict[str, Drop]:
     """Methods whose simultaneous upper bound of the difference to the leader is below zero."""
     leader = max(racing, key=lambda m: racing[m].mean())
     dropped = {}
