@@ -23,12 +23,11 @@ from benchmarks import race as benchmark
 from conftest import toy_table
 from launching import Gate, wait_for
 from potstill.errors import PotstillError
-from potstill.stats.comparisons import compare
 from potstill.stats.mean_squares import Matrix
 from potstill.study.loading import read_study
 from potstill.study.race import Course, Decision, RaceFolder, Rules, planned_runs, raced
 from potstill.study.race.course import Record, course
-from potstill.study.race.decision import Entry, decide, levels
+from potstill.study.race.decision import Entry, careful, decide, levels
 from potstill.study.storage import RunId, StudyFolder, runs_of
 from test_cli import call, refused
 from test_study import content
@@ -89,14 +88,25 @@ def test_three_seeds_drop_what_is_below_the_leader_by_its_bound() -> None:
     outcomes = {"best": table(0.8, 3), "near": table(0.78, 3), "far": table(0.5, 3)}
     look = decide({m: Entry(o) for m, o in outcomes.items()}, UNTRAINED, **COMPARED)
     assert look.leader == "best" and list(look.dropped) == ["far"] and not look.ended
-    drop, d = look.dropped["far"], compare(outcomes).alone("far", "best")
+    drop, d = look.dropped["far"], careful(outcomes).alone("far", "best")
     assert (drop.reason, drop.against) == ("below leader", "best")
     assert drop.difference == pytest.approx(outcomes["far"].mean() - outcomes["best"].mean())
     # one comparison with each of two rivals
     assert drop.upper == pytest.approx(d.mean + t.ppf(1 - 0.01 / 2, d.df) * d.se) and drop.upper < 0
-    near = compare(outcomes).alone("near", "best")
+    near = careful(outcomes).alone("near", "best")
     assert near.mean + t.ppf(1 - 0.01 / 2, near.df) * near.se > 0
     assert look.apart == pytest.approx(-near.mean + t.ppf(1 - 0.01, near.df) * near.se)
+
+
+def test_a_noisy_method_does_not_borrow_a_small_variance() -> None:
+    rng = np.random.default_rng(2)
+    steady = {m: (rng.random((3, 200)) < 0.6).astype(float) for m in "abcdef"}
+    noisy = np.array([table(p, 1, seed=i)[0] for i, p in enumerate((0.5, 0.65, 0.8))])
+    variances = careful({**steady, "noisy": noisy}).variances
+    assert variances["noisy"].square == pytest.approx(200 * np.var([0.5, 0.65, 0.8], ddof=1))
+    assert variances["noisy"].df == 2.0
+    own = {m: 200 * x.mean(1).var(ddof=1) for m, x in steady.items()}
+    assert all(variances[m].square >= own[m] - 1e-12 for m in own)
 
 
 def test_a_race_ends_when_survivors_are_within_the_limit() -> None:
