@@ -18,7 +18,8 @@ from itertools import combinations
 from typing import Any
 
 import numpy as np
-from scipy.special import ndtri
+from scipy.optimize import brentq
+from scipy.special import digamma, ndtri, polygamma
 from scipy.stats import norm, t
 
 from potstill.stats import multiple, seeds
@@ -117,6 +118,27 @@ class Larger(Own):
         return [max(pair, key=lambda v: v.square) for pair in both]
 
 
+class EmpiricalBayes(Own):
+    """Each variance shrunk towards the others', as far as they look alike.
+
+    Source: G. K. Smyth, Linear models and empirical Bayes methods for assessing differential
+    expression in microarray experiments, 2004 (limma), sections 4 and 6.
+    """
+
+    @staticmethod
+    def rule(samples: Sequence[MeanSquares]) -> list[SeedVariance]:
+        own = np.maximum([s.seed_square for s in samples], 1e-9)
+        df, total = samples[0].seeds - 1.0, sum(s.seeds - 1.0 for s in samples)
+        logs = np.log(own) - digamma(df / 2) + np.log(df / 2)
+        spread = float(logs.var(ddof=1) - polygamma(1, df / 2))
+        if spread <= 0:
+            return Pooled.rule(samples)
+        prior = 2 * float(brentq(lambda x: float(polygamma(1, x)) - spread, 1e-3, 1e6))
+        square = np.exp(logs.mean() + digamma(prior / 2) - np.log(prior / 2))
+        known = min(prior + df, total)
+        return [SeedVariance(float(x), known) for x in (prior * square + df * own) / (prior + df)]
+
+
 class Quadrature(Own):
     """t on seeds and z on problems, added as squares: the widest."""
 
@@ -170,6 +192,7 @@ CANDIDATES: dict[str, Rule] = {
     "bootstrap (before)": bootstrapped,
     "own": ruled(Own),
     "pooled": ruled(Pooled),
+    "empirical Bayes": ruled(EmpiricalBayes),
     "larger of both": ruled(Larger),
     "t and z in quadrature": ruled(Quadrature),
     "shipped": shipped,
