@@ -134,7 +134,7 @@ def careful(outcomes: Mapping[str, Matrix], clusters: Sequence[object] | None = 
     """The family of methods, each with the larger of its own seed variance and the pooled one.
 
     A report pools where variances look alike. A race drops for good, and with two of eight methods
-    far noisier the pooled variance dropped the best one in 7 % of races, this one in 2 to 4 %.
+    far noisier the report's rule dropped the best one in 7 % of races, this one in 4 % (LOG.md).
     """
     samples = {name: sample(matrix, clusters=clusters) for name, matrix in outcomes.items()}
     family = Family(samples)
