@@ -22,9 +22,9 @@ from scipy.special import ndtri
 from scipy.stats import norm, t
 
 from potstill.stats import multiple, seeds
-from potstill.stats.comparisons import Difference, Family, direction, seed_part
+from potstill.stats.comparisons import Comparisons, Difference, direction, seed_part
+from potstill.stats.mean_squares import Matrix, MeanSquares, mean_squares
 from potstill.stats.multiple import holm
-from potstill.stats.sample import Matrix, Sample, sample
 from potstill.stats.seeds import SeedVariance
 
 METHODS = 8
@@ -79,22 +79,22 @@ def outcomes(one: Scenario, rng: np.random.Generator) -> dict[str, Matrix]:
     return drawn
 
 
-Rule = Callable[[Mapping[str, Matrix]], Family]
+Rule = Callable[[Mapping[str, Matrix]], Comparisons]
 
 
-def shipped(drawn: Mapping[str, Matrix]) -> Family:
+def shipped(drawn: Mapping[str, Matrix]) -> Comparisons:
     """The rule of potstill.stats."""
-    return Family({name: sample(x) for name, x in drawn.items()})
+    return Comparisons({name: mean_squares(x) for name, x in drawn.items()})
 
 
-class Own(Family):
+class Own(Comparisons):
     """Each method its own seed variance, degrees of freedom by Satterthwaite."""
 
     @staticmethod
-    def rule(samples: Sequence[Sample]) -> list[SeedVariance]:
+    def rule(samples: Sequence[MeanSquares]) -> list[SeedVariance]:
         return [SeedVariance(s.seed_square, s.seeds - 1.0) for s in samples]
 
-    def __init__(self, samples: Mapping[str, Sample]) -> None:
+    def __init__(self, samples: Mapping[str, MeanSquares]) -> None:
         super().__init__(samples)
         self.variances = dict(zip(samples, self.rule(list(samples.values())), strict=True))
 
@@ -103,7 +103,7 @@ class Pooled(Own):
     """The pooled seed variance for all."""
 
     @staticmethod
-    def rule(samples: Sequence[Sample]) -> list[SeedVariance]:
+    def rule(samples: Sequence[MeanSquares]) -> list[SeedVariance]:
         square = float(np.mean([s.seed_square for s in samples]))
         return [SeedVariance(square, sum(s.seeds - 1.0 for s in samples)) for _ in samples]
 
@@ -112,7 +112,7 @@ class Larger(Own):
     """The larger of own and pooled for each, with its degrees of freedom."""
 
     @staticmethod
-    def rule(samples: Sequence[Sample]) -> list[SeedVariance]:
+    def rule(samples: Sequence[MeanSquares]) -> list[SeedVariance]:
         both = zip(Own.rule(samples), Pooled.rule(samples), strict=True)
         return [max(pair, key=lambda v: v.square) for pair in both]
 
@@ -140,7 +140,7 @@ class Quadrature(Own):
 class Bootstrap(Own):
     """The percentile bootstrap over seeds and problems, seeds paired (before potstill.stats)."""
 
-    def __init__(self, samples: Mapping[str, Sample], drawn: Mapping[str, Matrix]) -> None:
+    def __init__(self, samples: Mapping[str, MeanSquares], drawn: Mapping[str, Matrix]) -> None:
         super().__init__(samples)
         self.drawn = drawn
         rng = np.random.default_rng(0)
@@ -157,13 +157,13 @@ class Bootstrap(Own):
         return replace(super().alone(a, b), low=float(low), high=float(high), p=float(p))
 
 
-def bootstrapped(drawn: Mapping[str, Matrix]) -> Family:
+def bootstrapped(drawn: Mapping[str, Matrix]) -> Comparisons:
     """The rule before."""
-    return Bootstrap({name: sample(x) for name, x in drawn.items()}, drawn)
+    return Bootstrap({name: mean_squares(x) for name, x in drawn.items()}, drawn)
 
 
-def ruled(kind: Callable[[Mapping[str, Sample]], Family]) -> Rule:
-    return lambda drawn: kind({name: sample(x) for name, x in drawn.items()})
+def ruled(kind: Callable[[Mapping[str, MeanSquares]], Comparisons]) -> Rule:
+    return lambda drawn: kind({name: mean_squares(x) for name, x in drawn.items()})
 
 
 CANDIDATES: dict[str, Rule] = {
@@ -198,7 +198,7 @@ def rates(one: Scenario, rule: Rule, repeats: int, seed: int = 0) -> Rates:
     return Rates(*(float(np.mean(column)) for column in zip(*found, strict=True)))
 
 
-def _study(family: Family, truth: Mapping[str, float]) -> tuple[float, ...]:
+def _study(family: Comparisons, truth: Mapping[str, float]) -> tuple[float, ...]:
     pairs = list(combinations(truth, 2))
     raw = {pair: family.alone(*pair) for pair in pairs}
     real = {(a, b): truth[a] - truth[b] for a, b in pairs}

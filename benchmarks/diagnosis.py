@@ -25,7 +25,7 @@ import numpy as np
 
 from potstill.algorithms.methods import METHODS
 from potstill.cli.live import View
-from potstill.diagnostics.diagnosis import CONFIRM, diagnose, failure
+from potstill.diagnostics.diagnosis import CONFIRM, alarms, diagnose, failure
 from potstill.diagnostics.faults import FAULTS, PUBLISHED
 from potstill.report.audit import COLLAPSED, Rate
 from potstill.study.executors.local import LocalScheduler, preflight_study
@@ -101,13 +101,13 @@ def label(fault: str, study: Study, folder: StudyFolder) -> Iterator[Labelled]:
         rows, result = place.metrics, place.result or {}
         untrained = (folder.cell(RunId(cell.pair, "untrained")).result or {})["accuracy"]
         steps = study.total_steps(study.recipes[cell.method])
-        findings = diagnose(rows)
+        findings = alarms(diagnose(rows))
         if broken := failure(str(result.get("cause", "")), int(result.get("steps", 0))):
             findings = [broken, *findings]
         # the checks know the mistakes that faults make; this is what is left without them
         plain = [{k: v for k, v in row.items() if k != "checks"} for row in rows]
         onset = true_onset(rows, untrained)
-        yield Labelled(fault, cell, steps, onset, findings, diagnose(plain))
+        yield Labelled(fault, cell, steps, onset, findings, alarms(diagnose(plain)))
 
 
 def true_onset(rows: Sequence[Mapping[str, Any]], untrained: float) -> int | None:

@@ -24,7 +24,7 @@ from scipy.stats import norm
 
 from benchmarks.coverage import NOISE, OWN, SKILL
 from potstill.report.race import look_line, named_looks
-from potstill.stats.sample import Matrix
+from potstill.stats.mean_squares import Matrix
 from potstill.study.race import Rules
 from potstill.study.race.course import course
 from potstill.study.race.decision import Entry, decide, levels

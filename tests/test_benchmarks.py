@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from benchmarks.beside import Child
 from benchmarks.diagnosis import CLEAN, TRIED, Labelled, confusion, studies, summary, true_onset
+from benchmarks.varied import GROUPS, PAIRS, Case, cases, execute, table, truth
 
 from potstill import open_engine
 from potstill.algorithms.methods import METHODS
@@ -189,3 +191,44 @@ def test_predictions_are_held_against_what_runs_took(tmp_path: Path) -> None:
     for row in (*rows, last):
         assert row["predicted/actual tokens"] == "1.50" == row["predicted/actual seconds"]
         assert row["after it"] == "2.00" and row["FLOPs"] == "unknown"
+
+
+class TestVaried:
+    SOUND = {"accuracy": 0.4, "kl": 2.0, "reading": 1.0, "token": 0.1, "completion": 0.02}  # noqa: RUF012
+
+    @pytest.mark.parametrize(
+        ("end", "what"),
+        [
+            ({}, "sound"),
+            ({"kl": 6.0, "token": 1.0}, "collapsed"),
+            ({"kl": 1.6, "completion": 0.5}, "collapsed"),
+            ({"kl": 0.9, "token": 1.0}, "sound"),
+            ({"reading": 2.1}, "broken"),
+            ({"kl": 3.6}, "broken"),
+            ({"accuracy": 0.0}, "broken"),
+            ({"accuracy": 0.25}, "sound"),
+        ],
+    )
+    def test_the_truth_is_the_held_out_behaviour(self, end: dict[str, float], what: str) -> None:
+        assert truth(self.SOUND, {**self.SOUND, **end}, self.SOUND) == what
+
+    def test_one_right_text_for_all_prompts_is_the_teachers_too(self) -> None:
+        alike = {**self.SOUND, "kl": 6.0, "token": 0.5, "completion": 1.0}
+        teacher = {**self.SOUND, "token": 0.5, "completion": 1.0}
+        assert truth(self.SOUND, alike, teacher) == "broken"
+        assert truth(self.SOUND, alike, self.SOUND) == "collapsed"
+
+    def test_every_group_has_runs_and_no_run_is_made_twice(self) -> None:
+        runs = list(cases({f"{kind} {p}": p for kind in ("pruned", "random") for p in PAIRS}))
+        assert {run.group for run in runs} == set(GROUPS)
+        assert len({run.key for run in runs}) == len(runs)
+        assert {run.method for run in runs if run.group == "settings"} == set(METHODS)
+        assert sum(run.group not in ("weak student", "high rate") for run in runs) >= 150
+
+    def test_a_run_is_made_with_its_truth_and_counted(self) -> None:
+        sound = Case("letters", "on_policy_gkd", "fake", "", {"digits": "3", "graded": "no"})
+        run = execute(replace(sound, train={"steps": 20, "learning_rate": 1.0, "max_tokens": 24}))
+        assert run["truth"] == "sound" and run["rows"][-1]["step"] == 20
+        broken = {**run, "truth": "collapsed"}
+        lines = table([run, broken]).splitlines()
+        assert "| 2 | 0 of 1 runs" in lines[2] and "0 of 1 runs" in lines[-1]

@@ -50,7 +50,8 @@ NAMED = {
 CHANGE_BASELINE = {"vocab_permuted", "eval_on_train"}
 # First words of instructions.
 VERBS = (
-    "add check compare compute evaluate lower pass refresh render run set shift slice train weigh"
+    "add check compare compute evaluate lower pass raise refresh render run set shift slice start "
+    "train use weigh"
 )
 
 
@@ -119,8 +120,8 @@ def probe(step: int, accuracy: float, **signals: float) -> dict[str, Any]:
     return {**row, **{f"signal/{name}": value for name, value in values.items()}}
 
 
-def test_causes_are_the_faults_and_three_others_each_with_a_meaning_and_an_instruction() -> None:
-    assert set(FAULTS) == {*NAMED, "learning_rate_spike"} and len(OTHERS) == 3
+def test_causes_are_a_closed_list_each_with_a_meaning_and_an_instruction() -> None:
+    assert set(FAULTS) == {*NAMED, "learning_rate_spike"} and len(OTHERS) == 9
     causes = [*FAULTS, *OTHERS]
     assert len(set(causes)) == len(causes)
     meanings = {diagnosis.meaning(cause) for cause in causes}
@@ -137,7 +138,8 @@ def test_a_fault_is_named_within_the_first_steps(fault: str, tiny: Tiny) -> None
 @pytest.mark.parametrize("method", METHODS)
 def test_a_sound_run_has_no_finding(method: str, tiny: Tiny) -> None:
     run = tiny(method)
-    assert diagnose(run["rows"]) == [] == run["result"]["findings"]
+    assert diagnose(run["rows"]) == []
+    assert not [f for f in run["result"]["findings"] if f["kind"] != "note"]
     assert run["result"]["ended"] is None
 
 
@@ -148,7 +150,8 @@ def test_sound_lora_and_half_precision_runs_have_no_finding(tmp_path: Path) -> N
     folder, cell = StudyFolder(tmp_path), RunId("tiny-llama", "mixture", 0)
     folder.open(study)
     run_cell(study, folder, RunId("tiny-llama", "teacher"))
-    assert run_cell(study, folder, cell)["findings"] == []
+    findings = run_cell(study, folder, cell)["findings"]
+    assert not [finding for finding in findings if finding["kind"] != "note"]
 
 
 def test_a_step_that_fits_no_known_mistake_is_called_another_objective() -> None:
@@ -188,6 +191,7 @@ class TestCollapse:
             ({"copy": 0.4}, "unshifted_targets"),
             ({"end": 0.01, "truncated": 0.9}, "eos_untrained"),
             ({"repetition": 0.8}, "unexplained"),
+            ({"repetition": 0.8, "entropy": 0.001, "teacher_entropy": 2.0}, "unexplained"),
         ],
     )
     def test_behaviour_points_to_a_cause(self, signals: dict[str, float], cause: str) -> None:
@@ -205,10 +209,11 @@ class TestCollapse:
     def test_a_jump_of_loss_and_gradient_is_a_spike(self) -> None:
         calm = [{**probe(step, 0.5), "train/phase": 1.0} for step in range(1, 16)]
         jump = {**probe(16, 0.5), "train/phase": 1.0, "train/loss": 4.0, "train/grad_norm": 30.0}
-        (finding,) = diagnose([probe(0, 0.5), *calm, jump])
-        assert (finding.cause, finding.step, finding.found) == ("learning_rate_spike", 15, 16)
-        other = {**jump, "train/phase": 0.0}  # another source's loss is another scale
-        assert diagnose([probe(0, 0.5), *calm, other]) == []
+        lasting = [{**jump, "step": step, "train/grad_norm": 2.0} for step in (17, 18)]
+        (finding,) = diagnose([probe(0, 0.5), *calm, jump, *lasting])
+        assert (finding.cause, finding.step, finding.found) == ("learning_rate_spike", 15, 18)
+        other = [{**row, "train/phase": 0.0} for row in (jump, *lasting)]  # of another source
+        assert diagnose([probe(0, 0.5), *calm, *other]) == []
 
     @pytest.mark.parametrize(("what", "spikes"), [("student", False), ("seed", True)])
     def test_a_run_that_trains_the_wrong_thing_jumps_for_that_reason(
@@ -218,14 +223,27 @@ class TestCollapse:
         check = {"what": what, "trained": 3.0, "expected": 0.5, "cause": "prompt_dropped"}
         calm[4]["checks"] = [check]
         jump = {**probe(16, 0.5), "train/phase": 1.0, "train/loss": 4.0, "train/grad_norm": 30.0}
-        named = causes([probe(0, 0.5), *calm, jump])
+        lasting = [{**jump, "step": step} for step in (17, 18)]
+        named = causes([probe(0, 0.5), *calm, jump, *lasting])
         assert named == ["prompt_dropped"] + ["learning_rate_spike"] * spikes
 
-    def test_a_student_without_skill_is_diagnosed_by_the_teachers_loss(self) -> None:
+    @pytest.mark.parametrize("graded", [True, False])
+    def test_a_student_without_skill_is_diagnosed_by_the_teachers_loss(self, graded: bool) -> None:
         weak = [probe(0, 0.0), *(probe(step, 0.0, teacher_loss=0.9) for step in (5, 10))]
-        assert diagnose(weak) == []
         absurd = [probe(0, 0.0), *(probe(step, 0.0, teacher_loss=5.0) for step in (5, 10))]
+        for row in [*weak, *absurd] if not graded else []:
+            row["train/accuracy"] = None
+        assert diagnose(weak) == []
         assert causes(absurd) == ["unexplained"]
+
+    def test_a_lost_skill_with_clean_checks_has_no_known_cause(self) -> None:
+        bad = [{**probe(step, 0.0, teacher_loss=3.0), "checks": []} for step in (5, 10)]
+        assert causes([probe(0, 0.5), *bad]) == ["unexplained"]
+
+    def test_a_quarter_of_the_best_accuracy_is_lost_if_the_completions_changed(self) -> None:
+        for accuracy, lost in ((0.2, True), (0.3, False)):
+            bad = [probe(step, accuracy, teacher_loss=0.9) for step in (5, 10)]
+            assert (causes([probe(0, 0.8), *bad]) == ["unexplained"]) is lost
 
 
 class TestOnCollapse:

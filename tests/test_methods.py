@@ -22,6 +22,7 @@ from potstill.study.loading import read_study
 from potstill.study.storage import runs_of
 from potstill.tasks import load_task
 from potstill.training import checkpoint
+from potstill.training.loop import train
 from potstill.training.objective import build
 from potstill.training.recorder import Memory
 from potstill.training.replay import Buffer
@@ -340,3 +341,9 @@ def test_a_budget_is_a_multiple_of_the_steps() -> None:
 
 def test_whole_row_losses_work_on_teacher_tokens_too() -> None:
     assert Recipe(name="x", on_policy=0.5, teacher_loss="forward_kl", student_loss=JSD(0.5)).losses
+
+
+def test_a_prefix_as_long_as_a_completion_is_rejected() -> None:
+    recipe, settings = METHODS["teacher_seeded"], Train(steps=2, batch_size=2, max_tokens=20)
+    with pytest.raises(PotstillError, match="max_tokens counts the prefix"):
+        train(recipe, FakeEngine(), load_task("arithmetic"), settings, Eval(problems=2))

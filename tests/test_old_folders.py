@@ -50,7 +50,9 @@ def test_an_interrupted_study_continues(interrupted: StudyFolder) -> None:
     run = interrupted.cell(KILLED)
     assert run.result is not None and run.result["status"] == "done", run.result
     assert [row["step"] for row in run.metrics] == list(range(7))
-    assert [row.keys() for row in run.metrics] == [r.keys() for r in interrupted.cell(KEY).metrics]
+    recorded = interrupted.cell(KEY).metrics
+    assert recorded  # today's rows have more signals
+    assert all(a.keys() <= b.keys() for a, b in zip(recorded, run.metrics, strict=True))
     assert run.running is None
     lost = json.loads((run.path / ".spent").read_text())["lost"]  # three steps were made twice
     assert 0 < lost["tokens"]["trained"] < run.result["tokens"]["trained"]

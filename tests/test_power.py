@@ -16,7 +16,7 @@ from potstill.cli import app
 from potstill.errors import PotstillError
 from potstill.report import sentences
 from potstill.stats import multiple
-from potstill.stats.comparisons import Family
+from potstill.stats.comparisons import Comparisons
 from potstill.stats.power import TYPICAL, Components, all_pairs, components, power
 from studies import small_study, write_study
 
@@ -61,7 +61,7 @@ def test_a_study_without_a_verdict_shows_nothing(seeds: int, problems: int) -> N
 
 
 def test_plans_are_the_fewest_that_do() -> None:
-    study = power(Family({}), methods=4, seeds=3, problems=200)
+    study = power(Comparisons({}), methods=4, seeds=3, problems=200)
     assert study.components == TYPICAL and not study.measured
     for plan in study.plans:
         if plan.seeds:
@@ -71,7 +71,7 @@ def test_plans_are_the_fewest_that_do() -> None:
             assert TYPICAL.smallest(4, 3, plan.problems) <= plan.effect
             assert TYPICAL.smallest(4, 3, int(0.9 * plan.problems)) > plan.effect
     assert {plan.effect for plan in study.plans} == {0.04, 0.02, 0.01}
-    assert not power(Family({}), methods=2, seeds=500, problems=10**6).plans
+    assert not power(Comparisons({}), methods=2, seeds=500, problems=10**6).plans
 
 
 def test_the_stated_difference_has_the_stated_power(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,7 +91,7 @@ def test_the_stated_difference_has_the_stated_power(monkeypatch: pytest.MonkeyPa
 
 
 def test_sentences_and_results_state_it(tmp_path: Path) -> None:
-    study = power(Family({}), methods=9, seeds=1, problems=500)
+    study = power(Comparisons({}), methods=9, seeds=1, problems=500)
     assert sentences.ability(study)[0] == "No difference can be shown: 1 seed of at least 3."
     assert sentences.power_record(study)["smallest"] is None
     write_study(tmp_path / "study", small_study(seeds=[0, 1, 2]))

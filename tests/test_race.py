@@ -23,7 +23,7 @@ from benchmarks import race as benchmark
 from conftest import toy_table
 from launching import Gate, wait_for
 from potstill.errors import PotstillError
-from potstill.stats.sample import Matrix
+from potstill.stats.mean_squares import Matrix
 from potstill.study.loading import read_study
 from potstill.study.race import Course, Decision, RaceFolder, Rules, planned_runs, raced
 from potstill.study.race.course import Record, course

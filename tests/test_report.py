@@ -448,6 +448,24 @@ def test_a_sound_study_says_how_many_runs_were_watched(tmp_path: Path) -> None:
     assert "collapsed:" not in as_markdown(report)
 
 
+def test_a_note_is_shown_and_is_not_a_breakage(tmp_path: Path) -> None:
+    note = {
+        **FINDING,
+        "kind": "note",
+        "cause": "still_improving",
+        "evidence": "KL: 2 -> 1 nats",
+        "advice": "raise train.steps",
+    }
+    write_study(
+        tmp_path, small_study(), lambda c: {"findings": [note] if c.method == "hybrid" else []}
+    )
+    report = write_report(tmp_path)
+    page = report.html.read_text()
+    assert "has a note" in page and "still_improving" in page and "KL: 2 -&gt; 1 nats" in page
+    assert "none deviates from its recipe" in page
+    assert "still_improving" not in as_markdown(report)
+
+
 def test_a_run_that_blew_up_has_a_finding(tmp_path: Path) -> None:
     write_study(
         tmp_path,

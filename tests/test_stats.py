@@ -9,8 +9,8 @@ import pytest
 from scipy import stats as scipy_stats
 
 from potstill.stats.comparisons import (
+    Comparisons,
     Difference,
-    Family,
     compare,
     corrected,
     difference,
@@ -18,8 +18,8 @@ from potstill.stats.comparisons import (
     exact,
     interval,
 )
+from potstill.stats.mean_squares import mean_squares
 from potstill.stats.multiple import critical, max_t
-from potstill.stats.sample import sample
 from potstill.stats.seeds import POOLING_LEVEL, SeedVariance, alike, seed_variances
 
 RNG = np.random.default_rng(0)
@@ -40,7 +40,7 @@ def binary(share: float, seeds: int, problems: int, seed: int = 0) -> np.ndarray
 
 def test_mean_squares_are_those_of_a_two_way_analysis_of_variance() -> None:
     x = RNG.normal(size=(4, 30)) + RNG.normal(size=(4, 1)) + RNG.normal(size=30)
-    one = sample(x)
+    one = mean_squares(x)
     seeds, problems = x.mean(1), x.mean(0)
     total = ((x - x.mean()) ** 2).sum()
     by_seed, by_problem = (
@@ -56,7 +56,10 @@ def test_the_variance_of_a_mean_is_that_of_its_effects() -> None:
     """A mean of seed effects plus problem effects has the variances of both, over S and P."""
     matrix = 0.5 + effects(6, 0.05)[:, None] + effects(50, 0.4)
     found = difference(
-        sample(matrix), SeedVariance(50 * 0.05**2, 5), sample(0 * matrix), SeedVariance(0.0, 5)
+        mean_squares(matrix),
+        SeedVariance(50 * 0.05**2, 5),
+        mean_squares(0 * matrix),
+        SeedVariance(0.0, 5),
     )
     assert found.se == pytest.approx(math.sqrt(0.05**2 / 6 + 0.4**2 / 50))
 
@@ -73,7 +76,7 @@ def test_a_difference_without_problem_variance_is_a_t_test_of_seed_means() -> No
 
 def test_a_difference_without_seeds_is_a_paired_t_test_over_problems() -> None:
     a, b = binary(0.6, 1, 80), binary(0.5, 1, 80, seed=1)
-    one, other = sample(a, seeded=False), sample(b, seeded=False)
+    one, other = mean_squares(a, seeded=False), mean_squares(b, seeded=False)
     none = SeedVariance(0.0, 0.0)
     found, test = difference(one, none, other, none), scipy_stats.ttest_rel(a[0], b[0])
     assert (found.p, found.low) == pytest.approx((test.pvalue, test.confidence_interval().low))
@@ -85,7 +88,7 @@ def test_a_difference_without_seeds_is_a_paired_t_test_over_problems() -> None:
 
 
 def test_alike_seed_variances_are_pooled() -> None:
-    samples = [sample(binary(0.5, 3, 100, seed)) for seed in range(6)]
+    samples = [mean_squares(binary(0.5, 3, 100, seed)) for seed in range(6)]
     squares = [s.seed_square for s in samples]
     assert alike(np.array(squares), np.full(6, 2.0)) == (
         scipy_stats.bartlett(*[sample_means(s) for s in range(6)]).pvalue >= POOLING_LEVEL
@@ -106,8 +109,8 @@ def test_bartletts_test_is_that_of_scipy(seed: int) -> None:
 
 
 def test_a_wild_method_borrows_no_small_variance() -> None:
-    calm = [sample(np.full((3, 50), 0.5) + effects(3, 0.01)[:, None]) for _ in range(5)]
-    wild = sample(np.full((3, 50), 0.5) + effects(3, 0.2)[:, None])
+    calm = [mean_squares(np.full((3, 50), 0.5) + effects(3, 0.01)[:, None]) for _ in range(5)]
+    wild = mean_squares(np.full((3, 50), 0.5) + effects(3, 0.2)[:, None])
     *others, own = seed_variances([*calm, wild])
     assert own == SeedVariance(wild.seed_square, 2.0)
     pooled = (5 * 50 * 0.01**2 + 50 * 0.2**2) / 6
@@ -116,11 +119,11 @@ def test_a_wild_method_borrows_no_small_variance() -> None:
 
 def test_a_collapsed_method_neither_shares_nor_narrows() -> None:
     """Outcomes that are all 0 say nothing of the variance of seeds that work."""
-    calm = [sample(binary(0.5, 3, 200, seed)) for seed in range(4)]
-    dead = sample(np.zeros((3, 200)))
+    calm = [mean_squares(binary(0.5, 3, 200, seed)) for seed in range(4)]
+    dead = mean_squares(np.zeros((3, 200)))
     assert dead.constant
     assert seed_variances([*calm, dead])[:4] == seed_variances(calm)
-    known = Family({"dead": dead, **{str(i): s for i, s in enumerate(calm)}})
+    known = Comparisons({"dead": dead, **{str(i): s for i, s in enumerate(calm)}})
     assert known.interval("dead").low == 0 and 0.01 < known.interval("dead").high < 0.03
     assert direction(known["dead", "0"]) == -1
 
@@ -145,7 +148,7 @@ def test_two_seeds_give_an_interval_and_no_verdict() -> None:
 @pytest.mark.parametrize(("right", "problems"), [(0, 40), (1, 3), (17, 100), (40, 40)])
 def test_baselines_have_the_exact_binomial_interval(right: int, problems: int) -> None:
     row = (np.arange(problems) < right).astype(float)[None]
-    found = interval(sample(row, seeded=False), SeedVariance(0.0, 0.0))
+    found = interval(mean_squares(row, seeded=False), SeedVariance(0.0, 0.0))
     want = scipy_stats.binomtest(right, problems).proportion_ci(method="exact")
     assert (found.low, found.high) == pytest.approx((want.low, want.high))
     assert exact(right / problems, problems) == pytest.approx((want.low, want.high))

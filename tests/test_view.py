@@ -98,6 +98,24 @@ def draw(study: Study, folder: StudyFolder, width: int, height: int) -> list[str
     return shown.get().splitlines()
 
 
+def test_a_note_of_step_0_is_printed_once_per_pair(tmp_path: Path) -> None:
+    study = small_study()
+    folder = write_study(tmp_path, study)
+    console = Console(width=200, force_terminal=False)
+    view = View(study, folder, runs_of(study), console)
+    weak = {"kind": "note", "cause": "weak_teacher", "step": 0, "found": 0}
+    late = {"kind": "note", "cause": "still_improving", "step": 5, "found": 20}
+    lost = {"kind": "collapse", "cause": "mode_collapse", "step": 5, "found": 10}
+    texts = {"evidence": "", "advice": ""}
+    with console.capture() as shown:
+        for seed in (0, 1):
+            findings = [{**f, **texts} for f in (weak, late, lost)]
+            view._warn(RunId("tiny-qwen", "hybrid", seed), findings)
+    lines = shown.get().splitlines()
+    assert [line.split()[0] for line in lines] == ["note", "warning", "warning"]
+    assert "weak_teacher" in lines[0] and "mode_collapse" in lines[1]
+
+
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, StudyFolder]:
     """164 runs: those of two seeds have ended, those of a third are running, the rest waits."""

@@ -338,9 +338,13 @@ class Limits:
 
 @dataclass(frozen=True)
 class Finding:
-    """A problem of a run, with its cause, evidence and remedy."""
+    """A problem of a run, with its cause, evidence and remedy.
 
-    kind: Literal["collapse", "deviation"]
+    A collapse is a student that lost its skill, a deviation a step that trains something other than
+    the recipe. A note is about a sound run: a setting that is worth a change.
+    """
+
+    kind: Literal["collapse", "deviation", "note"]
     cause: str  # a fault, or one of `diagnostics.diagnosis.OTHERS`
     step: int  # the first step with it
     found: int  # the step after which it was established

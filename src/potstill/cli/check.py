@@ -15,7 +15,7 @@ from potstill.cli.tables import print_json, print_table
 
 if TYPE_CHECKING:
     from potstill.settings import Price
-    from potstill.stats.comparisons import Family
+    from potstill.stats.comparisons import Comparisons
     from potstill.stats.power import Power
     from potstill.study.schema import Study
     from potstill.tasks import Task
@@ -110,7 +110,7 @@ def powers(study: Study, task: Task, pilot: str | None) -> dict[str, Power]:
     Raises:
         PotstillError: the pilot holds no study, or no method with two seeds.
     """
-    from potstill.stats.comparisons import Family
+    from potstill.stats.comparisons import Comparisons
     from potstill.stats.power import power
     from potstill.tasks.overlap import question_key
 
@@ -118,7 +118,7 @@ def powers(study: Study, task: Task, pilot: str | None) -> dict[str, Power]:
     questions = {question_key(p.question) for p in task.test[: study.eval.problems]}
     return {
         pair: power(
-            known.get(pair) or next(iter(known.values()), Family({})),
+            known.get(pair) or next(iter(known.values()), Comparisons({})),
             methods=len(study.recipes) + 1,
             seeds=len(study.seeds),
             problems=len(questions),
@@ -127,7 +127,7 @@ def powers(study: Study, task: Task, pilot: str | None) -> dict[str, Power]:
     }
 
 
-def _pilot(place: str) -> dict[str, Family]:
+def _pilot(place: str) -> dict[str, Comparisons]:
     from potstill.errors import PotstillError
     from potstill.report.data import load
     from potstill.stats.power import components

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 # Signals in the order in which a narrow terminal goes without them.
 SPARE = (
     "length",
+    "distinct",
+    "loop",
     "kl_early",
     "kl_late",
     "teacher_entropy",
@@ -65,15 +67,15 @@ def diagnose(
         if signals:
             print(f"\n{run['run']}")
             print_table(_signal_rows(run["signals"]), spare=SPARE)
-    sound = sum(not run["findings"] for run in runs)
+    sound = sum(all(f["kind"] == "note" for f in run["findings"]) for run in runs)
     print(f"{sound} of {len(runs)} runs without a finding")
 
 
 def _print_run(run: Mapping[str, Any]) -> None:
-    from potstill.diagnostics.diagnosis import ended
+    from potstill.diagnostics.diagnosis import VERBS, ended
 
     for finding in run["findings"]:
-        verb = "collapsed" if finding["kind"] == "collapse" else "deviates"
+        verb = VERBS[finding["kind"]]
         step, detected = finding["step"], finding["found"]
         print(f"{run['run']} {verb} from step {step} on (detected at step {detected})")
         print(f"  cause:    {finding['cause']}: {finding['meaning']}")
@@ -124,7 +126,8 @@ def _diagnosed(run: RunFolder) -> dict[str, Any]:
     from potstill.diagnostics.diagnosis import SIGNALS, diagnose, failure, meaning
 
     rows, result = run.metrics, run.result or {}
-    findings = diagnose(rows)
+    finished = result.get("status") == "done" and not result.get("ended")
+    findings = diagnose(rows, finished=finished)
     if broken := failure(str(result.get("cause", "")), int(result.get("steps", 0))):
         findings = [broken, *findings]
     return {

@@ -52,7 +52,7 @@ class View:
         self.study, self.folder, self.runs = study, folder, list(runs)
         self.console = console or Console(stderr=True)
         self._watcher = Watcher(study, folder, runs)
-        self._warned: set[tuple[RunId, str, str]] = set()
+        self._warned: set[tuple[RunId | str, str, str]] = set()
         self._troubled: set[str] = set()  # trackers with a problem that is printed already
         self._begun = time.monotonic()
         self._latest: Snapshot | None = None
@@ -138,12 +138,16 @@ class View:
             )
 
     def _warn(self, run: RunId, findings: Sequence[dict[str, Any]]) -> None:
-        """Print each finding once."""
+        """Print each alarm once, and a note of step 0 once per pair; the report has all notes."""
         for finding in findings:
-            key = (run, finding["kind"], finding["cause"])
+            note = finding["kind"] == "note"
+            if note and finding["found"]:
+                continue
+            key = (run.pair if note else run, finding["kind"], finding["cause"])
             if key not in self._warned:
                 self._warned.add(key)
-                self._print(f"[yellow]warning[/] {run} {escape(sentence(Finding(**finding)))}")
+                mark = "note" if note else "[yellow]warning[/]"
+                self._print(f"{mark} {run} {escape(sentence(Finding(**finding)))}")
 
     def _warn_of_trackers(self, problems: Mapping[str, str]) -> None:
         """Print each tracker's problem once."""
@@ -166,7 +170,8 @@ def _runs(running: Sequence[Running], width: int) -> Table:
     for name in ("running", "step", "", "accuracy", "score") if wide else ("running", "step", ""):
         table.add_column(name, no_wrap=True, overflow="ellipsis")
     for run in running:
-        mark = "[yellow]![/] " if run.findings else ""
+        alarm = any(finding["kind"] != "note" for finding in run.findings)
+        mark = "[yellow]![/] " if alarm else ""
         row: list[RenderableType] = [f"{mark}{run.cell}", f"{run.step}/{run.total or '-'}"]
         if wide:
             row.append(ProgressBar(total=1.0, completed=run.share, width=10))

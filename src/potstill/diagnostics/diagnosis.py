@@ -1,37 +1,26 @@
 """Diagnosis of a run: its recorded signals become findings with cause, onset, evidence and remedy.
 
 Pure functions on the rows of metrics.jsonl, so that a diagnosis is the same during the run,
-afterwards and on another machine. A finding is a collapse (the student has lost its skill) or a
-deviation (a step trains something other than the recipe). The cause of a collapse is a deviation
-found before it or, failing that, a behaviour of the student. Causes are a closed list: the names in
-`potstill.diagnostics.faults` and the three in `OTHERS`. Measuring is left to `monitor`.
+afterwards and on another machine. A finding is a collapse (the student has lost its skill), a
+deviation (a step trains something other than the recipe) or a note (a setting that is worth a
+change). The cause of a collapse is a deviation found before it or, failing that, a behaviour of the
+student. Causes are a closed list: the names in `potstill.diagnostics.faults` and those in `OTHERS`.
+Measuring is left to `monitor`, thresholds to `symptoms` and `notes`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import pairwise
 from typing import Any
 
+from potstill.diagnostics import notes
 from potstill.diagnostics.faults import FAULTS
+from potstill.diagnostics.symptoms import Row, Symptoms, probes_with_symptoms
 from potstill.types import Finding
 
-Row = Mapping[str, Any]
-
-# Thresholds, set on tiny-llama; benchmarks/diagnosis.py measures the error rates on both pairs.
-LOST = 0.25  # share of the best probe accuracy so far at or below which the skill is lost
 CONFIRM = 2  # consecutive probes with symptoms that make a collapse
-JUMP, RISE = 3.0, 0.7  # a spike: gradient norm over its median, and rise of the loss in nats
 # Losses that a step reports. Other checks are about the pipeline around the step.
 TRAINED = ("student", "teacher", "anchor", "loss")
-# A signal is a symptom above factor * best + offset; with its wording and number format.
-MOVES: dict[str, tuple[float, float, str, str]] = {
-    "signal/teacher_loss": (1.5, 0.2, "completions cost the teacher {} nats per token", ".2f"),
-    "signal/entropy": (1.5, 0.05, "the student's entropy is {} nats per token", ".2f"),
-    "signal/truncated": (1.0, 0.5, "{} of completions are truncated", ".0%"),
-    "signal/repetition": (1.0, 0.3, "{} of tokens repeat the previous token", ".0%"),
-}
-WEAK, ABSURD = 0.6, 2.0  # share of the best accuracy, and rise of the teacher's loss in nats
 COPIES = (2.0, 0.03)  # factor and offset on the untrained student's P(token just read)
 FEW = 0.1  # P(EOS) where the teacher ends, below which the student does not stop
 
@@ -42,6 +31,8 @@ SIGNALS: dict[str, str] = {
     "signal/length": "tokens per completion of the student",
     "signal/truncated": "share of truncated completions",
     "signal/repetition": "share of tokens that repeat the previous token",
+    "signal/loop": "share of tokens that repeat at the best period of up to 16 tokens",
+    "signal/distinct": "share of completions that differ from those before them",
     "signal/entropy": "the student's entropy on its completions, nats per token",
     "signal/teacher_entropy": "the teacher's entropy on the student's completions",
     "signal/kl_early": "KL in the first half of a completion",
@@ -65,17 +56,42 @@ OTHERS: dict[str, tuple[str, str]] = {
         "a loss or a gradient is not finite",
         "lower the learning rate, clip gradients, train in bfloat16 or float32",
     ),
+    "mode_collapse": (
+        "the student writes one text whatever the prompt, and the teacher does not agree",
+        "train on teacher completions first (off_policy), or use student_loss = forward_kl",
+    ),
+    "weak_teacher": (
+        "the teacher solves fewer problems than the untrained student",
+        "use a stronger teacher, or check its prompt and chat template",
+    ),
+    "rate_too_high": (
+        "the steps train what the recipe specifies and move the student away from the teacher",
+        "lower the learning rate, or raise train.batch_size",
+    ),
+    "noisy_steps": (
+        "single batches raise loss and gradient, and the next steps undo it",
+        "raise train.batch_size: a step on few tokens is noisy; or lower the learning rate",
+    ),
+    "nothing_learned": (
+        "the student is as far from the teacher as before training",
+        "raise the learning rate or train.steps",
+    ),
+    "still_improving": (
+        "the student was still approaching the teacher at the last step",
+        "raise train.steps: at this length, methods are compared by their speed",
+    ),
     "unexplained": (
         "the student lost its skill and no known cause fits",
         "lower the learning rate; read its completions; compare with on_policy_gkd on this pair",
     ),
 }
+VERBS = {"collapse": "collapsed", "deviation": "deviates", "note": "has a note"}
 
 
 def sentence(finding: Finding) -> str:
     """A finding in one line."""
-    verb = "collapsed" if finding.kind == "collapse" else "deviates"
-    return f"{verb} from step {finding.step} on: {finding.cause} ({meaning(finding.cause)})"
+    since = f"{VERBS[finding.kind]} from step {finding.step} on"
+    return f"{since}: {finding.cause} ({meaning(finding.cause)})"
 
 
 def meaning(cause: str) -> str:
@@ -100,14 +116,28 @@ def ended(how: Mapping[str, int]) -> str:
     return f"{stopped}, back to the student of step {how['back_to']}"
 
 
-def diagnose(rows: Sequence[Row]) -> list[Finding]:
-    """All findings of a run: the collapse first, then deviations in the order of steps.
+def diagnose(rows: Sequence[Row], *, finished: bool = False) -> list[Finding]:
+    """All findings of a run: the collapse first, then deviations in the order of steps, then notes.
 
     Args:
         rows: the rows of metrics.jsonl; the row of step 0 is the untrained student.
+        finished: true if the run made all its steps: then its outcome has notes too.
     """
     deviations = list(_deviations(rows))
-    return [*_collapse(rows, deviations), *deviations]
+    alarms = [*_collapse(rows, deviations), *deviations]
+    remarks = [*notes.noisy_steps(rows)]
+    if not any(d.cause == "vocab_permuted" for d in deviations):  # it makes any teacher weak
+        remarks = [*notes.weak_teacher(rows), *remarks]
+    if finished and not alarms:
+        remarks += notes.outcome(rows)
+    return alarms + [
+        Finding("note", n.cause, n.step, n.detected, n.evidence, advice(n.cause)) for n in remarks
+    ]
+
+
+def alarms(findings: Sequence[Finding]) -> list[Finding]:
+    """Collapses and deviations, without notes."""
+    return [finding for finding in findings if finding.kind != "note"]
 
 
 def collapse(rows: Sequence[Row]) -> Finding | None:
@@ -117,7 +147,8 @@ def collapse(rows: Sequence[Row]) -> Finding | None:
 
 def healthy_until(rows: Sequence[Row]) -> int:
     """The last step at which a probe shows no symptom; 0 if there is none."""
-    return max([0, *(int(row["step"]) for row, symptoms in _symptoms(rows) if not symptoms)])
+    probes = probes_with_symptoms(rows)
+    return max([0, *(int(row["step"]) for row, symptoms in probes if not symptoms)])
 
 
 def failure(cause: str, steps: int) -> Finding | None:
@@ -165,9 +196,9 @@ def _evidence(check: Mapping[str, Any]) -> str:
 def _unfit_teacher(rows: Sequence[Row]) -> Iterator[Finding]:
     """A teacher whose token ids do not match the student's, at step 0."""
     start = rows[0] if rows else {}
-    if start.get("step") != 0 or start.get("signal/teacher_accuracy") is None:
+    teacher, student = start.get("signal/teacher_accuracy"), start.get("train/accuracy")
+    if start.get("step") != 0 or teacher is None or student is None:
         return
-    teacher, student = start["signal/teacher_accuracy"], start["train/accuracy"]
     if teacher < student / 2 and start["signal/teacher_loss"] > 3 * start["signal/entropy"] + 2:
         loss = start["signal/teacher_loss"]
         evidence = (
@@ -178,87 +209,37 @@ def _unfit_teacher(rows: Sequence[Row]) -> Iterator[Finding]:
 
 
 def _spike(rows: Sequence[Row]) -> Iterator[Finding]:
-    """The first step that moved the student much further than the steps before it."""
-    norms: list[float] = []
-    for before, row in pairwise(row for row in rows if row.get("train/grad_norm") is not None):
-        norms.append(before["train/grad_norm"])
-        if len(norms) < 10:
-            continue
-        recent = sorted(norms[-20:])
-        median = recent[len(recent) // 2]
-        jumped = row["train/grad_norm"] > JUMP * median
-        same_sources = row.get("train/phase") == before.get("train/phase")
-        worse = (row["train/loss"] or 0) > (before["train/loss"] or 0) + RISE
-        if jumped and same_sources and worse:
-            evidence = (
-                f"gradient norm {median:.2f} -> {row['train/grad_norm']:.2f}, loss "
-                f"{before['train/loss']:.2f} -> {row['train/loss']:.2f} nats in one step"
-            )
-            step = int(before["step"])
-            yield Finding(
-                "deviation",
-                "learning_rate_spike",
-                step,
-                int(row["step"]),
-                evidence,
-                advice("learning_rate_spike"),
-            )
+    """The first step that moved the student much further than those before it, and for good."""
+    name = "learning_rate_spike"
+    for jump in notes.jumps(rows):
+        if jump.lasting:
+            yield Finding("deviation", name, jump.step, jump.detected, jump.evidence, advice(name))
             return
 
 
 def _collapse(rows: Sequence[Row], deviations: Sequence[Finding]) -> Iterator[Finding]:
     """The first series of consecutive probes that show a student without its skill."""
     streak: list[Row] = []
-    for row, symptoms in _symptoms(rows):
+    for row, symptoms in probes_with_symptoms(rows):
         streak = [*streak, row] if symptoms else []
         if len(streak) == CONFIRM:
             onset, step = int(streak[0]["step"]), int(row["step"])
-            cause, reasons = _cause(rows[0], row, deviations, step)
-            evidence = "; ".join(symptoms + reasons)
+            cause, reasons = _cause([r for r in rows if r["step"] <= step], symptoms, deviations)
+            evidence = "; ".join(dict.fromkeys([*symptoms.evidence, *reasons]))
             yield Finding("collapse", cause, onset, step, evidence, advice(cause))
             return
 
 
-def _symptoms(rows: Sequence[Row]) -> Iterator[tuple[Row, list[str]]]:
-    """Each probe with the evidence that the skill is lost; no evidence if it is not.
-
-    Accuracy on a few problems is noisy. It counts only if the completions have changed as well.
-    """
-    probes = [row for row in rows if row.get("signal/teacher_loss") is not None]
-    if not probes or probes[0]["step"] != 0:
-        return
-    best: dict[str, Any] = {name: probes[0].get(name) for name in ("train/accuracy", *MOVES)}
-    for row in probes[1:]:
-        moved = [
-            f"{wording.format(format(row[name], spec))}, {format(best[name], spec)} at best"
-            for name, (factor, offset, wording, spec) in MOVES.items()
-            if _known(row.get(name), best.get(name)) and row[name] > factor * best[name] + offset
-        ]
-        now, peak = row["train/accuracy"], best["train/accuracy"]
-        lost = now <= LOST * peak and peak > 0 and moved
-        weak = (
-            now <= WEAK * peak and row["signal/teacher_loss"] > best["signal/teacher_loss"] + ABSURD
-        )
-        accuracy = [f"{now:.0%} of the probe correct, {peak:.0%} at best"]
-        yield row, accuracy + moved if lost or weak else []
-        best = {
-            name: max(peak, now) if name == "train/accuracy" else min(value, row[name])
-            for name, value in best.items()
-            if _known(value, row.get(name))
-        }
-
-
-def _known(*values: float | None) -> bool:
-    """True if every value is known. Engines without full-vocabulary log-probs omit some."""
-    return None not in values
-
-
-def _cause(start: Row, row: Row, deviations: Sequence[Finding], step: int) -> tuple[str, list[str]]:
-    """Cause of a collapse and its evidence, from the deviations up to a step and the behaviour.
+def _cause(
+    rows: Sequence[Row], symptoms: Symptoms, deviations: Sequence[Finding]
+) -> tuple[str, list[str]]:
+    """Cause of a collapse and its evidence, from deviations and behaviour up to the last row.
 
     A deviation that the behaviour confirms goes first, then the first deviation, then behaviour.
+    Where checks of the steps have found no deviation, the behaviour is not a fault's.
     """
-    earlier = [d for d in deviations if d.found <= step and d.cause not in HARMLESS]
+    start, row = rows[0], rows[-1]
+    earlier = [d for d in deviations if d.found <= row["step"] and d.cause not in HARMLESS]
     behaviour = dict(_behaviour(start, row))
     for cause, evidence in behaviour.items():
         confirmed = next((d for d in earlier if d.cause == cause), None)
@@ -266,9 +247,14 @@ def _cause(start: Row, row: Row, deviations: Sequence[Finding], step: int) -> tu
             return cause, [evidence, confirmed.evidence]
     if earlier:
         return earlier[0].cause, [d.evidence for d in earlier]
-    for cause, evidence in behaviour.items():
+    checked = any("checks" in r for r in rows[1:])
+    for cause, evidence in () if checked else behaviour.items():
         return cause, [evidence]
-    return "unexplained", []
+    if symptoms.variety:
+        return "mode_collapse", []
+    for note in [*notes.weak_teacher(rows), *(notes.rate_too_high(rows) if checked else ())]:
+        return note.cause, [note.evidence]
+    return ("rate_too_high" if symptoms.away and checked else "unexplained"), []
 
 
 def _behaviour(start: Row, row: Row) -> Iterator[tuple[str, str]]:

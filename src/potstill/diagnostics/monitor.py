@@ -100,9 +100,8 @@ class Monitor:
         checks = []
         if shared:
             checks = [_check("graded problems trained on", shared, 0, "eval_on_train")]
-        accuracy = self.probe.teacher_accuracy()
         row = {"step": 0, "tokens": 0, "checks": checks, **self.probe.measure()}
-        self.rows = [row | {"signal/teacher_accuracy": accuracy}]
+        self.rows = [row | self.probe.compare_with_teacher()]
         self.findings = diagnosis.diagnose(self.rows)
         return self.rows[0]
 
@@ -145,8 +144,8 @@ class Monitor:
         if last or self.probes(metrics["step"]):
             row |= self.probe.measure()
         self.rows.append({**metrics, **row})
-        if self._expected is not None:  # a diagnosis after every step would slow long runs down
-            self.findings = diagnosis.diagnose(self.rows)
+        if last or self._expected is not None:  # after every step it would slow long runs down
+            self.findings = diagnosis.diagnose(self.rows, finished=last)
         return row
 
     def probes(self, step: int) -> bool:

@@ -17,6 +17,8 @@ from potstill.training.evaluation import TeacherCompletions
 from potstill.training.rollout import generator
 from potstill.types import Floats, Ids, Problem, Reading, Sample
 
+PERIODS = 16  # tokens of the longest loop that is found
+
 
 class Probe:
     """The probe of one run.
@@ -42,6 +44,7 @@ class Probe:
         self.engine, self.task, self.problems = engine, task, problems
         self.max_tokens, self.seed, self.teacher = max_tokens, seed, teacher
         self.prompts = [engine.prompt(problem) for problem in problems]
+        self.outcomes: list[bool] = []  # of the student's latest completions
         samples = engine.sample(
             "teacher", self.prompts, self._limits, 0.0, np.random.default_rng(0)
         )
@@ -54,13 +57,28 @@ class Probe:
     def _readings(self, samples: Sequence[Sample]) -> list[Reading]:
         return [(p, sample.tokens) for p, sample in zip(self.prompts, samples, strict=True)]
 
-    def teacher_accuracy(self) -> float:
-        """Share of the probe that the teacher solves."""
-        correct = [
-            self.task.grade(problem, self.engine.decode(completion)).strict
-            for problem, (_, completion) in zip(self.problems, self.teacher_readings, strict=True)
-        ]
-        return float(np.mean(correct))
+    def compare_with_teacher(self) -> dict[str, float]:
+        """Signals of the teacher, next to the latest of the student.
+
+        Returns:
+            signal/teacher_length, _loop, _distinct: as of the student, at temperature 1 as well.
+            signal/teacher_accuracy: share of correct greedy completions.
+            signal/teacher_only, signal/student_only: problems that one of the two alone solves.
+        """
+        teacher = np.array(self._graded([completion for _, completion in self.teacher_readings]))
+        student, rng = np.array(self.outcomes), generator(self.seed, 0, "probe")
+        samples = self.engine.sample("teacher", self.prompts, self._limits, 1.0, rng)
+        variety = _variety([sample.tokens for sample in samples])
+        return {
+            **{f"signal/teacher_{name}": value for name, value in variety.items()},
+            "signal/teacher_accuracy": float(teacher.mean()),
+            "signal/teacher_only": int((teacher & ~student).sum()),
+            "signal/student_only": int((student & ~teacher).sum()),
+        }
+
+    def _graded(self, completions: Sequence[Ids]) -> list[bool]:
+        answers = zip(self.problems, map(self.engine.decode, completions), strict=True)
+        return [self.task.grade(problem, answer).strict for problem, answer in answers]
 
     def measure(self) -> dict[str, float | None]:
         """Signals of the student with its current weights.
@@ -80,8 +98,9 @@ class Probe:
         gaps = [
             p.logprobs.astype(float) - q.logprobs for p, q in zip(student, teacher, strict=True)
         ]
-        completions = [engine.decode(sample.tokens) for sample in samples]
-        answers = list(zip(self.problems, completions, strict=True))
+        completions = [sample.tokens for sample in samples]
+        answers = list(zip(self.problems, map(engine.decode, completions), strict=True))
+        self.outcomes = self._graded(completions)
         ends = [
             expected.end[-1]
             for expected, (_, completion) in zip(reading, self.teacher_readings, strict=True)
@@ -90,12 +109,12 @@ class Probe:
         return {
             "train/score": float(np.mean([self.teacher.score(p, c) for p, c in answers])),
             "train/kl_divergence": mean(gaps),
-            "train/accuracy": float(np.mean([self.task.grade(p, c).strict for p, c in answers])),
-            "signal/length": float(np.mean([len(s.tokens) for s in samples])),
+            "train/accuracy": float(np.mean(self.outcomes)),
+            **{f"signal/{name}": value for name, value in _variety(completions).items()},
             "signal/truncated": float(
-                np.mean([not s.tokens or s.tokens[-1] not in engine.eos for s in samples])
+                np.mean([not tokens or tokens[-1] not in engine.eos for tokens in completions])
             ),
-            "signal/repetition": float(np.mean([repetition(s.tokens) for s in samples])),
+            "signal/repetition": float(np.mean([repetition(tokens) for tokens in completions])),
             "signal/entropy": mean([expected.entropy for expected in student]),
             "signal/teacher_entropy": mean([expected.entropy for expected in teacher]),
             "signal/kl_early": mean([gap[: len(gap) // 2] for gap in gaps]),
@@ -116,6 +135,27 @@ def repetition(tokens: Ids) -> float:
     if len(tokens) < 2:
         return 0.0
     return sum(a == b for a, b in pairwise(tokens)) / (len(tokens) - 1)
+
+
+def loop(tokens: Ids) -> float:
+    """Share of tokens that equal the one a period earlier, at the best period up to `PERIODS`.
+
+    >>> loop((5, 6, 5, 6, 5, 6)), loop((5, 6, 7))
+    (0.8, 0.0)
+    """
+    ids = np.asarray(tokens)
+    periods = range(1, min(PERIODS, len(ids) - 1) + 1)
+    repeats = [int((ids[k:] == ids[:-k]).sum()) for k in periods]
+    return max(repeats, default=0) / max(1, len(ids) - 1)
+
+
+def _variety(completions: Sequence[Ids]) -> dict[str, float]:
+    """Length, loops, and the share of completions that differ from all others before them."""
+    return {
+        "length": float(np.mean([len(tokens) for tokens in completions])),
+        "loop": float(np.mean([loop(tokens) for tokens in completions])),
+        "distinct": len(set(completions)) / len(completions),
+    }
 
 
 def mean(rows: Sequence[Floats]) -> float | None:

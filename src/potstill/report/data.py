@@ -22,7 +22,7 @@ from potstill.algorithms.methods import METHODS
 from potstill.algorithms.recipe import Recipe
 from potstill.errors import PotstillError
 from potstill.report.results import Row, family, table
-from potstill.stats.comparisons import Family
+from potstill.stats.comparisons import Comparisons
 from potstill.study.race import Course, courses_of, runs_in
 from potstill.study.schema import Study
 from potstill.study.storage import REFERENCES, RunId, StudyFolder, runs_of
@@ -71,7 +71,7 @@ class StudyData:
     runs: Mapping[RunId, RunData]  # every run of the grid, or of the race so far
     rows: Sequence[Row]
     race: Mapping[str, Course]  # by pair; empty for a grid
-    _families: dict[tuple[str, str], Family] = field(default_factory=dict)
+    _families: dict[tuple[str, str], Comparisons] = field(default_factory=dict)
 
     @property
     def recipes(self) -> dict[str, Recipe]:
@@ -113,7 +113,7 @@ class StudyData:
         rows = max((len(row.seeds) for row in self.rows), default=0)
         return rows if self.race else len(self.study.seeds)
 
-    def family(self, pair: str, extractor: str = "strict") -> Family:
+    def family(self, pair: str, extractor: str = "strict") -> Comparisons:
         """The methods of a pair that have finished runs, with all their differences."""
         if (pair, extractor) not in self._families:
             known = {m: self.done(pair, m) for m in [*REFERENCES, *self.recipes]}

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from potstill.diagnostics.diagnosis import ended, failure, meaning
+from potstill.diagnostics.diagnosis import VERBS, ended, failure, meaning
 from potstill.report.data import RunData, StudyData
 from potstill.types import Finding
 
@@ -32,6 +32,10 @@ class FindingGroup:
     def collapse(self) -> bool:
         """True for a collapse, False for a deviation from the recipe."""
         return self.first.kind == "collapse"
+
+    @property
+    def verb(self) -> str:
+        return VERBS[self.first.kind]
 
     @property
     def meaning(self) -> str:
@@ -58,12 +62,21 @@ class FindingGroup:
     @property
     def sentence(self) -> str:
         """The group as a line for people."""
-        what = "collapsed" if self.collapse else "deviates"
-        return f"{what}: {self.pair} {self.method}, {self.extent}"
+        return f"{self.verb}: {self.pair} {self.method}, {self.extent}"
 
 
 def grouped(data: StudyData) -> list[FindingGroup]:
-    """All findings, collapses first, then in table order."""
+    """Collapses first, then deviations in table order."""
+    groups = [group for group in _groups(data) if group.first.kind != "note"]
+    return sorted(groups, key=lambda group: not group.collapse)
+
+
+def notes(data: StudyData) -> list[FindingGroup]:
+    """Notes on sound runs, in table order."""
+    return [group for group in _groups(data) if group.first.kind == "note"]
+
+
+def _groups(data: StudyData) -> list[FindingGroup]:
     members: dict[tuple[str, str, str, str], list[tuple[RunData, Finding]]] = {}
     for cell, run in data.runs.items():
         for finding in findings(data, run):
@@ -76,7 +89,7 @@ def grouped(data: StudyData) -> list[FindingGroup]:
         runs, group_findings = zip(*group, strict=True)
         total = max(recorded[pair, method], len(runs))
         groups.append(FindingGroup(pair, method, runs, total, group_findings))
-    return sorted(groups, key=lambda group: not group.collapse)
+    return groups
 
 
 def findings(data: StudyData, run: RunData) -> list[Finding]:

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from potstill.stats.comparisons import Difference, Family, Interval
-from potstill.stats.sample import Matrix, sample
+from potstill.stats.comparisons import Comparisons, Difference, Interval
+from potstill.stats.mean_squares import Matrix, mean_squares
 from potstill.study.storage import REFERENCES, RunId
 from potstill.training.spending import Spent
 from potstill.types import KINDS
@@ -69,7 +69,7 @@ def table(
     return rows
 
 
-def family(by_method: Mapping[str, Mapping[Any, Record]], extractor: str = "strict") -> Family:
+def family(by_method: Mapping[str, Mapping[Any, Record]], extractor: str = "strict") -> Comparisons:
     """The methods of one pair that have finished runs, and the untrained student and teacher.
 
     Args:
@@ -87,8 +87,8 @@ def family(by_method: Mapping[str, Mapping[Any, Record]], extractor: str = "stri
         if same:
             seeded = method not in REFERENCES
             outcomes = outcome_matrix(same, extractor)
-            samples[method] = sample(outcomes, seeded=seeded, clusters=clusters)
-    return Family(samples, compared=[name for name in samples if name != "teacher"])
+            samples[method] = mean_squares(outcomes, seeded=seeded, clusters=clusters)
+    return Comparisons(samples, compared=[name for name in samples if name != "teacher"])
 
 
 def outcome_matrix(records: Iterable[Record], extractor: str = "strict") -> Matrix:
@@ -111,7 +111,7 @@ def _of(method: str, done: Mapping[RunId, Record]) -> dict[int | None, Record]:
     return {cell.seed: record for cell, record in done.items() if cell.method == method}
 
 
-def _against(method: str, other: str, strict: Family) -> Difference | None:
+def _against(method: str, other: str, strict: Comparisons) -> Difference | None:
     if method == other or method in REFERENCES or not {method, other} <= {*strict.samples}:
         return None
     return strict[method, other]
@@ -134,8 +134,8 @@ def _row(
     results: Mapping[RunId, Record],
     done: Mapping[RunId, Record],
     metrics: Callable[[RunId], Sequence[Mapping[str, Any]]],
-    strict: Family,
-    flexible: Family,
+    strict: Comparisons,
+    flexible: Comparisons,
 ) -> Row:
     runs = [c for c in cells if c.method == method]
     records = [done[c] for c in runs if c in done]

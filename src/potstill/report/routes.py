@@ -15,8 +15,8 @@ import numpy.typing as npt
 
 from potstill.report.data import StudyData
 from potstill.report.results import Record, outcome_matrix
-from potstill.stats.comparisons import Family, Interval
-from potstill.stats.sample import sample
+from potstill.stats.comparisons import Comparisons, Interval
+from potstill.stats.mean_squares import mean_squares
 from potstill.study.storage import REFERENCES
 
 
@@ -64,10 +64,12 @@ def routes(data: StudyData, pair: str) -> Routes | None:
     return Routes(pair, models.route, values, rows)
 
 
-def _family(done: Mapping[str, Sequence[Record]], problems: npt.NDArray[np.bool_]) -> Family:
-    return Family(
+def _family(done: Mapping[str, Sequence[Record]], problems: npt.NDArray[np.bool_]) -> Comparisons:
+    return Comparisons(
         {
-            method: sample(outcome_matrix(records)[:, problems], seeded=method not in REFERENCES)
+            method: mean_squares(
+                outcome_matrix(records)[:, problems], seeded=method not in REFERENCES
+            )
             for method, records in done.items()
             if records
         }

@@ -15,8 +15,8 @@ from typing import Any
 
 from potstill.report.data import RunData, StudyData
 from potstill.report.formatting import finite
-from potstill.stats.comparisons import Difference, Family, Interval
-from potstill.stats.sample import sample
+from potstill.stats.comparisons import Comparisons, Difference, Interval
+from potstill.stats.mean_squares import mean_squares
 
 LAST = ("eval/avg_score", "train/kl_divergence", "eval/format")
 SIMILAR = 0.9  # a score that reads as success; the published ones began at 0.92
@@ -75,8 +75,8 @@ def last(runs: Mapping[str, Sequence[RunData]], name: str) -> dict[str, Interval
     for method, done in runs.items():
         values = [x for run in done if finite(x := _final(run, name))]
         if values and len(values) == len(done):
-            samples[method] = sample(values)
-    family = Family(samples)
+            samples[method] = mean_squares(values)
+    family = Comparisons(samples)
     return {method: family.interval(method) for method in family.samples}
 
 

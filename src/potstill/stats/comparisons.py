@@ -16,8 +16,8 @@ from itertools import combinations
 import numpy as np
 import numpy.typing as npt
 
+from potstill.stats.mean_squares import Matrix, MeanSquares, mean_squares
 from potstill.stats.multiple import critical, holm, max_t
-from potstill.stats.sample import Matrix, Sample, sample
 from potstill.stats.seeds import SeedVariance, seed_variances
 
 LEVEL = 0.05  # of significance; intervals are 95 %
@@ -67,7 +67,7 @@ def direction(value: Difference | None) -> int:
     return 1 if value.mean > 0 else -1
 
 
-class Family:
+class Comparisons:
     """Methods on the same problems, and all their differences.
 
     Args:
@@ -76,7 +76,7 @@ class Family:
     """
 
     def __init__(
-        self, samples: Mapping[str, Sample], compared: Sequence[str] | None = None
+        self, samples: Mapping[str, MeanSquares], compared: Sequence[str] | None = None
     ) -> None:
         self.compared = tuple(samples if compared is None else compared)
         seeded = {name: s for name, s in samples.items() if s.seeds}
@@ -142,13 +142,13 @@ class Family:
         return np.array([errors[index[a]] - errors[index[b]] for a, b in pairs])
 
 
-def compare(outcomes: Mapping[str, npt.ArrayLike]) -> Family:
+def compare(outcomes: Mapping[str, npt.ArrayLike]) -> Comparisons:
     """The family of methods whose outcomes (S, P) are on the same problems."""
-    return Family({name: sample(matrix) for name, matrix in outcomes.items()})
+    return Comparisons({name: mean_squares(matrix) for name, matrix in outcomes.items()})
 
 
-def interval(one: Sample, seeds: SeedVariance) -> Interval:
-    """The mean of a sample with its 95 % interval.
+def interval(one: MeanSquares, seeds: SeedVariance) -> Interval:
+    """The mean of a method's outcomes with its 95 % interval.
 
     Without seeds, and with one, only problems are random: shares have the exact binomial interval.
     """
@@ -180,7 +180,12 @@ def exact(share: float, problems: int) -> tuple[float, float]:
 
 
 def difference(
-    a: Sample, a_seeds: SeedVariance, b: Sample, b_seeds: SeedVariance, *, paired: bool = True
+    a: MeanSquares,
+    a_seeds: SeedVariance,
+    b: MeanSquares,
+    b_seeds: SeedVariance,
+    *,
+    paired: bool = True,
 ) -> Difference:
     """The mean of `a` minus the mean of `b`, with the p of this comparison alone.
 
@@ -211,13 +216,13 @@ def corrected(differences: Sequence[Difference | None]) -> list[Difference | Non
     ]
 
 
-def seed_part(one: Sample, seeds: SeedVariance) -> float:
-    """The variance of a sample's mean that its seeds bring, the residual's share among it."""
+def seed_part(one: MeanSquares, seeds: SeedVariance) -> float:
+    """The variance of a mean that its seeds bring, the residual's share among it."""
     return seeds.square / one.seeds / max(len(one.columns), 1) if one.seeds else 0.0
 
 
-def residual_part(one: Sample) -> float:
-    """The variance of a sample's mean that the residual brings."""
+def residual_part(one: MeanSquares) -> float:
+    """The variance of a mean that the residual brings."""
     return one.residual / one.seeds / len(one.columns) if one.seeds > 1 and one.residual else 0.0
 
 
@@ -253,7 +258,7 @@ class _Estimate:
 
 
 def _estimate(
-    mean: float, parts: Sequence[tuple[Sample, SeedVariance]], problems: float, width: int
+    mean: float, parts: Sequence[tuple[MeanSquares, SeedVariance]], problems: float, width: int
 ) -> _Estimate:
     """Add up the variance of seeds and problems; degrees of freedom by Satterthwaite.
 

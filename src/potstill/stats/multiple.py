@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from potstill.stats.sample import Matrix
+from potstill.stats.mean_squares import Matrix
 
 DRAWS, BATCH = 20_000, 2_000
 

@@ -12,7 +12,7 @@ from itertools import combinations
 
 import numpy as np
 
-from potstill.stats.comparisons import LEVEL, VERDICT_SEEDS, Family
+from potstill.stats.comparisons import LEVEL, VERDICT_SEEDS, Comparisons
 from potstill.stats.multiple import critical
 
 POWER = 0.8
@@ -70,9 +70,8 @@ class Components:
         return None
 
 
-# For a study that has no results yet: `python -m benchmarks.coverage --components` prints those of
-# the embedded pairs.
-TYPICAL = Components(seed=0.02**2, problem=0.06, residual=0.12)
+# For a study that has no results yet: the order of the embedded pairs' studies of 20 to 100 steps.
+TYPICAL = Components(seed=0.015**2, problem=0.01, residual=0.08)
 
 
 @dataclass(frozen=True)
@@ -118,7 +117,7 @@ class Plan:
     problems: int | None
 
 
-def components(family: Family) -> Components | None:
+def components(family: Comparisons) -> Components | None:
     """The components of the methods of one pair; None where no method has two seeds."""
     known = [s for s in family.samples.values() if s.seeds > 1 and len(s.columns) > 1]
     varied = [s for s in known if not s.constant] or known
@@ -135,7 +134,7 @@ def components(family: Family) -> Components | None:
     return Components(seed, problem, residual)
 
 
-def power(family: Family, methods: int, seeds: int, problems: int) -> Power:
+def power(family: Comparisons, methods: int, seeds: int, problems: int) -> Power:
     """The power of a study: from its results, or from typical components where there are none.
 
     Args:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from potstill.stats.sample import Sample
+from potstill.stats.mean_squares import MeanSquares
 
 POOLING_LEVEL = 0.25  # of Bartlett's test, from which on variances are taken to be equal
 
@@ -29,7 +29,7 @@ class SeedVariance:
     df: float
 
 
-def seed_variances(samples: Sequence[Sample]) -> list[SeedVariance]:
+def seed_variances(samples: Sequence[MeanSquares]) -> list[SeedVariance]:
     """The seed mean square to use for each of the methods of one pair, in the given order.
 
     Methods with one seed have the pooled one; without any method of two seeds there is none.

@@ -17,13 +17,13 @@ from potstill.algorithms.losses import (
     REVERSE_KL,
 )
 from potstill.algorithms.recipe import Recipe
-from potstill.algorithms.schedules import whole
 from potstill.engines import zoo
 from potstill.errors import PotstillError, did_you_mean
 from potstill.study.schema import Study
 from potstill.tasks import Task
 from potstill.tasks.context.builder import PromptBuilder
 from potstill.tasks.rendering import plain, render
+from potstill.training.rollout import check_prefix
 from potstill.types import Problem
 
 TEMPLATE = 256  # bytes that a chat template may add to a message
@@ -31,13 +31,7 @@ TEMPLATE = 256  # bytes that a chat template may add to a message
 
 def check_recipe(recipe: Recipe, study: Study, losses: frozenset[str]) -> None:
     """Check a recipe against the training settings and the losses of the engine."""
-    longest = whole(recipe.prefix.range[1])
-    if longest >= study.train.max_tokens:
-        raise PotstillError(
-            f"max_tokens counts the prefix: {recipe.name} seeds up to {longest} tokens, "
-            f"train.max_tokens is {study.train.max_tokens}",
-            f"raise train.max_tokens above {longest}, or shorten the prefix in a [recipe]",
-        )
+    check_prefix(recipe, study.train.max_tokens)
     if recipe.interleave and "reverse_kl" not in losses:
         raise PotstillError(
             f"{recipe.name} interleaves by the teacher's ranks, which engine "

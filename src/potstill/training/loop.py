@@ -20,7 +20,7 @@ from potstill.training.evaluation import TeacherCompletions
 from potstill.training.filtering import RolloutFilter
 from potstill.training.monitoring import MonitorFactory
 from potstill.training.recorder import Memory, Recorder
-from potstill.training.rollout import collect, draw
+from potstill.training.rollout import check_prefix, collect, draw
 from potstill.training.session import Trained, open_session
 from potstill.types import Limits, StepStats, Trajectory
 
@@ -52,9 +52,11 @@ def train(
             `partial(diagnostics.monitor.Monitor, spec, settings, evaluation)`; default: none.
 
     Raises:
+        PotstillError: the prefix leaves no tokens to the student, or on_collapse needs a monitor.
         NonFinite: a loss or gradient is not finite.
         BudgetReached: the budget is spent; a later call continues from the checkpoint.
     """
+    check_prefix(recipe, settings.max_tokens)
     recorder = recorder or Memory()
     total = recipe.total_steps(settings.steps)
     limits = Limits(settings.max_tokens, settings.temperature, settings.teacher_temperature)

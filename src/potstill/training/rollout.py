@@ -15,6 +15,7 @@ import numpy as np
 from potstill.algorithms.recipe import Recipe
 from potstill.algorithms.schedules import whole
 from potstill.engines.protocol import Engine
+from potstill.errors import PotstillError
 from potstill.training.speculative import interleave, with_behavior
 from potstill.types import Limits, Problem, Role, Trajectory
 
@@ -33,6 +34,17 @@ def draw(problems: Sequence[Problem], count: int, seed: int, step: int) -> list[
         epoch, offset = divmod(position, len(problems))
         drawn.append(problems[_order(len(problems), seed, epoch)[offset]])
     return drawn
+
+
+def check_prefix(recipe: Recipe, max_tokens: int) -> None:
+    """Check that a recipe's prefix leaves the student something to write."""
+    longest = whole(recipe.prefix.range[1])
+    if longest >= max_tokens:
+        raise PotstillError(
+            f"max_tokens counts the prefix: {recipe.name} seeds up to {longest} tokens, "
+            f"train.max_tokens is {max_tokens}",
+            f"raise train.max_tokens above {longest}, or shorten the prefix in a [recipe]",
+        )
 
 
 def student_prompts(share: float, batch: int, step: int, seed: int) -> int:

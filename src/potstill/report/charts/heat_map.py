@@ -14,7 +14,7 @@ import numpy as np
 from potstill.report.charts.spec import Spec, chart, names, number, record, tooltip
 from potstill.report.data import StudyData
 from potstill.report.results import outcome_matrix
-from potstill.stats.sample import Matrix
+from potstill.stats.mean_squares import Matrix
 from potstill.study.storage import REFERENCES
 
 WIDEST = 1000  # columns; more problems than that share them

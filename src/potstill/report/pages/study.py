@@ -16,7 +16,7 @@ from potstill.report.charts.spec import Chart
 from potstill.report.completions import samples
 from potstill.report.costs import costs, profiles
 from potstill.report.data import StudyData
-from potstill.report.findings import FindingGroup
+from potstill.report.findings import FindingGroup, notes
 from potstill.report.formatting import settings
 from potstill.report.pages import bundle
 from potstill.report.race import look_line, named_looks, races
@@ -46,7 +46,8 @@ def render(
         faults=[FAULTS[name] for name in data.study.faults],
         answers=sentences.answers(summary),
         untested=sentences.untested(summary),
-        groups=groups,
+        groups=list(groups),
+        notes=notes(data),
         pairs=[_pair(data, pair, summary, charts) for pair, charts in sections.items()],
         columns=methods.chosen(columns, methods.PAGE),
         priced="usd" in columns,

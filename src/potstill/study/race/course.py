@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from potstill.stats.sample import Matrix
+from potstill.stats.mean_squares import Matrix
 from potstill.study.race.decision import Decision, End, Entry, decide
 from potstill.study.race.rules import Rules
 from potstill.study.storage import REFERENCES, RunId

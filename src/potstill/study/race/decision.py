@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 from itertools import combinations, pairwise
 from typing import Literal
 
-from potstill.stats.comparisons import VERDICT_SEEDS, Difference, Family
-from potstill.stats.sample import Matrix, clustered, sample
+from potstill.stats.comparisons import VERDICT_SEEDS, Comparisons, Difference
+from potstill.stats.mean_squares import Matrix, clustered, mean_squares
 from potstill.stats.seeds import SeedVariance
 
 # One seed does not show how much seeds differ, so this is assumed: the standard deviation of
@@ -130,14 +130,16 @@ def decide(
     )
 
 
-def careful(outcomes: Mapping[str, Matrix], clusters: Sequence[object] | None = None) -> Family:
+def careful(
+    outcomes: Mapping[str, Matrix], clusters: Sequence[object] | None = None
+) -> Comparisons:
     """The family of methods, each with the larger of its own seed variance and the pooled one.
 
     A report pools where variances look alike. A race drops for good, and with two of eight methods
     far noisier the report's rule dropped the best one in 7 % of races, this one in 4 % (LOG.md).
     """
-    samples = {name: sample(matrix, clusters=clusters) for name, matrix in outcomes.items()}
-    family = Family(samples)
+    samples = {name: mean_squares(matrix, clusters=clusters) for name, matrix in outcomes.items()}
+    family = Comparisons(samples)
     for name, one in samples.items():
         own = SeedVariance(one.seed_square, one.seeds - 1.0)
         family.variances[name] = max(family.variances[name], own, key=lambda v: v.square)
@@ -188,7 +190,9 @@ def _below_untrained(
     return dropped
 
 
-def _below_leader(racing: Mapping[str, Matrix], family: Family, level: float) -> dict[str, Drop]:
+def _below_leader(
+    racing: Mapping[str, Matrix], family: Comparisons, level: float
+) -> dict[str, Drop]:
     """Methods whose simultaneous upper bound of the difference to the leader is below zero."""
     leader = max(racing, key=lambda m: racing[m].mean())
     dropped = {}

@@ -25,7 +25,7 @@ Matrix = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
-class Sample:
+class MeanSquares:
     """Outcomes of one method, or of a baseline, which has no seeds."""
 
     seeds: int  # S; 0: a baseline
@@ -42,10 +42,10 @@ class Sample:
         return bool(level) and not self.seed_square > 0
 
 
-def sample(
+def mean_squares(
     outcomes: npt.ArrayLike, *, seeded: bool = True, clusters: Sequence[object] | None = None
-) -> Sample:
-    """Reduce outcomes to a sample.
+) -> MeanSquares:
+    """Reduce outcomes to their mean squares.
 
     Args:
         outcomes: (S, P), any real numbers; or (S,), a number a seed that no problem is behind.
@@ -56,7 +56,7 @@ def sample(
     x = np.asarray(outcomes, float)
     if x.ndim == 1:
         square = float(x.var(ddof=1)) if len(x) > 1 else float("nan")
-        return Sample(len(x), float(x.mean()), np.empty(0), square, 0.0, False)
+        return MeanSquares(len(x), float(x.mean()), np.empty(0), square, 0.0, False)
     shares = bool(((x >= 0) & (x <= 1)).all())
     if clusters is not None:
         x = clustered(x, clusters)
@@ -64,11 +64,11 @@ def sample(
     rows, columns, mean = x.mean(1), x.mean(0), float(x.mean())
     if s < 2 or not seeded:
         nan = float("nan")
-        return Sample(s if seeded else 0, mean, columns, nan, nan, shares)
+        return MeanSquares(s if seeded else 0, mean, columns, nan, nan, shares)
     residual = x - rows[:, None] - columns + mean
     error = float((residual**2).sum() / ((s - 1) * (p - 1))) if p > 1 else 0.0
     seed_square = float(p * rows.var(ddof=1))
-    return Sample(s, mean, columns, seed_square, error, shares)
+    return MeanSquares(s, mean, columns, seed_square, error, shares)
 
 
 def clustered(outcomes: Matrix, clusters: Sequence[object]) -> Matrix:

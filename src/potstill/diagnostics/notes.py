@@ -1,0 +1,180 @@
+"""Notes on a run: what is worth a change although every step trains what the recipe specifies.
+
+A teacher that is weaker than the student, steps that jump and recover, and, once the run has
+finished, a student that has learned nothing or was still improving. Pure functions on rows of
+metrics.jsonl. Collapses and deviations are left to `symptoms` and `diagnosis`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import comb
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+Row = Mapping[str, Any]
+
+JUMP, RISE = 3.0, 0.7  # a jump: gradient norm over its median, and rise of the loss in nats
+CALM = 10  # steps before a jump, of the same sources, that its medians need
+LASTS = 3  # steps after which the loss is still up if the jump did damage
+NOISY = 2  # jumps that recover, from which on the steps are noisy
+DOUBT = 0.01  # chance below which a difference counts
+UNMOVED = 0.95, 1.1  # shares of step 0's distance from the teacher between which nothing is learned
+AWAY = (1.5, 0.1)  # factor and offset on it from which on the student has moved away
+APART = 0.05  # nats per token above which there is something to learn
+GAIN = 0.1  # share of the gain so far that the same number of steps would add again
+DISTANCES = {
+    "train/kl_divergence": "KL from the teacher on its completions",
+    "signal/reading_loss": "the loss on the teacher's completions",
+}
+
+
+@dataclass(frozen=True)
+class Remark:
+    """A cause with its evidence, and the steps at which it began and was established."""
+
+    cause: str
+    step: int
+    detected: int
+    evidence: str
+
+
+def weak_teacher(rows: Sequence[Row]) -> Iterator[Remark]:
+    """A teacher that solves fewer problems of the probe than the untrained student.
+
+    McNemar's exact test on the problems that one of the two alone solves, one-sided.
+    """
+    start = rows[0] if rows else {}
+    lost, won = start.get("signal/student_only"), start.get("signal/teacher_only")
+    if start.get("step") != 0 or lost is None or won is None:
+        return
+    n = lost + won
+    if sum(comb(n, k) for k in range(lost, n + 1)) < DOUBT * 2**n:
+        yield Remark(
+            "weak_teacher",
+            0,
+            0,
+            f"the teacher solves {start['signal/teacher_accuracy']:.0%} of the probe, the "
+            f"untrained student {start['train/accuracy']:.0%}: {lost} problems only the student, "
+            f"{won} only the teacher",
+        )
+
+
+@dataclass(frozen=True)
+class Jump:
+    """A step that raised loss and gradient norm far above the steps before it."""
+
+    step: int  # the step that moved the student
+    detected: int  # the last step that was looked at
+    lasting: bool  # the loss was still up then
+    evidence: str
+
+
+def jumps(rows: Sequence[Row]) -> Iterator[Jump]:
+    """Jumps whose next steps are known, each with whether it lasted.
+
+    One bad batch of short completions jumps as well; the steps after it are as before.
+    """
+    steps = [r for r in rows if _finite(r.get("train/grad_norm")) and _finite(r.get("train/loss"))]
+    resume = 0
+    for i in range(1, len(steps) - LASTS + 1):
+        row, phase = steps[i], steps[i].get("train/phase")
+        if i < resume or steps[i - 1].get("train/phase") != phase:
+            continue
+        recent = [r for r in steps[max(0, i - 20) : i] if r.get("train/phase") == phase]
+        if len(recent) < CALM:
+            continue
+        norm, loss = (median(r[f"train/{name}"] for r in recent) for name in ("grad_norm", "loss"))
+        if row["train/grad_norm"] <= JUMP * norm or row["train/loss"] <= loss + RISE:
+            continue
+        after = steps[i : i + LASTS]
+        evidence = (
+            f"gradient norm {norm:.2f} -> {row['train/grad_norm']:.2f}, loss "
+            f"{loss:.2f} -> {row['train/loss']:.2f} nats in one step"
+        )
+        high = max(loss + RISE, *(r["train/loss"] for r in recent))
+        lasting = all(r["train/loss"] > high for r in after if r.get("train/phase") == phase)
+        detected = int(after[-1]["step"])
+        yield Jump(int(steps[i - 1]["step"]), detected, lasting, evidence)
+        resume = i + LASTS
+
+
+def noisy_steps(rows: Sequence[Row]) -> Iterator[Remark]:
+    """Jumps that the next steps undo, in a run without one that lasts."""
+    passing = list(jumps(rows))
+    if len(passing) >= NOISY and not any(jump.lasting for jump in passing):
+        first, last = passing[0], passing[NOISY - 1]
+        evidence = f"{len(passing)} jumps that the next steps undo; the first: {first.evidence}"
+        yield Remark("noisy_steps", first.step, last.detected, evidence)
+
+
+def rate_too_high(rows: Sequence[Row]) -> Iterator[Remark]:
+    """Both distances from the teacher have risen since step 0, at the last two probes."""
+    probes, moves = _distances(rows)
+    if len(moves) < len(DISTANCES) or len(probes) < 3:
+        return
+    if all(b > AWAY[0] * a + AWAY[1] for values in moves.values() for a, b in values):
+        last = {name: values[-1] for name, values in moves.items()}
+        yield Remark(
+            "rate_too_high", int(probes[-2]["step"]), int(probes[-1]["step"]), _listed(last)
+        )
+
+
+def outcome(rows: Sequence[Row]) -> Iterator[Remark]:
+    """Notes on a finished run: moved away from the teacher, nothing learned, still improving."""
+    yield from (away := list(rate_too_high(rows)))
+    probes, moves = _distances(rows)
+    if away or len(probes) < 3 or not moves:
+        return
+    step, last = int(probes[-1]["step"]), {name: values[-1] for name, values in moves.items()}
+    accuracy = [r.get("train/accuracy") or 0.0 for r in probes]
+    better = min(accuracy[-2:]) > accuracy[0]
+    low, high = UNMOVED
+    stays = all(low * a <= b <= high * a for values in moves.values() for a, b in values)
+    if stays and not better:
+        if max(a for a, _ in last.values()) > APART:
+            yield Remark("nothing_learned", 0, step, _listed(last))
+        return
+    fits = {name: _still([r[name] for r in probes]) for name in moves}
+    if late := {name: ends for name, ends in fits.items() if ends}:
+        onset = int(probes[len(probes) // 2]["step"])
+        yield Remark("still_improving", onset, step, f"in the second half, {_listed(late)}")
+
+
+def _distances(
+    rows: Sequence[Row],
+) -> tuple[list[Row], dict[str, list[tuple[float, float]]]]:
+    """The probes, and each known distance at step 0 with that at each of the last two probes."""
+    probes = [r for r in rows if r.get("signal/teacher_loss") is not None]
+    if not probes or probes[0]["step"] != 0:
+        return [], {}
+    known = [name for name in DISTANCES if all(r.get(name) is not None for r in probes)]
+    return probes, {n: [(probes[0][n], r[n]) for r in probes[-2:]] for n in known}
+
+
+def _still(values: Sequence[float]) -> tuple[float, float] | None:
+    """The fitted start and end of a distance's second half if it is still falling, else None."""
+    from scipy.stats import t as student_t
+
+    late = np.asarray(values[len(values) // 2 :], float)
+    n = len(late)
+    if n < 4:
+        return None
+    x = np.arange(n) - (n - 1) / 2
+    slope = float(x @ late / (x @ x))
+    residual = late - late.mean() - slope * x
+    error = float(np.sqrt(residual @ residual / (n - 2) / (x @ x)))
+    first, last = float(late.mean() + slope * x[0]), float(late.mean() + slope * x[-1])
+    falls = student_t.sf(-slope / max(error, 1e-12), n - 2) < DOUBT
+    return (first, last) if falls and first - last > GAIN * (values[0] - last) > 0 else None
+
+
+def _listed(moves: Mapping[str, tuple[float, float]]) -> str:
+    return "; ".join(f"{DISTANCES[n]}: {a:.3g} -> {b:.3g} nats" for n, (a, b) in moves.items())
+
+
+def _finite(value: float | None) -> bool:
+    return value is not None and bool(np.isfinite(value))
