@@ -19,7 +19,7 @@ from potstill.engines.torch import lm_head as heads
 from potstill.engines.torch import loss_terms as terms
 from potstill.engines.torch.batching import micro_batches
 from potstill.engines.torch.engine import TorchEngine
-from potstill.errors import PotstillError
+from potstill.errors import NonFinite, PotstillError
 from potstill.settings import TorchSettings
 from potstill.training.objective import build
 from potstill.training.rollout import collect
@@ -164,6 +164,17 @@ def test_slices_of_positions_change_no_row(
     exact = engine.rows("teacher", *rows[0])
     picked = exact[np.arange(len(rows[0][1])), list(rows[0][1])]
     np.testing.assert_allclose(scores[0], picked, atol=1e-5)
+
+
+def test_a_model_whose_weights_are_not_numbers_writes_nothing(models: Path) -> None:
+    """A last update that overflows must not end as a run whose completions are one token."""
+    engine = open_pair(models)
+    for parameter in engine.models.trained.values():
+        parameter.data.fill_(float("nan"))
+    prompt = engine.prompt(Problem("0", "Tom has 3", "3"))
+    for temperature in (0.0, 1.0):
+        with pytest.raises(NonFinite):
+            engine.sample("student", [prompt], [4], temperature, np.random.default_rng(0))
 
 
 def test_clipping_bounds_the_gradient(models: Path) -> None:

@@ -27,7 +27,7 @@ class PotstillError(ValueError):
 
 
 class NonFinite(ArithmeticError):
-    """A loss or gradient is not finite. The run fails; the study continues."""
+    """A loss, a gradient or a log-probability is not finite. The run fails; the study continues."""
 
 
 class StorageError(PotstillError):

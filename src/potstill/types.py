@@ -263,14 +263,11 @@ class Datum(Written):
 
 @dataclass(frozen=True)
 class StepStats:
-    """Report of one optimizer step.
-
-    `losses` maps "student", "teacher" and "anchor" to the mean per-token loss of that part (nats).
-    """
+    """Report of one optimizer step; `losses` are means per token, in nats."""
 
     loss: float  # the quantity that was minimised: the weighted sum of all parts
     grad_norm: float  # before clipping
-    losses: dict[str, float] = field(default_factory=dict)
+    losses: dict[str, float] = field(default_factory=dict)  # "student", "teacher", "anchor"
     clipped: float | None = None  # share of importance ratios; None: no loss with a limit
     optimizer: float = field(default=0.0, compare=False)  # seconds after the gradients
 

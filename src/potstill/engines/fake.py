@@ -128,6 +128,8 @@ class FakeEngine(Prompting):
     ) -> list[Sample]:
         logp = log_softmax(self._tables[role])
         draws = _tempered(logp, temperature)
+        if np.isnan(draws).any():
+            raise NonFinite(f"log-probabilities of the {role}")
         cumulative = np.exp(draws).cumsum(-1)
         noise = rng.random((len(prompts), max(max_tokens, default=0)))
         samples = []

@@ -19,6 +19,7 @@ from torch import Tensor
 from potstill.algorithms.losses import token_logprobs
 from potstill.engines.torch.batching import pad_left
 from potstill.engines.torch.decoding import begin
+from potstill.errors import NonFinite
 from potstill.types import Floats, Ids, Sample
 
 
@@ -81,6 +82,8 @@ def generate(
         decoder.step(drawn[:1])
         while any_process(False):
             decoder.step(drawn[:1])
+    if np.isnan(logprobs).any():
+        raise NonFinite("log-probabilities of sampled tokens")
     return [
         Sample(tuple(tokens[row, :n].tolist()), logprobs[row, :n].copy(), behavior[row, :n].copy())
         for row, n in enumerate(lengths)
