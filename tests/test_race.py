@@ -322,6 +322,7 @@ def test_run_again_does_nothing(whole: tuple[Path, Path]) -> None:
     assert times() == before and (whole[1] / "race.json").read_bytes() == race
 
 
+@pytest.mark.slow
 def test_killed_at_any_look_and_resumed_it_decides_the_same(
     whole: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
