@@ -94,6 +94,11 @@ def test_alike_seed_variances_are_pooled() -> None:
         scipy_stats.bartlett(*[sample_means(s) for s in range(6)]).pvalue >= POOLING_LEVEL
     )
 
+    samples = [mean_squares(0.5 + effects(3, sd)[:, None] + np.zeros(50)) for sd in (0.1, 0.11)]
+    pooled = 50 * (0.1**2 + 0.11**2) / 2
+    for variance in seed_variances(samples):
+        assert (variance.square, variance.df) == (pytest.approx(pooled), 4)
+
 
 def sample_means(seed: int) -> np.ndarray:
     return np.asarray(binary(0.5, 3, 100, seed).mean(1))
@@ -179,6 +184,30 @@ def test_nats_are_not_cut_at_1() -> None:
     found = compare({"a": np.array([0.7, 1.2, 1.4])}).interval("a")
     test = scipy_stats.ttest_1samp([0.7, 1.2, 1.4], 0).confidence_interval()
     assert (found.low, found.high) == pytest.approx((test.low, test.high))
+
+
+def test_clusters_of_unequal_sizes_add_no_variance_of_their_own() -> None:
+    clusters = [0, 0, 0, *range(1, 28)]
+    one = mean_squares(np.ones((3, 30)), clusters=clusters)
+    assert one.constant and one.mean == 1.0
+    assert compare({"a": np.ones((3, 30))}).interval("a").low > 0.85
+    assert Comparisons({"a": one}).interval("a").high == 1.0
+    assert one.effective == pytest.approx(30**2 / (9 + 27))
+
+
+@pytest.mark.parametrize("seeds", [0, 1, 3])
+def test_intervals_over_repeated_problems_cover_the_truth(seeds: int) -> None:
+    """60 questions, 12 of them four times: neither too narrow nor, by their sizes, too wide."""
+    rng, covered = np.random.default_rng(seeds), []
+    sizes = np.where(np.arange(60) < 12, 4, 1)
+    names = np.repeat(np.arange(60), sizes).tolist()
+    for _ in range(400):
+        right = rng.random(60) < 2 / 3
+        rows = np.repeat(np.tile(right.astype(float), (max(seeds, 1), 1)), sizes, axis=1)
+        one = mean_squares(rows, seeded=seeds > 0, clusters=names)
+        found = Comparisons({"a": one}).interval("a")
+        covered.append(found.low <= 2 / 3 <= found.high)
+    assert 0.91 <= np.mean(covered) <= 0.99
 
 
 # --- families

@@ -43,8 +43,8 @@ def check(
         str | None,
         typer.Option(
             metavar="FOLDER|URL",
-            help="A study with at least two seeds: its variances tell which differences this one "
-            "can show. [default: typical variances]",
+            help="A study with at least two seeds: the smallest difference that this one can show "
+            "is computed from its variances. [default: typical variances]",
         ),
     ] = None,
     as_json: AsJson = False,

@@ -40,6 +40,9 @@ OutOrUrl = Annotated[
         "[default: runs/NAME]",
     ),
 ]
+Figures = Annotated[
+    bool, typer.Option("--figures/--no-figures", help="Also write SVG, PDF and PNG figures.")
+]
 On = Annotated[
     str,
     typer.Option(

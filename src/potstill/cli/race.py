@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from potstill.cli.app import RUN, command
-from potstill.cli.options import AsJson, On, OutOrUrl, Preflight, Retry, Words, Workers, study_of
+from potstill.cli.options import (
+    AsJson,
+    Figures,
+    On,
+    OutOrUrl,
+    Preflight,
+    Retry,
+    Words,
+    Workers,
+    study_of,
+)
 from potstill.cli.tables import show_report
 from potstill.errors import PotstillError
 
@@ -81,9 +91,7 @@ def race(
     workers: Workers = 0,
     preflight: Preflight = True,
     retry_failed: Retry = False,
-    figures: Annotated[
-        bool, typer.Option("--figures/--no-figures", help="Also write SVG, PDF and PNG figures.")
-    ] = True,
+    figures: Figures = True,
     as_json: AsJson = False,
 ) -> None:
     """Compare methods with fewer runs than their grid: drop what is clearly behind.

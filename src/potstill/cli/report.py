@@ -9,6 +9,7 @@ import typer
 from potstill.cli.app import READ, command
 from potstill.cli.options import AsJson, AsMarkdown, StudyPlace
 from potstill.cli.tables import show_report
+from potstill.errors import PotstillError
 
 
 @command(
@@ -39,6 +40,8 @@ def report(
     from potstill.report import as_markdown, write_report
     from potstill.study.remote import source
 
+    if within > 100:
+        raise PotstillError(f"--within is at most 100 points, got {within:g}", "1 is the default")
     mirror, path = source(place)
     written = write_report(path, figures=figures, within=within / 100)
     mirror.publish()

@@ -12,6 +12,7 @@ from potstill.cli import completion
 from potstill.cli.app import RUN, command
 from potstill.cli.options import (
     AsJson,
+    Figures,
     On,
     OutOrUrl,
     PairName,
@@ -41,9 +42,7 @@ def study(
     workers: Workers = 0,
     preflight: Preflight = True,
     retry_failed: Retry = False,
-    figures: Annotated[
-        bool, typer.Option("--figures/--no-figures", help="Also write SVG, PDF and PNG figures.")
-    ] = True,
+    figures: Figures = True,
     as_json: AsJson = False,
 ) -> None:
     """Run a study and write its report; run it again to resume it.

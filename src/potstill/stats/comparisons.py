@@ -153,7 +153,7 @@ def interval(one: MeanSquares, seeds: SeedVariance) -> Interval:
     Without seeds, and with one, only problems are random: shares have the exact binomial interval.
     """
     if one.shares and len(one.columns) and (one.seeds < 2 or one.constant):
-        return Interval(one.mean, *exact(one.mean, len(one.columns)), one.seeds)
+        return Interval(one.mean, *exact(one.mean, one.effective), one.seeds)
     estimate = _estimate(
         one.mean, [(one, seeds)] if one.seeds > 1 else [], _variance(one.columns), len(one.columns)
     )
@@ -163,7 +163,7 @@ def interval(one: MeanSquares, seeds: SeedVariance) -> Interval:
     return Interval(one.mean, low, high, one.seeds)
 
 
-def exact(share: float, problems: int) -> tuple[float, float]:
+def exact(share: float, problems: float) -> tuple[float, float]:
     """The exact binomial 95 % interval of a share of problems.
 
     Source: C. J. Clopper and E. S. Pearson, 1934.

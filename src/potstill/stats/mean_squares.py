@@ -15,6 +15,7 @@ are problems).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -34,6 +35,7 @@ class MeanSquares:
     seed_square: float  # A; nan below two seeds
     residual: float  # E; nan below two seeds
     shares: bool  # every outcome is in [0, 1], so is the mean
+    effective: float  # independent problems that would tell as much; fewer where some are repeated
 
     @property
     def constant(self) -> bool:
@@ -56,30 +58,41 @@ def mean_squares(
     x = np.asarray(outcomes, float)
     if x.ndim == 1:
         square = float(x.var(ddof=1)) if len(x) > 1 else float("nan")
-        return MeanSquares(len(x), float(x.mean()), np.empty(0), square, 0.0, False)
+        return MeanSquares(len(x), float(x.mean()), np.empty(0), square, 0.0, False, 0.0)
     shares = bool(((x >= 0) & (x <= 1)).all())
+    effective = float(x.shape[1])
     if clusters is not None:
-        x = clustered(x, clusters)
+        sizes = np.array([*Counter(clusters).values()], float)
+        x, effective = clustered(x, clusters), float(sizes.sum() ** 2 / (sizes**2).sum())
     s, p = x.shape
     rows, columns, mean = x.mean(1), x.mean(0), float(x.mean())
     if s < 2 or not seeded:
         nan = float("nan")
-        return MeanSquares(s if seeded else 0, mean, columns, nan, nan, shares)
+        return MeanSquares(s if seeded else 0, mean, columns, nan, nan, shares, effective)
     residual = x - rows[:, None] - columns + mean
     error = float((residual**2).sum() / ((s - 1) * (p - 1))) if p > 1 else 0.0
     seed_square = float(p * rows.var(ddof=1))
-    return MeanSquares(s, mean, columns, seed_square, error, shares)
+    return MeanSquares(s, mean, columns, seed_square, error, shares, effective)
 
 
 def clustered(outcomes: Matrix, clusters: Sequence[object]) -> Matrix:
-    """One column a cluster, scaled so that the mean over columns is the mean over problems.
+    """One column a cluster; the mean over columns is the mean over problems.
 
-    >>> clustered(np.array([[1.0, 0.0, 1.0]]), ["a", "b", "a"])
-    array([[1.33333333, 0.        ]])
+    A column is the mean plus the scaled deviations of its problems from the mean, so that clusters
+    of unequal sizes add no variance where all outcomes are equal (the linearised ratio estimator of
+    W. G. Cochran, Sampling techniques, 1977, section 6.5).
+
+    Args:
+        outcomes: (P,) or (S, P).
+        clusters: (P,) a name for each problem.
+
+    >>> clustered(np.array([1.0, 0.0, 1.0, 1.0]), ["a", "b", "a", "c"]).tolist()
+    [1.125, 0.1875, 0.9375]
     """
     index = {name: i for i, name in enumerate(dict.fromkeys(clusters))}
     if len(index) == len(clusters):
         return outcomes
     member = np.zeros((len(clusters), len(index)))
     member[np.arange(len(clusters)), [index[name] for name in clusters]] = 1.0
-    return np.asarray(outcomes @ member * (len(index) / len(clusters)))
+    mean = outcomes.mean(-1, keepdims=True)
+    return np.asarray(mean + (outcomes - mean) @ member * (len(index) / len(clusters)))

@@ -18,7 +18,7 @@ DRAWS, BATCH = 20_000, 2_000
 def max_t(p_values: Sequence[float], effects: Matrix) -> list[float]:
     """Step-down max-t correction of two-sided p-values.
 
-    Of all comparisons not yet decided, the most extreme one is held against the distribution of
+    Of all comparisons not yet decided, the most extreme one is compared with the distribution of
     the most extreme one under no difference at all. Every statistic is first made a normal one by
     its own p-value; the joint distribution is drawn (20,000 draws, a fixed seed).
 
