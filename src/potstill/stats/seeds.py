@@ -44,12 +44,14 @@ def seed_variances(samples: Sequence[MeanSquares]) -> list[SeedVariance]:
     pooled = SeedVariance(float((squares * df).sum() / df.sum()), float(df.sum()))
     if alike(squares, df):
         return [pooled for _ in samples]
-    return [
-        SeedVariance(s.seed_square, s.seeds - 1.0)
-        if s.seeds > 1 and s.seed_square > pooled.square
-        else pooled
-        for s in samples
-    ]
+    return [larger(s, pooled) for s in samples]
+
+
+def larger(one: MeanSquares, pooled: SeedVariance) -> SeedVariance:
+    """A method's own seed variance where it is above the pooled one, by more than rounding."""
+    if one.seeds > 1 and one.seed_square > pooled.square * (1 + 1e-9):
+        return SeedVariance(one.seed_square, one.seeds - 1.0)
+    return pooled
 
 
 def alike(squares: np.ndarray, df: np.ndarray) -> bool:

@@ -21,7 +21,7 @@ from typing import Literal
 
 from potstill.stats.comparisons import VERDICT_SEEDS, Comparisons, Difference
 from potstill.stats.mean_squares import Matrix, clustered, mean_squares
-from potstill.stats.seeds import SeedVariance
+from potstill.stats.seeds import larger
 
 # One seed does not show how much seeds differ, so this is assumed: the standard deviation of
 # accuracy between seeds, larger than that of any method on the embedded pairs (see LOG.md).
@@ -141,8 +141,7 @@ def careful(
     samples = {name: mean_squares(matrix, clusters=clusters) for name, matrix in outcomes.items()}
     family = Comparisons(samples)
     for name, one in samples.items():
-        own = SeedVariance(one.seed_square, one.seeds - 1.0)
-        family.variances[name] = max(family.variances[name], own, key=lambda v: v.square)
+        family.variances[name] = larger(one, family.variances[name])
     return family
 
 
