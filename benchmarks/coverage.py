@@ -118,6 +118,28 @@ class Larger(Own):
         return [max(pair, key=lambda v: v.square) for pair in both]
 
 
+class OnePool(Own):
+    """Pooled over all methods where they look alike, otherwise the larger of own and pooled."""
+
+    @staticmethod
+    def rule(samples: Sequence[MeanSquares]) -> list[SeedVariance]:
+        squares = np.array([s.seed_square for s in samples])
+        alike = seeds.alike(squares, np.array([s.seeds - 1.0 for s in samples]))
+        return Pooled.rule(samples) if alike else Larger.rule(samples)
+
+
+class Group(Own):
+    """Pooled over the methods that look alike, with any number of seeds."""
+
+    @staticmethod
+    def rule(samples: Sequence[MeanSquares]) -> list[SeedVariance]:
+        pool = sorted(samples, key=lambda s: s.seed_square)
+        while OnePool.rule(pool) != Pooled.rule(pool):
+            pool = pool[:-1]
+        shared = seeds.pooled(pool)
+        return [seeds.larger(s, shared) if len(pool) < len(samples) else shared for s in samples]
+
+
 class EmpiricalBayes(Own):
     """Each variance shrunk towards the others', as far as they look alike.
 
@@ -194,6 +216,8 @@ CANDIDATES: dict[str, Rule] = {
     "pooled": ruled(Pooled),
     "empirical Bayes": ruled(EmpiricalBayes),
     "larger of both": ruled(Larger),
+    "one pool if alike": ruled(OnePool),
+    "pool of those alike": ruled(Group),
     "t and z in quadrature": ruled(Quadrature),
     "shipped": shipped,
 }
@@ -267,6 +291,8 @@ FRONTIER = (
     Scenario(3, 1.0, wild=2, wild_points=6.0),
     Scenario(3, 1.0, wild=2),
     Scenario(5, 3.0),
+    Scenario(5, 1.0, wild=2, wild_points=6.0),
+    Scenario(10, 1.0, wild=2, wild_points=6.0),
 )
 
 

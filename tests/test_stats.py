@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from potstill.stats.comparisons import (
 )
 from potstill.stats.mean_squares import mean_squares
 from potstill.stats.multiple import critical, max_t
-from potstill.stats.seeds import POOLING_LEVEL, SeedVariance, alike, seed_variances
+from potstill.stats.seeds import POOLING_LEVEL, SeedVariance, alike, larger, seed_variances
 
 RNG = np.random.default_rng(0)
 
@@ -120,6 +121,33 @@ def test_a_wild_method_borrows_no_small_variance() -> None:
     assert own == SeedVariance(wild.seed_square, 2.0)
     pooled = (5 * 50 * 0.01**2 + 50 * 0.2**2) / 6
     assert all(v.square == pytest.approx(pooled) and v.df == 12 for v in others)
+
+
+def test_from_five_seeds_on_a_wild_method_leaves_the_pool() -> None:
+    sds = (0.01, 0.011, 0.012)
+    calm = [mean_squares(0.5 + effects(5, sd)[:, None] + np.zeros(50)) for sd in sds]
+    level = mean_squares(np.tile(binary(0.5, 1, 50, 0), (5, 1)))  # no seed differs, by coincidence
+    wild = [mean_squares(0.5 + effects(5, sd)[:, None] + np.zeros(50)) for sd in (0.2, 0.3)]
+    shared = SeedVariance(pytest.approx(50 * sum(sd**2 for sd in sds) / 3), 12.0)
+    assert level.seed_square == 0 and not level.constant
+    assert seed_variances([*calm, wild[0], level, wild[1]]) == [
+        *([shared] * 2),
+        SeedVariance(pytest.approx(50 * 0.012**2), 4.0),  # its own is larger than the pool's
+        SeedVariance(wild[0].seed_square, 4.0),
+        shared,
+        SeedVariance(wild[1].seed_square, 4.0),
+    ]
+    pair = seed_variances([calm[0], wild[0]])  # one method is no pool
+    assert pair[0].square == pytest.approx(50 * (0.01**2 + 0.2**2) / 2) and pair[0].df == 8.0
+    fewer = mean_squares(0.5 + effects(4, 0.01)[:, None] + np.zeros(50))
+    assert seed_variances([*calm, wild[0], fewer])[0].square > 50 * calm[0].seed_square
+
+
+def test_equal_squares_are_pooled_whatever_the_rounding() -> None:
+    shared = SeedVariance(1.0, 12.0)
+    one = mean_squares(0.5 + effects(3, 0.1)[:, None] + np.zeros(50))
+    assert larger(replace(one, seed_square=1.0 + 1e-12), shared) == shared
+    assert larger(replace(one, seed_square=1.01), shared) == SeedVariance(1.01, 2.0)
 
 
 def test_a_collapsed_method_neither_shares_nor_narrows() -> None:

@@ -71,7 +71,8 @@ def mean_squares(
         return MeanSquares(s if seeded else 0, mean, columns, nan, nan, shares, effective)
     residual = x - rows[:, None] - columns + mean
     error = float((residual**2).sum() / ((s - 1) * (p - 1))) if p > 1 else 0.0
-    seed_square = float(p * rows.var(ddof=1))
+    equal = np.ptp(rows) <= 1e-12 * np.abs(x).max()  # equal but for rounding
+    seed_square = 0.0 if equal else float(p * rows.var(ddof=1))
     return MeanSquares(s, mean, columns, seed_square, error, shares, effective)
 
 

@@ -5,8 +5,10 @@ mean squares are pooled; but a method whose seeds scatter more must not borrow a
 Bartlett's test decides: with no sign of different variances (p of at least 0.25, the level for
 pooling in T. A. Bancroft, Analysis and inference for incompletely specified models, 1964) all
 methods have the pooled mean square. Otherwise each has the larger of its own and the pooled one,
-with the degrees of freedom of the one it has. `python -m benchmarks.coverage` compares this rule
-with others by simulation.
+with the degrees of freedom of the one it has. From five seeds on, the pool then has only methods
+that look alike: the largest mean squares leave it until Bartlett's test finds no sign of
+differences, as long as three methods stay. With fewer seeds that rule has too many false verdicts.
+`python -m benchmarks.coverage` compares these rules with others by simulation.
 """
 
 from __future__ import annotations
@@ -19,6 +21,8 @@ import numpy as np
 from potstill.stats.mean_squares import MeanSquares
 
 POOLING_LEVEL = 0.25  # of Bartlett's test, from which on variances are taken to be equal
+GROUP_SEEDS = 5  # of each method, from which on those that differ leave the pool
+GROUP_METHODS = 3  # the fewest that stay; with fewer, all are pooled
 
 
 @dataclass(frozen=True)
@@ -34,24 +38,46 @@ def seed_variances(samples: Sequence[MeanSquares]) -> list[SeedVariance]:
 
     Methods with one seed have the pooled one; without any method of two seeds there is none.
     """
-    # A method that always scores the same (a collapsed one) has no variance to share.
-    own = [s for s in samples if s.seeds > 1 and not s.constant]
-    own = own or [s for s in samples if s.seeds > 1]
-    if not own:
-        return [SeedVariance(float("nan"), 0.0) for _ in samples]
-    squares = np.array([s.seed_square for s in own])
-    df = np.array([s.seeds - 1.0 for s in own])
-    pooled = SeedVariance(float((squares * df).sum() / df.sum()), float(df.sum()))
-    if alike(squares, df):
-        return [pooled for _ in samples]
-    return [larger(s, pooled) for s in samples]
+    pool = _varied(samples)
+    if _alike(pool):
+        return [pooled(pool) for _ in samples]
+    if min(s.seeds for s in pool) >= GROUP_SEEDS:
+        # A square of zero is a coincidence of few problems, and no sign of a small variance.
+        pool = sorted((s for s in pool if s.seed_square > 0), key=lambda s: s.seed_square)
+        while not _alike(pool):
+            pool = pool[:-1]
+    shared = pooled(pool if len(pool) >= GROUP_METHODS else samples)
+    return [larger(s, shared) for s in samples]
 
 
-def larger(one: MeanSquares, pooled: SeedVariance) -> SeedVariance:
-    """A method's own seed variance where it is above the pooled one, by more than rounding."""
-    if one.seeds > 1 and one.seed_square > pooled.square * (1 + 1e-9):
+def pooled(samples: Sequence[MeanSquares]) -> SeedVariance:
+    """The mean of the seed mean squares, weighted by their degrees of freedom.
+
+    Methods with one seed have none, and neither has a method that always scores the same (one that
+    collapsed): it has no variance to share. Without any, nan with 0 degrees of freedom.
+    """
+    pool = _varied(samples)
+    df = sum(s.seeds - 1.0 for s in pool)
+    if not pool:
+        return SeedVariance(float("nan"), 0.0)
+    return SeedVariance(sum(s.seed_square * (s.seeds - 1.0) for s in pool) / df, df)
+
+
+def _varied(samples: Sequence[MeanSquares]) -> list[MeanSquares]:
+    repeated = [s for s in samples if s.seeds > 1]
+    return [s for s in repeated if not s.constant] or repeated
+
+
+def _alike(pool: Sequence[MeanSquares]) -> bool:
+    squares = np.array([s.seed_square for s in pool])
+    return alike(squares, np.array([s.seeds - 1.0 for s in pool]))
+
+
+def larger(one: MeanSquares, shared: SeedVariance) -> SeedVariance:
+    """A method's own seed variance where it is above the shared one, by more than rounding."""
+    if one.seeds > 1 and one.seed_square > shared.square * (1 + 1e-9):
         return SeedVariance(one.seed_square, one.seeds - 1.0)
-    return pooled
+    return shared
 
 
 def alike(squares: np.ndarray, df: np.ndarray) -> bool:
@@ -64,12 +90,11 @@ def alike(squares: np.ndarray, df: np.ndarray) -> bool:
     """
     from scipy.special import chdtrc
 
-    k, total = len(squares), df.sum()
-    pooled = (squares * df).sum() / total
-    if k < 2 or pooled <= 0:
+    if len(squares) < 2 or not squares.any():
         return True
     if (squares <= 0).any():
         return False
-    spread = total * np.log(pooled) - (df * np.log(squares)).sum()
+    k, total = len(squares), df.sum()
+    spread = total * np.log((squares * df).sum() / total) - (df * np.log(squares)).sum()
     scale = 1 + ((1 / df).sum() - 1 / total) / (3 * (k - 1))
     return bool(chdtrc(k - 1, spread / scale) >= POOLING_LEVEL)

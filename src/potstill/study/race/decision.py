@@ -21,7 +21,7 @@ from typing import Literal
 
 from potstill.stats.comparisons import VERDICT_SEEDS, Comparisons, Difference
 from potstill.stats.mean_squares import Matrix, clustered, mean_squares
-from potstill.stats.seeds import larger
+from potstill.stats.seeds import larger, pooled
 
 # One seed does not show how much seeds differ, so this is assumed: the standard deviation of
 # accuracy between seeds, larger than that of any method on the embedded pairs (see LOG.md).
@@ -139,9 +139,8 @@ def careful(
     far noisier the report's rule dropped the best one in 7 % of races, this one in 4 % (LOG.md).
     """
     samples = {name: mean_squares(matrix, clusters=clusters) for name, matrix in outcomes.items()}
-    family = Comparisons(samples)
-    for name, one in samples.items():
-        family.variances[name] = larger(one, family.variances[name])
+    family, shared = Comparisons(samples), pooled(list(samples.values()))
+    family.variances = {name: larger(one, shared) for name, one in samples.items()}
     return family
 
 
