@@ -26,6 +26,7 @@ from potstill.report.audit import (
 from potstill.report.pages.audit import to_markdown
 from potstill.stats.comparisons import Interval
 from potstill.study.loading import read_study
+from test_cli import call, refused
 
 
 def entry(method: str, variant: str, ran_as: str, runs: int, collapsed: int) -> VariantResult:
@@ -140,6 +141,22 @@ def test_an_audit_through_the_command_line(
     stamps = {p: p.stat().st_mtime_ns for p in out.rglob("result.json")}
     assert app(words, standalone_mode=False) == 0
     assert {p: p.stat().st_mtime_ns for p in out.rglob("result.json")} == stamps
+    capsys.readouterr()
+    one = [*words, "--fault", "unshifted_targets"]  # a part of the plan, from the same runs
+    assert app(one, standalone_mode=False) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert {e["variant"] for e in told["matrix"]} == {
+        *(CLEAN, ALL, "only-unshifted_targets", "without-unshifted_targets")
+    }
+    assert {p: p.stat().st_mtime_ns for p in out.rglob("result.json")} == stamps
+
+
+def test_only_published_faults_can_be_chosen(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = call("audit", "--fault", "unshifted_target", "--out", tmp_path / "out")
+    refused(capsys, code, 'a published fault, got "unshifted_target"')
+    assert not (tmp_path / "out").exists()
 
 
 def study_at(out: Path, variant: str) -> str:

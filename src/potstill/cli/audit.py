@@ -13,7 +13,13 @@ from potstill.cli.options import AsJson, AsMarkdown, Out, Retry, Words, Workers,
 from potstill.cli.tables import print_json
 
 
-@command("audit", TOOLS, "potstill audit --quick", "potstill audit mine.toml --workers 2")
+@command(
+    "audit",
+    TOOLS,
+    "potstill audit --quick",
+    "potstill audit --fault unshifted_targets seeds=0,1,2",
+    "potstill audit mine.toml --workers 2",
+)
 def audit(
     words: Words = None,
     out: Out = None,
@@ -21,6 +27,14 @@ def audit(
     quick: Annotated[
         bool, typer.Option("--quick", help="One pair, three methods, two faults: two minutes.")
     ] = False,
+    fault: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--fault",
+            metavar="NAME",
+            help="Try only this published fault alone and left out; may be given several times.",
+        ),
+    ] = None,
     retry_failed: Retry = False,
     markdown: AsMarkdown = False,
     as_json: AsJson = False,
@@ -33,12 +47,18 @@ def audit(
     """
     from potstill.cli.launch import fill
     from potstill.diagnostics.faults import PUBLISHED
+    from potstill.errors import PotstillError, did_you_mean
     from potstill.report import audit as auditing
     from potstill.report.pages.audit import to_markdown, write_audit
     from potstill.study.storage import StudyFolder, runs_of
 
     base = study_of(words, auditing.QUICK if quick else auditing.FULL)
     faults = auditing.QUICK_FAULTS if quick else PUBLISHED
+    if fault:
+        for name in set(fault) - set(PUBLISHED):
+            hint = did_you_mean(name, PUBLISHED, "published faults")
+            raise PotstillError(f'--fault names a published fault, got "{name}"', hint)
+        faults = tuple(name for name in PUBLISHED if name in fault)
     path = out or Path("runs") / base.name
     plan, failed = auditing.variants(base.recipes, faults), 0
     for number, variant in enumerate(plan, 1):
