@@ -58,7 +58,7 @@ def prepare(study: Study) -> Task:
             tokens = max(study.train.max_tokens, study.graded_tokens)
             spec = study.engine.teacher if study.engine.name == "torch" else ModelSpec()
             for teacher in (study.models[name].teacher, *study.models[name].teachers.values()):
-                check_window(prompts, teacher, held_out, tokens, spec.trust_remote_code)
+                check_window(prompts, teacher, held_out, tokens, spec)
     return task
 
 

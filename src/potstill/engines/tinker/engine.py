@@ -93,6 +93,7 @@ class TinkerEngine(Prompting):
             )
         pair = ModelPair.open(student, teacher, None, None)
         self.tokenizer, self.eos, self.vocabulary = pair.tokenizer, pair.eos, pair.vocabulary
+        self.windows = pair.windows_by_role
         self.seed, self.rank, self.max_grad_norm = seed, lora_rank, max_grad_norm
         student_url, in_flight = settings.base_url, settings.in_flight
         teacher_url = settings.teacher_url or student_url
