@@ -75,12 +75,6 @@ class Prompting:
         finally:
             self._builder = builder
 
-    def text_of(self, problem: Problem) -> str:
-        """The text that the teacher reads, before any template."""
-        if self._builder is None:
-            return problem.question
-        return "".join(text for _, text in self._builder.conversation(problem))
-
     @property
     def has_context(self) -> bool:
         """True if the teacher reads a context."""

@@ -168,7 +168,7 @@ def read_study(
     """Read a study from a table; `where` names the table in error messages."""
     merged = dict(table)
     for text in overrides:
-        _override(merged, text)
+        override(merged, text)
     errors, study = Errors(), None
     with errors:
         study = _validated(merged, where)
@@ -186,7 +186,8 @@ def _validated(table: Mapping[str, Any], where: str) -> Study:
         raise explain(error, where, Study) from None
 
 
-def _override(table: dict[str, Any], text: str) -> None:
+def override(table: dict[str, Any], text: str) -> None:
+    """Set one value of nested tables, as `a.b=value` names it."""
     key, equals, raw = text.partition("=")
     if not equals or not key.strip() or not raw.strip():
         raise PotstillError(f'an override is key=value, got "{text}"', "for example train.steps=20")

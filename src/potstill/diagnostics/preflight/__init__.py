@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
+from functools import partial
 
 from potstill.diagnostics.preflight import pair, prompts
 from potstill.diagnostics.preflight.cost import affordable
@@ -58,11 +59,12 @@ def preflight(rehearsal: Rehearsal, only: Collection[str] = ()) -> Sequence[Chec
     results: list[Check] = []
     for name, check in CHECKS.items():
         if name in chosen:
-            results += _completed(name, lambda check=check: check(rehearsal))
-            if name in ESSENTIAL and any(result.status == "refused" for result in results):
+            completed = _completed(name, partial(check, rehearsal))
+            results += completed
+            if name in ESSENTIAL and any(result.status == "refused" for result in completed):
                 return results  # the models cannot read such prompts
     if COST in chosen:
-        results += _completed(COST, lambda: affordable(rehearsal, start))
+        results += _completed(COST, partial(affordable, rehearsal, start))
     return results
 
 

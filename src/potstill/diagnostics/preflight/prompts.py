@@ -9,7 +9,7 @@ from potstill.diagnostics.preflight.rehearsal import Check, Rehearsal
 from potstill.types import Problem, Role
 
 PROBED = 32  # problems of each split whose prompts are rendered
-LONGEST = 16  # problems with the longest texts, whose prompts are measured
+LONGEST = 16  # longest problems, whose prompts are measured
 
 
 def _problems(rehearsal: Rehearsal) -> tuple[list[Problem], list[Problem]]:
@@ -73,8 +73,8 @@ def lengths(rehearsal: Rehearsal) -> Iterator[Check]:
 
 
 def longest_prompts(engine: Any, problems: Sequence[Problem]) -> dict[Role, tuple[str, int]]:
-    """Id and tokens of each model's longest prompt, among the problems with the longest texts."""
-    by_text = sorted(problems, key=lambda p: len(engine.text_of(p)), reverse=True)
+    """Id and tokens of each model's longest prompt, among the longest problems."""
+    by_text = sorted(problems, key=lambda p: len(p.question), reverse=True)
     prompts = [engine.prompt(problem) for problem in by_text[:LONGEST]]
     longest: dict[Role, tuple[str, int]] = {}
     for role in ("student", "teacher"):

@@ -78,7 +78,7 @@ class CrossEngine(Prompting):
     def __init__(self, engine: TwoTokenizers) -> None:
         self.engine, pair = engine, engine.pair
         self.eos, self.windows = engine.eos, engine.windows
-        self.tokenizer = engine.tokenizer
+        self.tokenizer, self.coverage = engine.tokenizer, engine.coverage
         self.student_tokens = TokenBytes(pair.tokenizer, pair.student, pair.eos_of("student"))
         self.teacher_tokens = TokenBytes(
             pair.teacher_tokenizer, pair.teacher, pair.eos_of("teacher")
