@@ -104,7 +104,7 @@ def study_table(folder: Path, student: str, teacher: str, **changes: Any) -> dic
         "name": "checkpoints",
         "methods": ["on_policy_gkd"],
         "pair": {"mine": {"student": student, "teacher": teacher}},
-        "task": jsonl_task(folder),
+        "task": changes.pop("task", None) or jsonl_task(folder),
         "train": {"steps": 1, "batch_size": 2, "max_tokens": 8, "learning_rate": 1e-3},
         "eval": {"problems": 3, "every": 1, "probe": 2, "probe_every": 1},
     }

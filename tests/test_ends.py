@@ -11,7 +11,17 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from checkpoints import CHATML, EOS, QUESTIONS, TURN, config_of, save, study_table, tokenizer_of, write
+from checkpoints import (
+    CHATML,
+    EOS,
+    QUESTIONS,
+    TURN,
+    config_of,
+    save,
+    study_table,
+    tokenizer_of,
+    write,
+)
 from potstill.cli.eval import evaluate_model
 from potstill.engines.torch.engine import TorchEngine
 from potstill.engines.torch.loading import ModelPair

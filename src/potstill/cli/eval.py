@@ -141,6 +141,7 @@ def evaluate_model(
         "flexible": evaluation.flexible,
         "interval": [interval.low, interval.high],
         "ended": sum(row.ended for row in evaluation.rows) / problems,
+        "prompt": engine.rendered(engine.prompt(held_out[0]), "student"),
         "notes": list(engine.notes),
     }
 

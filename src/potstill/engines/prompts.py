@@ -96,7 +96,7 @@ class Prompting:
         if self.tokenizer is None:
             return []
         added = self.tokenizer.added_tokens_decoder.values()
-        names = {str(token) for token in added if token.special}
+        names = {str(token.content) for token in added if token.special}
         return sorted(name for name in names if len(name) > 2 and name in text)
 
     def _teacher_ids(self, text: str | Messages) -> Ids:
