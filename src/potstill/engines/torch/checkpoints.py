@@ -35,6 +35,7 @@ TEXT_PART = {
     r"^model\.language_model\.": "model.",
     r"^language_model\.model\.": "model.",
     r"^language_model\.lm_head\.": "lm_head.",
+    r"^model\.text_model\.": "model.",
 }
 
 
@@ -52,7 +53,7 @@ class Checkpoint:
     name: str
     trust: bool = False
     base: str = ""
-    adapter: dict[str, Any] = field(default_factory=dict)
+    adapter: dict[str, Any] = field(default_factory=dict, hash=False)
 
     @classmethod
     def find(cls, name: str, trust: bool = False) -> Checkpoint:
@@ -111,6 +112,8 @@ class Checkpoint:
             return config
         text = config.get_text_config(decoder=True)
         if text is not config and type(text) in MODEL_FOR_CAUSAL_LM_MAPPING:
+            if config.tie_word_embeddings:  # then the file has no head
+                text.tie_word_embeddings = True
             return text
         if getattr(config, "is_decoder", None) is False and type(config) in (
             MODEL_FOR_MASKED_LM_MAPPING

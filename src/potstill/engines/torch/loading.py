@@ -212,6 +212,12 @@ class ModelPair:
         ]
         if rows[0] != rows[1] and not difference:
             notes += (f"heads of {rows[0]} and {rows[1]} rows truncated to {vocabulary}",)
+        notes += tuple(
+            f'"{model.name}" reads more than text ({model.whole_config.model_type}): its text '
+            f"model ({model.config.model_type}) is used, and exported alone"
+            for model in dict.fromkeys(models[: 1 + (student != teacher)])
+            if model.text_part
+        )
         notes += _without_row(student, tok, vocabulary)
         if difference:
             notes += _without_row(teacher, teacher_tok, rows[1])
@@ -313,6 +319,8 @@ def load_model(
             "give the checkpoint of a causal language model; a classifier or a reward model has "
             "no head",
         )
+    if checkpoint.text_part:
+        model._weight_conversions = None  # else it is saved under the larger model's names
     if checkpoint.adapter and merged:
         model = merge_adapter(model, name)
     if not (spec.device_map or share):
