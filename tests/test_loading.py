@@ -137,9 +137,7 @@ def test_an_adapter_as_teacher_is_merged(adapted: tuple[str, str]) -> None:
 
 
 @pytest.mark.parametrize("rank", [0, 2])
-def test_an_adapter_as_student_goes_on(
-    adapted: tuple[str, str], tmp_path: Path, rank: int
-) -> None:
+def test_an_adapter_as_student_goes_on(adapted: tuple[str, str], tmp_path: Path, rank: int) -> None:
     """With its rank it is trained further; with rank 0 it is merged and all weights are trained.
     The student of step 0 has it too."""
     from test_torch_engine import batch_of
@@ -200,7 +198,7 @@ def test_an_adapter_of_another_base_or_without_weights_is_refused(
     with pytest.raises(PotstillError, match="cannot read the adapter"):
         engine_of(str(tmp_path / "a"))
     (tmp_path / "a" / "adapter_model.safetensors").unlink()
-    with pytest.raises(PotstillError, match="cannot read the adapter|only pickled|no weights"):
+    with pytest.raises(PotstillError, match="cannot read the adapter"):
         engine_of(str(tmp_path / "a"))
 
 
@@ -294,7 +292,7 @@ def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path, config: bool) -
     folder = without_tokenizer(save(tmp_path / "m"))
     if config:
         write(folder, "tokenizer_config.json", tokenizer_class="LlamaTokenizer")
-    with pytest.raises(PotstillError, match="has no tokenizer|has special tokens only") as caught:
+    with pytest.raises(PotstillError, match=r"has no tokenizer|special tokens only") as caught:
         engine_of(str(folder))
     assert caught.value.hint.startswith("copy ")
 
@@ -363,5 +361,5 @@ def test_the_targets_of_adapters_are_a_setting(mixture: str, tmp_path: Path) -> 
     )
     (check,) = preflight_pair(read_study(table), "mine", only=("adapters",))
     assert check.status == "warning"
-    with pytest.raises(PotstillError, match="train.lora_alpha and train.lora_target"):
+    with pytest.raises(PotstillError, match=r"train\.lora_alpha and"):
         read_study(study_table(tmp_path, mixture, mixture, train={"lora_target": "q_proj"}))

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from transformers import GPT2Config, LlamaConfig, OPTConfig
+from transformers import AutoTokenizer, GPT2Config, LlamaConfig, OPTConfig
 
 from checkpoints import (
     CHATML,
@@ -257,3 +257,68 @@ def test_an_answer_is_read_after_the_thought(tmp_path: Path) -> None:
     engine = TorchEngine(closed, closed)
     assert engine.opening(engine.prompt(Problem("0", "7", "")), "student") == ""
     write(closed, "generation_config.json", eos_token_id=[EOS])
+
+
+@pytest.mark.parametrize("arguments", [{}, {"enable_thinking": True}, {"date_string": "1 May"}])
+@pytest.mark.parametrize("template", [THINKING, "{{ date_string }}" + THINKING, CHATML])
+def test_the_exported_template_renders_as_in_training(
+    tmp_path: Path, template: str, arguments: dict[str, Any]
+) -> None:
+    """Without arguments too, as other programs use it; `eval` passes none of its own."""
+    if [key for key in arguments if key not in template]:
+        return
+    folder = save(tmp_path / "m", tokenizer_of(template))
+    settings = TorchSettings(student=ModelSpec(template=arguments))
+    engine = TorchEngine(folder, folder, settings=settings)
+    engine.export(tmp_path / "out")
+    turns = [{"role": "user", "content": "7"}]
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True)["input_ids"]
+    assert tuple(ids) == engine.encode("7")
+    again = TorchEngine(str(tmp_path / "out"), str(tmp_path / "out"))
+    assert again.encode("7") == engine.encode("7")
+    if "enable_thinking" in template:
+        for value in (True, False):
+            other = ModelSpec(template={"enable_thinking": value})
+            assert written(tokenizer, "7", other).endswith("</think>\n\n") != value
+    again.export(tmp_path / "twice")
+    assert AutoTokenizer.from_pretrained(tmp_path / "twice").chat_template == (
+        tokenizer.chat_template
+    )
+
+
+@pytest.mark.parametrize(
+    ("tokens", "thought"),
+    [
+        (("[THINK]", "[/THINK]"), "[THINK]no[/THINK]"),
+        (("<think>", "</think>"), "<think>no</think>"),
+        (
+            ("<|channel|>", "<|message|>"),
+            "<|channel|>analysis<|message|>no<|channel|>final<|message|>",
+        ),
+    ],
+)
+def test_thoughts_in_special_tokens_are_not_graded(tokens: tuple[str, str], thought: str) -> None:
+    from potstill.engines.torch.thoughts import decoder_of
+    from potstill.tasks.grading import grade_exact
+
+    tokenizer = tokenizer_of(extra=tokens)
+    decode = decoder_of(tokenizer)
+    ids = tokenizer(f"{thought}yes</s>", add_special_tokens=False).input_ids
+    assert grade_exact("yes", decode(ids)).strict
+    assert not grade_exact("yes", decode(ids[:-5])).flexible
+    assert decode(tokenizer("yes").input_ids) == "yes"
+
+
+def test_the_record_of_a_baseline_has_its_prompt(tmp_path: Path) -> None:
+    from potstill.study.run import run_cell
+    from potstill.study.storage import RunId, StudyFolder
+
+    folder = save(tmp_path / "m", tokenizer_of(THINKING))
+    spec = {"teacher": {"template": {"enable_thinking": True}}, "name": "torch"}
+    table = study_table(tmp_path, folder, folder, engine=spec)
+    out = StudyFolder(tmp_path / "out")
+    for method, end in (("teacher", "assistant\n"), ("untrained", "</think>\n\n")):
+        result = run_cell(read_study(table), out, RunId("mine", method))
+        assert result["prompt"].startswith("<|im_start|>user\nTom has 3<|im_end|>")
+        assert result["prompt"].endswith(end)

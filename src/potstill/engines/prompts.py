@@ -16,8 +16,6 @@ from potstill.tasks.grading import THOUGHT
 from potstill.tasks.rendering import Messages
 from potstill.types import Datum, Ids, Problem, Prompt, Role
 
-TAIL = 8  # last tokens of a prompt that may open a thought
-
 T = TypeVar("T")
 
 
@@ -82,8 +80,8 @@ class Prompting:
 
     def opening(self, prompt: Prompt, role: Role) -> str:
         """The mark of a thought that a prompt has opened, as some chat templates do; else ""."""
-        tail = self.decode(prompt.read_by(role)[-TAIL:]).rstrip()
-        return THOUGHT[0] if tail.endswith(THOUGHT[0]) else ""
+        opened = self.rendered(prompt, role).rstrip().endswith(THOUGHT[0])
+        return THOUGHT[0] if opened else ""
 
     def rendered(self, prompt: Prompt, role: Role) -> str:
         """The text of a prompt with its special tokens, for the record."""

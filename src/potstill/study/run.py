@@ -163,6 +163,7 @@ def _evaluate_baseline(
         "steps": 0,
         **record.of_evaluation(evaluation),
         **record.of_problems(study, key.pair, task),
+        "prompt": engine.rendered(engine.prompt(task.test[0]), role),
         "tokens": dict(+usage.tokens),
         "flops": usage.flops,
         "seconds": round(time.perf_counter() - start, 3),

@@ -9,7 +9,10 @@ template and the date that its template reads, so that prompts do not change at 
 from __future__ import annotations
 
 import contextlib
+import copy
+import dataclasses
 import datetime
+import json
 from collections.abc import Iterator
 from typing import Any
 from unittest import mock
@@ -19,6 +22,7 @@ from potstill.types import Ids, ModelSpec
 
 # Arguments of templates that know them, unless the study file sets them.
 FIXED = {"enable_thinking": False}  # no hidden reasoning before the answer
+MARK = "{# rendered as in training #}"  # begins a template that has its arguments
 CLOCK = "transformers.utils.chat_template_utils.datetime"  # what `strftime_now` reads
 
 Messages = tuple[tuple[str, str], ...]  # (role, text): "system", "user" or "assistant"
@@ -48,7 +52,7 @@ def written(tokenizer: Any, text: str | Messages, spec: ModelSpec | None = None)
     spec = spec or ModelSpec()
     turns = [{"role": role, "content": content} for role, content in messages]
     today = datetime.date.fromisoformat(spec.date)
-    arguments = {**FIXED, "date_string": today.strftime("%d %b %Y"), **spec.template}
+    arguments = arguments_of(tokenizer, spec)
     try:
         with _clock(today):
             return str(
@@ -70,6 +74,30 @@ def written(tokenizer: Any, text: str | Messages, spec: ModelSpec | None = None)
             rule = f"the chat template does not accept a conversation of {roles}: {reason}"
             hint = "leave the system text out, or write it into chain_of_thought's template"
         raise PotstillError(rule, hint) from error
+
+
+def arguments_of(tokenizer: Any, spec: ModelSpec) -> dict[str, Any]:
+    """Arguments of a chat template; of an exported one, those that it does not have itself."""
+    if str(tokenizer.chat_template).startswith(MARK):
+        return dict(spec.template)
+    today = datetime.date.fromisoformat(spec.date)
+    return {**FIXED, "date_string": today.strftime("%d %b %Y"), **spec.template}
+
+
+def with_arguments(tokenizer: Any, spec: ModelSpec) -> Any:
+    """A copy of a tokenizer whose template renders the same without arguments, for an export."""
+    template = tokenizer.chat_template
+    if not isinstance(template, str):
+        return tokenizer
+    values = {k: v for k, v in arguments_of(tokenizer, spec).items() if k in template}
+    sets = [f"{{% set {k} = {k} | default({json.dumps(v)}) %}}" for k, v in values.items()]
+    if not sets:
+        return tokenizer
+    other = copy.deepcopy(tokenizer)
+    other.chat_template = MARK + "".join(sets) + template.removeprefix(MARK)
+    bare = dataclasses.replace(spec, template={})
+    same = written(other, "A", bare) == written(tokenizer, "A", spec)
+    return other if same else tokenizer
 
 
 @contextlib.contextmanager

@@ -94,6 +94,11 @@ class CrossEngine(Prompting):
     def _teacher_ids(self, text: str | Messages) -> Ids:
         return self.encode(text)  # the teacher reads `Prompt.foreign`
 
+    def rendered(self, prompt: Prompt, role: Role) -> str:
+        if is_teacher(role) and prompt.foreign is not None:
+            return str(self.engine.pair.teacher_tokenizer.decode(list(prompt.foreign)))
+        return super().rendered(prompt, role)
+
     def decode(self, tokens: Ids) -> str:
         return self.engine.decode(tokens)
 

@@ -27,6 +27,7 @@ from potstill.engines.torch.models import Models, check_one_device_each
 from potstill.engines.torch.roofline import least_decoding, measure, size_of
 from potstill.engines.torch.sampling import generate
 from potstill.engines.torch.stepping import Stepper, read_states
+from potstill.engines.torch.thoughts import decoder_of
 from potstill.settings import Lora, TorchSettings
 from potstill.tasks.rendering import Messages
 from potstill.types import (
@@ -92,6 +93,7 @@ class TorchEngine(Prompting):
         pair = ModelPair.open(student, teacher, settings.student, settings.teacher, self.cross)
         self.pair = pair.with_teachers(teachers or {})
         self.tokenizer, self.eos, self.notes = self.pair.tokenizer, self.pair.eos, self.pair.notes
+        self._decode = decoder_of(self.tokenizer)
         self.vocabulary, self.world = self.pair.vocabulary, world
         self.two_renderings, self.windows = self.pair.two_renderings, self.pair.windows_by_role
         adapters = (lora or Lora()).changed({"rank": lora_rank})
@@ -103,7 +105,7 @@ class TorchEngine(Prompting):
         return self.pair.encode(text, role)
 
     def decode(self, tokens: Ids) -> str:
-        return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True))
+        return self._decode(tokens)
 
     def sample(
         self,

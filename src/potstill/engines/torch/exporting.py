@@ -1,7 +1,8 @@
 """Write the trained student as a folder that transformers can load.
 
-The folder does what the study evaluated: it has the tokenizer with the template of the pair, and a
-generation config that ends where training ended and decodes greedily.
+The folder does what the study evaluated: its tokenizer has the template of the pair, with the
+arguments of the study as defaults, and its generation config ends where training ended and decodes
+greedily.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 
 from potstill.engines.torch.ends import generation_config
 from potstill.engines.torch.loading import ModelPair, load_model
+from potstill.tasks.rendering import with_arguments
 
 
 def export_student(
@@ -39,11 +41,12 @@ def export_student(
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     decoding = generation_config(pair.tokenizer, pair.eos)
+    tokenizer = with_arguments(pair.tokenizer, pair.student_spec)
     if lora:
         from peft import PeftModel
 
         model.save_pretrained(partial / "adapter", state_dict=weights)
-        pair.tokenizer.save_pretrained(partial / "adapter")
+        tokenizer.save_pretrained(partial / "adapter")
         decoding.save_pretrained(partial / "adapter")
         # on the CPU, because the run's models fill the devices
         spec = dataclasses.replace(pair.student_spec, device="cpu", device_map=None)
@@ -52,6 +55,6 @@ def export_student(
         weights = None
     model.generation_config = decoding
     model.save_pretrained(partial, state_dict=weights)
-    pair.tokenizer.save_pretrained(partial)
+    tokenizer.save_pretrained(partial)
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
