@@ -36,15 +36,15 @@ def _targets(model: Any, target: str | tuple[str, ...]) -> tuple[Any, list[str]]
     modules, parameters = [], []
     names = [name for name, _ in model.named_modules()]
     weights = [name for name, _ in model.named_parameters()]
-    for wanted in target:
-        if any(name == wanted or name.endswith(f".{wanted}") for name in names):
-            modules.append(wanted)
-        elif any(name == wanted or name.endswith(f".{wanted}") for name in weights):
-            parameters.append(wanted)
+    for suffix in target:
+        if any(name == suffix or name.endswith(f".{suffix}") for name in names):
+            modules.append(suffix)
+        elif any(name == suffix or name.endswith(f".{suffix}") for name in weights):
+            parameters.append(suffix)
         else:
             kinds = sorted({name.rsplit(".", 1)[-1] for name in names if name})
             raise PotstillError(
-                f'train.lora_target names modules of the student, got "{wanted}"',
+                f'train.lora_target names modules of the student, got "{suffix}"',
                 f"its modules: {', '.join(kinds)}",
             )
     return modules, parameters
