@@ -168,3 +168,12 @@ def test_a_model_without_ends_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PotstillError, match="has no end-of-sequence token"):
         ModelPair.open(folder, folder, None, None)
     assert torch.is_grad_enabled()
+
+
+def test_a_turn_that_does_not_end_a_completion_is_a_note(tmp_path: Path) -> None:
+    """As fine-tunes on ChatML whose files still name the base model's EOS alone."""
+    folder = save(tmp_path / "m", tokenizer_of(CHATML))
+    notes = [n for n in ModelPair.open(folder, folder, None, None).notes if "closes an answer" in n]
+    assert len(notes) == 1 and f"<|im_end|> (id {TURN})" in notes[0]
+    write(folder, "generation_config.json", eos_token_id=[EOS, TURN])
+    assert not ModelPair.open(folder, folder, None, None).notes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from transformers import (
     LlavaForConditionalGeneration,
     MambaConfig,
     MptConfig,
+    RobertaConfig,
     SiglipVisionConfig,
     SmolVLMConfig,
     SmolVLMForConditionalGeneration,
@@ -41,11 +43,14 @@ from transformers import (
 
 from checkpoints import CHATML, QUESTIONS, ROWS, config_of, save, study_table, tokenizer_of, write
 from potstill.engines.torch.engine import TorchEngine
+from potstill.engines.torch.windows import window_of
 from potstill.errors import PotstillError
-from potstill.settings import Lora, TorchSettings
+from potstill.settings import TorchSettings
 from potstill.study.loading import read_study
 from potstill.study.run import preflight_pair
 from potstill.types import ModelSpec, Problem, Prompt
+from test_cli import call
+from test_torch_engine import batch_of
 
 VISION: dict[str, Any] = {
     "hidden_size": 32,
@@ -140,8 +145,6 @@ def test_an_adapter_as_teacher_is_merged(adapted: tuple[str, str]) -> None:
 def test_an_adapter_as_student_goes_on(adapted: tuple[str, str], tmp_path: Path, rank: int) -> None:
     """With its rank it is trained further; with rank 0 it is merged and all weights are trained.
     The student of step 0 has it too."""
-    from test_torch_engine import batch_of
-
     base, adapter = adapted
     engine = TorchEngine(adapter, base, lora_rank=rank)
     expected = logits(merged(base, adapter))
@@ -161,6 +164,38 @@ def test_an_adapter_as_student_goes_on(adapted: tuple[str, str], tmp_path: Path,
         again = engine_of(str(tmp_path / "out" / "adapter"))
         assert torch.allclose(logits(again.models.held["student"]), trained, atol=1e-4)
         assert again.encode("7") == engine.encode("7")
+
+
+def test_eval_reads_an_adapter_and_the_options_of_an_engine(
+    adapted: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("--problems", 2, "--max-tokens", 4, "--json", "engine.attention=eager")
+    assert call("eval", adapted[1], *words, "engine.dtype=float32", "engine.threads=1") == 0
+    assert json.loads(capsys.readouterr().out)["problems"] == 2
+    for word, message in (
+        ("engine.dtype=int8", "engine: student.dtype: .* got 'int8'"),
+        ("engine.teacher.dtype=float32", "has no teacher"),
+        ("engine.attn=eager", 'unknown key "attn"'),
+        ("engine.sample_tokens=0", "sample_tokens: input should be greater"),
+    ):
+        assert call("eval", adapted[1], "--problems", 2, word) == 2
+        error, hint = capsys.readouterr().err.splitlines()
+        assert re.search(message, error) and hint.startswith("hint: ")
+
+
+def test_a_model_whose_code_fails_is_not_a_traceback(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: Any, **kwargs: Any) -> Any:
+        raise IndexError("index out of range in self")
+
+    folder = save(tmp_path / "m", tokenizer_of(CHATML))
+    monkeypatch.setattr("transformers.LlamaForCausalLM.forward", fail)
+    assert call("eval", folder, "--problems", 2) == 2
+    assert "cannot be run: IndexError: index out of range" in capsys.readouterr().err
+    checks = preflight_pair(read_study(study_table(tmp_path, folder, folder)), "mine")
+    refused = [check for check in checks if check.status == "refused"]
+    assert refused and all("IndexError" in check.evidence for check in refused)
 
 
 def test_an_adapter_in_a_study_passes_preflight(adapted: tuple[str, str], tmp_path: Path) -> None:
@@ -227,7 +262,7 @@ def test_the_text_model_of_a_vision_language_model_is_read(tmp_path: Path, kind:
     tokenizer_of(CHATML).save_pretrained(tmp_path / "m")
     engine = engine_of(str(tmp_path / "m"))
     student = engine.models.held["student"]
-    assert "its text model" in engine.notes[0] and len(engine.notes) == 1
+    assert "its text model" in engine.notes[0] and len(engine.notes) == 2
     assert not [name for name, _ in student.named_parameters() if "vision" in name]
     assert torch.allclose(logits(student), logits(whole), atol=1e-4)
     prompt = engine.prompt(Problem("", QUESTIONS[0], ""))
@@ -255,18 +290,31 @@ OTHERS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("message", OTHERS)
-def test_other_kinds_of_models_are_named(tmp_path: Path, message: str) -> None:
+def test_other_kinds_of_models_are_named(
+    tmp_path: Path, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     OTHERS[message]().save_pretrained(tmp_path / "m")
     tokenizer_of(CHATML).save_pretrained(tmp_path / "m")
     with pytest.raises(PotstillError, match=message) as caught:
         engine_of(str(tmp_path / "m"))
     assert "causal language model" in caught.value.hint
+    capsys.readouterr()
+    assert call("eval", tmp_path / "m", "--problems", 2) == 2
+    error, hint = capsys.readouterr().err.strip().splitlines()[-2:]
+    assert error == f"error: {caught.value}" and hint == f"hint: {caught.value.hint}"
 
 
 def test_a_decoder_of_berts_family_is_read(tmp_path: Path) -> None:
     folder = save(tmp_path / "m", config=config_of(BertConfig, is_decoder=True))
     engine = engine_of(folder)
     assert engine.pair.windows[0].fixed and engine.pair.windows[0].tokens == 512
+    config = config_of(RobertaConfig, is_decoder=True, pad_token_id=1)
+    config.max_position_embeddings = 34
+    model = AutoModelForCausalLM.from_config(config).eval()
+    assert window_of(config).tokens == 32
+    model(torch.full((1, 32), 5))
+    with pytest.raises((RuntimeError, IndexError)):
+        model(torch.full((1, 33), 5))
 
 
 def without_tokenizer(folder: str) -> Path:
@@ -344,6 +392,8 @@ def test_experts_without_adapters_are_a_warning(mixture: str, tmp_path: Path) ->
 
 
 def test_the_targets_of_adapters_are_a_setting(mixture: str, tmp_path: Path) -> None:
+    from potstill.settings import Lora
+
     inner = engine_of(mixture).models.held["student"]
     tensors = {n.rsplit(".", 1)[-1] for n, p in inner.named_parameters() if "expert" in n}
     names = sorted({n for n, p in inner.named_parameters() if "expert" in n and p.ndim > 1})
@@ -353,6 +403,13 @@ def test_the_targets_of_adapters_are_a_setting(mixture: str, tmp_path: Path) -> 
     share, covered, experts = engine.coverage
     assert covered == experts > 0 and share > 0.5
     trained = list(engine.models.trained)
+    data = batch_of(engine)
+    for _ in range(3):
+        engine.step(data, 0.05)
+    assert moved(engine) > 1e-2
+    engine.export(tmp_path / "out")
+    exported = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert torch.allclose(logits(exported), logits(engine.models.held["student"]), atol=1e-4)
     assert trained and not [name for name in trained if "o_proj" in name]
     with pytest.raises(PotstillError, match=r'train.lora_target names modules.*got "qq"'):
         engine_of(mixture, lora_rank=2, lora=Lora(target="qq"))

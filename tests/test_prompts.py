@@ -22,6 +22,7 @@ from checkpoints import (
 )
 from potstill.cli.eval import evaluate_model
 from potstill.diagnostics.preflight import Check
+from potstill.engines.cross_tokenizer.token_bytes import differ
 from potstill.engines.torch.engine import TorchEngine
 from potstill.errors import PotstillError
 from potstill.settings import TorchSettings
@@ -121,6 +122,22 @@ def test_an_id_without_a_row_is_a_note_until_a_prompt_has_it(tmp_path: Path) -> 
     assert "refused" not in {c.status for c in checks(table, "pair", "prompts", "steps", "sampler")}
 
 
+@pytest.mark.parametrize("role", ["student", "teacher"])
+def test_tokenizers_that_differ_in_ids_without_a_row_are_one(tmp_path: Path, role: str) -> None:
+    """A fine-tune that added <pad>, and the base that has none."""
+    tuned = save(tmp_path / "tuned", tokenizer_of(CHATML, extra=("<pad>",)))
+    base = save(tmp_path / "base", tokenizer_of(CHATML), seed=1)
+    names = (tuned, base) if role == "student" else (base, tuned)
+    assert differ(*names) is False
+    engine = TorchEngine(*names)
+    assert engine.pair.teacher_tokenizer is None and engine.vocabulary == ROWS
+    results = checks(study_table(tmp_path, *names), "pair", "steps", "prompts")
+    assert "refused" not in {c.status for c in results}
+    other = save(tmp_path / "other", tokenizer_of(CHATML), config_of(vocab_size=ROWS + 8))
+    resized = save(tmp_path / "resized", tokenizer_of(extra=("<pad>",)), config_of(vocab_size=264))
+    assert differ(other, resized) is True
+
+
 def test_an_id_without_a_row_in_every_prompt_is_refused_before_training(tmp_path: Path) -> None:
     template = CHATML.replace("{{ m.content }}", "<image>{{ m.content }}")
     folder = save(tmp_path / "m", tokenizer_of(template, extra=("<image>",)))
@@ -173,6 +190,14 @@ def test_a_prompt_beyond_rotary_positions_is_a_warning(
     assert [c.status for c in roles] == ["warning", "warning"]
     assert evaluated(folder, tmp_path, limit=16)["problems"] == 3
     assert "the model was not trained beyond" in capsys.readouterr().err
+
+
+def test_the_narrowest_of_several_teachers_counts(tmp_path: Path) -> None:
+    student = gpt2(tmp_path / "student", 64)
+    teachers = {"a": gpt2(tmp_path / "a", 40), "b": save(tmp_path / "b", config=config_of())}
+    for first in (student, str(tmp_path / "b")):
+        engine = TorchEngine(student, first, teachers=teachers)
+        assert engine.windows["teacher"].tokens == 40 and engine.windows["teacher"].fixed
 
 
 def test_the_teachers_context_counts_in_its_length(tmp_path: Path) -> None:

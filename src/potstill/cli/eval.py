@@ -125,9 +125,9 @@ def evaluate_model(
         )
     threads = 1 if embedded else 0  # an embedded model is too small for more
     settings = engine_options([word for word in options if word not in own], threads)
-    engine = open_engine("torch", Pair(student=path, teacher=path), settings=settings)
-    _check_length(engine, held_out, max_tokens)
     with _running(model):
+        engine: Any = open_engine("torch", Pair(student=path, teacher=path), settings=settings)
+        _check_length(engine, held_out, max_tokens)
         evaluation = evaluated(engine, "student", task, held_out, max_tokens)
     if texts:
         write_text(texts, "".join(to_json(example(0, row)) + "\n" for row in evaluation.rows))
@@ -196,11 +196,16 @@ def engine_options(words: Sequence[str], threads: int) -> TorchSettings:
         key = word.removeprefix("engine.")
         placed = key.split("=")[0].split(".")[0] in ModelSpec.__dataclass_fields__
         override(table, f"student.{key}" if placed else key)
-    table["teacher"] = table.get("student", {})
+    if "teacher" in table:
+        raise PotstillError(
+            "a model that is evaluated alone has no teacher, got engine.teacher",
+            "write engine.KEY=VALUE, for example engine.dtype=bfloat16",
+        )
     try:
-        return TorchSettings.model_validate(table)
+        settings = TorchSettings.model_validate(table)
     except ValidationError as error:
         raise explain(error, "engine", TorchSettings) from None
+    return settings.model_copy(update={"teacher": settings.student})
 
 
 def task_options(words: Sequence[str]) -> dict[str, Any]:

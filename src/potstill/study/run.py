@@ -16,7 +16,7 @@ from typing import Any
 from potstill.algorithms.recipe import Recipe
 from potstill.diagnostics import faults
 from potstill.diagnostics.monitor import Monitor
-from potstill.diagnostics.preflight import Check, Rehearsal, preflight
+from potstill.diagnostics.preflight import Check, Rehearsal, preflight, unrunnable
 from potstill.engines.protocol import Engine
 from potstill.errors import PotstillError, StorageError, writing
 from potstill.study import record
@@ -190,7 +190,12 @@ def preflight_pair(study: Study, pair: str, only: Collection[str] = ()) -> list[
     """
     task, key = load_task(**study.task), RunId(pair, "preflight", study.seeds[0])
     with tempfile.TemporaryDirectory(prefix="potstill-preflight-") as scratch:
-        engine = open_study_engine(study, key, task, Path(scratch))
+        try:
+            engine = open_study_engine(study, key, task, Path(scratch))
+        except (PotstillError, OSError):
+            raise
+        except Exception as error:
+            return [unrunnable("models", error)]
 
         def wire(inner: Engine, recipe: Recipe) -> RunSpec:
             return faults.apply(study.faults, RunSpec(recipe, inner, task, study.seeds[0]))

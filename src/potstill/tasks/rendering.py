@@ -166,6 +166,25 @@ def check_rendering(
         )
 
 
+def turn_end(tokenizer: Any, spec: ModelSpec) -> int | None:
+    """The special token with which a chat template closes an answer; None if there is none."""
+    if not tokenizer.chat_template:
+        return None
+    answer = "potstill"
+    turns = [{"role": "user", "content": "A"}, {"role": "assistant", "content": answer}]
+    try:
+        with _clock(datetime.date.fromisoformat(spec.date)):
+            text = tokenizer.apply_chat_template(
+                turns, tokenize=False, **arguments_of(tokenizer, spec)
+            )
+    except Exception:  # a template that renders no answers has no end of them
+        return None
+    after = str(text).rpartition(answer)[2]
+    special = set(tokenizer.all_special_ids)
+    ids = tokenizer(after, add_special_tokens=False).input_ids
+    return next((id for id in ids if id in special), None)
+
+
 def _last(tokenizer: Any, ids: Ids) -> int | None:
     """The last id of a prompt that is not white space."""
     return next((id for id in reversed(ids) if tokenizer.decode([id]).strip()), None)

@@ -19,7 +19,7 @@ from potstill.diagnostics.preflight.rehearsal import Check, Rehearsal
 from potstill.diagnostics.preflight.steps import trained_as_written
 from potstill.errors import PotstillError
 
-__all__ = ["CHECKS", "Check", "Rehearsal", "preflight"]
+__all__ = ["CHECKS", "Check", "Rehearsal", "preflight", "unrunnable"]
 
 # Every check except time and memory, by its name in `preflight(..., only=...)`.
 CHECKS: dict[str, Callable[[Rehearsal], Iterable[Check]]] = {
@@ -75,10 +75,15 @@ def _completed(name: str, check: Callable[[], Iterable[Check]]) -> list[Check]:
     except (PotstillError, MemoryError):
         raise
     except Exception as error:
-        log.info("check %s", name, exc_info=True)
-        lines = str(error).strip().splitlines() or [""]
-        evidence = f"the models cannot be run: {type(error).__name__}: {lines[0]}"
-        hint = "--verbose shows where; compare the versions of torch and transformers"
-        if "memory" in evidence.lower():
-            hint = "lower engine.batch_tokens and engine.sample_tokens, or use a smaller model"
-        return [Check(name, "refused", evidence, hint)]
+        return [unrunnable(name, error)]
+
+
+def unrunnable(name: str, error: Exception) -> Check:
+    """The failed check of an exception that the models' own code raised."""
+    log.info("check %s", name, exc_info=error)
+    lines = str(error).strip().splitlines() or [""]
+    evidence = f"the models cannot be run: {type(error).__name__}: {lines[0]}"
+    hint = "--verbose shows where; compare the versions of torch and transformers"
+    if "memory" in evidence.lower():
+        hint = "lower engine.batch_tokens and engine.sample_tokens, or use a smaller model"
+    return Check(name, "refused", evidence, hint)

@@ -12,6 +12,8 @@ from typing import Any
 
 from potstill.engines.torch.checkpoints import Checkpoint
 from potstill.errors import PotstillError
+from potstill.tasks.rendering import turn_end
+from potstill.types import ModelSpec
 
 # Fields of a generation config that do not change which tokens are written.
 NEUTRAL = frozenset(
@@ -67,6 +69,18 @@ def ends_of(model: Checkpoint, tokenizer: Any, rows: int) -> frozenset[int]:
             "set eos_token in tokenizer_config.json",
         )
     return frozenset(ends)
+
+
+def turn_note(tokenizer: Any, spec: ModelSpec, ends: frozenset[int]) -> tuple[str, ...]:
+    """A note if the token that closes an answer in the chat template does not end a completion."""
+    id = turn_end(tokenizer, spec)
+    if id is None or id in ends:
+        return ()
+    token = tokenizer.convert_ids_to_tokens(id)
+    return (
+        f"the chat template closes an answer with {token} (id {id}), which does not end a "
+        "completion: list it as eos_token_id in generation_config.json if the models write it",
+    )
 
 
 def _ids(value: Any) -> set[int]:

@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM
 
 from potstill.engines.torch.adapters import merge_adapter
 from potstill.engines.torch.checkpoints import TEXT_PART, Checkpoint, read_pretrained
-from potstill.engines.torch.ends import defaults_note, ends_of
+from potstill.engines.torch.ends import defaults_note, ends_of, turn_note
 from potstill.engines.torch.windows import Window, window_of
 from potstill.errors import PotstillError
 from potstill.tasks.rendering import Messages, check_rendering, render, written
@@ -156,7 +156,7 @@ class ModelPair:
                 ),
                 vocabulary=min(pair.vocabulary, other.vocabulary),
                 rows=(pair.rows[0], min(pair.rows[1], other.rows[1])),
-                windows=(pair.windows[0], min(pair.windows[1], other.windows[1])),
+                windows=(pair.windows[0], pair.windows[1].narrower(other.windows[1])),
                 notes=tuple(dict.fromkeys((*pair.notes, *other.notes))),
             )
         return dataclasses.replace(pair, teachers=dict(teachers))
@@ -191,14 +191,14 @@ class ModelPair:
         )
         configs = [model.config for model in models]  # before the tokenizers: the kind of a model
         tok, teacher_tok = (model.tokenizer for model in models)
-        difference = _difference(tok, teacher_tok)
+        rows = models[0].rows, models[1].rows
+        difference = _difference(tok, teacher_tok, min(rows))
         if difference and not cross:
             raise PotstillError(
                 f'student and teacher must share a tokenizer: "{student}" and "{teacher}" differ '
                 f"({difference})",
                 "choose a student and a teacher of one model family",
             )
-        rows = models[0].rows, models[1].rows
         notes = () if difference else _one_template(tok, teacher_tok, specs[0])
         vocabulary = rows[0] if difference else min(rows)
         ends = [
@@ -227,6 +227,7 @@ class ModelPair:
             check_rendering(teacher, teacher_tok, ends[1], specs[1])
         else:
             check_rendering(teacher, tok, either, specs[1])
+        notes += turn_note(tok, specs[0], either)
         roles = {"student": models[0], "teacher": models[1]}
         return cls(
             *(student, teacher, *specs, tok, either, vocabulary),
@@ -240,9 +241,12 @@ class ModelPair:
         )
 
 
-def _difference(student_tok: Any, teacher_tok: Any) -> str:
-    """Describe a difference between two tokenizers; empty if there is none."""
-    ids, teacher_ids = student_tok.get_vocab(), teacher_tok.get_vocab()
+def _difference(student_tok: Any, teacher_tok: Any, rows: int) -> str:
+    """Describe a difference between two tokenizers, in ids that both heads have; empty if none."""
+    ids, teacher_ids = (
+        {token: id for token, id in tok.get_vocab().items() if id < rows}
+        for tok in (student_tok, teacher_tok)
+    )
     tokens = ids.keys() | teacher_ids.keys()
     count = sum(ids.get(token) != teacher_ids.get(token) for token in tokens)
     if count:

@@ -13,14 +13,15 @@ from potstill.errors import PotstillError
 
 # Families with a table of positions, found by reading past the limit of each.
 TABLES = frozenset(
-    {"biogpt", "codegen", "ctrl", "gpt2", "gpt_bigcode", "gpt_neo", "gptj", "imagegpt", "mpt"}
-    | {"openai-gpt", "opt"}
+    {"biogpt", "codegen", "ctrl", "git", "gpt2", "gpt_bigcode", "gpt_neo", "gptj", "imagegpt"}
+    | {"mpt", "openai-gpt", "opt", "xlm"}
 )
+PADDED = ("roberta", "camembert", "data2vec", "xmod")  # their first positions are for padding
 KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length")
 SHORTER = "show fewer or shorter examples, documents or hints, or lower max_tokens"
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True)
 class Window:
     """Positions of a model.
 
@@ -31,6 +32,10 @@ class Window:
 
     tokens: int = 0
     fixed: bool = False
+
+    def narrower(self, other: Window) -> Window:
+        """The one of two windows that has fewer positions."""
+        return min((self, other), key=lambda window: window.tokens or float("inf"))
 
     def error(self, name: str, prompt: int, completion: int) -> PotstillError:
         """The error of a prompt that is too long for the table of positions."""
@@ -52,4 +57,6 @@ def window_of(config: Any) -> Window:
     if original and isinstance(factor := rope.get("factor"), int | float):
         tokens = max(tokens, int(original * factor))
     decoder = bool(getattr(config, "is_decoder", False))  # of BERT's kind
+    if decoder and any(name in config.model_type for name in PADDED):
+        tokens -= (config.pad_token_id or 0) + 1
     return Window(tokens, decoder or config.model_type in TABLES)
