@@ -15,6 +15,7 @@ from checkpoints import (
     CHATML,
     EOS,
     QUESTIONS,
+    ROWS,
     TURN,
     config_of,
     save,
@@ -177,3 +178,25 @@ def test_a_turn_that_does_not_end_a_completion_is_a_note(tmp_path: Path) -> None
     assert len(notes) == 1 and f"<|im_end|> (id {TURN})" in notes[0]
     write(folder, "generation_config.json", eos_token_id=[EOS, TURN])
     assert not ModelPair.open(folder, folder, None, None).notes
+
+
+def test_padding_rows_are_not_written_by_the_exported_folder(tmp_path: Path) -> None:
+    """The student's head has more rows than the teacher's: those were never sampled."""
+    student = save(tmp_path / "student", tokenizer_of(CHATML), config_of(vocab_size=ROWS + 8))
+    teacher = save(tmp_path / "teacher", tokenizer_of(CHATML), seed=1)
+    model = AutoModelForCausalLM.from_pretrained(student)
+    with torch.no_grad():
+        model.lm_head.weight[ROWS:] *= 30
+    model.save_pretrained(student)
+    engine = TorchEngine(student, teacher)
+    engine.export(tmp_path / "out")
+    again = TorchEngine(str(tmp_path / "out"), str(tmp_path / "out"))
+    assert again.vocabulary == engine.vocabulary == ROWS
+    assert not [n for n in again.notes if "decoding defaults" in n]
+    exported = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    for text in QUESTIONS:
+        tokens, ids = greedy(engine, text), torch.tensor([engine.encode(text)])
+        assert greedy(again, text) == tokens and max(tokens) < ROWS
+        assert max(greedy(TorchEngine(student, student), text)) >= ROWS
+        out = exported.generate(ids, max_new_tokens=12, attention_mask=torch.ones_like(ids))
+        assert tuple(out[0, ids.shape[1] :].tolist()) == tokens

@@ -97,6 +97,14 @@ class Prompting:
         names = {str(token.content) for token in added if token.special}
         return sorted(name for name in names if len(name) > 2 and name in text)
 
+    def unknown_in(self, prompt: Prompt) -> bool:
+        """True if a prompt has the token of unknown characters."""
+        if self.tokenizer is None:
+            return False
+        unknown = self.tokenizer.unk_token_id
+        ends = (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id)  # of GPT-2, the same
+        return unknown is not None and unknown not in ends and unknown in prompt.student
+
     def _teacher_ids(self, text: str | Messages) -> Ids:
         """Prompt ids for the teacher, in the student's vocabulary."""
         return self.encode(text, "teacher")

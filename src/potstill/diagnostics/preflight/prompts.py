@@ -19,7 +19,7 @@ def _problems(rehearsal: Rehearsal) -> tuple[list[Problem], list[Problem]]:
 
 
 def special_tokens(rehearsal: Rehearsal) -> list[Check]:
-    """Look for special tokens in the problems, which tokenizers read as the real ones."""
+    """Look for special tokens in the problems, which tokenizers read as real, and unknown ones."""
     engine: Any = rehearsal.engine
     problems = [problem for split in _problems(rehearsal) for problem in split]
     spelled = {p.id: names for p in problems if (names := engine.special_in(p.question))}
@@ -30,6 +30,13 @@ def special_tokens(rehearsal: Rehearsal) -> list[Check]:
             f"(first: {first}, {spelled[first][0]}), which end or divide their prompts"
         )
         return [Check("prompts", "warning", evidence, "remove them from the data")]
+    probed = [problem for split in _problems(rehearsal) for problem in split[:PROBED]]
+    if unknown := [p.id for p in probed if engine.unknown_in(engine.prompt(p))]:
+        evidence = (
+            f"the prompts of {len(unknown)} of {len(probed)} problems have characters that the "
+            f"tokenizer does not know (first: {unknown[0]})"
+        )
+        return [Check("prompts", "warning", evidence, "use a tokenizer of the data's language")]
     return [Check("prompts", "passed", f"none of {len(problems)} problems has a special token")]
 
 

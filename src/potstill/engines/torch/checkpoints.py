@@ -16,10 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, AutoTokenizer
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_CAUSAL_LM_MAPPING,
-    MODEL_FOR_MASKED_LM_MAPPING,
-)
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils.hub import cached_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
@@ -111,14 +108,14 @@ class Checkpoint:
         if "AutoModelForCausalLM" in remote and self.trust:
             return config
         text = config.get_text_config(decoder=True)
+        bidirectional = getattr(text, "use_bidirectional_attention", False) or kind == "xlnet"
+        decodes = getattr(config, "causal" if kind == "xlm" else "is_decoder", None)
+        if decodes is False or bidirectional:
+            self._refuse(f"an encoder ({kind}): its tokens read the ones after them", "")
         if text is not config and type(text) in MODEL_FOR_CAUSAL_LM_MAPPING:
             if config.tie_word_embeddings:  # then the file has no head
                 text.tie_word_embeddings = True
             return text
-        if getattr(config, "is_decoder", None) is False and type(config) in (
-            MODEL_FOR_MASKED_LM_MAPPING
-        ):
-            self._refuse(f"an encoder ({kind}): its tokens read the ones after them", "")
         if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
             return config
         if text is not config:
@@ -168,6 +165,13 @@ class Checkpoint:
                 f'the config of "{self.name}" has no vocab_size', "write it into config.json"
             )
         return size
+
+    @property
+    def sampled_rows(self) -> int:
+        """Number of ids that may be sampled: an export lists the padding rows of its head."""
+        listed = self.stored("generation_config.json").get("suppress_tokens") or []
+        tail = list(range(self.rows - len(listed), self.rows))
+        return tail[0] if listed and listed == tail else self.rows
 
     def stored(self, file: str) -> dict[str, Any]:
         """A JSON file of the adapter or else of the base; empty if there is none."""

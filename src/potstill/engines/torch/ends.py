@@ -92,7 +92,9 @@ def defaults_note(models: Mapping[str, Checkpoint]) -> tuple[str, ...]:
     """A note for each role whose model comes with decoding defaults."""
     notes = []
     for role, model in models.items():
-        stored = model.stored("generation_config.json")
+        stored = dict(model.stored("generation_config.json"))
+        if model.sampled_rows < model.rows:
+            del stored["suppress_tokens"]  # padding rows, which are not sampled here either
         active = {
             key: value
             for key, value in stored.items()
@@ -110,8 +112,15 @@ def defaults_note(models: Mapping[str, Checkpoint]) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def generation_config(tokenizer: Any, ends: frozenset[int]) -> Any:
-    """The generation config of an exported student: it ends where training and evaluation end."""
+def generation_config(tokenizer: Any, ends: frozenset[int], vocabulary: int, rows: int) -> Any:
+    """The generation config of an exported student: it ends where training and evaluation end.
+
+    Args:
+        tokenizer: of the student.
+        ends: ids that end a completion.
+        vocabulary: ids that are sampled.
+        rows: ids that the head has; those above are padding.
+    """
     from transformers import GenerationConfig
 
     own = tokenizer.eos_token_id
@@ -122,4 +131,5 @@ def generation_config(tokenizer: Any, ends: frozenset[int]) -> Any:
         eos_token_id=ids[0] if len(ids) == 1 else ids,
         pad_token_id=ids[0] if pad is None else pad,
         do_sample=False,
+        suppress_tokens=list(range(vocabulary, rows)) or None,
     )

@@ -40,7 +40,7 @@ def export_student(
     """
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    decoding = generation_config(pair.tokenizer, pair.eos)
+    decoding = generation_config(pair.tokenizer, pair.eos, pair.vocabulary, pair.rows[0])
     tokenizer = with_arguments(pair.tokenizer, pair.student_spec)
     if lora:
         from peft import PeftModel

@@ -200,7 +200,8 @@ class ModelPair:
                 "choose a student and a teacher of one model family",
             )
         notes = () if difference else _one_template(tok, teacher_tok, specs[0])
-        vocabulary = rows[0] if difference else min(rows)
+        sampled = models[0].sampled_rows, models[1].sampled_rows
+        vocabulary = sampled[0] if difference else min(sampled)
         ends = [
             ends_of(model, own, size)
             for model, own, size in zip(
@@ -234,7 +235,7 @@ class ModelPair:
             notes + defaults_note(roles if student != teacher else {"model": models[0]}),
             teacher_tokenizer=teacher_tok if difference else None,
             teacher_eos=ends[1] if difference else frozenset(),
-            teacher_vocabulary=rows[1] if difference else 0,
+            teacher_vocabulary=sampled[1] if difference else 0,
             rows=rows,
             windows=(window_of(configs[0]), window_of(configs[1])),
             student_adapter=models[0].adapter,
