@@ -23,6 +23,7 @@ from transformers import (
     Gemma3Config,
     Gemma3ForConditionalGeneration,
     Gemma3TextConfig,
+    GPT2Config,
     GptOssConfig,
     GraniteMoeConfig,
     LlamaConfig,
@@ -420,3 +421,16 @@ def test_the_targets_of_adapters_are_a_setting(mixture: str, tmp_path: Path) -> 
     assert check.status == "warning"
     with pytest.raises(PotstillError, match=r"train\.lora_alpha and"):
         read_study(study_table(tmp_path, mixture, mixture, train={"lora_target": "q_proj"}))
+
+
+def test_adapters_that_a_family_cannot_have_are_refused(tmp_path: Path) -> None:
+    folder = save(tmp_path / "m", tokenizer_of(CHATML), config_of(MambaConfig, ssm_state_size=4))
+    with pytest.raises(PotstillError, match=r"cannot have these adapters.*out_proj") as caught:
+        engine_of(folder, lora_rank=2)
+    assert "train.lora_target" in caught.value.hint
+
+
+def test_position_tables_are_embeddings_in_the_share(tmp_path: Path) -> None:
+    folder = save(tmp_path / "m", tokenizer_of(CHATML), config_of(GPT2Config))
+    share, _, _ = engine_of(folder, lora_rank=2).coverage
+    assert share > 0.95

@@ -6,6 +6,8 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from potstill.errors import PotstillError
 from potstill.settings import Lora
 
@@ -25,7 +27,14 @@ def add_lora(model: Any, lora: Lora | int) -> Any:
     )
     with warnings.catch_warnings():  # peft uses an attribute that transformers deprecates
         warnings.filterwarnings("ignore", ".is_gradient_checkpointing", FutureWarning)
-        return get_peft_model(model, config).eval()
+        warnings.filterwarnings("ignore", "fan_in_fan_out", UserWarning)  # of GPT-2's layers
+        try:
+            return get_peft_model(model, config).eval()
+        except ValueError as error:  # modules that a family cannot have adapters on
+            raise PotstillError(
+                f"the student cannot have these adapters: {str(error).splitlines()[0]}",
+                "name other modules in train.lora_target, or train all weights with lora_rank = 0",
+            ) from error
 
 
 def _targets(model: Any, target: str | tuple[str, ...]) -> tuple[Any, list[str]]:
@@ -101,7 +110,8 @@ def coverage(model: Any) -> tuple[float, int, int]:
         experts: expert tensors.
     """
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    ends = (inner.get_input_embeddings(), inner.get_output_embeddings())
+    tables = [module for module in inner.modules() if isinstance(module, torch.nn.Embedding)]
+    ends = (*tables, inner.get_output_embeddings())
     outside = {id(p) for module in ends if module is not None for p in module.parameters()}
     total = with_adapter = covered = experts = 0
     for name, param in inner.named_parameters():
