@@ -197,7 +197,7 @@ def _rows(folder: Path) -> float:
 
 
 def _vocabulary(raw: bytes, rows: float) -> dict[str, Any]:
-    """What decides about the ids of a text, of those ids that have a row in both heads."""
+    """The state that determines the ids of a text, of ids that have a row in both heads."""
     state = json.loads(raw)
     added = {token["content"]: token["id"] for token in state["added_tokens"]}
     kept = {key: state["model"].get(key) for key in ("vocab", "merges")}

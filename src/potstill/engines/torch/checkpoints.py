@@ -234,7 +234,7 @@ def _without_tokenizer(name: str, error: PotstillError) -> PotstillError:
 
 
 def _is_path(name: str) -> bool:
-    return name.startswith(("/", ".", "~")) or not re.fullmatch(r"[\w.-]+/[\w.-]+", name)
+    return name.startswith(("/", ".", "~")) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name)
 
 
 def _file(name: str, file: str) -> str | None:
