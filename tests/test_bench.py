@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from conftest import toy_table
 from potstill.cli import app
 from potstill.cli.speed import bench
-from potstill.engines.torch.loading import add_lora
+from potstill.engines.torch.adapters import add_lora
 from potstill.engines.torch.roofline import Machine, Size, least_decoding, measure, size_of
 from potstill.errors import PotstillError
 from potstill.study.loading import read_study

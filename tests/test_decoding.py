@@ -16,8 +16,8 @@ from transformers import (
 )
 
 from potstill.engines.torch import decoding
+from potstill.engines.torch.adapters import add_lora
 from potstill.engines.torch.decoding import Fast, Plain, begin, fits
-from potstill.engines.torch.loading import add_lora
 
 SIZES: dict[str, Any] = {
     "vocab_size": 61,

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from launching import run_study
+from potstill.errors import PotstillError
 from potstill.report import write_report
 from potstill.report.data import load
 from potstill.study.executors.base import unfinished
@@ -97,3 +98,18 @@ def test_a_report_reads_the_folder(
         assert write_report(path).html.stat().st_size > 10_000
         assert call("diagnose", path) == 0 and call("watch", path, "--once") == 0
     assert "1 of 1 runs without a finding" in capsys.readouterr().out
+
+
+def test_a_folder_with_the_old_default_of_attention_is_the_same_study(tmp_path: Path) -> None:
+    """ "sdpa" was the default; another implementation is another study."""
+    study = read_study({"pairs": ["tiny-qwen"], "methods": ["hybrid"]})
+    folder = StudyFolder(tmp_path / "out")
+    folder.open(study)
+    file = folder.path / "study.toml"
+    text = file.read_text()
+    assert text.count('attention = "auto"') == 2
+    file.write_text(text.replace('attention = "auto"', 'attention = "sdpa"'))
+    folder.check(study)
+    file.write_text(text.replace('attention = "auto"', 'attention = "eager"'))
+    with pytest.raises(PotstillError, match="holds a study with other settings"):
+        folder.check(study)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Mapping
 from typing import Any, Literal, Self
 
@@ -9,6 +10,13 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from potstill.errors import PotstillError
 from potstill.types import ModelSpec
+
+# Arguments of `apply_chat_template` that are not the template's own.
+RESERVED = frozenset(
+    {"conversation", "messages", "chat_template", "add_generation_prompt", "tokenizer_kwargs"}
+    | {"continue_final_message", "tokenize", "sanitize_control_tokens", "padding", "truncation"}
+    | {"max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask"}
+)
 
 
 class Table(BaseModel):
@@ -43,6 +51,8 @@ class Train(Table):
     temperature: float = Field(1.0, gt=0)  # the student's sampling temperature
     teacher_temperature: float = Field(1.0, gt=0)  # the teacher's, where it writes
     lora_rank: int = Field(0, ge=0)  # 0 trains all weights
+    lora_alpha: int = Field(0, ge=0)  # adapters are scaled by alpha / rank; 0: twice the rank
+    lora_target: str | tuple[str, ...] = "all-linear"  # modules with adapters, by name
     max_grad_norm: float = Field(1.0, ge=0)  # clip to this norm; 0 is off
     checkpoint_every: int = Field(25, ge=1)  # steps between checkpoints
     on_collapse: Literal["warn", "stop", "rollback"] = "warn"  # rollback: to the last good one
@@ -67,6 +77,14 @@ class Eval(Table):
     examples: int = Field(4, ge=0)  # completions kept per evaluation
 
 
+class Lora(Table):
+    """LoRA adapters of the student."""
+
+    rank: int = Field(0, ge=0)  # 0 trains all weights
+    alpha: int = Field(0, ge=0)  # scale of the adapters is alpha / rank; 0: twice the rank
+    target: str | tuple[str, ...] = "all-linear"  # modules with adapters, by name
+
+
 class TorchSettings(Table):
     """The torch engine: this machine's CPU or GPUs."""
 
@@ -79,6 +97,17 @@ class TorchSettings(Table):
     threads: int = Field(1, ge=0)  # CPU threads per run; 0: as many as the worker has cores
     shard_teacher: bool = True  # over the processes of torchrun; false: a whole one in each
     gather_for_sampling: bool = True  # false: sample layer by layer, for what no GPU can hold
+
+    @field_validator("student", "teacher")
+    @classmethod
+    def _readable(cls, spec: ModelSpec) -> ModelSpec:
+        if taken := sorted(RESERVED & set(spec.template)):
+            raise ValueError(f"template has the template's own arguments, not {taken[0]}")
+        try:
+            datetime.date.fromisoformat(spec.date)
+        except ValueError:
+            raise ValueError(f"date is a day as YYYY-MM-DD, not {spec.date!r}") from None
+        return spec
 
 
 class TinkerSettings(Table):

@@ -1,8 +1,7 @@
 """Types that every package shares: problems, prompts, trajectories, training data, evaluations.
 
 Frozen values with numpy arrays, so that they can be pickled, saved and compared without torch. The
-comment of a field gives its shape: P prompt tokens, T completion tokens, V ids of the vocabulary.
-Log-probabilities are in nats. Behaviour is left to the packages above.
+comment of a field gives its shape: P prompt tokens, T completion tokens, V vocabulary ids. Nats.
 """
 
 from __future__ import annotations
@@ -172,8 +171,10 @@ class ModelSpec:
     device: str = "auto"  # "cpu", "cuda:1", ...; auto: the first GPU, else the CPU
     device_map: str | None = None  # accelerate's placement over several devices, e.g. "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto: bfloat16 on a GPU
-    attention: str = "sdpa"  # transformers' attn_implementation
+    attention: str = "auto"  # transformers' attn_implementation; auto: transformers' own choice
     trust_remote_code: bool = False  # run code from the model's repository
+    template: Mapping[str, Any] = field(default_factory=dict)  # arguments of the chat template
+    date: str = "2024-07-26"  # of templates that write today's, as YYYY-MM-DD
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - read by the study file's parser
 

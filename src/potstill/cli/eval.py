@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,13 +16,17 @@ from potstill.cli.options import AsJson
 from potstill.cli.tables import print_json
 from potstill.errors import PotstillError
 
+if TYPE_CHECKING:
+    from potstill.settings import TorchSettings
+    from potstill.types import Problem
+
 
 @command(
     "eval",
     READ,
     "potstill eval tiny-qwen/student",
     "potstill eval runs/quick/cells/tiny-qwen/hybrid/0/student difficulty=3",
-    "potstill eval Qwen/Qwen3-0.6B --task gsm8k --max-tokens 512",
+    "potstill eval Qwen/Qwen3-0.6B --task gsm8k --max-tokens 512 engine.dtype=bfloat16",
 )
 def evaluate(
     model: Annotated[
@@ -36,7 +42,9 @@ def evaluate(
         typer.Argument(
             metavar="[OPTION=VALUE]...",
             show_default=False,
-            help="Options of the task, such as difficulty=3.",
+            help="Options of the task, such as difficulty=3, and of the engine, such as "
+            "engine.dtype=bfloat16, engine.device=cpu, engine.attention=eager, "
+            "engine.trust_remote_code=true or engine.template.enable_thinking=true.",
         ),
     ] = None,
     task: Annotated[
@@ -82,7 +90,7 @@ def evaluate_model(
     Args:
         model: its folder or Hub ID, or `PAIR/ROLE` of an embedded one.
         task_name: a task of `potstill ls tasks`.
-        options: the task's, `key=value`.
+        options: the task's, `key=value`, and the engine's, `engine.key=value`.
         problems: how many.
         max_tokens: of a completion.
         texts: where completions are written, if anywhere.
@@ -108,15 +116,19 @@ def evaluate_model(
     embedded = path != model
     if not embedded:
         check_model(name=model, where="model")
-    task = load_task(task_name, **task_options(options))
+    own = [word for word in options if not word.startswith("engine.")]
+    task = load_task(task_name, **task_options(own))
     held_out = task.test[:problems]
     if len(held_out) < problems:
         raise PotstillError(
             f"the task has {len(held_out)} problems, asked for {problems}", "lower --problems"
         )
     threads = 1 if embedded else 0  # an embedded model is too small for more
-    engine = open_engine("torch", Pair(student=path, teacher=path), threads=threads)
-    evaluation = evaluated(engine, "student", task, held_out, max_tokens)
+    settings = engine_options([word for word in options if word not in own], threads)
+    with _running(model):
+        engine: Any = open_engine("torch", Pair(student=path, teacher=path), settings=settings)
+        _check_length(engine, held_out, max_tokens)
+        evaluation = evaluated(engine, "student", task, held_out, max_tokens)
     if texts:
         write_text(texts, "".join(to_json(example(0, row)) + "\n" for row in evaluation.rows))
     right = sum(row.grade.strict for row in evaluation.rows)
@@ -128,7 +140,72 @@ def evaluate_model(
         "strict": evaluation.strict,
         "flexible": evaluation.flexible,
         "interval": [interval.low, interval.high],
+        "ended": sum(row.ended for row in evaluation.rows) / problems,
+        "prompt": engine.rendered(engine.prompt(held_out[0]), "student"),
+        "notes": list(engine.notes),
     }
+
+
+def _check_length(engine: Any, problems: Sequence[Problem], max_tokens: int) -> None:
+    """Warn if the longest prompt and its completion exceed what the model was trained on."""
+    from potstill.diagnostics.preflight.prompts import longest_prompts
+
+    window = engine.windows["student"]
+    _, size = longest_prompts(engine, problems)["student"]
+    if window.tokens and size + max_tokens > window.tokens:
+        error = window.error(engine.pair.student, size, max_tokens)
+        if window.fixed:
+            raise error
+        print(f"warning: {error}: the model was not trained beyond", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def _running(model: str) -> Iterator[None]:
+    """An exception of a model's own code becomes an error with a hint."""
+    try:
+        yield
+    except (PotstillError, OSError):
+        raise
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [""]
+        hint = "--verbose shows where; compare the versions of torch and transformers"
+        if "memory" in f"{type(error).__name__} {lines[0]}".lower():
+            hint = "lower --max-tokens, or set engine.sample_tokens or engine.dtype=bfloat16"
+        raise PotstillError(
+            f'"{model}" cannot be run: {type(error).__name__}: {lines[0]}', hint
+        ) from error
+
+
+def engine_options(words: Sequence[str], threads: int) -> TorchSettings:
+    """Settings of the torch engine from `engine.key=value` words.
+
+    Keys are those of a study file; a key of `engine.student` may be written without the role.
+
+    >>> engine_options(["engine.dtype=bfloat16", "engine.threads=2"], 1).student.dtype
+    'bfloat16'
+    """
+    from pydantic import ValidationError
+
+    from potstill.fields import explain
+    from potstill.settings import TorchSettings
+    from potstill.study.loading import override
+    from potstill.types import ModelSpec
+
+    table: dict[str, Any] = {"threads": threads}
+    for word in words:
+        key = word.removeprefix("engine.")
+        placed = key.split("=")[0].split(".")[0] in ModelSpec.__dataclass_fields__
+        override(table, f"student.{key}" if placed else key)
+    if "teacher" in table:
+        raise PotstillError(
+            "a model that is evaluated alone has no teacher, got engine.teacher",
+            "write engine.KEY=VALUE, for example engine.dtype=bfloat16",
+        )
+    try:
+        settings = TorchSettings.model_validate(table)
+    except ValidationError as error:
+        raise explain(error, "engine", TorchSettings) from None
+    return settings.model_copy(update={"teacher": settings.student})
 
 
 def task_options(words: Sequence[str]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from potstill.engines.protocol import Engine
 from potstill.tasks import Task
 from potstill.training.evaluation import TeacherCompletions
 from potstill.training.rollout import generator
-from potstill.types import Floats, Ids, Problem, Reading, Sample
+from potstill.types import Floats, Ids, Problem, Reading, Role, Sample
 
 PERIODS = 16  # tokens of the longest loop that is found
 
@@ -65,7 +65,8 @@ class Probe:
             signal/teacher_accuracy: share of correct greedy completions.
             signal/teacher_only, signal/student_only: problems that one of the two alone solves.
         """
-        teacher = np.array(self._graded([completion for _, completion in self.teacher_readings]))
+        completions = [completion for _, completion in self.teacher_readings]
+        teacher = np.array(self._graded("teacher", completions))
         student, rng = np.array(self.outcomes), generator(self.seed, 0, "probe")
         samples = self.engine.sample("teacher", self.prompts, self._limits, 1.0, rng)
         variety = _variety([sample.tokens for sample in samples])
@@ -76,9 +77,14 @@ class Probe:
             "signal/student_only": int((student & ~teacher).sum()),
         }
 
-    def _graded(self, completions: Sequence[Ids]) -> list[bool]:
-        answers = zip(self.problems, map(self.engine.decode, completions), strict=True)
-        return [self.task.grade(problem, answer).strict for problem, answer in answers]
+    def _graded(self, role: Role, completions: Sequence[Ids]) -> list[bool]:
+        rows = zip(self.problems, self.prompts, completions, strict=True)
+        return [
+            self.task.grade(
+                problem, self.engine.opening(prompt, role) + self.engine.decode(completion)
+            ).strict
+            for problem, prompt, completion in rows
+        ]
 
     def measure(self) -> dict[str, float | None]:
         """Signals of the student with its current weights.
@@ -100,7 +106,7 @@ class Probe:
         ]
         completions = [sample.tokens for sample in samples]
         answers = list(zip(self.problems, map(engine.decode, completions), strict=True))
-        self.outcomes = self._graded(completions)
+        self.outcomes = self._graded("student", completions)
         ends = [
             expected.end[-1]
             for expected, (_, completion) in zip(reading, self.teacher_readings, strict=True)

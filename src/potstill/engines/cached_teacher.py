@@ -10,6 +10,7 @@ before it.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import tempfile
 import time
@@ -75,7 +76,11 @@ class CachedTeacher(Wrapper):
 def fingerprint(name: str, *placement: object) -> str:
     """Return a string that identifies a teacher: name, placement, and the files of a folder."""
     files = sorted(Path(name).glob("*")) if Path(name).is_dir() else []
-    stats = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+    stats: list[object] = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+    adapter = Path(name) / "adapter_config.json"
+    if adapter.is_file():  # its base has the other weights
+        base = json.loads(adapter.read_text(encoding="utf-8")).get("base_model_name_or_path")
+        stats.append(fingerprint(str(base)) if str(base) != name else base)
     return repr((str(Path(name).resolve()) if files else name, stats, placement))
 
 

@@ -7,11 +7,12 @@ its problem, so two problems with the same question can have different hints and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from potstill.tasks.context.builder import PromptBuilder
+from potstill.tasks.grading import THOUGHT
 from potstill.tasks.rendering import Messages
 from potstill.types import Datum, Ids, Problem, Prompt, Role
 
@@ -24,9 +25,17 @@ class Prompting:
     notes: tuple[str, ...] = ()
     _builder: PromptBuilder | None = None
     _route = ""
+    two_renderings = False  # whether the teacher reads a question in other words than the student
+
+    windows: Mapping[Role, Any] = {}  # positions that "student" and "teacher" have, if known
+    tokenizer: Any = None  # of transformers, if the engine has one
 
     def encode(self, text: str | Messages, role: Role = "student") -> Ids:
         """Return prompt ids (P,), see `protocol.Engine`."""
+        raise NotImplementedError
+
+    def decode(self, tokens: Ids) -> str:
+        """Return the text of ids, see `protocol.Engine`."""
         raise NotImplementedError
 
     def inform(self, builder: PromptBuilder | None, route: str = "") -> None:
@@ -50,9 +59,55 @@ class Prompting:
     def _rendered(self, problem: Problem) -> Prompt:
         student = teacher = self.encode(problem.question)
         if self._builder:
-            teacher = self.encode(self._builder.conversation(problem))
+            teacher = self._teacher_ids(self._builder.conversation(problem))
+        elif self.two_renderings:
+            teacher = self._teacher_ids(problem.question)
         route = problem.text(self._route) if self._route else ""
         return Prompt(student, teacher, problem.id, route)
+
+    def without_context(self, problem: Problem) -> Prompt:
+        """Render a problem as if the teacher had no context."""
+        builder, self._builder = self._builder, None
+        try:
+            return self._rendered(problem)
+        finally:
+            self._builder = builder
+
+    @property
+    def has_context(self) -> bool:
+        """True if the teacher reads a context."""
+        return self._builder is not None
+
+    def opening(self, prompt: Prompt, role: Role) -> str:
+        """The mark of a thought that a prompt has opened, as some chat templates do; else ""."""
+        opened = self.rendered(prompt, role).rstrip().endswith(THOUGHT[0])
+        return THOUGHT[0] if opened else ""
+
+    def rendered(self, prompt: Prompt, role: Role) -> str:
+        """The text of a prompt with its special tokens, for the record."""
+        if self.tokenizer is None:
+            return self.decode(prompt.read_by(role))
+        return str(self.tokenizer.decode(list(prompt.read_by(role))))
+
+    def special_in(self, text: str) -> list[str]:
+        """Special tokens that a text contains as they are written."""
+        if self.tokenizer is None:
+            return []
+        added = self.tokenizer.added_tokens_decoder.values()
+        names = {str(token.content) for token in added if token.special}
+        return sorted(name for name in names if len(name) > 2 and name in text)
+
+    def unknown_in(self, prompt: Prompt) -> bool:
+        """True if a prompt has the token of unknown characters."""
+        if self.tokenizer is None:
+            return False
+        unknown = self.tokenizer.unk_token_id
+        ends = (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id)  # of GPT-2, the same
+        return unknown is not None and unknown not in ends and unknown in prompt.student
+
+    def _teacher_ids(self, text: str | Messages) -> Ids:
+        """Prompt ids for the teacher, in the student's vocabulary."""
+        return self.encode(text, "teacher")
 
 
 def by_reader(

@@ -57,6 +57,12 @@ class Engine(Protocol):
     def prompt(self, problem: Problem) -> Prompt:
         """Render a problem as each model reads it."""
 
+    def opening(self, prompt: Prompt, role: Role) -> str:
+        """Return the mark of a thought that a prompt has opened; usually ""."""
+
+    def rendered(self, prompt: Prompt, role: Role) -> str:
+        """Return the text of a prompt with its special tokens."""
+
     def inform(self, builder: PromptBuilder | None, route: str) -> None:
         """Set the context that only the teacher reads, and the key that selects a teacher.
 

@@ -9,6 +9,7 @@ from potstill.diagnostics import faults
 from potstill.engines.cached_teacher import CachedTeacher, fingerprint
 from potstill.engines.protocol import Engine
 from potstill.engines.registry import open_engine
+from potstill.settings import Lora
 from potstill.study.schema import Study
 from potstill.study.storage import RunId
 from potstill.tasks import Task
@@ -18,9 +19,12 @@ def engine_settings(study: Study) -> dict[str, Any]:
     """Keyword arguments of the study's engine, in addition to the pair and the seed."""
     if study.engine.name == "fake":
         return {}
+    train = study.train
+    lora = Lora(rank=train.lora_rank, alpha=train.lora_alpha, target=train.lora_target)
     return {
         "settings": study.engine,
-        "lora_rank": study.train.lora_rank,
+        **({"lora": lora} if study.engine.name == "torch" else {}),
+        "lora_rank": train.lora_rank,
         "max_grad_norm": study.train.max_grad_norm,
     }
 

@@ -17,6 +17,7 @@ from potstill.engines import zoo
 from potstill.engines.cross_tokenizer.token_bytes import differ
 from potstill.errors import Errors, PotstillError, did_you_mean, together
 from potstill.fields import explain
+from potstill.settings import Train
 from potstill.study.schema import EMBEDDED_LEARNING_RATE, PUBLISHED, Study
 from potstill.study.tables import check_tables
 from potstill.study.tracking.registry import check_trackers
@@ -74,6 +75,14 @@ def _check_unique(study: Study, errors: Errors) -> None:
 
 
 def _check_adapters(study: Study) -> None:
+    train, plain = study.train, Train()
+    other = (train.lora_alpha, train.lora_target) != (plain.lora_alpha, plain.lora_target)
+    if other and (not train.lora_rank or study.engine.name != "torch"):
+        raise PotstillError(
+            "train.lora_alpha and train.lora_target are of the torch engine's adapters, got "
+            f'lora_rank = {train.lora_rank} and engine "{study.engine.name}"',
+            'set train.lora_rank and engine = "torch", or leave them out',
+        )
     if study.engine.name == "tinker" and not study.train.lora_rank:
         raise PotstillError(
             'engine "tinker" trains LoRA adapters, train.lora_rank is 0',
@@ -159,7 +168,7 @@ def read_study(
     """Read a study from a table; `where` names the table in error messages."""
     merged = dict(table)
     for text in overrides:
-        _override(merged, text)
+        override(merged, text)
     errors, study = Errors(), None
     with errors:
         study = _validated(merged, where)
@@ -177,7 +186,8 @@ def _validated(table: Mapping[str, Any], where: str) -> Study:
         raise explain(error, where, Study) from None
 
 
-def _override(table: dict[str, Any], text: str) -> None:
+def override(table: dict[str, Any], text: str) -> None:
+    """Set one value of nested tables, as `a.b=value` names it."""
     key, equals, raw = text.partition("=")
     if not equals or not key.strip() or not raw.strip():
         raise PotstillError(f'an override is key=value, got "{text}"', "for example train.steps=20")

@@ -1,7 +1,8 @@
 """The record of a run: the fields of its result.json.
 
 Every record has `pair`, `method`, `seed`, `status`, `steps` and `provenance`. A run that is done
-adds an evaluation, its cost and facts about its engine; a run that has failed adds the cause.
+adds an evaluation, its cost and facts about its engine; a run that has failed adds the cause. A
+baseline adds `prompt`: the first held-out problem as its model reads it.
 """
 
 from __future__ import annotations

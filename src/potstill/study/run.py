@@ -16,7 +16,7 @@ from typing import Any
 from potstill.algorithms.recipe import Recipe
 from potstill.diagnostics import faults
 from potstill.diagnostics.monitor import Monitor
-from potstill.diagnostics.preflight import Check, Rehearsal, preflight
+from potstill.diagnostics.preflight import Check, Rehearsal, preflight, unrunnable
 from potstill.engines.protocol import Engine
 from potstill.errors import PotstillError, StorageError, writing
 from potstill.study import record
@@ -58,7 +58,7 @@ def prepare(study: Study) -> Task:
             tokens = max(study.train.max_tokens, study.graded_tokens)
             spec = study.engine.teacher if study.engine.name == "torch" else ModelSpec()
             for teacher in (study.models[name].teacher, *study.models[name].teachers.values()):
-                check_window(prompts, teacher, held_out, tokens, spec.trust_remote_code)
+                check_window(prompts, teacher, held_out, tokens, spec)
     return task
 
 
@@ -163,6 +163,7 @@ def _evaluate_baseline(
         "steps": 0,
         **record.of_evaluation(evaluation),
         **record.of_problems(study, key.pair, task),
+        "prompt": engine.rendered(engine.prompt(task.test[0]), role),
         "tokens": dict(+usage.tokens),
         "flops": usage.flops,
         "seconds": round(time.perf_counter() - start, 3),
@@ -189,7 +190,12 @@ def preflight_pair(study: Study, pair: str, only: Collection[str] = ()) -> list[
     """
     task, key = load_task(**study.task), RunId(pair, "preflight", study.seeds[0])
     with tempfile.TemporaryDirectory(prefix="potstill-preflight-") as scratch:
-        engine = open_study_engine(study, key, task, Path(scratch))
+        try:
+            engine = open_study_engine(study, key, task, Path(scratch))
+        except (PotstillError, OSError):
+            raise
+        except Exception as error:
+            return [unrunnable("models", error)]
 
         def wire(inner: Engine, recipe: Recipe) -> RunSpec:
             return faults.apply(study.faults, RunSpec(recipe, inner, task, study.seeds[0]))

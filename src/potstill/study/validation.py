@@ -24,7 +24,7 @@ from potstill.tasks import Task
 from potstill.tasks.context.builder import PromptBuilder
 from potstill.tasks.rendering import plain, render
 from potstill.training.rollout import check_prefix
-from potstill.types import Problem
+from potstill.types import ModelSpec, Problem
 
 TEMPLATE = 256  # bytes that a chat template may add to a message
 
@@ -101,9 +101,11 @@ def check_model(name: str, where: str) -> None:
             "give a model folder, a model ID such as Qwen/Qwen3-4B, or name an embedded pair in "
             f"pairs: {', '.join(zoo.PAIRS)}",
         )
-    if not (folder / "config.json").is_file():
+    adapter = (folder / "adapter_config.json").is_file()
+    if not adapter and not (folder / "config.json").is_file():
         raise PotstillError(
-            f'{where} = "{name}" has no config.json', "give a transformers model folder"
+            f'{where} = "{name}" has no config.json',
+            "give a transformers model folder, or a LoRA adapter with adapter_config.json",
         )
     if not any(folder.glob("*.safetensors")):
         pickled = sorted(p.name for p in folder.glob("*") if p.suffix in (".bin", ".pt", ".pth"))
@@ -156,7 +158,7 @@ def check_window(
     teacher: str,
     held_out: Sequence[Problem],
     max_tokens: int,
-    trust_remote_code: bool = False,
+    spec: ModelSpec,
 ) -> None:
     """Check that the teacher's prompts leave room for a completion.
 
@@ -165,16 +167,14 @@ def check_window(
         teacher: its folder or Hub model ID.
         held_out: problems it completes, in addition to all training problems.
         max_tokens: most tokens of a completion.
-        trust_remote_code: run code that comes with the model.
+        spec: placement of the teacher.
     """
-    from transformers import AutoConfig, AutoTokenizer
+    from potstill.engines.torch.checkpoints import Checkpoint
+    from potstill.engines.torch.windows import window_of
 
-    from potstill.engines.torch.loading import read_pretrained
-
-    trust = {"trust_remote_code": trust_remote_code}
-    config = read_pretrained(AutoConfig, teacher, **trust).get_text_config()
-    window = getattr(config, "max_position_embeddings", None)
-    if window is None:
+    model = Checkpoint.find(teacher, spec.trust_remote_code)
+    window = window_of(model.config).tokens
+    if not window:
         return  # positions are unlimited
     conversations = {p.id: prompts.conversation(p) for p in (*prompts.task.train, *held_out)}
     # A token has at least one byte: only those that may be too long are tokenized.
@@ -185,8 +185,9 @@ def check_window(
     }
     if not long:
         return
-    tokenizer = read_pretrained(AutoTokenizer, teacher, **trust)
-    lengths = {name: len(render(tokenizer, messages)) for name, messages in long.items()}
+    lengths = {
+        name: len(render(model.tokenizer, messages, spec)) for name, messages in long.items()
+    }
     longest = max(lengths, key=lambda name: lengths[name])
     if lengths[longest] + max_tokens > window:
         raise PotstillError(

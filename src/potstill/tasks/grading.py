@@ -12,6 +12,7 @@ from decimal import Decimal, InvalidOperation
 from potstill.types import Grade
 
 NUMBER = r"-?\$?-?(?:[0-9][0-9,]*(?:\.[0-9]+)?|\.[0-9]+)"
+THOUGHT = ("<think>", "</think>")  # around the hidden reasoning of models that think
 _NUMBER = re.compile(NUMBER)
 _STRICT = re.compile(rf"####\s*({NUMBER})")
 
@@ -52,8 +53,19 @@ def flexible_number(text: str) -> Decimal | None:
     return to_number(numbers[-1]) if numbers else None
 
 
+def answer_of(text: str) -> str:
+    """The part of a completion after its thought; nothing if the thought has no end.
+
+    >>> answer_of("<think>3, or #### 4?</think>#### 5"), answer_of("<think>3"), answer_of("7")
+    ('#### 5', '', '7')
+    """
+    _, closed, answer = text.rpartition(THOUGHT[1])
+    return answer if closed or THOUGHT[0] not in text else ""
+
+
 def grade_number(answer: str, text: str) -> Grade:
     """Grade a completion against a numeric reference answer."""
+    text = answer_of(text)
     gold = to_number(answer)
     if gold is None:
         return Grade(strict=False, flexible=False, format=strict_number(text) is not None)
@@ -63,6 +75,6 @@ def grade_number(answer: str, text: str) -> Grade:
 
 def grade_exact(answer: str, text: str) -> Grade:
     """Grade by equality; flexible ignores case and folds white space, strict strips the ends."""
-    fold = " ".join
+    fold, text = " ".join, answer_of(text)
     same = fold(answer.casefold().split()) == fold(text.casefold().split())
     return Grade(strict=answer.strip() == text.strip(), flexible=same)

@@ -1,55 +1,116 @@
-"""From a question to prompt ids: one rendering, used for both models of a pair.
+"""From a question to prompt ids: one rendering, used for training, evaluation and `potstill eval`.
 
 A tokenizer with a chat template gets the question as a user's message; one without gets the
 question and a new line. Several messages are a conversation, or a paragraph each. Their contents
-(system texts, examples, hints) are made in `context`.
+(system texts, examples, hints) are made in `context`. A model's placement has the arguments of its
+template and the date that its template reads, so that prompts do not change at midnight.
 """
 
 from __future__ import annotations
 
+import contextlib
+import copy
+import dataclasses
+import datetime
+import json
+from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 from potstill.errors import PotstillError
-from potstill.types import Ids
+from potstill.types import Ids, ModelSpec
 
-# Templates that know these read them: no hidden reasoning before the answer, and one date for
-# ever, so that prompts do not change at midnight (Llama's template falls back to this one).
-FIXED = {"enable_thinking": False, "date_string": "26 Jul 2024"}
+# Arguments of templates that know them, unless the study file sets them.
+FIXED = {"enable_thinking": False}  # no hidden reasoning before the answer
+MARK = "{# rendered as in training #}"  # begins a template that has its arguments
+CLOCK = "transformers.utils.chat_template_utils.datetime"  # what `strftime_now` reads
 
 Messages = tuple[tuple[str, str], ...]  # (role, text): "system", "user" or "assistant"
 
 
-def render(tokenizer: Any, text: str | Messages) -> Ids:
+def render(tokenizer: Any, text: str | Messages, spec: ModelSpec | None = None) -> Ids:
     """Prompt ids (P,) for a question or a conversation, ready for a completion to follow."""
-    rendered = written(tokenizer, text)
+    rendered = written(tokenizer, text, spec)
     special = not tokenizer.chat_template  # a template writes its own
     return tuple(tokenizer(rendered, add_special_tokens=special).input_ids)
 
 
-def written(tokenizer: Any, text: str | Messages) -> str:
+def written(tokenizer: Any, text: str | Messages, spec: ModelSpec | None = None) -> str:
     """The text of a prompt, before it is tokenized.
 
+    Args:
+        tokenizer: of transformers.
+        text: a question, or a conversation.
+        spec: has the template's arguments and date; default: none, and the default date.
+
     Raises:
-        PotstillError: the chat template has no place for one of the roles.
+        PotstillError: the chat template does not accept the messages.
     """
     messages = (("user", text),) if isinstance(text, str) else text
     if not tokenizer.chat_template:
         return plain(messages)
+    spec = spec or ModelSpec()
     turns = [{"role": role, "content": content} for role, content in messages]
+    today = datetime.date.fromisoformat(spec.date)
+    arguments = arguments_of(tokenizer, spec)
     try:
-        return str(
-            tokenizer.apply_chat_template(
-                turns, tokenize=False, add_generation_prompt=True, **FIXED
+        with _clock(today):
+            return str(
+                tokenizer.apply_chat_template(
+                    turns, tokenize=False, add_generation_prompt=True, **arguments
+                )
             )
-        )
-    except Exception as error:  # jinja2's own, whose names are not part of transformers' interface
-        if isinstance(text, str) or type(error).__name__ != "TemplateError":
-            raise
+    except Exception as error:  # a template is a program: it can raise anything
         roles = ", ".join(dict.fromkeys(role for role, _ in messages))
-        raise PotstillError(
-            f"the chat template does not accept a conversation of {roles}: {error}",
-            "leave the system text out, or write it into chain_of_thought's template",
-        ) from error
+        reason = str(error).strip() or type(error).__name__
+        if isinstance(text, str):
+            rule = f"the chat template does not accept a user's message alone: {reason}"
+            hint = (
+                "give the model a template that renders one (chat_template.jinja in its folder), "
+                "or set the arguments that it reads, engine.student.template and "
+                "engine.teacher.template"
+            )
+        else:
+            rule = f"the chat template does not accept a conversation of {roles}: {reason}"
+            hint = "leave the system text out, or write it into chain_of_thought's template"
+        raise PotstillError(rule, hint) from error
+
+
+def arguments_of(tokenizer: Any, spec: ModelSpec) -> dict[str, Any]:
+    """Arguments of a chat template; of an exported one, those that it does not have itself."""
+    if str(tokenizer.chat_template).startswith(MARK):
+        return dict(spec.template)
+    today = datetime.date.fromisoformat(spec.date)
+    return {**FIXED, "date_string": today.strftime("%d %b %Y"), **spec.template}
+
+
+def with_arguments(tokenizer: Any, spec: ModelSpec) -> Any:
+    """A copy of a tokenizer whose template renders the same without arguments, for an export."""
+    template = tokenizer.chat_template
+    if not isinstance(template, str):
+        return tokenizer
+    values = {k: v for k, v in arguments_of(tokenizer, spec).items() if k in template}
+    sets = [f"{{% set {k} = {k} | default({json.dumps(v)}) %}}" for k, v in values.items()]
+    if not sets:
+        return tokenizer
+    other = copy.deepcopy(tokenizer)
+    other.chat_template = MARK + "".join(sets) + template.removeprefix(MARK)
+    bare = dataclasses.replace(spec, template={})
+    same = written(other, "A", bare) == written(tokenizer, "A", spec)
+    return other if same else tokenizer
+
+
+@contextlib.contextmanager
+def _clock(today: datetime.date) -> Iterator[None]:
+    """Templates read the time by `strftime_now`, which transformers takes from the system."""
+
+    class Fixed(datetime.datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> Fixed:
+            return cls(today.year, today.month, today.day, tzinfo=tz)
+
+    with mock.patch(CLOCK, Fixed):
+        yield
 
 
 def plain(text: str | Messages) -> str:
@@ -60,3 +121,82 @@ def plain(text: str | Messages) -> str:
     """
     messages = (("user", text),) if isinstance(text, str) else text
     return "".join(f"{content}\n" for _, content in messages)
+
+
+def check_rendering(
+    name: str, tokenizer: Any, ends: frozenset[int], spec: ModelSpec | None = None
+) -> None:
+    """Check the prompt of a sample question for what cannot be meant.
+
+    Args:
+        name: the model, for messages.
+        tokenizer: renders its prompts.
+        ends: ids that end a completion.
+        spec: as for `written`.
+
+    Raises:
+        PotstillError: the prompt ends in EOS, begins with two BOS, or lacks the question.
+    """
+    spec = spec or ModelSpec()
+    _check_arguments(name, tokenizer, spec)
+    texts = [written(tokenizer, question, spec) for question in ("A", "B")]
+    if texts[0] == texts[1]:
+        raise PotstillError(
+            f'the chat template of "{name}" renders every question as {texts[0][-60:]!r}',
+            "give the model a template that renders messages whose content is a text",
+        )
+    ids = render(tokenizer, "A", spec)
+    special = set(tokenizer.all_special_ids) | ends
+    if len(ids) > 1 and ids[0] == ids[1] and ids[0] in special:
+        token = tokenizer.convert_ids_to_tokens(ids[0])
+        raise PotstillError(
+            f'prompts of "{name}" begin with {token} twice: {tokenizer.decode(ids[:8])!r}',
+            "remove it from the chat template, or from the tokenizer's post-processor",
+        )
+    last = _last(tokenizer, ids)
+    appended = not tokenizer.chat_template and last in special
+    if last in ends or appended:
+        token, source = tokenizer.convert_ids_to_tokens(last), "its tokenizer appends it"
+        hint = "set add_eos_token = false in tokenizer_config.json, or edit the post-processor"
+        if tokenizer.chat_template:
+            source = "its chat template writes it"
+            hint = "give the model a template with an assistant's header (add_generation_prompt)"
+        raise PotstillError(
+            f'prompts of "{name}" end in {token}, after which nothing follows: {source}', hint
+        )
+
+
+def turn_end(tokenizer: Any, spec: ModelSpec) -> int | None:
+    """The special token with which a chat template closes an answer; None if there is none."""
+    if not tokenizer.chat_template:
+        return None
+    answer = "potstill"
+    turns = [{"role": "user", "content": "A"}, {"role": "assistant", "content": answer}]
+    try:
+        with _clock(datetime.date.fromisoformat(spec.date)):
+            text = tokenizer.apply_chat_template(
+                turns, tokenize=False, **arguments_of(tokenizer, spec)
+            )
+    except Exception:  # a template that renders no answers has no end of them
+        return None
+    after = str(text).rpartition(answer)[2]
+    special = set(tokenizer.all_special_ids)
+    ids = tokenizer(after, add_special_tokens=False).input_ids
+    return next((id for id in ids if id in special), None)
+
+
+def _last(tokenizer: Any, ids: Ids) -> int | None:
+    """The last id of a prompt that is not white space."""
+    return next((id for id in reversed(ids) if tokenizer.decode([id]).strip()), None)
+
+
+def _check_arguments(name: str, tokenizer: Any, spec: ModelSpec) -> None:
+    """Each argument of the study file must be one that the template reads."""
+    template = str(tokenizer.chat_template or "")
+    unread = [key for key in spec.template if key not in template]
+    if unread:
+        what = f"does not read {unread[0]}" if template else "does not exist"
+        raise PotstillError(
+            f'template sets {", ".join(spec.template)}, and the chat template of "{name}" {what}',
+            "leave it out, or name an argument that the template reads",
+        )

@@ -107,10 +107,10 @@ def evaluate(
         role, prompts, [max_tokens] * len(prompts), 0.0, np.random.default_rng(0)
     )
     rows = []
-    for problem, sample in zip(problems, samples, strict=True):
+    for problem, prompt, sample in zip(problems, prompts, samples, strict=True):
         completion = engine.decode(sample.tokens)
         ended = bool(sample.tokens) and sample.tokens[-1] in engine.eos
-        grade = task.grade(problem, completion)
+        grade = task.grade(problem, engine.opening(prompt, role) + completion)
         rows.append(Graded(problem, completion, grade, len(sample.tokens), ended))
     return Evaluation(tuple(rows))
 

@@ -62,4 +62,5 @@ class RolloutFilter:
 
     def _correct(self, t: Trajectory) -> bool:
         problem = self._problems[t.problem]
-        return self.task.grade(problem, self.engine.decode(t.completion)).strict
+        text = self.engine.opening(t.prompt, t.source) + self.engine.decode(t.completion)
+        return self.task.grade(problem, text).strict

@@ -40,7 +40,7 @@ from potstill.engines.prompts import Prompting
 from potstill.engines.torch.distributed import distributed
 from potstill.engines.torch.engine import TorchEngine
 from potstill.errors import PotstillError
-from potstill.tasks.rendering import Messages, render
+from potstill.tasks.rendering import Messages
 from potstill.types import (
     Datum,
     Expectation,
@@ -77,18 +77,27 @@ class CrossEngine(Prompting):
 
     def __init__(self, engine: TwoTokenizers) -> None:
         self.engine, pair = engine, engine.pair
-        self.eos = engine.eos
+        self.eos, self.windows = engine.eos, engine.windows
+        self.tokenizer, self.coverage = engine.tokenizer, engine.coverage
         self.student_tokens = TokenBytes(pair.tokenizer, pair.student, pair.eos_of("student"))
         self.teacher_tokens = TokenBytes(
             pair.teacher_tokenizer, pair.teacher, pair.eos_of("teacher")
         )
-        self.shared = shared_ids(self.student_tokens, self.teacher_tokens)
+        shared = shared_ids(self.student_tokens, self.teacher_tokens)
+        self.shared = shared[(shared < np.array(pair.rows)).all(1)]  # ids that both heads have
         self.notes = (*engine.notes, "the tokenizers differ: completions are aligned by bytes")
         self._cached_reading = lru_cache(maxsize=8192)(self._read_completion)
 
     def encode(self, text: str | Messages, role: Role = "student") -> Ids:
-        pair = self.engine.pair
-        return render(pair.teacher_tokenizer if is_teacher(role) else pair.tokenizer, text)
+        return self.engine.pair.encode(text, role)
+
+    def _teacher_ids(self, text: str | Messages) -> Ids:
+        return self.encode(text)  # the teacher reads `Prompt.foreign`
+
+    def rendered(self, prompt: Prompt, role: Role) -> str:
+        if is_teacher(role) and prompt.foreign is not None:
+            return str(self.engine.pair.teacher_tokenizer.decode(list(prompt.foreign)))
+        return super().rendered(prompt, role)
 
     def decode(self, tokens: Ids) -> str:
         return self.engine.decode(tokens)

@@ -175,15 +175,31 @@ def shared_ids(student: TokenBytes, teacher: TokenBytes) -> Ints:
 
 def differ(student: str, teacher: str) -> bool | None:
     """Compare the tokenizer files of two model folders; None if a folder has none."""
-    files = [Path(name).expanduser() / "tokenizer.json" for name in (student, teacher)]
+    folders = [Path(name).expanduser() for name in (student, teacher)]
+    files = [folder / "tokenizer.json" for folder in folders]
     if not all(file.is_file() for file in files):
         return None
     student_file, teacher_file = (file.read_bytes() for file in files)
-    return student_file != teacher_file and _vocabulary(student_file) != _vocabulary(teacher_file)
+    if student_file == teacher_file:
+        return False
+    rows = min(map(_rows, folders))
+    return _vocabulary(student_file, rows) != _vocabulary(teacher_file, rows)
 
 
-def _vocabulary(raw: bytes) -> dict[str, Any]:
+def _rows(folder: Path) -> float:
+    """Ids that a model's head has; infinite if its config does not say."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return float("inf")
+    size = config.get("vocab_size") or (config.get("text_config") or {}).get("vocab_size")
+    return size if isinstance(size, int) else float("inf")
+
+
+def _vocabulary(raw: bytes, rows: float) -> dict[str, Any]:
+    """The state that determines the ids of a text, of ids that have a row in both heads."""
     state = json.loads(raw)
     added = {token["content"]: token["id"] for token in state["added_tokens"]}
     kept = {key: state["model"].get(key) for key in ("vocab", "merges")}
+    added = {token: id for token, id in added.items() if id < rows}
     return {"added": added, "pre_tokenizer": state["pre_tokenizer"], **kept}

@@ -27,6 +27,7 @@ from potstill.engines.tinker.client import Sampler, Service, Trainer, TrainingRo
 from potstill.engines.tinker.conformance import facts_of, sampler_facts_of
 from potstill.engines.tinker.parts import WeightedTerm, behind, completion, row, stats_of, weighted
 from potstill.engines.torch.loading import ModelPair
+from potstill.engines.torch.thoughts import decoder_of
 from potstill.errors import NonFinite, PotstillError
 from potstill.settings import TinkerSettings
 from potstill.tasks.rendering import Messages, render
@@ -93,6 +94,7 @@ class TinkerEngine(Prompting):
             )
         pair = ModelPair.open(student, teacher, None, None)
         self.tokenizer, self.eos, self.vocabulary = pair.tokenizer, pair.eos, pair.vocabulary
+        self.windows, self._decode = pair.windows_by_role, decoder_of(pair.tokenizer)
         self.seed, self.rank, self.max_grad_norm = seed, lora_rank, max_grad_norm
         student_url, in_flight = settings.base_url, settings.in_flight
         teacher_url = settings.teacher_url or student_url
@@ -117,7 +119,7 @@ class TinkerEngine(Prompting):
         return render(self.tokenizer, text)
 
     def decode(self, tokens: Ids) -> str:
-        return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True))
+        return self._decode(tokens)
 
     def sample(
         self,

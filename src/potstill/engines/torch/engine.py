@@ -27,8 +27,9 @@ from potstill.engines.torch.models import Models, check_one_device_each
 from potstill.engines.torch.roofline import least_decoding, measure, size_of
 from potstill.engines.torch.sampling import generate
 from potstill.engines.torch.stepping import Stepper, read_states
-from potstill.settings import TorchSettings
-from potstill.tasks.rendering import Messages, render
+from potstill.engines.torch.thoughts import decoder_of
+from potstill.settings import Lora, TorchSettings
+from potstill.tasks.rendering import Messages
 from potstill.types import (
     Datum,
     Expectation,
@@ -58,7 +59,8 @@ class TorchEngine(Prompting):
         teacher: hub name or folder of the model to learn from.
         teachers: additional teachers by name; each has the role "teacher:NAME".
         seed: seed of the LoRA adapters' initial weights.
-        lora_rank: rank of the adapters on all linear layers; 0 trains all weights.
+        lora_rank: rank of the adapters; 0 trains all weights.
+        lora: the adapters' other settings; default: on all linear layers.
         max_grad_norm: clip gradients to this norm; 0 turns clipping off.
         settings: devices, dtypes and memory; default: those of a study, with torch's default
             number of CPU threads.
@@ -77,6 +79,7 @@ class TorchEngine(Prompting):
         teachers: Mapping[str, str] | None = None,
         seed: int = 0,
         lora_rank: int = 0,
+        lora: Lora | None = None,
         max_grad_norm: float = 1.0,
         settings: TorchSettings | None = None,
         world: World = SINGLE,
@@ -90,15 +93,19 @@ class TorchEngine(Prompting):
         pair = ModelPair.open(student, teacher, settings.student, settings.teacher, self.cross)
         self.pair = pair.with_teachers(teachers or {})
         self.tokenizer, self.eos, self.notes = self.pair.tokenizer, self.pair.eos, self.pair.notes
+        self._decode = decoder_of(self.tokenizer)
         self.vocabulary, self.world = self.pair.vocabulary, world
-        self.models = Models(self.pair, world, settings, lora_rank=lora_rank, seed=seed)
+        self.two_renderings, self.windows = self.pair.two_renderings, self.pair.windows_by_role
+        adapters = (lora or Lora()).changed({"rank": lora_rank})
+        self.models = Models(self.pair, world, settings, lora=adapters, seed=seed)
+        self.coverage = self.models.coverage  # of LoRA: share of weights, experts
         self._stepper = Stepper(self.pair, self.models, world, settings.batch_tokens, max_grad_norm)
 
     def encode(self, text: str | Messages, role: Role = "student") -> Ids:
-        return render(self.tokenizer, text)
+        return self.pair.encode(text, role)
 
     def decode(self, tokens: Ids) -> str:
-        return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True))
+        return self._decode(tokens)
 
     def sample(
         self,
@@ -122,6 +129,7 @@ class TorchEngine(Prompting):
         temperature: float,
         rng: np.random.Generator,
     ) -> list[Sample]:
+        self.pair.check_lengths(role, prompts, max_tokens)
         longest = max(max_tokens, default=0)
         noise = rng.random((len(prompts), longest), dtype=np.float32)
         results = dict.fromkeys(range(len(prompts)) if self.world.leads else (), EMPTY)

@@ -1,8 +1,10 @@
-"""Open a pair of model folders or hub names, and export the trained student as a folder.
+"""Open a pair of model folders or hub names: tokenizers, prompts, and weights.
 
-Pairs are validated here, with a hint for each error: pickled weights, tokenizers that differ, a
-tokenizer with more ids than a head has rows. Heads that differ only in padding rows (Qwen2.5:
-151,936 and 152,064) are truncated to the smaller one.
+Pairs are validated here, with a hint for each error: weights that are missing, tokenizers that
+differ, prompts that cannot be meant. Heads that differ only in padding rows (Qwen2.5: 151,936 and
+152,064) are truncated to the smaller one; ids of a tokenizer without a row are never sampled.
+`checkpoints` reads configs and tokenizers, `ends` what ends a completion, `adapters` LoRA, and
+`exporting` writes the student.
 """
 
 from __future__ import annotations
@@ -10,19 +12,21 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import shutil
-import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoModelForCausalLM
 
+from potstill.engines.torch.adapters import merge_adapter
+from potstill.engines.torch.checkpoints import TEXT_PART, Checkpoint, read_pretrained
+from potstill.engines.torch.ends import defaults_note, ends_of, turn_note
+from potstill.engines.torch.windows import Window, window_of
 from potstill.errors import PotstillError
-from potstill.tasks.rendering import render
-from potstill.types import ModelSpec, Role, is_teacher
+from potstill.tasks.rendering import Messages, check_rendering, render, written
+from potstill.types import Ids, ModelSpec, Role, is_teacher
 
 SAMPLE_TEXTS = ("Tom has 12 apples.", "3.5 + 0.25 = 3.75\n", "  naïve façade — 你好", "#### 1,234")
 
@@ -67,6 +71,9 @@ class ModelPair:
     teacher_eos: frozenset[int] = frozenset()  # likewise
     teacher_vocabulary: int = 0  # likewise
     teachers: Mapping[str, str] = field(default_factory=dict)  # additional teachers, by name
+    rows: tuple[int, int] = (0, 0)  # ids that the student and the teachers can read
+    windows: tuple[Window, Window] = (Window(), Window())  # of the student and the teachers
+    student_adapter: Mapping[str, Any] = field(default_factory=dict)  # if the student is one
 
     def eos_of(self, role: Role) -> frozenset[int]:
         """Return the ids that end a completion of this model."""
@@ -84,7 +91,48 @@ class ModelPair:
         With LoRA it is not loaded at all, because the student's adapters can be disabled.
         """
         same = Path(self.student).resolve() == Path(self.teacher).resolve()
-        return same and self.student_spec == self.teacher_spec
+        bare = [
+            dataclasses.replace(spec, template={}, date="")
+            for spec in (self.student_spec, self.teacher_spec)
+        ]
+        return same and bare[0] == bare[1]
+
+    def encode(self, text: str | Messages, role: Role = "student") -> Ids:
+        """Return the prompt ids (P,) of a question or conversation, as a model reads it.
+
+        Raises:
+            PotstillError: the model has no row for one of them.
+        """
+        own = is_teacher(role) and self.teacher_tokenizer
+        tokenizer = self.teacher_tokenizer if own else self.tokenizer
+        ids = render(tokenizer, text, self.spec_of(role))
+        if max(ids, default=0) >= self.rows[is_teacher(role)]:
+            token = tokenizer.convert_ids_to_tokens(max(ids))
+            raise PotstillError(
+                f'a prompt has {token} (id {max(ids)}), "{self.name_of(role)}" has '
+                f"{self.rows[is_teacher(role)]} rows",
+                "take a model and its own tokenizer from the same folder, or remove the token "
+                "from the problems or the chat template",
+            )
+        return ids
+
+    def check_lengths(self, role: Role, prompts: Sequence[Ids], limits: Sequence[int]) -> None:
+        """Raise a `PotstillError` if a completion may need a position that the model lacks."""
+        window = self.windows[is_teacher(role)]
+        sizes = [len(ids) + limit for ids, limit in zip(prompts, limits, strict=True)]
+        if window.fixed and window.tokens and max(sizes, default=0) > window.tokens:
+            raise window.error(self.name_of(role), max(map(len, prompts)), max(limits))
+
+    @property
+    def windows_by_role(self) -> dict[Role, Window]:
+        """Positions of the student and of the teachers."""
+        return dict(zip(("student", "teacher"), self.windows, strict=True))
+
+    @property
+    def two_renderings(self) -> bool:
+        """True if the models read the same question in different words."""
+        specs = self.student_spec, self.teacher_spec
+        return len({repr((dict(spec.template), spec.date)) for spec in specs}) > 1
 
     def name_of(self, role: Role) -> str:
         """Return the folder or hub name of a role's model."""
@@ -103,8 +151,12 @@ class ModelPair:
             other = ModelPair.open(self.student, name, *specs)
             pair = dataclasses.replace(
                 pair,
-                eos=pair.eos | other.eos,
+                eos=frozenset(
+                    id for id in pair.eos | other.eos if id < min(pair.vocabulary, other.vocabulary)
+                ),
                 vocabulary=min(pair.vocabulary, other.vocabulary),
+                rows=(pair.rows[0], min(pair.rows[1], other.rows[1])),
+                windows=(pair.windows[0], pair.windows[1].narrower(other.windows[1])),
                 notes=tuple(dict.fromkeys((*pair.notes, *other.notes))),
             )
         return dataclasses.replace(pair, teachers=dict(teachers))
@@ -133,64 +185,69 @@ class ModelPair:
                 'use dtype = "bfloat16" or "float32" for the student; the teacher may use float16',
             )
         specs = resolve(student_spec or ModelSpec()), resolve(teacher_spec or ModelSpec())
-        names = student, teacher
-        tok, teacher_tok = (
-            read_pretrained(AutoTokenizer, name, trust_remote_code=spec.trust_remote_code)
-            for name, spec in zip(names, specs, strict=True)
+        models = tuple(
+            Checkpoint.find(name, spec.trust_remote_code)
+            for name, spec in zip((student, teacher), specs, strict=True)
         )
-        difference = _difference(tok, teacher_tok)
+        configs = [model.config for model in models]  # before the tokenizers: the kind of a model
+        tok, teacher_tok = (model.tokenizer for model in models)
+        rows = models[0].rows, models[1].rows
+        difference = _difference(tok, teacher_tok, min(rows))
         if difference and not cross:
             raise PotstillError(
                 f'student and teacher must share a tokenizer: "{student}" and "{teacher}" differ '
                 f"({difference})",
                 "choose a student and a teacher of one model family",
             )
-        sizes = [
-            read_pretrained(AutoConfig, name, trust_remote_code=spec.trust_remote_code)
-            .get_text_config()
-            .vocab_size
-            for name, spec in zip(names, specs, strict=True)
+        notes = () if difference else _one_template(tok, teacher_tok, specs[0])
+        sampled = models[0].sampled_rows, models[1].sampled_rows
+        vocabulary = sampled[0] if difference else min(sampled)
+        ends = [
+            ends_of(model, own, size)
+            for model, own, size in zip(
+                models,
+                (tok, teacher_tok),
+                rows if difference else (vocabulary, vocabulary),
+                strict=True,
+            )
         ]
+        if rows[0] != rows[1] and not difference:
+            notes += (f"heads of {rows[0]} and {rows[1]} rows truncated to {vocabulary}",)
+        notes += tuple(
+            f'"{model.name}" reads more than text ({model.whole_config.model_type}): its text '
+            f"model ({model.config.model_type}) is used, and exported alone"
+            for model in dict.fromkeys(models[: 1 + (student != teacher)])
+            if model.text_part
+        )
+        notes += _without_row(student, tok, vocabulary)
         if difference:
-            for name, tokenizer, size in zip(names, (tok, teacher_tok), sizes, strict=True):
-                _check_head(name, tokenizer, size)
-            eos = frozenset(_eos(student, tok))
-            return cls(
-                *(student, teacher, *specs, tok, eos, sizes[0], ()),
-                teacher_tokenizer=teacher_tok,
-                teacher_eos=frozenset(_eos(teacher, teacher_tok)),
-                teacher_vocabulary=sizes[1],
-            )
-        notes = _one_template(tok, teacher_tok)
-        vocabulary, highest = min(sizes), max(tok.get_vocab().values())
-        if highest >= vocabulary:
-            raise PotstillError(
-                f"every token id needs a row in both heads: the tokenizer has id {highest}, the "
-                f"heads have {sizes[0]} (student) and {sizes[1]} (teacher) rows",
-                "take a model and its own tokenizer from the same folder",
-            )
-        if sizes[0] != sizes[1]:
-            notes = (*notes, f"heads of {sizes[0]} and {sizes[1]} rows truncated to {vocabulary}")
-        eos = frozenset(_eos(student, tok) | _eos(teacher, teacher_tok))
-        return cls(student, teacher, *specs, tok, eos, vocabulary, notes)
+            notes += _without_row(teacher, teacher_tok, rows[1])
+        either = ends[0] if difference else ends[0] | ends[1]
+        check_rendering(student, tok, either, specs[0])
+        if difference:
+            check_rendering(teacher, teacher_tok, ends[1], specs[1])
+        else:
+            check_rendering(teacher, tok, either, specs[1])
+        notes += turn_note(tok, specs[0], either)
+        roles = {"student": models[0], "teacher": models[1]}
+        return cls(
+            *(student, teacher, *specs, tok, either, vocabulary),
+            notes + defaults_note(roles if student != teacher else {"model": models[0]}),
+            teacher_tokenizer=teacher_tok if difference else None,
+            teacher_eos=ends[1] if difference else frozenset(),
+            teacher_vocabulary=sampled[1] if difference else 0,
+            rows=rows,
+            windows=(window_of(configs[0]), window_of(configs[1])),
+            student_adapter=models[0].adapter,
+        )
 
 
-def read_pretrained(kind: Any, name: str, **options: Any) -> Any:
-    """Call `from_pretrained`, and turn its errors into a `PotstillError` with a hint."""
-    try:
-        return kind.from_pretrained(name, **options)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-        raise PotstillError(
-            f'cannot read "{name}": {reason}',
-            "give a folder with config.json, tokenizer files and *.safetensors, or a hub name that "
-            "this machine can reach (gated models need `huggingface-cli login`)",
-        ) from error
-
-
-def _difference(student_tok: Any, teacher_tok: Any) -> str:
-    """Describe a difference between two tokenizers; empty if there is none."""
-    ids, teacher_ids = student_tok.get_vocab(), teacher_tok.get_vocab()
+def _difference(student_tok: Any, teacher_tok: Any, rows: int) -> str:
+    """Describe a difference between two tokenizers, in ids that both heads have; empty if none."""
+    ids, teacher_ids = (
+        {token: id for token, id in tok.get_vocab().items() if id < rows}
+        for tok in (student_tok, teacher_tok)
+    )
     tokens = ids.keys() | teacher_ids.keys()
     count = sum(ids.get(token) != teacher_ids.get(token) for token in tokens)
     if count:
@@ -199,39 +256,33 @@ def _difference(student_tok: Any, teacher_tok: Any) -> str:
     return f"they split {texts[0]!r} differently" if texts else ""
 
 
-def _check_head(name: str, tok: Any, size: int) -> None:
-    highest = max(tok.get_vocab().values())
-    if highest >= size:
-        raise PotstillError(
-            f'every token id needs a row in the head: the tokenizer of "{name}" has id {highest}, '
-            f"its head has {size} rows",
-            "take a model and its own tokenizer from the same folder",
-        )
+def _without_row(name: str, tok: Any, rows: int) -> tuple[str, ...]:
+    """A note about ids of a tokenizer that no row of the head belongs to."""
+    beyond = sorted(id for id in tok.get_vocab().values() if id >= rows)
+    if not beyond:
+        return ()
+    token = tok.convert_ids_to_tokens(beyond[0])
+    return (
+        f'{len(beyond)} ids of the tokenizer of "{name}" have no row in a head of {rows} (first: '
+        f"{beyond[0]}, {token}): they are never sampled, and no prompt may have one",
+    )
 
 
-def _one_template(student_tok: Any, teacher_tok: Any) -> tuple[str, ...]:
+def _one_template(student_tok: Any, teacher_tok: Any, spec: ModelSpec) -> tuple[str, ...]:
     """Make the student's tokenizer render prompts for both models, and return a note about it."""
     if not student_tok.chat_template and teacher_tok.chat_template:
         student_tok.chat_template = teacher_tok.chat_template
         return ("the student has no chat template: the teacher's renders prompts for both",)
     both = student_tok.chat_template and teacher_tok.chat_template
-    if both and render(student_tok, "?") != render(teacher_tok, "?"):
-        return ("chat templates differ: the student's renders prompts for both",)
+    if both and student_tok.chat_template != teacher_tok.chat_template:
+        bare = dataclasses.replace(spec, template={})
+        try:
+            differ = written(student_tok, "?", bare) != written(teacher_tok, "?", bare)
+        except PotstillError:  # of the teacher's own: it is not used
+            differ = True
+        if differ:
+            return ("chat templates differ: the student's renders prompts for both",)
     return ()
-
-
-def _eos(name: str, tok: Any) -> set[int]:
-    """Return the ids that end a completion, from the generation config and the tokenizer."""
-    ends = {tok.eos_token_id} if tok.eos_token_id is not None else set()
-    with contextlib.suppress(OSError):  # the file is optional
-        listed = GenerationConfig.from_pretrained(name).eos_token_id
-        ends |= set(listed) if isinstance(listed, list) else {listed} - {None}
-    if not ends:
-        raise PotstillError(
-            f'"{name}" has no end-of-sequence token, so completions would never end',
-            "set eos_token in tokenizer_config.json",
-        )
-    return ends
 
 
 def without_adapters(model: Any) -> Any:
@@ -239,21 +290,44 @@ def without_adapters(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def load_model(name: str, spec: ModelSpec, *, trained: bool, share: bool = False) -> Any:
+def load_model(
+    name: str, spec: ModelSpec, *, trained: bool, share: bool = False, merged: bool = True
+) -> Any:
     """Load a model for inference, or with `trained` in float32 and with gradients.
 
-    With `share` the weights stay on the CPU, because each process moves only its shard.
+    Args:
+        name: hub name or folder; an adapter is merged into its base.
+        spec: placement.
+        trained: float32 and gradients.
+        share: leave the weights on the CPU, because each process moves only its shard.
+        merged: false loads the base of an adapter alone.
     """
-    dtype = torch.float32 if trained else getattr(torch, spec.dtype)
-    model = read_pretrained(
+    checkpoint = Checkpoint.find(name, spec.trust_remote_code)
+    options: dict[str, Any] = {}
+    if checkpoint.text_part:
+        options = {"config": checkpoint.config, "key_mapping": TEXT_PART}
+    if spec.attention != "auto":
+        options["attn_implementation"] = spec.attention
+    model, report = read_pretrained(
         AutoModelForCausalLM,
-        name,
-        dtype=dtype,
+        checkpoint.base,
+        dtype=torch.float32 if trained else getattr(torch, spec.dtype),
         use_safetensors=True,
         device_map=spec.device_map,
-        attn_implementation=spec.attention,
         trust_remote_code=spec.trust_remote_code,
+        output_loading_info=True,
+        **options,
     )
+    if missing := sorted(report.get("missing_keys") or ()):
+        raise PotstillError(
+            f'"{checkpoint.base}" lacks {len(missing)} weights of its model (first: {missing[0]})',
+            "give the checkpoint of a causal language model; a classifier or a reward model has "
+            "no head",
+        )
+    if checkpoint.text_part:
+        model._weight_conversions = None  # else it is saved under the larger model's names
+    if checkpoint.adapter and merged:
+        model = merge_adapter(model, name)
     if not (spec.device_map or share):
         model.to(spec.device)
     model.requires_grad_(trained)
@@ -273,51 +347,3 @@ def checkpoint_activations(model: Any) -> None:
             module.p = 0.0
         if hasattr(module, "attention_dropout"):
             module.attention_dropout = 0.0
-
-
-def add_lora(model: Any, rank: int) -> Any:
-    """Add LoRA adapters to all linear layers except the head; only the adapters are trained."""
-    from peft import LoraConfig, get_peft_model
-
-    config = LoraConfig(
-        r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM"
-    )
-    with warnings.catch_warnings():  # peft uses an attribute that transformers deprecates
-        warnings.filterwarnings("ignore", ".is_gradient_checkpointing", FutureWarning)
-        return get_peft_model(model, config).eval()
-
-
-def export_student(
-    pair: ModelPair,
-    model: Any,
-    folder: Path,
-    *,
-    lora: bool,
-    weights: dict[str, torch.Tensor] | None = None,
-) -> None:
-    """Write the student as a folder that transformers can load, atomically.
-
-    LoRA adapters are merged into the weights, and also written to `adapter/`.
-
-    Args:
-        pair: the opened pair.
-        model: the student; with `lora` its adapters are merged into newly loaded base weights.
-        folder: the folder to write.
-        lora: whether the student is a base model with adapters.
-        weights: whole weights by name, if the model holds only shards.
-    """
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    if lora:
-        from peft import PeftModel
-
-        model.save_pretrained(partial / "adapter", state_dict=weights)
-        # on the CPU, because the run's models fill the devices
-        spec = dataclasses.replace(pair.student_spec, device="cpu", device_map=None)
-        base = load_model(pair.student, spec, trained=False)
-        model = PeftModel.from_pretrained(base, partial / "adapter").merge_and_unload()
-        weights = None
-    model.save_pretrained(partial, state_dict=weights)
-    pair.tokenizer.save_pretrained(partial)
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)

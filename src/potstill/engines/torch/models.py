@@ -19,19 +19,19 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from potstill.engines.host import host_memory
+from potstill.engines.torch.adapters import add_lora, continue_lora, coverage
 from potstill.engines.torch.distributed import World
+from potstill.engines.torch.exporting import export_student
 from potstill.engines.torch.fsdp import Sharded, gathered, scattered
 from potstill.engines.torch.loading import (
     ModelPair,
-    add_lora,
     autocast,
     checkpoint_activations,
-    export_student,
     load_model,
 )
 from potstill.engines.torch.roofline import gpu_memory
 from potstill.errors import PotstillError
-from potstill.settings import TorchSettings
+from potstill.settings import Lora, TorchSettings
 from potstill.types import ModelSpec, Role, is_teacher
 
 ADAM: dict[str, Any] = {"betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.0}
@@ -43,27 +43,28 @@ class Models:
     Args:
         pair: names and placements of the models.
         world: the processes that hold them.
-        lora_rank: rank of the adapters on all linear layers; 0 trains all weights.
+        lora: the adapters; rank 0 trains all weights.
         seed: seed of the adapters' initial weights.
         settings: memory and sharding.
     """
 
     def __init__(
-        self, pair: ModelPair, world: World, settings: TorchSettings, *, lora_rank: int, seed: int
+        self, pair: ModelPair, world: World, settings: TorchSettings, *, lora: Lora, seed: int
     ) -> None:
-        self.pair, self.world, self.lora_rank, self.seed = pair, world, lora_rank, seed
+        self.pair, self.world, self.adapters, self.seed = pair, world, lora, seed
         self.checkpointed = settings.gradient_checkpointing
         self._shard_teacher, self._gather = settings.shard_teacher, settings.gather_for_sampling
         self.held: dict[Role, Any] = {}
         self._shards: dict[Role, Sharded] = {}
         student = self._load("student")
+        self.coverage = coverage(student) if self.lora else None
         self.trained = {n: p for n, p in student.named_parameters() if p.requires_grad}
         self.optimizer = torch.optim.AdamW(self.trained.values(), lr=0.0, fused=True, **ADAM)
 
     @property
     def lora(self) -> bool:
         """True if only LoRA adapters are trained."""
-        return self.lora_rank > 0
+        return self.adapters.rank > 0
 
     def spec(self, role: Role) -> ModelSpec:
         """Return the placement of a role's model."""
@@ -118,7 +119,8 @@ class Models:
         """Return the role whose model has the weights of this role."""
         if role == "teacher" and self.pair.one_model:
             role = "init"  # the same weights, before training
-        return "student" if role == "init" and self.lora else role
+        fresh = self.lora and not self.pair.student_adapter
+        return "student" if role == "init" and fresh else role
 
     def _load(self, role: Role) -> Any:
         spec, trained = self.spec(role), role == "student"
@@ -126,11 +128,17 @@ class Models:
         adapted = trained and self.lora
         with self.world.in_turn():
             model = load_model(
-                name, spec, trained=trained and not adapted, share=self.together(role)
+                name,
+                spec,
+                trained=trained and not adapted,
+                share=self.together(role),
+                merged=not adapted,
             )
-            if adapted:
+            if adapted and self.pair.student_adapter:
+                model = continue_lora(model, name, self.pair.student_adapter, self.adapters)
+            elif adapted:
                 torch.manual_seed(self.seed)
-                model = add_lora(model, self.lora_rank)
+                model = add_lora(model, self.adapters)
             if trained and self.checkpointed:
                 checkpoint_activations(model)
             if self.together(role):

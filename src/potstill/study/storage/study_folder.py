@@ -99,7 +99,8 @@ class StudyFolder:
             )
         if stored is not None:
             stored.pop("provenance", None)
-            self._check_settings(_with_defaults(stored), study.to_toml())
+            current = study.to_toml()
+            self._check_settings(_as_today(_with_defaults(stored), current), current)
         existing = next(path for path in (self.path, *self.path.parents) if path.exists())
         with writing(self.path), tempfile.TemporaryDirectory(dir=existing, prefix=".potstill-"):
             pass
@@ -158,6 +159,21 @@ def _with_defaults(settings: dict[str, Any]) -> dict[str, Any]:
         return Study.model_validate(settings).to_toml()
     except ValueError:
         return settings  # a field was removed: the comparison names it
+
+
+def _as_today(stored: dict[str, Any], current: dict[str, Any]) -> dict[str, Any]:
+    """Stored settings with today's name of what has not changed.
+
+    Attention "sdpa" was the default, and is what "auto" chooses wherever "sdpa" exists.
+    """
+    engine, now = dict(stored.get("engine") or {}), current.get("engine") or {}
+    for role in ("student", "teacher"):
+        old, new = engine.get(role), now.get(role)
+        if isinstance(old, dict) and isinstance(new, dict):
+            pair = (old.get("attention"), new.get("attention"))
+            if pair == ("sdpa", "auto"):
+                engine[role] = {**old, "attention": "auto"}
+    return {**stored, "engine": engine} if engine else stored
 
 
 def _changes(stored: dict[str, Any], current: dict[str, Any]) -> list[str]:

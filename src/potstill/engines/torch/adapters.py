@@ -1,0 +1,126 @@
+"""LoRA: new adapters, adapters that go on, and merged ones; and the share of weights they have."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from potstill.errors import PotstillError
+from potstill.settings import Lora
+
+
+def add_lora(model: Any, lora: Lora | int) -> Any:
+    """Add LoRA adapters to all linear layers except the head; only the adapters are trained."""
+    from peft import LoraConfig, get_peft_model
+
+    lora = Lora(rank=lora) if isinstance(lora, int) else lora
+    modules, parameters = _targets(model, lora.target)
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha or 2 * lora.rank,
+        target_modules=modules,
+        target_parameters=parameters or None,
+        task_type="CAUSAL_LM",
+    )
+    with warnings.catch_warnings():  # peft uses an attribute that transformers deprecates
+        warnings.filterwarnings("ignore", ".is_gradient_checkpointing", FutureWarning)
+        warnings.filterwarnings("ignore", "fan_in_fan_out", UserWarning)  # of GPT-2's layers
+        try:
+            return get_peft_model(model, config).eval()
+        except ValueError as error:  # modules that a family cannot have adapters on
+            raise PotstillError(
+                f"the student cannot have these adapters: {str(error).splitlines()[0]}",
+                "name other modules in train.lora_target, or train all weights with lora_rank = 0",
+            ) from error
+
+
+def _targets(model: Any, target: str | tuple[str, ...]) -> tuple[Any, list[str]]:
+    """Modules and parameters with adapters; experts of a mixture are often bare parameters."""
+    if target == "all-linear":
+        return target, []
+    target = (target,) if isinstance(target, str) else target
+    modules, parameters = [], []
+    names = [name for name, _ in model.named_modules()]
+    weights = [name for name, _ in model.named_parameters()]
+    for suffix in target:
+        if any(name == suffix or name.endswith(f".{suffix}") for name in names):
+            modules.append(suffix)
+        elif any(name == suffix or name.endswith(f".{suffix}") for name in weights):
+            parameters.append(suffix)
+        else:
+            kinds = sorted({name.rsplit(".", 1)[-1] for name in names if name})
+            raise PotstillError(
+                f'train.lora_target names modules of the student, got "{suffix}"',
+                f"its modules: {', '.join(kinds)}",
+            )
+    return modules, parameters
+
+
+def continue_lora(model: Any, folder: str, adapter: Mapping[str, Any], lora: Lora) -> Any:
+    """Load an adapter to train it further.
+
+    Args:
+        model: the base.
+        folder: of the adapter, or its hub name.
+        adapter: its settings.
+        lora: the study's; its rank must be the adapter's.
+    """
+    if adapter.get("peft_type") != "LORA" or adapter.get("r") != lora.rank:
+        kind = f"{adapter.get('peft_type')} of rank {adapter.get('r')}"
+        raise PotstillError(
+            f'the student "{folder}" is an adapter ({kind}), train.lora_rank is {lora.rank}',
+            f"write lora_rank = {adapter.get('r')} to train it further, or lora_rank = 0 to merge "
+            "it and train all weights",
+        )
+    return _with_adapter(model, folder, trained=True).eval()
+
+
+def merge_adapter(model: Any, folder: str) -> Any:
+    """Add an adapter to the weights of its base."""
+    return _with_adapter(model, folder, trained=False).merge_and_unload()
+
+
+def _with_adapter(model: Any, folder: str, *, trained: bool) -> Any:
+    from peft import PeftModel
+
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".is_gradient_checkpointing", FutureWarning)
+            warnings.filterwarnings("error", "Found missing adapter keys")
+            return PeftModel.from_pretrained(
+                model, folder, is_trainable=trained, use_safetensors=True
+            )
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [repr(error)]
+        raise PotstillError(
+            f'cannot read the adapter "{folder}": {lines[0]}',
+            "give adapter_model.safetensors, made for the base that adapter_config.json names",
+        ) from error
+
+
+def coverage(model: Any) -> tuple[float, int, int]:
+    """The share of a LoRA model's weights that adapters change, and how many experts have one.
+
+    Returns:
+        share: weights with an adapter, of all but the embeddings and the head.
+        covered: expert tensors with an adapter.
+        experts: expert tensors.
+    """
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    tables = [module for module in inner.modules() if isinstance(module, torch.nn.Embedding)]
+    ends = (*tables, inner.get_output_embeddings())
+    outside = {id(p) for module in ends if module is not None for p in module.parameters()}
+    total = with_adapter = covered = experts = 0
+    for name, param in inner.named_parameters():
+        if "lora_" in name or id(param) in outside:
+            continue
+        adapted = ".base_layer." in f".{name}"
+        total += param.numel()
+        with_adapter += param.numel() * adapted
+        if "expert" in name and param.ndim > 1:
+            experts += 1
+            covered += adapted
+    return with_adapter / max(total, 1), covered, experts
