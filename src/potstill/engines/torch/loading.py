@@ -256,6 +256,8 @@ def load_model(name: str, spec: ModelSpec, *, trained: bool, share: bool = False
     )
     if not (spec.device_map or share):
         model.to(spec.device)
+    if getattr(model.config, "rescale_every", 0):  # RWKV would rescale its weights in place
+        model.config.rescale_every = 0
     model.requires_grad_(trained)
     return model.eval()  # no dropout: the sampling policy must be the trained policy
 

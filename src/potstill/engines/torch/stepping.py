@@ -65,13 +65,15 @@ class Stepper:
             for role in sorted(roles):
                 self.models.ensure(role)
                 held.enter_context(self.models.gathered_embeddings(role))
-            for chunk_losses, chunk in self._chunks(data):
+            for chunk_losses, chunk in self._chunks(data, roles):
                 self._forward(chunk_losses, chunk, tally, backward=backward)
         with self.models.use("student") as model:
             model.eval()
         return tally.total(self.world.gather(tally))
 
-    def _chunks(self, data: Sequence[Datum]) -> Iterator[tuple[tuple[Loss, ...], list[Datum]]]:
+    def _chunks(
+        self, data: Sequence[Datum], roles: set[Role]
+    ) -> Iterator[tuple[tuple[Loss, ...], list[Datum]]]:
         """Yield this process's micro-batches; the rows of one have the same losses."""
         groups: dict[tuple[Loss, ...], list[Datum]] = defaultdict(list)
         for datum in data:
@@ -79,8 +81,14 @@ class Stepper:
                 groups[tuple(term.loss for term in datum.terms)].append(datum)
         for losses, members in groups.items():
             sizes = [sum(map(len, d.read_by("student"))) for d in members]
-            for chunk in self.world.chunks(sizes, self.batch_tokens, together=True):
+            kinds = [self._kind(datum, roles) for datum in members]
+            for chunk in self.world.chunks(sizes, self.batch_tokens, together=True, kinds=kinds):
                 yield losses, [members[i] for i in chunk] or [idle(members)]
+
+    def _kind(self, datum: Datum, roles: set[Role]) -> tuple[object, ...]:
+        """Rows of one kind may be read together by every model, see `sharing`."""
+        sizes = {role: sum(map(len, datum.read_by(role))) for role in roles}
+        return tuple(self.models.sharing(role).kind_read(sizes[role]) for role in sorted(roles))
 
     def _forward(
         self, losses: tuple[Loss, ...], data: list[Datum], tally: Tally, *, backward: bool
