@@ -28,7 +28,9 @@ JOINED = 1 << 30  # maximum bytes of weights that a call may copy
 PACKED = 1 << 18  # minimum entries of a matrix to use oneDNN's layout: 1 MB in float32
 
 
-def begin(model: Any, ids: Tensor, mask: Tensor, room: int, cached: bool = True) -> Decoder:
+def begin(
+    model: Any, ids: Tensor, mask: Tensor, room: int, *, padded: bool = True, cached: bool = True
+) -> Decoder:
     """Read left-padded prompts, and return the decoder that continues them.
 
     Args:
@@ -36,11 +38,14 @@ def begin(model: Any, ids: Tensor, mask: Tensor, room: int, cached: bool = True)
         ids: (B, P) prompts.
         mask: (B, P) 1 at tokens, 0 at padding.
         room: maximum number of tokens that will be added.
+        padded: whether the model reads the mask; otherwise the prompts have one length.
         cached: whether the model's cache is right, see `sharing`.
     """
     if not cached:
         return Whole(model, ids, mask)
-    return (Fast if fits(model) else Plain)(model, ids, mask, room)
+    if padded and fits(model):
+        return Fast(model, ids, mask, room)
+    return Plain(model, ids, mask, room, padded)
 
 
 class Decoder(Protocol):
@@ -72,13 +77,19 @@ def _size(model: Any) -> int:
 
 
 class Plain:
-    """Transformers' forward pass; `logits` (B, V) belong to the last position."""
+    """Transformers' forward pass; `logits` (B, V) belong to the last position.
 
-    def __init__(self, model: Any, ids: Tensor, mask: Tensor, room: int) -> None:
+    Recurrent layers of some models apply a mask to other columns than its own, or twice, so it is
+    left out if the prompts have one length.
+    """
+
+    def __init__(
+        self, model: Any, ids: Tensor, mask: Tensor, room: int, padded: bool = True
+    ) -> None:
         self.model, self.mask = model, mask
         self.position = (mask.cumsum(1) - 1).clamp_min(0)
         self.cache = DynamicCache(config=model.config.get_text_config())
-        self._names = parameters(model)
+        self._names = parameters(model) - (frozenset() if padded else {"attention_mask"})
         self._keyword = cache_keyword(self._names)
         self.logits = self._run(ids)
 
@@ -88,12 +99,10 @@ class Plain:
         self.logits = self._run(tokens[:, None])
 
     def keep(self, rows: Tensor) -> None:
-        layer: Any
-        for layer in self.cache.layers:
-            if isinstance(layer, LinearAttentionCacheLayerMixin):  # it has no other selection
-                layer.reorder_cache(rows)
-            else:
-                layer.batch_select_indices(rows)
+        layers: list[Any] = self.cache.layers
+        for layer in layers:
+            linear = isinstance(layer, LinearAttentionCacheLayerMixin)  # has no other selection
+            (layer.reorder_cache if linear else layer.batch_select_indices)(rows)
         rows = rows.to(self.mask.device)
         self.position, self.mask = self.position[rows], self.mask[rows]
 

@@ -155,6 +155,7 @@ class TorchEngine(Prompting):
                     eos=self.pair.eos_of(role),
                     vocabulary=self.pair.vocabulary_of(role),
                     any_process=self.world.any if together else None,
+                    padded=sharing.padded,
                     cached=sharing.cached,
                 )
                 results.update(zip(rows, samples, strict=False))

@@ -157,7 +157,7 @@ def own_class(module: Any, name: str) -> bool:
     return source is not None and getattr(source, kind, None) is _class(module)
 
 
-def _class(module: Any) -> type:
+def _class(module: Any) -> Any:
     """The class of a module; FSDP derives one of its own from it."""
     kind = type(module)
     if isinstance(module, FSDPModule) and kind.__name__ == f"FSDP{kind.__bases__[-1].__name__}":
@@ -182,14 +182,15 @@ def _untouched(module: Any) -> bool:
     return all(map(_known, kept))
 
 
-def _moved(module: Any, kind: type) -> bool:
+def _moved(module: Any, kind: Any) -> bool:
     """Return whether `forward` is accelerate's, which only moves inputs to the module's device."""
-    hook, old = getattr(module, "_hf_hook", None), getattr(module, "_old_forward", None)
+    hook: Any = getattr(module, "_hf_hook", None)
+    old = getattr(module, "_old_forward", None)
     return (
         type(hook).__module__ == "accelerate.hooks"
         and type(hook).__name__ == "AlignDevicesHook"
         and not hook.offload
-        and getattr(old, "__func__", None) is kind.forward  # type: ignore[attr-defined]
+        and getattr(old, "__func__", None) is kind.forward
     )
 
 

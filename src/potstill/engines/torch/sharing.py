@@ -33,7 +33,7 @@ from potstill.types import Ids, ModelSpec
 RELATIVE = "bloom.BloomForCausalLM", "mpt.MptForCausalLM"
 # Largest distance between two computations of the same log-probs, as a share of their spread.
 FLOAT32, HALF = 2e-3, 0.25
-LENGTHS = 9, 4  # prompts of the comparison
+LENGTHS = 9, 1  # prompts of the comparison
 ADDED = 4  # tokens that are decoded after them
 
 
@@ -204,15 +204,18 @@ class _Comparison:
         """Decode the rows together or one by one; the first row leaves the batch on the way."""
         everything = list(range(len(self.rows)))
         for rows in [everything] if padded else [[i, i] for i in everything]:
-            yield from self._decode(rows, cached)
+            yield from self._decode(rows, padded, cached)
 
-    def _decode(self, rows: list[int], cached: bool) -> Iterator[tuple[Tensor, Tensor]]:
+    def _decode(
+        self, rows: list[int], padded: bool, cached: bool
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         width = max(LENGTHS[i] for i in rows)
         ids, mask = (torch.zeros(len(rows), width, dtype=torch.long) for _ in range(2))
         for at, i in enumerate(rows):
             ids[at, width - LENGTHS[i] :] = torch.tensor(self.rows[i][: LENGTHS[i]])
             mask[at, width - LENGTHS[i] :] = 1
-        decoder = begin(self.model, ids.to(self.device), mask.to(self.device), ADDED, cached)
+        ids, mask = ids.to(self.device), mask.to(self.device)
+        decoder = begin(self.model, ids, mask, ADDED, padded=padded, cached=cached)
         logits = {at: [decoder.logits[at]] for at in range(len(rows))}
         alive = list(logits)
         for step in range(ADDED - 1):
