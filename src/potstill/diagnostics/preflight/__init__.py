@@ -24,6 +24,7 @@ CHECKS: dict[str, Callable[[Rehearsal], Iterable[Check]]] = {
     "tokenizers": pair.tokenizers,
     "train and test": pair.disjoint,
     "seed": pair.seeded,
+    "forward pass": pair.forward_pass,
     "sampler": pair.sampler_scores,
     "identity": pair.self_divergence,
     "fresh sampler": pair.fresh_sampler,
