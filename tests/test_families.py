@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM
 
 from families import FAMILIES, write_pair
 from potstill.algorithms.recipe import Recipe
@@ -32,10 +32,13 @@ PROMPTS: list[Ids] = [(5, 300, 77, 8, 121, 9), (41,), (200, 17, 33), (88, 6, 250
 LIMITS = [7, 4, 9, 1]  # rows leave the batch one after another
 
 
-def open_pair(folder: Path, **settings: Any) -> TorchEngine:
-    return TorchEngine(
-        str(folder / "student"), str(folder / "teacher"), max_grad_norm=0.0, **settings
-    )
+def open_pair(folder: Path, dtype: str = "auto", **options: Any) -> TorchEngine:
+    config = AutoConfig.from_pretrained(folder / "student")
+    sdpa = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]._supports_sdpa
+    spec = ModelSpec(dtype=dtype, attention="sdpa" if sdpa else "eager")
+    settings = TorchSettings(threads=0, student=spec, teacher=spec)
+    names = str(folder / "student"), str(folder / "teacher")
+    return TorchEngine(*names, max_grad_norm=0.0, settings=settings, **options)
 
 
 def load(folder: Path) -> Any:
@@ -165,9 +168,7 @@ def lora(folder: Path) -> None:
 
 def bfloat16(folder: Path) -> None:
     """Sampled log-probs and scores in bfloat16, close to the forward pass in bfloat16."""
-    spec = ModelSpec(dtype="bfloat16")
-    settings = TorchSettings(threads=0, student=spec, teacher=spec)
-    full, half = open_pair(folder), open_pair(folder, settings=settings)
+    full, half = open_pair(folder), open_pair(folder, "bfloat16")
     sampled, scored = distances(half)
     assert np.median(sampled) < 0.15 and np.median(scored) < 0.15, (sampled, scored)
     data = batch_of(full)
@@ -237,7 +238,11 @@ def table(families: Any = FAMILIES) -> Iterator[str]:
                     marks.append("yes")
                 except Exception as error:
                     marks.append(EXCEPT.get((family, name)) or f"FAILED {str(error)[:300]!r}")
-            yield f"| {' | '.join((*way(folder), *marks))} |"
+            try:
+                line = (*way(folder), *marks)
+            except Exception as error:
+                line = (family, str(error), *marks)
+            yield f"| {' | '.join(line)} |"
 
 
 if __name__ == "__main__":

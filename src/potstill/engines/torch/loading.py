@@ -20,6 +20,8 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+from potstill.engines.torch.lora_targets import without_lora
+from potstill.engines.torch.quantised import in_floating_point, is_quantised, placement
 from potstill.errors import PotstillError
 from potstill.tasks.rendering import render
 from potstill.types import ModelSpec, Role, is_teacher
@@ -179,7 +181,7 @@ def read_pretrained(kind: Any, name: str, **options: Any) -> Any:
     """Call `from_pretrained`, and turn its errors into a `PotstillError` with a hint."""
     try:
         return kind.from_pretrained(name, **options)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise PotstillError(
             f'cannot read "{name}": {reason}',
@@ -245,20 +247,21 @@ def load_model(name: str, spec: ModelSpec, *, trained: bool, share: bool = False
     With `share` the weights stay on the CPU, because each process moves only its shard.
     """
     dtype = torch.float32 if trained else getattr(torch, spec.dtype)
+    packed = placement(name, spec.device, spec.trust_remote_code)
     model = read_pretrained(
         AutoModelForCausalLM,
         name,
         dtype=dtype,
         use_safetensors=True,
-        device_map=spec.device_map,
+        **({"device_map": spec.device_map} if spec.device_map else packed),
         attn_implementation=spec.attention,
         trust_remote_code=spec.trust_remote_code,
     )
-    if not (spec.device_map or share):
+    if not (spec.device_map or share or packed):
         model.to(spec.device)
     if getattr(model.config, "rescale_every", 0):  # RWKV would rescale its weights in place
         model.config.rescale_every = 0
-    model.requires_grad_(trained)
+    model.requires_grad_(trained and not is_quantised(model))
     return model.eval()  # no dropout: the sampling policy must be the trained policy
 
 
@@ -282,7 +285,11 @@ def add_lora(model: Any, rank: int) -> Any:
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(
-        r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM"
+        r=rank,
+        lora_alpha=2 * rank,
+        target_modules="all-linear",
+        exclude_modules=without_lora(model) or None,
+        task_type="CAUSAL_LM",
     )
     with warnings.catch_warnings():  # peft uses an attribute that transformers deprecates
         warnings.filterwarnings("ignore", ".is_gradient_checkpointing", FutureWarning)
@@ -317,6 +324,7 @@ def export_student(
         # on the CPU, because the run's models fill the devices
         spec = dataclasses.replace(pair.student_spec, device="cpu", device_map=None)
         base = load_model(pair.student, spec, trained=False)
+        base = in_floating_point(base, pair.student)
         model = PeftModel.from_pretrained(base, partial / "adapter").merge_and_unload()
         weights = None
     model.save_pretrained(partial, state_dict=weights)

@@ -29,6 +29,7 @@ from potstill.engines.torch.loading import (
     export_student,
     load_model,
 )
+from potstill.engines.torch.quantised import check_adapters
 from potstill.engines.torch.roofline import gpu_memory
 from potstill.engines.torch.sharing import Sharing, sharing_of
 from potstill.errors import PotstillError
@@ -60,7 +61,8 @@ class Models:
         self._sharing: dict[Role, Sharing] = {}
         student = self._load("student")
         self.trained = {n: p for n, p in student.named_parameters() if p.requires_grad}
-        self.optimizer = torch.optim.AdamW(self.trained.values(), lr=0.0, fused=True, **ADAM)
+        params = [*self.trained.values()] or [torch.zeros(0)]  # a quantised student has none
+        self.optimizer = torch.optim.AdamW(params, lr=0.0, fused=True, **ADAM)
 
     @property
     def lora(self) -> bool:
@@ -142,6 +144,7 @@ class Models:
                 name, spec, trained=trained and not adapted, share=self.together(role)
             )
             if adapted:
+                check_adapters(model, name)
                 torch.manual_seed(self.seed)
                 model = add_lora(model, self.lora_rank)
             if trained and self.checkpointed:

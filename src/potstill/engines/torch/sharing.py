@@ -26,6 +26,7 @@ from potstill.engines.torch.forward import cache_keyword, logits_at, parameters
 from potstill.engines.torch.lm_head import read
 from potstill.engines.torch.loading import without_adapters
 from potstill.engines.torch.proved import fast_layers, own_class
+from potstill.engines.torch.quantised import is_quantised
 from potstill.errors import PotstillError
 from potstill.types import Ids, ModelSpec
 
@@ -48,6 +49,7 @@ class Sharing:
         mixed: whether rows of several lengths are read together.
         limit: length at which the rotary table changes; 0: never.
         grows: whether the table of longer rows depends on the rows before.
+        rounded: whether quantised activations move a row's numbers with its neighbours.
     """
 
     name: str = ""
@@ -56,6 +58,7 @@ class Sharing:
     mixed: bool = True
     limit: int = 0
     grows: bool = False
+    rounded: bool = False
 
     def kind_read(self, length: int) -> tuple[object, ...]:
         """Rows of one kind may be read together."""
@@ -86,6 +89,8 @@ class Sharing:
             yield f'"{self.name}" cannot decode with its cache: every token reads the whole row'
         elif not self.padded:
             yield f'"{self.name}" samples prompts of one length at a time: padding would change it'
+        if self.rounded:
+            yield f'"{self.name}" rounds activations: a row\'s numbers move a little with its batch'
         if not self.mixed:
             yield f'"{self.name}" reads rows of one length at a time: padding would change it'
 
@@ -104,15 +109,13 @@ def sharing_of(model: Any, name: str, vocabulary: int, spec: ModelSpec) -> Shari
     if fast_layers(model):  # tests compare it for any rows
         return expected
     compare = _Comparison(model, vocabulary, spec)
-    mixed = compare.fits(compare.reading)
-    if not mixed and not compare.fits(compare.reading_singly):
+    found = compare.best(expected)
+    if found is None and is_quantised(model):  # activations are rounded by what is in the batch
+        compare.tolerance = HALF
+        found = compare.best(dataclasses.replace(expected, rounded=True))
+    if found is None:
         raise compare.refusal(name)
-    padded, cached = expected_of(model)
-    ways = [(padded, cached), (False, cached), (mixed, False)]
-    for padded, cached in dict.fromkeys(ways):
-        if compare.fits(compare.sampling, padded, cached):
-            return dataclasses.replace(expected, padded=padded, cached=cached, mixed=mixed)
-    raise compare.refusal(name)
+    return found
 
 
 def expected_of(model: Any) -> tuple[bool, bool]:
@@ -163,6 +166,18 @@ class _Comparison:
 
     def _logp(self, logits: Tensor) -> Tensor:
         return logits[..., : self.vocabulary].float().log_softmax(-1)
+
+    def best(self, expected: Sharing) -> Sharing | None:
+        """Return the fastest way that is right, if any is."""
+        mixed = self.fits(self.reading)
+        if not mixed and not self.fits(self.reading_singly):
+            return None
+        padded, cached = expected_of(self.model)
+        ways = [(padded, cached), (False, cached), (mixed, False)]
+        for padded, cached in dict.fromkeys(ways):
+            if self.fits(self.sampling, padded, cached):
+                return dataclasses.replace(expected, padded=padded, cached=cached, mixed=mixed)
+        return None
 
     def fits(self, way: Any, *arguments: Any) -> bool:
         """Return whether a computation runs and gives the numbers of single rows."""

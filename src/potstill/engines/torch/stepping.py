@@ -24,6 +24,7 @@ from potstill.engines.torch.lm_head import States, matched_states, read
 from potstill.engines.torch.loading import ModelPair
 from potstill.engines.torch.loss_terms import Columns, Tally, idle, needs_rows, take
 from potstill.engines.torch.models import Models
+from potstill.engines.torch.quantised import cannot_train
 from potstill.errors import NonFinite
 from potstill.types import Datum, Ids, Loss, Role, StepStats
 
@@ -47,6 +48,8 @@ class Stepper:
 
     def step(self, data: Sequence[Datum], learning_rate: float) -> StepStats:
         """Take one optimizer step, see `protocol.Engine`."""
+        if not self.models.trained:
+            raise cannot_train(self.pair.student)
         return self._update(learning_rate, self._pass(data, backward=True))
 
     @torch.no_grad()
