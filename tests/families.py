@@ -147,7 +147,6 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "qwen3_next": {**EXPERTS, **LINEAR, "head_dim": 8},
     "qwen3_5_text": {**LINEAR, "head_dim": 8},
     "minimax": {**EXPERTS, "head_dim": 8, "block_size": 8},
-    "xlstm": {"num_heads": 4, "num_blocks": 2},
 }
 
 

@@ -21,7 +21,12 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from potstill.engines.torch.lora_targets import without_lora
-from potstill.engines.torch.quantised import in_floating_point, is_quantised, placement
+from potstill.engines.torch.quantised import (
+    in_floating_point,
+    is_quantised,
+    keep_layout,
+    placement,
+)
 from potstill.errors import PotstillError
 from potstill.tasks.rendering import render
 from potstill.types import ModelSpec, Role, is_teacher
@@ -181,7 +186,13 @@ def read_pretrained(kind: Any, name: str, **options: Any) -> Any:
     """Call `from_pretrained`, and turn its errors into a `PotstillError` with a hint."""
     try:
         return kind.from_pretrained(name, **options)
-    except (OSError, ValueError, ImportError) as error:
+    except ImportError as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        raise PotstillError(
+            f'"{name}" needs a package that is not installed: {reason}',
+            "pip install that package (bitsandbytes, torchao or compressed-tensors, for example)",
+        ) from error
+    except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise PotstillError(
             f'cannot read "{name}": {reason}',
@@ -261,6 +272,7 @@ def load_model(name: str, spec: ModelSpec, *, trained: bool, share: bool = False
         model.to(spec.device)
     if getattr(model.config, "rescale_every", 0):  # RWKV would rescale its weights in place
         model.config.rescale_every = 0
+    keep_layout(model)
     model.requires_grad_(trained and not is_quantised(model))
     return model.eval()  # no dropout: the sampling policy must be the trained policy
 
@@ -324,7 +336,7 @@ def export_student(
         # on the CPU, because the run's models fill the devices
         spec = dataclasses.replace(pair.student_spec, device="cpu", device_map=None)
         base = load_model(pair.student, spec, trained=False)
-        base = in_floating_point(base, pair.student)
+        base = in_floating_point(base, getattr(torch, spec.dtype))
         model = PeftModel.from_pretrained(base, partial / "adapter").merge_and_unload()
         weights = None
     model.save_pretrained(partial, state_dict=weights)
