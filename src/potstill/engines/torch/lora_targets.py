@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+import torch
 from torch import nn
 
 FUSED = "out_proj", "conv1d"  # Mamba's kernels read their weights
@@ -24,6 +25,14 @@ def without_lora(model: Any) -> list[str]:
     return [f"{name}.{part}" for name in mixers for part in FUSED] + [
         name
         for name, module in linear
-        if owners[id(module.weight)] > 1
-        or type(module).__module__.startswith("transformers.models.")  # a router, for example
+        if owners[id(module.weight)] > 1 or not _gives_a_tensor(module)
     ]
+
+
+def _gives_a_tensor(module: nn.Linear) -> bool:
+    """Return whether a layer of a modelling file is applied like any other; a router may not be."""
+    if not type(module).__module__.startswith("transformers.models."):
+        return True
+    like = {"dtype": module.weight.dtype, "device": module.weight.device}
+    with torch.no_grad():
+        return isinstance(module(torch.zeros(1, module.in_features, **like)), torch.Tensor)
