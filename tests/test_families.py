@@ -209,7 +209,7 @@ def cases() -> Iterator[Any]:
 
 
 @pytest.mark.filterwarnings("ignore")  # transformers' own, about kernels and masks
-@pytest.mark.parametrize(("family", "name"), cases())
+@pytest.mark.parametrize(("family", "name"), list(cases()))
 def test_a_family(family: str, name: str, pairs: Callable[[str], Path]) -> None:
     CHECKS[name](pairs(family))
 

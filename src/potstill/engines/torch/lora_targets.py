@@ -33,6 +33,6 @@ def _gives_a_tensor(module: nn.Linear) -> bool:
     """Return whether a layer of a modelling file is applied like any other; a router may not be."""
     if not type(module).__module__.startswith("transformers.models."):
         return True
-    like = {"dtype": module.weight.dtype, "device": module.weight.device}
+    row = torch.zeros_like(module.weight[:1])
     with torch.no_grad():
-        return isinstance(module(torch.zeros(1, module.in_features, **like)), torch.Tensor)
+        return isinstance(module(row), torch.Tensor)
