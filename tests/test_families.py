@@ -222,7 +222,7 @@ def way(folder: Path) -> list[str]:
     if not sharing.padded:
         decoder = "the model's own, prompts of one length"
     if not sharing.cached:
-        decoder = "the whole row for each token"
+        decoder = "all tokens read again for each"
     return [type(model).__name__, decoder, "sliced" if sliced_head(model, PLAIN) else "whole"]
 
 

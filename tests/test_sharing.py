@@ -146,7 +146,7 @@ def test_a_cache_that_is_wrong_is_not_used(monkeypatch: pytest.MonkeyPatch) -> N
     with torch.inference_mode():
         found = sharing_of(model, "x", 420, spec)
     assert not found.cached and found.mixed
-    assert any("every token reads the whole row" in note for note in found.notes())
+    assert any("all tokens of a row are read again" in note for note in found.notes())
 
 
 def test_a_model_that_looks_ahead_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:

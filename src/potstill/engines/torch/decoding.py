@@ -119,11 +119,11 @@ class Plain:
 
 
 class Whole:
-    """The whole row is read again for each token: slow, and right without any cache."""
+    """All tokens of a row are read again for each new one: slow, and right without any cache."""
 
     def __init__(self, model: Any, ids: Tensor, mask: Tensor) -> None:
         self.model = model
-        self.rows = [row[seen.bool()] for row, seen in zip(ids, mask, strict=True)]
+        self.rows = [row[tokens.bool()] for row, tokens in zip(ids, mask, strict=True)]
         self.logits = self._run()
 
     def step(self, tokens: Tensor) -> None:

@@ -21,9 +21,9 @@ def parameters(model: Any) -> frozenset[str]:
     inner = without_adapters(model)
     forwards = [vars(inner).get("forward"), *(vars(c).get("forward") for c in type(inner).__mro__)]
     for forward in filter(None, forwards):
-        found = inspect.signature(forward).parameters
-        names |= found.keys()
-        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in found.values()):
+        arguments = inspect.signature(forward).parameters
+        names |= arguments.keys()
+        if not any(value.kind is value.VAR_KEYWORD for value in arguments.values()):
             break
     return frozenset(names)
 

@@ -86,7 +86,10 @@ class Sharing:
     def notes(self) -> Iterator[str]:
         """Decisions that cost speed, for the run's record."""
         if not self.cached:
-            yield f'"{self.name}" cannot decode with its cache: every token reads the whole row'
+            yield (
+                f'"{self.name}" cannot decode with its cache: all tokens of a row are read again '
+                "for each new one"
+            )
         elif not self.padded:
             yield f'"{self.name}" samples prompts of one length at a time: padding would change it'
         if self.rounded:
@@ -109,13 +112,13 @@ def sharing_of(model: Any, name: str, vocabulary: int, spec: ModelSpec) -> Shari
     if fast_layers(model):  # tests compare it for any rows
         return expected
     compare = _Comparison(model, vocabulary, spec)
-    found = compare.best(expected)
-    if found is None and is_quantised(model):  # activations are rounded by what is in the batch
+    best = compare.best(expected)
+    if best is None and is_quantised(model):  # activations are rounded by what is in the batch
         compare.tolerance = HALF
-        found = compare.best(dataclasses.replace(expected, rounded=True))
-    if found is None:
+        best = compare.best(dataclasses.replace(expected, rounded=True))
+    if best is None:
         raise compare.refusal(name)
-    return found
+    return best
 
 
 def expected_of(model: Any) -> tuple[bool, bool]:
