@@ -60,9 +60,9 @@ def autograd_embedding() -> None:
 
 def plain_decoding() -> None:
     """Transformers' forward pass and growing cache, token by token."""
-    from potstill.engines.torch import decoding
+    from potstill.engines.torch import proved
 
-    decoding.FAMILIES = frozenset()
+    proved.FAMILIES = {}
 
 
 def unjoined() -> None:

@@ -46,7 +46,7 @@ from checkpoints import CHATML, QUESTIONS, ROWS, config_of, save, study_table, t
 from potstill.engines.torch.engine import TorchEngine
 from potstill.engines.torch.windows import window_of
 from potstill.errors import PotstillError
-from potstill.settings import TorchSettings
+from potstill.settings import Lora, TorchSettings
 from potstill.study.loading import read_study
 from potstill.study.run import preflight_pair
 from potstill.types import ModelSpec, Problem, Prompt
@@ -393,7 +393,6 @@ def test_experts_without_adapters_are_a_warning(mixture: str, tmp_path: Path) ->
 
 
 def test_the_targets_of_adapters_are_a_setting(mixture: str, tmp_path: Path) -> None:
-    from potstill.settings import Lora
 
     inner = engine_of(mixture).models.held["student"]
     tensors = {n.rsplit(".", 1)[-1] for n, p in inner.named_parameters() if "expert" in n}
@@ -426,7 +425,7 @@ def test_the_targets_of_adapters_are_a_setting(mixture: str, tmp_path: Path) -> 
 def test_adapters_that_a_family_cannot_have_are_refused(tmp_path: Path) -> None:
     folder = save(tmp_path / "m", tokenizer_of(CHATML), config_of(MambaConfig, ssm_state_size=4))
     with pytest.raises(PotstillError, match=r"cannot have these adapters.*out_proj") as caught:
-        engine_of(folder, lora_rank=2)
+        engine_of(folder, lora_rank=2, lora=Lora(target="out_proj"))
     assert "train.lora_target" in caught.value.hint
 
 

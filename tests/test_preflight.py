@@ -74,6 +74,21 @@ def test_each_fault_is_refused_by_its_name(fault: str) -> None:
         assert any(char.isdigit() for char in refused.evidence) or fault == "anchor_absent"
 
 
+@pytest.mark.parametrize("check", ["steps", "forward pass"])
+def test_an_engine_that_computes_its_own_numbers_is_refused(
+    check: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A head of the engine's own, where the whole forward pass has another one."""
+    from potstill.engines.torch.lm_head import States
+
+    logits = States.logits
+    monkeypatch.setattr(States, "logits", lambda self, part: 0.2 * logits(self, part))
+    study = embedded("tiny-llama", methods=["off_policy"])
+    refused = [c for c in preflight_pair(study, "tiny-llama", only=[check]) if c.cause == ""]
+    assert [c.status for c in refused] == ["refused"], refused
+    assert "own forward passes" in refused[0].evidence and "class" in refused[0].hint
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS)
 def test_no_check_of_any_method_names_another_fault(fault: str) -> None:

@@ -31,6 +31,7 @@ CHECKS: dict[str, Callable[[Rehearsal], Iterable[Check]]] = {
     "context": prompts.context_is_read,
     "length": prompts.lengths,
     "adapters": prompts.adapters,
+    "forward pass": pair.forward_pass,
     "sampler": pair.sampler_scores,
     "identity": pair.self_divergence,
     "fresh sampler": pair.fresh_sampler,

@@ -16,7 +16,14 @@ from potstill.algorithms.losses import (
 )
 from potstill.algorithms.recipe import Recipe
 from potstill.diagnostics.preflight import crossed
-from potstill.diagnostics.preflight.rehearsal import BATCH, Check, Rehearsal, refusal, restored
+from potstill.diagnostics.preflight.rehearsal import (
+    BATCH,
+    OWN_PASS,
+    Check,
+    Rehearsal,
+    refusal,
+    restored,
+)
 from potstill.diagnostics.sampler import SAMPLER_GAP, sampler_gap
 from potstill.engines.protocol import Engine
 from potstill.tasks.overlap import overlap
@@ -28,6 +35,7 @@ from potstill.types import Datum, Floats, Reading, Role, Term
 
 PROBLEMS = 64  # held-out problems of the capability gap
 TEXTS = 200  # training problems on which tokenizers are compared
+LARGE_GAP = 0.2  # nats per token that no rounding explains
 MANY = 12  # problems solved by the student alone, from which on the teacher's ids are suspected
 
 
@@ -100,7 +108,18 @@ def sampler_scores(rehearsal: Rehearsal) -> list[Check]:
     if gap <= SAMPLER_GAP:
         return [Check("sampler", "passed", evidence)]
     hint = "use the same dtype and attention implementation for sampling and training"
-    return [Check("sampler", "warning" if gap < 0.2 else "refused", evidence, hint)]
+    return [Check("sampler", "warning" if gap < LARGE_GAP else "refused", evidence, hint)]
+
+
+def forward_pass(rehearsal: Rehearsal) -> list[Check]:
+    """Check that batched scores are those of the models' own forward pass on single rows."""
+    gap = rehearsal.rounding
+    evidence = f"scores and the models' own forward passes differ by {gap:.1e} nats on average"
+    if gap <= SAMPLER_GAP:
+        return [Check("forward pass", "passed", evidence)]
+    return [
+        Check("forward pass", "warning" if gap < LARGE_GAP / 2 else "refused", evidence, OWN_PASS)
+    ]
 
 
 def self_divergence(rehearsal: Rehearsal) -> list[Check]:

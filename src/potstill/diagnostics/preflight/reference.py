@@ -20,7 +20,7 @@ from potstill.algorithms.losses import (
     TruncatedReverseKL,
 )
 from potstill.engines.protocol import Engine
-from potstill.types import Datum, Floats, Loss, Rows, Trajectory
+from potstill.types import Datum, Floats, Loss, Reading, Role, Rows, Trajectory
 
 Terms = Sequence[tuple[Loss, float]]  # losses with their factors
 
@@ -47,6 +47,21 @@ def reference(engine: Engine, trajectories: Sequence[Trajectory], terms: Terms) 
             q = p if loss.name == "cross_entropy" else engine.rows(loss.to, t.prompt, t.completion)
             total += factor * moments(weighted(trained_mask(t), definition(loss, p, q, t)))
     return total / sum(t.trained for t in trajectories)
+
+
+def forward_gap(engine: Engine, role: Role, readings: Sequence[Reading]) -> float:
+    """Mean distance in nats between an engine's scores and the model's own forward pass.
+
+    The scores are computed as in training: in batches, with every short cut of the engine. The
+    forward pass is that of the whole model on single rows.
+    """
+    readings = [reading for reading in readings if reading[1]]
+    scores = engine.score(role, readings)
+    gaps = []
+    for (prompt, completion), score in zip(readings, scores, strict=True):
+        exact = engine.rows(role, prompt, completion)
+        gaps.append(np.abs(score - exact[np.arange(len(completion)), list(completion)]))
+    return float(np.concatenate(gaps).mean()) if gaps else 0.0
 
 
 def moments(values: Rows) -> Rows:

@@ -6,19 +6,26 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from potstill.algorithms.recipe import Recipe
 from potstill.diagnostics.faults import FAULTS
+from potstill.diagnostics.preflight.reference import forward_gap
 from potstill.engines.protocol import CrossTokenizer, Engine, Wrapper
 from potstill.errors import writing
 from potstill.settings import Eval, Train
+from potstill.training.rollout import generator
 from potstill.training.run import RunSpec
-from potstill.types import Datum, Limits, StepStats
+from potstill.types import Datum, Limits, Role, StepStats
 
 Status = Literal["passed", "warning", "refused"]
 BATCH = 12  # prompts of a rehearsed step
+OWN_PASS = (
+    "the engine does not compute this model's own numbers: choose another checkpoint or dtype, and "
+    "report the model's class as a bug of potstill"
+)
 LONGEST = 64  # tokens of a rehearsed completion
 
 
@@ -80,6 +87,19 @@ class Rehearsal:
     def any_run(self) -> RunSpec:
         """A run of the first recipe, for checks that do not depend on the recipe."""
         return self.wire(self.engine, self.recipes[0])
+
+    @cached_property
+    def rounding(self) -> float:
+        """Mean distance in nats between the engine's scores and the models' own forward passes."""
+        prompts = [self.engine.prompt(problem) for problem in self.any_run().task.train[:8]]
+        roles: tuple[Role, ...] = ("student",) if self.crossing else ("student", "teacher")
+        gaps = []
+        for role in roles:
+            numbers = generator(0, 0, f"preflight:{role}")
+            samples = self.engine.sample(role, prompts, [16] * len(prompts), 1.0, numbers)
+            readings = [(prompt, s.tokens) for prompt, s in zip(prompts, samples, strict=True)]
+            gaps.append(forward_gap(self.engine, role, readings))
+        return max(gaps)
 
     @property
     def crossing(self) -> CrossTokenizer | None:

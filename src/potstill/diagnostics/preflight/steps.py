@@ -18,13 +18,21 @@ from potstill.algorithms.recipe import Recipe
 from potstill.diagnostics.faults.explaining import as_if, candidates
 from potstill.diagnostics.preflight import crossed
 from potstill.diagnostics.preflight.reference import Terms, observed, reference
-from potstill.diagnostics.preflight.rehearsal import BATCH, Check, DryRun, Rehearsal, refusal
+from potstill.diagnostics.preflight.rehearsal import (
+    BATCH,
+    OWN_PASS,
+    Check,
+    DryRun,
+    Rehearsal,
+    refusal,
+)
 from potstill.training import objective
 from potstill.training.rollout import collect, draw
 from potstill.types import Datum, Prompt, Rows, Source, Trajectory
 
 # Between a batched float32 sum and its reference: relative, and absolute for losses below 1 nat.
 REFERENCE_TOLERANCE = 2e-3
+ROUNDED = 0.05  # the same in half precision, at most
 
 
 def trained_as_written(rehearsal: Rehearsal, recipe: Recipe) -> list[Check]:
@@ -101,6 +109,9 @@ def _compare_part(part: _Part) -> Iterator[Check]:
         return
     trained, correct = _losses(part, terms)
     if _close(trained, correct):
+        if differing := list(_measured(part, trained[0])):
+            yield from differing
+            return
         evidence = f"{correct[0]:.4f} nats per token, as computed from logits"
         yield Check(part.name, "passed", evidence)
         yield from _first_loss(part, correct[0])
@@ -115,6 +126,18 @@ def _losses(part: _Part, terms: Terms) -> tuple[Rows, Rows]:
         return trained, crossed.reference(engine, part.trajectories, terms)
     trained = _observed(part, part.data) / part.share
     return trained, reference(part.rehearsal.engine, part.trajectories, terms)
+
+
+def _measured(part: _Part, observed: float) -> Iterator[Check]:
+    """A failed check if the engine's own code computes another loss from the same data."""
+    measured = part.rehearsal.engine.measure(part.data).loss / part.share
+    limit = min(max(REFERENCE_TOLERANCE, 3 * part.rehearsal.rounding), ROUNDED)
+    if abs(measured - observed) > limit * max(1.0, abs(observed)):
+        evidence = (
+            f"the engine computes {measured:.4f} nats per token from the data of the step, the "
+            f"models' own forward passes give {observed:.4f}"
+        )
+        yield Check(part.name, "refused", evidence, OWN_PASS)
 
 
 def _observed(part: _Part, data: Sequence[Datum]) -> Rows:

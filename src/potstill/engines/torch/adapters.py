@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from potstill.engines.torch.lora_targets import without_lora
 from potstill.errors import PotstillError
 from potstill.settings import Lora
 
@@ -23,6 +24,7 @@ def add_lora(model: Any, lora: Lora | int) -> Any:
         lora_alpha=lora.alpha or 2 * lora.rank,
         target_modules=modules,
         target_parameters=parameters or None,
+        exclude_modules=(without_lora(model) or None) if modules == "all-linear" else None,
         task_type="CAUSAL_LM",
     )
     with warnings.catch_warnings():  # peft uses an attribute that transformers deprecates

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -54,6 +54,18 @@ def micro_batches(
     while n:
         start, n = len(order) - n, n + cut[n]
         yield [rows[i] for i in order[start : len(order) - n]]
+
+
+def by_kind(kinds: Sequence[Hashable]) -> list[list[int]]:
+    """Group the indices of rows that may share a micro-batch.
+
+    >>> by_kind([5, 9, 5])
+    [[0, 2], [1]]
+    """
+    groups: dict[Hashable, list[int]] = {}
+    for row, kind in enumerate(kinds):
+        groups.setdefault(kind, []).append(row)
+    return list(groups.values())
 
 
 def pad_left(rows: Sequence[Ids], fill: int) -> npt.NDArray[np.int64]:

@@ -1,6 +1,7 @@
-"""Decode token by token: the two ways to run a model for sampling.
+"""Decode token by token: the three ways to run a model for sampling.
 
-`Plain` is transformers' forward pass with its growing cache, and works for any model. `Fast`
+`Plain` is transformers' forward pass with its growing cache. `Whole` uses no cache and reads every
+row again for each token, for models whose cache is wrong (`sharing` compares them). `Fast`
 implements the layers of the Llama and Qwen families: after a prefill by `Plain` it decodes with
 weights that are prepared once per call (adapters merged, projections joined, in the dtype of the
 computation) and a static cache that is written in place. Tests compare the two.
@@ -8,9 +9,8 @@ computation) and a static cache that is written in place. Tests compare the two.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -18,16 +18,19 @@ from torch.backends import mkldnn
 from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 from transformers import DynamicCache
+from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
+from potstill.engines.torch.forward import cache_keyword, logits_at, parameters
 from potstill.engines.torch.loading import without_adapters
+from potstill.engines.torch.proved import fast_layers
 
-FAMILIES = frozenset({"llama", "qwen2", "qwen3"})
-ROPES = frozenset({"default", "linear", "llama3"})  # rotary tables that do not depend on the length
 JOINED = 1 << 30  # maximum bytes of weights that a call may copy
 PACKED = 1 << 18  # minimum entries of a matrix to use oneDNN's layout: 1 MB in float32
 
 
-def begin(model: Any, ids: Tensor, mask: Tensor, room: int) -> Plain:
+def begin(
+    model: Any, ids: Tensor, mask: Tensor, room: int, *, padded: bool = True, cached: bool = True
+) -> Decoder:
     """Read left-padded prompts, and return the decoder that continues them.
 
     Args:
@@ -35,19 +38,34 @@ def begin(model: Any, ids: Tensor, mask: Tensor, room: int) -> Plain:
         ids: (B, P) prompts.
         mask: (B, P) 1 at tokens, 0 at padding.
         room: maximum number of tokens that will be added.
+        padded: whether the model reads the mask; otherwise the prompts have one length.
+        cached: whether the model's cache is right, see `sharing`.
     """
-    return (Fast if fits(model) else Plain)(model, ids, mask, room)
+    if not cached:
+        return Whole(model, ids, mask)
+    if padded and fits(model):
+        return Fast(model, ids, mask, room)
+    return Plain(model, ids, mask, room, padded)
+
+
+class Decoder(Protocol):
+    """The next-token logits (B, V) of the unfinished rows of a batch."""
+
+    logits: Tensor
+
+    def step(self, tokens: Tensor) -> None:
+        """Read one token (B,) per row."""
+
+    def keep(self, rows: Tensor) -> None:
+        """Keep only these rows of the batch."""
 
 
 def fits(model: Any) -> bool:
     """Return whether `Fast` implements the layers of a model and its weight copies are small."""
-    config, device = model.config, next(model.parameters()).device.type
+    device = next(model.parameters()).device.type
     copies = hasattr(model, "peft_config") or torch.is_autocast_enabled(device)
-    rope = getattr(config, "rope_parameters", None) or {}
     return (
-        config.model_type in FAMILIES
-        and rope.get("rope_type", "default") in ROPES
-        and set(getattr(config, "layer_types", None) or ["full_attention"]) == {"full_attention"}
+        fast_layers(model)
         and len({p.device for p in model.parameters()}) == 1
         and not any(isinstance(p, DTensor) for p in model.parameters())  # gathered layer by layer
         and not (copies and _size(model) > JOINED)
@@ -59,37 +77,69 @@ def _size(model: Any) -> int:
 
 
 class Plain:
-    """Transformers' forward pass; `logits` (B, V) belong to the last position."""
+    """Transformers' forward pass; `logits` (B, V) belong to the last position.
 
-    def __init__(self, model: Any, ids: Tensor, mask: Tensor, room: int) -> None:
+    Recurrent layers of some models apply a mask to other columns than its own, or twice, so it is
+    left out if the prompts have one length.
+    """
+
+    def __init__(
+        self, model: Any, ids: Tensor, mask: Tensor, room: int, padded: bool = True
+    ) -> None:
         self.model, self.mask = model, mask
         self.position = (mask.cumsum(1) - 1).clamp_min(0)
         self.cache = DynamicCache(config=model.config.get_text_config())
-        self._keyword = _cache_keyword(model)
+        self._names = parameters(model) - (frozenset() if padded else {"attention_mask"})
+        self._keyword = cache_keyword(self._names)
         self.logits = self._run(ids)
 
     def step(self, tokens: Tensor) -> None:
-        """Read one token (B,) per row."""
         self.position = self.position[:, -1:] + 1
         self.mask = torch.cat((self.mask, self.mask.new_ones(len(self.mask), 1)), 1)
         self.logits = self._run(tokens[:, None])
 
     def keep(self, rows: Tensor) -> None:
-        """Keep only these rows of the batch."""
-        self.cache.batch_select_indices(rows)
+        layers: list[Any] = self.cache.layers
+        for layer in layers:
+            linear = isinstance(layer, LinearAttentionCacheLayerMixin)  # has no other selection
+            (layer.reorder_cache if linear else layer.batch_select_indices)(rows)
         rows = rows.to(self.mask.device)
         self.position, self.mask = self.position[rows], self.mask[rows]
 
     def _run(self, ids: Tensor) -> Tensor:
-        out: Tensor = self.model(
-            input_ids=ids,
-            attention_mask=self.mask,
-            position_ids=self.position,
-            **{self._keyword: self.cache},
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits
+        options = {
+            "attention_mask": self.mask,
+            "position_ids": self.position,
+            "logits_to_keep": 1,
+            self._keyword: self.cache,
+        }
+        accepted = {name: value for name, value in options.items() if name in self._names}
+        out: Tensor = self.model(input_ids=ids, use_cache=True, **accepted).logits
         return out[:, -1]
+
+
+class Whole:
+    """All tokens of a row are read again for each new one: slow, and right without any cache."""
+
+    def __init__(self, model: Any, ids: Tensor, mask: Tensor) -> None:
+        self.model = model
+        self.rows = [row[tokens.bool()] for row, tokens in zip(ids, mask, strict=True)]
+        self.logits = self._run()
+
+    def step(self, tokens: Tensor) -> None:
+        pairs = zip(self.rows, tokens[:, None], strict=True)
+        self.rows = [torch.cat((row, token)) for row, token in pairs]
+        self.logits = self._run()
+
+    def keep(self, rows: Tensor) -> None:
+        self.rows = [self.rows[i] for i in rows.tolist()]
+
+    def _run(self) -> Tensor:
+        last = torch.tensor([len(row) - 1 for row in self.rows])
+        columns = torch.arange(int(last.min()), int(last.max()) + 1)
+        ids = torch.nn.utils.rnn.pad_sequence(self.rows, batch_first=True)
+        logits = logits_at(self.model, ids, columns)
+        return logits[torch.arange(len(last)), last - columns[0]]
 
 
 class Fast(Plain):
@@ -248,9 +298,3 @@ def _merged(module: Any, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
 def _linear(x: Tensor, matrices: Matrices) -> Tensor:
     parts = [matrix(x) for matrix in matrices]
     return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
-
-
-def _cache_keyword(model: Any) -> str:
-    """Return the cache's keyword: `cache` in newer transformers, else `past_key_values`."""
-    forward = without_adapters(model).forward  # adapters hide the signature
-    return "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"

@@ -19,7 +19,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -30,7 +30,7 @@ from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from potstill.engines.host import one_of_several
-from potstill.engines.torch.batching import SPARE, deal, micro_batches
+from potstill.engines.torch.batching import SPARE, by_kind, deal, micro_batches
 from potstill.errors import NonFinite, PotstillError
 
 Value = TypeVar("Value")
@@ -61,7 +61,13 @@ class World:
         return self.rank == 0
 
     def chunks(
-        self, sizes: Sequence[int], limit: int, overhead: int = SPARE, *, together: bool = False
+        self,
+        sizes: Sequence[int],
+        limit: int,
+        overhead: int = SPARE,
+        *,
+        together: bool = False,
+        kinds: Sequence[Hashable] = (),
     ) -> Iterator[list[int]]:
         """Yield this process's micro-batches, as indices of rows.
 
@@ -71,11 +77,19 @@ class World:
             overhead: cost of one more micro-batch, in tokens.
             together: append empty micro-batches until every process has the same number; needed if
                 a forward pass runs in all processes at once.
+            kinds: rows of different kinds do not share a micro-batch; default: one kind.
         """
-        shares = [
-            list(micro_batches(share, [sizes[i] for i in share], limit, overhead))
-            for share in deal(sizes, self.size)
-        ]
+        kinds = kinds or [None] * len(sizes)
+        shares: list[list[list[int]]] = []
+        for share in deal(sizes, self.size):
+            groups = [[share[i] for i in group] for group in by_kind([kinds[i] for i in share])]
+            shares.append(
+                [
+                    chunk
+                    for group in groups
+                    for chunk in micro_batches(group, [sizes[i] for i in group], limit, overhead)
+                ]
+            )
         yield from shares[self.rank]
         if together:
             yield from [[]] * (max(map(len, shares)) - len(shares[self.rank]))

@@ -20,6 +20,7 @@ from potstill.algorithms.losses import CROSSING, LOSSES, token_logprobs
 from potstill.engines.flops import Machine, Size
 from potstill.engines.prompts import Prompting, by_reader
 from potstill.engines.torch.distributed import SINGLE, World
+from potstill.engines.torch.forward import logits_at
 from potstill.engines.torch.lm_head import States
 from potstill.engines.torch.loading import ModelPair
 from potstill.engines.torch.loss_terms import expectation, flat
@@ -92,14 +93,24 @@ class TorchEngine(Prompting):
             check_one_device_each(settings.student, settings.teacher)
         pair = ModelPair.open(student, teacher, settings.student, settings.teacher, self.cross)
         self.pair = pair.with_teachers(teachers or {})
-        self.tokenizer, self.eos, self.notes = self.pair.tokenizer, self.pair.eos, self.pair.notes
+        self.tokenizer, self.eos = self.pair.tokenizer, self.pair.eos
         self._decode = decoder_of(self.tokenizer)
         self.vocabulary, self.world = self.pair.vocabulary, world
         self.two_renderings, self.windows = self.pair.two_renderings, self.pair.windows_by_role
         adapters = (lora or Lora()).changed({"rank": lora_rank})
         self.models = Models(self.pair, world, settings, lora=adapters, seed=seed)
         self.coverage = self.models.coverage  # of LoRA: share of weights, experts
+        self._notes = self.pair.notes
         self._stepper = Stepper(self.pair, self.models, world, settings.batch_tokens, max_grad_norm)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Decisions made while opening the pair and its models."""
+        return (*self._notes, *self.models.notes)
+
+    @notes.setter
+    def notes(self, notes: tuple[str, ...]) -> None:
+        self._notes = tuple(note for note in notes if note not in self.models.notes)
 
     def encode(self, text: str | Messages, role: Role = "student") -> Ids:
         return self.pair.encode(text, role)
@@ -136,8 +147,12 @@ class TorchEngine(Prompting):
         nonempty = [i for i, limit in enumerate(max_tokens) if limit > 0]
         sizes = [len(prompts[i]) + longest for i in nonempty]  # width of the cache
         limit = self.settings.sample_tokens  # also the overhead: a group costs all its steps
+        sharing = self.models.sharing(role)
+        kinds = [sharing.kind_sampled(len(prompts[i]), max_tokens[i]) for i in nonempty]
         with self.models.no_grad(), self.models.for_sampling(role) as (model, together):
-            for chunk in self.world.chunks(sizes, limit, overhead=limit, together=together):
+            for chunk in self.world.chunks(
+                sizes, limit, overhead=limit, together=together, kinds=kinds
+            ):
                 rows = [nonempty[i] for i in chunk]
                 samples = generate(
                     model,
@@ -148,6 +163,8 @@ class TorchEngine(Prompting):
                     eos=self.pair.eos_of(role),
                     vocabulary=self.pair.vocabulary_of(role),
                     any_process=self.world.any if together else None,
+                    padded=sharing.padded,
+                    cached=sharing.cached,
                 )
                 results.update(zip(rows, samples, strict=False))
         return self.world.merge(results)
@@ -166,8 +183,9 @@ class TorchEngine(Prompting):
         ids = torch.tensor([prompt.read_by(role) + completion])
         with self.models.no_grad(), self.models.use(role) as model:
             device = model.get_input_embeddings().weight.device
-            logits = model(ids.to(device), logits_to_keep=len(completion) + 1).logits[0]
-        used = logits[-len(completion) - 1 : -1, : self.pair.vocabulary_of(role)].double()
+            columns = torch.arange(ids.shape[1] - len(completion) - 1, ids.shape[1] - 1)
+            logits = logits_at(model, ids.to(device), columns)[0]
+        used = logits[:, : self.pair.vocabulary_of(role)].double()
         return np.asarray(used.log_softmax(-1).cpu().numpy())
 
     def inspect(self, role: Role, rows: Sequence[Reading]) -> list[Expectation]:
@@ -213,9 +231,12 @@ class TorchEngine(Prompting):
         """Apply `work` to (prompt, completion) rows, micro-batch by micro-batch."""
         results = dict.fromkeys(range(len(rows)) if self.world.leads else (), empty)
         sizes = [len(prompt) + len(completion) for prompt, completion in rows]
-        together = self.models.together(role)
+        together, sharing = self.models.together(role), self.models.sharing(role)
+        kinds = [sharing.kind_read(size) for size in sizes]
         with self.models.no_grad(), self.models.use(role) as model:
-            for chunk in self.world.chunks(sizes, self.settings.batch_tokens, together=together):
+            for chunk in self.world.chunks(
+                sizes, self.settings.batch_tokens, together=together, kinds=kinds
+            ):
                 prompts, completions = zip(*([rows[i] for i in chunk] or [IDLE]), strict=True)
                 states = read_states(self.pair, self.models, role, model, prompts, completions)
                 results.update(zip(chunk, work(states, prompts, completions), strict=False))

@@ -16,6 +16,7 @@ import torch
 
 from potstill.engines.torch.ends import generation_config
 from potstill.engines.torch.loading import ModelPair, load_model
+from potstill.engines.torch.quantised import in_floating_point
 from potstill.tasks.rendering import with_arguments
 
 
@@ -51,6 +52,7 @@ def export_student(
         # on the CPU, because the run's models fill the devices
         spec = dataclasses.replace(pair.student_spec, device="cpu", device_map=None)
         base = load_model(pair.student, spec, trained=False, merged=False)
+        base = in_floating_point(base, getattr(torch, spec.dtype))
         model = PeftModel.from_pretrained(base, partial / "adapter").merge_and_unload()
         weights = None
     model.generation_config = decoding

@@ -22,14 +22,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from potstill.engines.torch.forward import logits_at
 from potstill.engines.torch.loading import without_adapters
+from potstill.engines.torch.proved import PLAIN_HEADS, plain_embedding, sliced_head
 from potstill.types import Datum, Ids, ModelSpec, Role
 
 SLICE = 1 << 25  # maximum entries of a slice of logits: 128 MB in float32; 8 times that on a GPU
-# Families whose logits are exactly lm_head(last hidden state).
-PLAIN = frozenset(
-    {"llama", "mistral", "mixtral", "olmo2", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "smollm3"}
-)
+PLAIN = PLAIN_HEADS
 
 
 class Embedded:
@@ -153,19 +152,17 @@ def read(
     ids = torch.tensor([row + (0,) * (width - len(row)) for row in rows], device=device)
     first = min(starts)
     last = max(first + 1, *(start + n for start, n in zip(starts, lengths, strict=True)))
-    inner = without_adapters(model)
-    # an offloaded head has its weights only while the whole model runs
-    plain = inner.config.model_type in PLAIN and inner.lm_head.weight.device.type != "meta"
-    embedding, embedded = inner.get_input_embeddings(), None
+    inner, plain, embedded = without_adapters(model), sliced_head(model, PLAIN), None
     if plain:
-        if embedding.weight.requires_grad and torch.is_grad_enabled():
+        embedding = inner.get_input_embeddings()
+        trained = embedding.weight.requires_grad and torch.is_grad_enabled()
+        if trained and plain_embedding(embedding):
             embedded = Embedded(embedding, ids)
         source = {"input_ids": ids} if embedded is None else {"inputs_embeds": embedded.out}
         states = inner.model(**source, use_cache=False).last_hidden_state[:, first:last]
         states = states.to(inner.lm_head.weight.device)
     else:
-        keep = torch.arange(first, last)
-        states = model(input_ids=ids, use_cache=False, logits_to_keep=keep).logits
+        states = logits_at(model, ids, torch.arange(first, last))
     column, begin = torch.arange(first, last), torch.tensor(starts)[:, None]
     predicts = (column >= begin) & (column < begin + torch.tensor(lengths)[:, None])
     hidden = states[predicts.to(states.device)]

@@ -23,12 +23,17 @@ from transformers import AutoModelForCausalLM
 from potstill.engines.torch.adapters import merge_adapter
 from potstill.engines.torch.checkpoints import TEXT_PART, Checkpoint, read_pretrained
 from potstill.engines.torch.ends import defaults_note, ends_of, turn_note
+from potstill.engines.torch.quantised import (
+    in_floating_point,
+    is_quantised,
+    keep_layout,
+    placement,
+)
+from potstill.engines.torch.tokenizers import difference_of, one_template, without_row
 from potstill.engines.torch.windows import Window, window_of
 from potstill.errors import PotstillError
-from potstill.tasks.rendering import Messages, check_rendering, render, written
+from potstill.tasks.rendering import Messages, check_rendering, render
 from potstill.types import Ids, ModelSpec, Role, is_teacher
-
-SAMPLE_TEXTS = ("Tom has 12 apples.", "3.5 + 0.25 = 3.75\n", "  naïve façade — 你好", "#### 1,234")
 
 
 def resolve(spec: ModelSpec) -> ModelSpec:
@@ -192,14 +197,14 @@ class ModelPair:
         configs = [model.config for model in models]  # before the tokenizers: the kind of a model
         tok, teacher_tok = (model.tokenizer for model in models)
         rows = models[0].rows, models[1].rows
-        difference = _difference(tok, teacher_tok, min(rows))
+        difference = difference_of(tok, teacher_tok, min(rows))
         if difference and not cross:
             raise PotstillError(
                 f'student and teacher must share a tokenizer: "{student}" and "{teacher}" differ '
                 f"({difference})",
                 "choose a student and a teacher of one model family",
             )
-        notes = () if difference else _one_template(tok, teacher_tok, specs[0])
+        notes = () if difference else one_template(tok, teacher_tok, specs[0])
         sampled = models[0].sampled_rows, models[1].sampled_rows
         vocabulary = sampled[0] if difference else min(sampled)
         ends = [
@@ -219,9 +224,9 @@ class ModelPair:
             for model in dict.fromkeys(models[: 1 + (student != teacher)])
             if model.text_part
         )
-        notes += _without_row(student, tok, vocabulary)
+        notes += without_row(student, tok, vocabulary)
         if difference:
-            notes += _without_row(teacher, teacher_tok, rows[1])
+            notes += without_row(teacher, teacher_tok, rows[1])
         either = ends[0] if difference else ends[0] | ends[1]
         check_rendering(student, tok, either, specs[0])
         if difference:
@@ -242,49 +247,6 @@ class ModelPair:
         )
 
 
-def _difference(student_tok: Any, teacher_tok: Any, rows: int) -> str:
-    """Describe a difference between two tokenizers, in ids that both heads have; empty if none."""
-    ids, teacher_ids = (
-        {token: id for token, id in tok.get_vocab().items() if id < rows}
-        for tok in (student_tok, teacher_tok)
-    )
-    tokens = ids.keys() | teacher_ids.keys()
-    count = sum(ids.get(token) != teacher_ids.get(token) for token in tokens)
-    if count:
-        return f"{count} tokens have different ids"
-    texts = [t for t in SAMPLE_TEXTS if student_tok(t).input_ids != teacher_tok(t).input_ids]
-    return f"they split {texts[0]!r} differently" if texts else ""
-
-
-def _without_row(name: str, tok: Any, rows: int) -> tuple[str, ...]:
-    """A note about ids of a tokenizer that no row of the head belongs to."""
-    beyond = sorted(id for id in tok.get_vocab().values() if id >= rows)
-    if not beyond:
-        return ()
-    token = tok.convert_ids_to_tokens(beyond[0])
-    return (
-        f'{len(beyond)} ids of the tokenizer of "{name}" have no row in a head of {rows} (first: '
-        f"{beyond[0]}, {token}): they are never sampled, and no prompt may have one",
-    )
-
-
-def _one_template(student_tok: Any, teacher_tok: Any, spec: ModelSpec) -> tuple[str, ...]:
-    """Make the student's tokenizer render prompts for both models, and return a note about it."""
-    if not student_tok.chat_template and teacher_tok.chat_template:
-        student_tok.chat_template = teacher_tok.chat_template
-        return ("the student has no chat template: the teacher's renders prompts for both",)
-    both = student_tok.chat_template and teacher_tok.chat_template
-    if both and student_tok.chat_template != teacher_tok.chat_template:
-        bare = dataclasses.replace(spec, template={})
-        try:
-            differ = written(student_tok, "?", bare) != written(teacher_tok, "?", bare)
-        except PotstillError:  # of the teacher's own: it is not used
-            differ = True
-        if differ:
-            return ("chat templates differ: the student's renders prompts for both",)
-    return ()
-
-
 def without_adapters(model: Any) -> Any:
     """Return the transformers model inside a PEFT model; its layers still have the adapters."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -303,17 +265,18 @@ def load_model(
         merged: false loads the base of an adapter alone.
     """
     checkpoint = Checkpoint.find(name, spec.trust_remote_code)
-    options: dict[str, Any] = {}
+    dtype = torch.float32 if trained else getattr(torch, spec.dtype)
+    packed = placement(checkpoint.whole_config, spec.device)
+    options: dict[str, Any] = {"device_map": spec.device_map} if spec.device_map else packed
     if checkpoint.text_part:
-        options = {"config": checkpoint.config, "key_mapping": TEXT_PART}
+        options |= {"config": checkpoint.config, "key_mapping": TEXT_PART}
     if spec.attention != "auto":
         options["attn_implementation"] = spec.attention
     model, report = read_pretrained(
         AutoModelForCausalLM,
         checkpoint.base,
-        dtype=torch.float32 if trained else getattr(torch, spec.dtype),
+        dtype=dtype,
         use_safetensors=True,
-        device_map=spec.device_map,
         trust_remote_code=spec.trust_remote_code,
         output_loading_info=True,
         **options,
@@ -326,11 +289,14 @@ def load_model(
         )
     if checkpoint.text_part:
         model._weight_conversions = None  # else it is saved under the larger model's names
-    if checkpoint.adapter and merged:
-        model = merge_adapter(model, name)
-    if not (spec.device_map or share):
+    if checkpoint.adapter and merged:  # merging into packed weights would round it away
+        model = merge_adapter(in_floating_point(model, dtype), name)
+    if not (spec.device_map or share or packed):
         model.to(spec.device)
-    model.requires_grad_(trained)
+    if getattr(model.config, "rescale_every", 0):  # RWKV would rescale its weights in place
+        model.config.rescale_every = 0
+    keep_layout(model)
+    model.requires_grad_(trained and not is_quantised(model))
     return model.eval()  # no dropout: the sampling policy must be the trained policy
 
 

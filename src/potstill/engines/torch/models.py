@@ -29,7 +29,9 @@ from potstill.engines.torch.loading import (
     checkpoint_activations,
     load_model,
 )
+from potstill.engines.torch.quantised import check_adapters
 from potstill.engines.torch.roofline import gpu_memory
+from potstill.engines.torch.sharing import Sharing, sharing_of
 from potstill.errors import PotstillError
 from potstill.settings import Lora, TorchSettings
 from potstill.types import ModelSpec, Role, is_teacher
@@ -56,10 +58,12 @@ class Models:
         self._shard_teacher, self._gather = settings.shard_teacher, settings.gather_for_sampling
         self.held: dict[Role, Any] = {}
         self._shards: dict[Role, Sharded] = {}
+        self._sharing: dict[Role, Sharing] = {}
         student = self._load("student")
         self.coverage = coverage(student) if self.lora else None
         self.trained = {n: p for n, p in student.named_parameters() if p.requires_grad}
-        self.optimizer = torch.optim.AdamW(self.trained.values(), lr=0.0, fused=True, **ADAM)
+        params = [*self.trained.values()] or [torch.zeros(0)]  # a quantised student has none
+        self.optimizer = torch.optim.AdamW(params, lr=0.0, fused=True, **ADAM)
 
     @property
     def lora(self) -> bool:
@@ -99,6 +103,17 @@ class Models:
         holder = self._holder(role)
         return self.held[holder] if holder in self.held else self._load(holder)
 
+    def sharing(self, role: Role) -> Sharing:
+        """Return which rows of a role's model may share a batch; the model is loaded."""
+        self.ensure(role)
+        return self._sharing[self._holder(role)]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Decisions about the models that are loaded, for the run's record."""
+        lines = (line for sharing in self._sharing.values() for line in sharing.notes())
+        return tuple(dict.fromkeys(lines))
+
     def gathered_embeddings(self, role: Role) -> contextlib.AbstractContextManager[object]:
         """Gather a sharded model's embedding and head, as long as `lm_head.States` are used."""
         shards = self._shards.get(self._holder(role))
@@ -134,6 +149,8 @@ class Models:
                 share=self.together(role),
                 merged=not adapted,
             )
+            if adapted:
+                check_adapters(model, name)
             if adapted and self.pair.student_adapter:
                 model = continue_lora(model, name, self.pair.student_adapter, self.adapters)
             elif adapted:
@@ -144,6 +161,9 @@ class Models:
             if self.together(role):
                 self._shards[role] = Sharded(model, self.world, spec)
         self.held[role] = model
+        vocabulary = self.pair.vocabulary_of(role)
+        with self.no_grad(), self.gathered_embeddings(role), autocast(spec):
+            self._sharing[role] = sharing_of(model, name, vocabulary, spec)
         return model
 
     @property
@@ -199,6 +219,7 @@ class Models:
     def close(self) -> None:
         self.held.clear()
         self._shards.clear()
+        self._sharing.clear()
         self.trained.clear()
         self.optimizer.state.clear()
 

@@ -71,7 +71,10 @@ def size_of(model: Any, dtype: torch.dtype) -> Size:
     count = getattr(config, "num_experts", None) or getattr(config, "num_local_experts", None)
     if count:
         total -= round(experts * (1 - getattr(config, "num_experts_per_tok", count) / count))
-    heads, width = config.num_attention_heads, torch.finfo(dtype).bits // 8
+    width = torch.finfo(dtype).bits // 8
+    heads = getattr(config, "num_attention_heads", None)
+    if heads is None:  # recurrent: no cache that grows
+        return Size(total, head.numel(), width, keys=0, mixing=0, frozen=inner is not model)
     dim = getattr(config, "head_dim", None) or config.hidden_size // heads
     kv_heads = getattr(config, "num_key_value_heads", None) or heads
     layers = config.num_hidden_layers

@@ -33,6 +33,8 @@ def generate(
     eos: frozenset[int],
     vocabulary: int,
     any_process: Callable[[bool], bool] | None = None,
+    padded: bool = True,
+    cached: bool = True,
 ) -> list[Sample]:
     """Continue prompts until EOS or their limit.
 
@@ -46,6 +48,8 @@ def generate(
         vocabulary: this id and above are never sampled (padding rows of the head).
         any_process: needed if a forward pass runs in all processes at once. It is called before
             each pass with whether this process has rows left, and returns whether any process has.
+        padded: whether the prompts may have several lengths, see `sharing`.
+        cached: whether the model decodes with its cache, see `sharing`.
     """
     device = model.get_input_embeddings().weight.device
     width = max(max_tokens)
@@ -56,7 +60,7 @@ def generate(
     mask = torch.from_numpy(pad_left([(1,) * len(p) for p in prompts], 0)).to(device)
     ends, limits = np.array(sorted(eos)), np.array(max_tokens)
     alive = np.arange(len(prompts))  # indices of the unfinished rows
-    decoder = begin(model, ids, mask, width - 1)
+    decoder = begin(model, ids, mask, width - 1, padded=padded, cached=cached)
     for column in range(width):
         logp = decoder.logits[:, :vocabulary].float().log_softmax(-1)
         uniform = torch.from_numpy(noise[alive, column]).to(device)

@@ -24,6 +24,7 @@ from potstill.engines.torch.lm_head import States, matched_states, read
 from potstill.engines.torch.loading import ModelPair
 from potstill.engines.torch.loss_terms import Columns, Tally, idle, needs_rows, take
 from potstill.engines.torch.models import Models
+from potstill.engines.torch.quantised import cannot_train
 from potstill.errors import NonFinite
 from potstill.types import Datum, Ids, Loss, Role, StepStats
 
@@ -47,6 +48,8 @@ class Stepper:
 
     def step(self, data: Sequence[Datum], learning_rate: float) -> StepStats:
         """Take one optimizer step, see `protocol.Engine`."""
+        if not self.models.trained:
+            raise cannot_train(self.pair.student)
         return self._update(learning_rate, self._pass(data, backward=True))
 
     @torch.no_grad()
@@ -65,13 +68,15 @@ class Stepper:
             for role in sorted(roles):
                 self.models.ensure(role)
                 held.enter_context(self.models.gathered_embeddings(role))
-            for chunk_losses, chunk in self._chunks(data):
+            for chunk_losses, chunk in self._chunks(data, roles):
                 self._forward(chunk_losses, chunk, tally, backward=backward)
         with self.models.use("student") as model:
             model.eval()
         return tally.total(self.world.gather(tally))
 
-    def _chunks(self, data: Sequence[Datum]) -> Iterator[tuple[tuple[Loss, ...], list[Datum]]]:
+    def _chunks(
+        self, data: Sequence[Datum], roles: set[Role]
+    ) -> Iterator[tuple[tuple[Loss, ...], list[Datum]]]:
         """Yield this process's micro-batches; the rows of one have the same losses."""
         groups: dict[tuple[Loss, ...], list[Datum]] = defaultdict(list)
         for datum in data:
@@ -79,8 +84,14 @@ class Stepper:
                 groups[tuple(term.loss for term in datum.terms)].append(datum)
         for losses, members in groups.items():
             sizes = [sum(map(len, d.read_by("student"))) for d in members]
-            for chunk in self.world.chunks(sizes, self.batch_tokens, together=True):
+            kinds = [self._kind(datum, roles) for datum in members]
+            for chunk in self.world.chunks(sizes, self.batch_tokens, together=True, kinds=kinds):
                 yield losses, [members[i] for i in chunk] or [idle(members)]
+
+    def _kind(self, datum: Datum, roles: set[Role]) -> tuple[object, ...]:
+        """Rows of one kind may be read together by every model, see `sharing`."""
+        sizes = {role: sum(map(len, datum.read_by(role))) for role in roles}
+        return tuple(self.models.sharing(role).kind_read(sizes[role]) for role in sorted(roles))
 
     def _forward(
         self, losses: tuple[Loss, ...], data: list[Datum], tally: Tally, *, backward: bool
