@@ -292,7 +292,6 @@ FRONTIER = (
     Scenario(3, 1.0, wild=2),
     Scenario(5, 3.0),
     Scenario(5, 1.0, wild=2, wild_points=6.0),
-    Scenario(10, 1.0, wild=2, wild_points=6.0),
 )
 
 
