@@ -58,7 +58,7 @@ OTHERS: dict[str, tuple[str, str]] = {
     ),
     "mode_collapse": (
         "the student writes one text whatever the prompt, and the teacher does not agree",
-        "train on teacher completions first (off_policy), or use student_loss = forward_kl",
+        "train on teacher completions first (off_policy, hybrid), or use student_loss = forward_kl",
     ),
     "weak_teacher": (
         "the teacher solves fewer problems than the untrained student",
