@@ -28,6 +28,7 @@ HUB = (
     "`huggingface-cli login`)"
 )
 # Where a vision-language model keeps the weights of its text model.
+ALWAYS_DECODERS = "gpt_neox", "gpt_neox_japanese"  # whose code does not read is_decoder
 TEXT_PART = {
     r"^model\.language_model\.": "model.",
     r"^language_model\.model\.": "model.",
@@ -110,7 +111,7 @@ class Checkpoint:
         text = config.get_text_config(decoder=True)
         bidirectional = getattr(text, "use_bidirectional_attention", False) or kind == "xlnet"
         decodes = getattr(config, "causal" if kind == "xlm" else "is_decoder", None)
-        if decodes is False or bidirectional:
+        if (decodes is False and kind not in ALWAYS_DECODERS) or bidirectional:
             self._refuse(f"an encoder ({kind}): its tokens read the ones after them", "")
         if text is not config and type(text) in MODEL_FOR_CAUSAL_LM_MAPPING:
             if config.tie_word_embeddings:  # then the file has no head
