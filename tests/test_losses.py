@@ -364,12 +364,29 @@ def test_wrong_losses_are_refused(value: object, says: str) -> None:
         loss(value)
 
 
+@pytest.mark.parametrize(
+    ("value", "hint"),
+    [
+        ({"topk_jsd": 8, "beta": "x"}, "write { topk_jsd = 64, beta = 0.5 }"),
+        ({"gold": 2}, "write { gold = 0.5 }"),
+        ({"reverse_kl": 2}, 'write "reverse_kl"'),
+    ],
+)
+def test_a_wrong_loss_is_shown_as_it_is_written(value: object, hint: str) -> None:
+    with pytest.raises(PotstillError) as refused:
+        loss(value)
+    assert refused.value.hint == hint
+
+
 def test_python_names_read_like_the_table() -> None:
     assert str(JSD(0.5)) == "jsd(0.5)"
     assert str(top_k(REVERSE_KL, 16)) == "topk_reverse_kl(16)"
     assert str(top_k(JSD(0.5), 16)) == "topk_jsd(16)"
     assert JSD(1) == loss({"jsd": 1}) and str(JSD(1)) == "jsd(1.0)"
     assert top_k(JSD(0.3), 8) == TopK(JSD(0.3), 8) == loss({"topk_jsd": 8, "beta": 0.3})
+    assert str(GOLD(1)) == "gold(1.0)"
+    limited = top_k(replace(JSD(0.5), to="init", cap=2.0), 8)
+    assert (limited.to, limited.base) == ("init", JSD(0.5))  # the base has no model of its own
     pairs = itertools.combinations([JSD(0.5), JSD(0.4), REVERSE_KL], 2)
     assert all(a != b for a, b in pairs)
 
@@ -386,7 +403,7 @@ def test_top_k_takes_a_divergence_over_the_whole_vocabulary(base: Any) -> None:
 @pytest.mark.parametrize("beta", [-0.1, 1.5, float("nan"), None, "x", True])
 def test_a_share_is_a_number_in_the_unit_interval(beta: Any) -> None:
     for kind in (JSD, GOLD):
-        with pytest.raises(PotstillError, match=r"has a beta in \[0, 1\]"):
+        with pytest.raises(PotstillError, match=rf"^{kind.name} has a beta in \[0, 1\]"):
             kind(beta)
 
 

@@ -19,6 +19,7 @@ from potstill.stats.comparisons import (
     direction,
     exact,
     interval,
+    residual_part,
 )
 from potstill.stats.mean_squares import clustered, mean_squares
 from potstill.stats.multiple import critical, max_t
@@ -243,6 +244,30 @@ def test_two_seeds_give_an_interval_and_no_verdict() -> None:
     assert direction(three["a", "b"]) == 1
 
 
+@pytest.mark.parametrize("seeds", [2, 3])
+def test_an_interval_has_the_variance_of_a_two_way_table(seeds: int) -> None:
+    """(A + B - E) / (S P) with B / S = var_p(means), as the module states it."""
+    noise = np.random.default_rng(seeds).normal(0, 0.05, (seeds, 40))
+    x = 0.5 + effects(seeds, 0.05)[:, None] + 0.1 * np.cos(np.arange(40)) + noise
+    one, p = mean_squares(x), 40
+    problems = x.mean(0).var(ddof=1) / p
+    by_seed, residual = one.seed_square / (seeds * p), one.residual / (seeds * p)
+    variance = by_seed + problems - residual
+    df = variance**2 / (by_seed**2 / (seeds - 1) + problems**2 / (p - 1))
+    half = scipy_stats.t.ppf(0.975, df) * math.sqrt(variance)
+    found = interval(one, SeedVariance(one.seed_square, seeds - 1.0))
+    assert one.shares and (found.mean - found.low, found.high - found.mean) == pytest.approx(
+        (half, half)
+    )
+
+
+def test_numbers_that_are_no_shares_have_the_t_interval_over_problems() -> None:
+    row = [2.0, 3.0, 5.0, 4.5]
+    found = interval(mean_squares([row]), SeedVariance(math.nan, 0.0))
+    want = scipy_stats.ttest_1samp(row, 0).confidence_interval()
+    assert (found.low, found.high, found.seeds) == pytest.approx((want.low, want.high, 1))
+
+
 @pytest.mark.parametrize(("right", "problems"), [(0, 40), (1, 3), (17, 100), (40, 40)])
 def test_baselines_have_the_exact_binomial_interval(right: int, problems: int) -> None:
     row = (np.arange(problems) < right).astype(float)[None]
@@ -274,9 +299,10 @@ def test_intervals_of_shares_end_at_0_and_1() -> None:
 
 
 def test_nats_are_not_cut_at_1() -> None:
-    found = compare({"a": np.array([0.7, 1.2, 1.4])}).interval("a")
-    test = scipy_stats.ttest_1samp([0.7, 1.2, 1.4], 0).confidence_interval()
-    assert (found.low, found.high) == pytest.approx((test.low, test.high))
+    for values in ([0.7, 1.2, 1.4], [0.7, 1.2]):
+        found = compare({"a": np.array(values)}).interval("a")
+        test = scipy_stats.ttest_1samp(values, 0).confidence_interval()
+        assert (found.low, found.high) == pytest.approx((test.low, test.high))
 
 
 def test_clusters_of_unequal_sizes_add_no_variance_of_their_own() -> None:
@@ -352,6 +378,33 @@ def test_a_family_depends_on_no_units_and_gives_the_same_numbers_again() -> None
     assert critical(rows, 0.05) == limit and critical(1e-3 * rows, 0.05) == pytest.approx(limit)
     p = [0.01, 0.02, 0.3, 0.04]
     assert max_t(p, rows) == max_t(p, rows) == pytest.approx(max_t(p, 1e-3 * rows))
+
+
+def test_a_family_has_the_variances_of_its_differences() -> None:
+    """The combinations of errors that max-t draws: each as long as the difference's error."""
+    rng = np.random.default_rng(0)
+    drawn = [rng.normal(size=200) + rng.normal(0, 0.5, (3, 200)) for _ in range(4)]
+    samples = {name: mean_squares(rows) for name, rows in zip("abc", drawn, strict=False)}
+    samples["before"] = mean_squares(drawn[3][:1], seeded=False)
+    family = Comparisons(samples)
+    lengths = np.sqrt((family._effects(family.tested) ** 2).sum(1))
+    assert len(family.tested) == 6
+    assert lengths == pytest.approx([family.alone(*pair).se for pair in family.tested])
+    assert residual_part(mean_squares(binary(0.5, 1, 200))) == 0.0
+
+
+def test_only_the_compared_methods_are_a_family() -> None:
+    samples = {name: mean_squares(binary(0.5, 3, 200, i)) for i, name in enumerate("abc")}
+    pair = Comparisons(samples, compared=["a", "c"])
+    assert pair.tested == (("a", "c"),) and len(Comparisons(samples).tested) == 3
+    assert pair["a", "c"] == pair.alone("a", "c")
+    assert pair["a", "b"].p == pair.alone("a", "b").p  # alone, as it is in no family
+    back = pair["c", "a"]
+    assert (back.mean, back.low, back.high) == (
+        -pair["a", "c"].mean,
+        -pair["a", "c"].high,
+        -pair["a", "c"].low,
+    )
 
 
 def test_holm_against_numbers_by_hand() -> None:
