@@ -55,6 +55,7 @@ def test_operations_by_hand() -> None:
 def test_the_slower_of_computing_and_reading_decides() -> None:
     machine = Machine(bandwidth=10.0, matmul=100.0)
     assert [machine.seconds(500, 20), machine.seconds(500, 80), machine.seconds(500)] == [5, 8, 5]
+    assert machine.seconds(0) == 0
 
 
 def test_frozen_weights_get_no_gradient() -> None:

@@ -30,6 +30,7 @@ from potstill.algorithms.losses import (
     TruncatedReverseKL,
     loss,
     loss_to_toml,
+    token_logprobs,
     top_k,
 )
 from potstill.algorithms.losses.divergences import with_tail
@@ -203,6 +204,29 @@ def test_the_ratio_to_older_weights_is_limited_and_the_temperatures_part_is_not(
         want = -weight * (logq[y] - p[y].log()) * (torch.eye(V, dtype=torch.float64)[y] - p)
         assert torch.allclose(got, want, atol=1e-12)
         assert value.item() == pytest.approx((-weight * (logq[y] - p[y].log())).item())
+
+
+def test_a_ratio_at_its_limit_is_not_clipped_and_without_a_limit_none_is() -> None:
+    now, then = torch.tensor([2.1, 2.0, 1.9], dtype=torch.float64).log(), torch.zeros(3)
+    limit = replace(ReverseKLSampled(), clip_ratio=2.0)
+    assert limit.clipped(now, then).tolist() == [True, False, False]
+    assert not ReverseKLSampled().clipped(torch.tensor([1e3]), then[:1]).any()
+
+
+@pytest.mark.parametrize("shape", [(), (2,), (2, 3)])
+def test_the_log_probability_of_an_id_is_its_entry(shape: tuple[int, ...]) -> None:
+    rows = torch.arange(math.prod(shape) * 4.0).reshape(*shape, 4)
+    ids = torch.full(shape, 2)
+    assert torch.equal(token_logprobs(rows, ids), rows[..., 2])
+
+
+@pytest.mark.parametrize("k", [0, -1, 2.5, 1.5, True, None, "x", float("nan")])
+def test_a_count_of_ids_is_a_whole_number(k: Any) -> None:
+    for kind in (lambda k: TopK(REVERSE_KL, k), TruncatedReverseKL):
+        with pytest.raises(PotstillError, match=r"reverse_kl keeps at least one id, got") as caught:
+            kind(k)
+        assert "_reverse_kl = 64 }" in caught.value.hint
+    assert [TruncatedReverseKL(k).k for k in (1, 2, 3.0)] == [1, 2, 3]
 
 
 def test_an_advantage_is_clipped_either_way() -> None:

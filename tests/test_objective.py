@@ -82,6 +82,11 @@ def test_weights_are_the_share_of_prompts_over_the_trained_tokens() -> None:
     assert len(data) == 3
     for datum, weights, row in zip(data, want, (BATCH[0], *BATCH[2:]), strict=True):
         main, anchor = datum.terms
+        name = "reverse_kl" if row.source == "student" else "cross_entropy"
+        assert [(term.loss.name, term.loss.to) for term in datum.terms] == [
+            (name, "teacher"),
+            ("reverse_kl", "init"),
+        ]
         assert main.weights.tolist() == pytest.approx(weights)
         assert anchor.weights.tolist() == pytest.approx([0.5 * w for w in weights])
         assert main.weights.dtype == anchor.weights.dtype == np.float32
