@@ -63,6 +63,5 @@ def grade_number(answer: str, text: str) -> Grade:
 
 def grade_exact(answer: str, text: str) -> Grade:
     """Grade by equality; flexible ignores case and folds white space, strict strips the ends."""
-    fold = " ".join
-    same = fold(answer.casefold().split()) == fold(text.casefold().split())
+    same = answer.casefold().split() == text.casefold().split()
     return Grade(strict=answer.strip() == text.strip(), flexible=same)
