@@ -15,8 +15,9 @@ mutation_equivalent.toml with the changed line and a reason, and are not run. A 
 long as the tests take, and 15 seconds) counts as noticed.
 
 Not mutated: texts of errors and findings (lines that match `TEXTS`), constants of modules, and,
-since mutmut 3 leaves them out, functions with decorators, which are the properties. Doctests are
-not run.
+since mutmut 3 leaves them out, functions with decorators, which are the properties. What a test
+file makes on import is made before a mutant is chosen: it has to be made in a test to count.
+Doctests are not run.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from potstill.report import sentences
 from potstill.stats import multiple
 from potstill.stats.comparisons import Comparisons
 from potstill.stats.mean_squares import MeanSquares, mean_squares
-from potstill.stats.power import TYPICAL, Components, all_pairs, components, power
+from potstill.stats.power import TYPICAL, Components, Power, all_pairs, components, power
 from studies import small_study, write_study
 
 SOME = Components(seed=0.02**2, problem=0.05, residual=0.1)
@@ -154,6 +154,14 @@ def test_plans_are_the_fewest_that_do() -> None:
             assert TYPICAL.smallest(4, 3, int(0.9 * plan.problems)) > plan.effect
     assert {plan.effect for plan in study.plans} == {0.04, 0.02, 0.01}
     assert not power(Comparisons({}), methods=2, seeds=500, problems=10**6).plans
+
+
+def test_a_plan_is_more_seeds_or_more_problems() -> None:
+    some = Components(seed=1e-6, problem=0.05, residual=0.1)
+    for seeds, enough in ((1, 3), (3, 3), (4, 4)):  # below three seeds it plans with three
+        plan = Power(some, 4, seeds, 500, True).plans[0]
+        further = some.seeds_for(plan.effect, 4, 500), some.problems_for(plan.effect, 4, enough)
+        assert (plan.seeds, plan.problems) == further and None not in further
 
 
 def test_the_stated_difference_has_the_stated_power(monkeypatch: pytest.MonkeyPatch) -> None:

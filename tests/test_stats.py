@@ -10,6 +10,7 @@ import pytest
 from scipy import stats as scipy_stats
 from scipy.optimize import brentq
 
+from potstill.stats import multiple
 from potstill.stats.comparisons import (
     Comparisons,
     Difference,
@@ -336,6 +337,7 @@ def test_max_t_of_independent_comparisons_is_sidaks() -> None:
     p = [0.001, 0.01, 0.2]
     found = max_t(p, np.eye(3))
     assert found == pytest.approx([1 - (1 - 0.001) ** 3, 1 - (1 - 0.01) ** 2, 0.2], abs=0.004)
+    assert max_t([0.2, 0.3], np.eye(2)) == pytest.approx([1 - 0.8**2, 0.3], abs=0.01)
 
 
 def test_max_t_of_all_pairs_is_the_studentised_range() -> None:
@@ -366,6 +368,13 @@ def test_max_t_steps_down_over_the_comparisons_that_are_left() -> None:
 def test_max_t_counts_the_observed_one_among_the_draws() -> None:
     """20,000 draws, none beyond it: p is 1 / 20,001, which no number of equal tests makes 0."""
     assert max_t([2e-5] * 3, np.ones((3, 1))) == pytest.approx([1 / 20_001] * 3, rel=1e-12)
+
+
+def test_a_critical_value_is_a_quantile_of_all_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(multiple, "BATCH", 10)
+    monkeypatch.setattr(multiple, "DRAWS", 30)
+    drawn = np.abs(np.random.default_rng(0).standard_normal(30))
+    assert critical(np.eye(1), 0.1) == np.quantile(drawn, 0.9)
 
 
 def test_methods_without_any_difference_stay_without_one_in_a_family() -> None:
