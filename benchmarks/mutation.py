@@ -192,16 +192,15 @@ def run(
         known: equivalents, which are left out.
         again: survivors are run too.
     """
-    open_ = {"not run", "survived"} if again else {"not run"}
-    todo = [m.name for m in chosen if m.status in open_ and m.change not in known]
-    if todo:
-        mutmut = Path(sys.executable).with_name("mutmut")
+    names, mutmut = {m.name for m in chosen}, Path(sys.executable).with_name("mutmut")
+    states = {"not run", "survived"} if again else {"not run"}
+    while todo := [m.name for m in chosen if m.status in states and m.change not in known]:
         words = [mutmut, "run", "--max-children", "1", *todo]
-        done = subprocess.run(words, cwd=folder, check=False)
-        if done.returncode:
+        if subprocess.run(words, cwd=folder, check=False).returncode:
             raise SystemExit("error: mutmut did not finish. hint: its last lines have the reason")
-    names = {m.name for m in chosen}
-    return [m for m in mutants(folder) if m.name in names]
+        chosen = [m for m in mutants(folder) if m.name in names]
+        states = {"not run"}  # other tests than last time: mutmut has forgotten all results
+    return list(chosen)
 
 
 def prepare(folder: Path, group: Group) -> None:

@@ -138,6 +138,12 @@ def test_all_is_on_the_disk_before_it_has_its_name(
     assert synced[-1] == (tmp_path.name, ["step-00000001"])
 
 
+def test_a_file_that_is_no_checkpoint_is_no_obstacle(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").touch()
+    save(tmp_path, 1, 2)
+    assert names(tmp_path) == ["notes.txt", "step-00000002"]
+
+
 def test_a_folder_that_cannot_be_written_is_an_error_of_storage(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(StorageError, match="file"):

@@ -78,6 +78,7 @@ def test_the_first_limit_that_is_reached_is_named() -> None:
     assert excess(Budget(), PRICE, spent) == ""
     assert excess(Budget(usd=12, hours=3, tokens=2e6), PRICE, spent) == ""
     assert excess(Budget(usd=11, hours=1), PRICE, spent) == "11 USD of budget.usd = 11"
+    assert excess(Budget(usd=1), Price(hour=1e7), spent) == "2e+07 USD of budget.usd = 1"
     assert excess(Budget(hours=2), PRICE, spent) == "2 hours of budget.hours = 2"
     assert excess(Budget(tokens=100), PRICE, spent) == "1e+06 tokens of budget.tokens = 100"
     assert excess(Budget(tokens=1e6), PRICE, spent) == "1e+06 tokens of budget.tokens = 1e+06"

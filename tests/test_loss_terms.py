@@ -144,15 +144,16 @@ def test_spans_are_numbered_over_all_rows_and_share_their_sum() -> None:
     rows = [
         row_of((1, 2, 3), "student", term(sampled, 1, 1, 1), spans=[0, 0, -1]),
         row_of((4, 5), "student", term(sampled, 1, 1), spans=[-1, 0]),
+        row_of((4,), "student", term(sampled, 1), spans=[0]),
     ]
     columns = Columns(rows, [sampled], CPU)
-    assert columns.spans is not None and columns.spans.tolist() == [0, 0, -1, -1, 3]
+    assert columns.spans is not None and columns.spans.tolist() == [0, 0, -1, -1, 3, 5]
     assert columns.shared is not None and columns.shared.tolist() == [[0, 1]]
-    columns.credit(torch.full((5,), -1.0))
+    columns.credit(torch.full((6,), -1.0))
     # the student's -1, and the sum over the span of each other's distance from it
     for found, factor in zip(columns.sampled["teacher"], (2, 1, 3), strict=True):
         first = -1 + 2 + factor * (-0.1 - 0.2)
-        want = [first, first, -1.0, -1.0, factor * -0.2]
+        want = [first, first, -1.0, -1.0, factor * -0.2, factor * -0.1]
         assert found is not None and found.tolist() == pytest.approx(want)
 
 
@@ -186,6 +187,17 @@ def test_blocks_change_no_number(
     assert tally.means() == pytest.approx({k: v.item() for k, v in want.items()}, rel=1e-5)
     (gradient,) = torch.autograd.grad(total, leaf)
     torch.testing.assert_close(given, gradient if backward else logits)
+
+
+def test_a_step_counts_the_ratios_that_it_clips() -> None:
+    """The student's log-probability is ln(1/6) everywhere, the writer's -0.1, ... -2.9, -3."""
+    limited = replace(REVERSE_KL_SAMPLED, clip_ratio=2.0)
+    row = row_of((1, 2, 3, 4), "student", term(limited, 1, 1, 1, 0))
+    then = np.array([-0.1, -2.9, -2.0, -3.0], np.float32)  # the limit is at -1.79 - 0.69
+    row, tally = replace(row, logprobs=then), Tally()
+    columns, logits = Columns([row], [limited], CPU), torch.zeros(4, V)
+    take([limited], columns, slice(0, 4), logits, {}, tally, backward=True)
+    assert tally.clipped == pytest.approx(1 / 3)
 
 
 def test_the_tallies_of_processes_add_up() -> None:

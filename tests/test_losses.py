@@ -408,7 +408,7 @@ def test_python_names_read_like_the_table() -> None:
     assert str(top_k(JSD(0.5), 16)) == "topk_jsd(16)"
     assert JSD(1) == loss({"jsd": 1}) and str(JSD(1)) == "jsd(1.0)"
     assert top_k(JSD(0.3), 8) == TopK(JSD(0.3), 8) == loss({"topk_jsd": 8, "beta": 0.3})
-    assert str(GOLD(1)) == "gold(1.0)"
+    assert str(GOLD(1)) == "gold(1.0)" and type(GOLD(1).beta) is float
     limited = top_k(replace(JSD(0.5), to="init", cap=2.0), 8)
     assert (limited.to, limited.base) == ("init", JSD(0.5))  # the base has no model of its own
     pairs = itertools.combinations([JSD(0.5), JSD(0.4), REVERSE_KL], 2)

@@ -77,7 +77,7 @@ def sampled(role: Role) -> Callable[[Metered], Any]:
     def call(meter: Metered) -> None:
         rng = np.random.default_rng(0)
         prompts = [PROMPT, PROMPT.then((6,))]
-        found = meter.sample(role, prompts, [1, 1], 0.0, rng)
+        found = meter.sample(role, prompts, [1, 1], 0.5, rng)
         assert [len(s.tokens) for s in found] == [1, 1]
 
     return call
@@ -198,6 +198,7 @@ def test_a_measurement_reads_what_a_step_reads(
     meter = metered(clock, scope)
     monkeypatch.setattr(FakeEngine, "measure", lambda *args: StepStats(1.0, 1.0))
     assert meter.measure(DATA).loss == 1.0
+    assert sorted(meter.engine.asked) == ["init", "student", "teacher"]
     own, others = 2 * 12 + 2 * HEAD * 6, 2 * 9 + 2 * HEAD * 5
     others += TEACHERS * (2 * 10 + 2 * HEAD * 4)
     tokens, operations, _ = counted(meter)

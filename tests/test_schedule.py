@@ -142,6 +142,10 @@ def test_whole_numbers_are_rounded_down_but_for_what_a_float_lost() -> None:
         *(29, 29, 28, 0, 0, 3)
     ]
     assert [-whole(-x) for x in (0.07 * 100, 6.5)] == [7, 7]  # up
+    # a billionth of the number, and of 1 below 1
+    assert [whole(x) for x in (1e6 - 5e-4, 1e6 - 5e-3, 1 - 5e-10, 1 - 1.5e-9)] == [
+        *(1_000_000, 999_999, 1, 0),
+    ]
 
 
 @pytest.mark.parametrize("batch", [1, 2, 3, 4, 32])
