@@ -337,7 +337,7 @@ def test_max_t_of_independent_comparisons_is_sidaks() -> None:
     p = [0.001, 0.01, 0.2]
     found = max_t(p, np.eye(3))
     assert found == pytest.approx([1 - (1 - 0.001) ** 3, 1 - (1 - 0.01) ** 2, 0.2], abs=0.004)
-    assert max_t([0.2, 0.3], np.eye(2)) == pytest.approx([1 - 0.8**2, 0.3], abs=0.01)
+    assert max_t([0.1, 0.4], np.eye(2)) == pytest.approx([1 - 0.9**2, 0.4], abs=0.01)
 
 
 def test_max_t_of_all_pairs_is_the_studentised_range() -> None:
