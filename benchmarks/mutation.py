@@ -192,7 +192,8 @@ def run(
         known: equivalents, which are left out.
         again: survivors are run too.
     """
-    names, mutmut = {m.name for m in chosen}, Path(sys.executable).with_name("mutmut")
+    names = {m.name for m in chosen}
+    mutmut = str(Path(sys.executable).with_name("mutmut"))
     states = {"not run", "survived"} if again else {"not run"}
     while todo := [m.name for m in chosen if m.status in states and m.change not in known]:
         words = [mutmut, "run", "--max-children", "1", *todo]
@@ -297,7 +298,7 @@ def changed(was: Sequence[str], now: Sequence[str]) -> tuple[str, str]:
     """The lines that differ, of either side, after the head with the function's name."""
     out: list[str] = []
     rest = [[re.sub(r"__mutmut_\w+\(", "(", line) for line in side] for side in (was, now)]
-    matcher = difflib.SequenceMatcher(None, *rest, autojunk=False)
+    matcher = difflib.SequenceMatcher(None, rest[0], rest[1], autojunk=False)
     spans = [op for op in matcher.get_opcodes() if op[0] != "equal"]
     if not spans:
         return "", ""
