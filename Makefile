@@ -5,6 +5,7 @@
 # `make test-cluster`: several processes as one engine, and a Ray cluster, on this machine.
 # `make test-server`: the Tinker engine on a real training service, installed and started here.
 # `make test-browser`: the reports in a headless Chromium, which is installed where it is missing.
+# `make mutation ARGS="stats losses"`: do the tests notice a wrong line of these modules?
 # `make bench`: side by side with TRL, in an environment of its own; QUESTIONS=GSM8K's train.jsonl.
 PYTHON ?= python3
 BIN := .venv/bin
@@ -13,7 +14,7 @@ QUESTIONS ?=
 # The tinker SDK leaves sockets to the collector.
 QUIET := -W ignore::ResourceWarning -W ignore::pytest.PytestUnraisableExceptionWarning
 
-.PHONY: study test smoke chromium docs test-cluster test-server test-browser test-all bench clean
+.PHONY: study test smoke chromium docs test-cluster test-server test-browser test-all mutation bench clean
 
 study: .venv/ready
 	$(BIN)/potstill study $(ARGS)
@@ -55,6 +56,10 @@ test-all: .venv/ready
 	$(BIN)/pytest -q -m cluster
 	$(BIN)/pytest -q -m server $(QUIET)
 	$(MAKE) test-browser
+
+mutation: .venv/ready
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt mutmut==3.8.1
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.mutation $(ARGS)
 
 bench: .venv/ready
 	$(BIN)/python -m benchmarks.steps tiny --repeats 10

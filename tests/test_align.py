@@ -93,6 +93,9 @@ def test_special_tokens_and_other_bytes_align_with_nothing(seed: int) -> None:
         ([b"a", None, b"b"], [b"ab"], False, [(3, 1, False)]),  # within a span: it is lost whole
         ([b"a", None, b"b"], [b"a", b"b"], False, [(1, 1, True), (1, 0, False), (1, 1, True)]),
         ([b"e\xcc\x81", b"x"], [b"\xc3\xa9", b"x"], False, [(1, 1, False), (1, 1, True)]),  # NFC
+        ([b"a", b"X"], [b"a", b"Y"], False, [(1, 1, True), (1, 1, False)]),
+        ([b"X", b"b", b"c"], [b"Y", b"b", b"c"], False, [(1, 1, False), *[(1, 1, True)] * 2]),
+        ([b"a", b"a"], [b"aaa", b"a"], False, [(2, 2, False)]),  # no byte is in two places
     ],
 )
 def test_cases(mine: list[Token], its: list[Token], ended: bool, want: list) -> None:
@@ -116,6 +119,7 @@ def test_shares_credit_and_places() -> None:
     advantage = over_spans(torch.from_numpy(found), now, torch.from_numpy(numbers)) - now
     assert advantage.tolist() == [1, -1.5, -1.5, 0, 0, 0.75]  # a span's whole at each token
     assert match_tokens(spans, len(mine)).tolist() == [0, -1, -1, -1, 2, 3]
+    assert [span.student for span in skip_tokens(spans, 1)][:2] == [slice(0, 2), slice(2, 3)]
     rest = skip_tokens(spans, 2)
     assert [(s.student.start, s.student.stop, s.aligned) for s in rest] == [
         (0, 1, True),

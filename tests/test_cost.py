@@ -43,13 +43,45 @@ def test_spending_adds_up() -> None:
     assert Spent.read({"seconds": None, "tokens": None}) == Spent()
 
 
+@pytest.mark.parametrize(
+    ("record", "want"),
+    [
+        ({}, Spent()),
+        ({"flops": {"trained": 3.0}}, Spent()),  # nothing was done
+        ({"tokens": {"trained": 2}}, Spent(0.0, {"trained": 2}, None)),  # it was not counted
+        ({"tokens": {"trained": 2}, "flops": {}}, Spent(0.0, {"trained": 2}, None)),
+        ({"tokens": {"trained": 2}, "flops": 7.0}, Spent(0.0, {"trained": 2}, 7.0)),
+        (
+            {"seconds": 4, "tokens": {"prompt": 2}, "flops": {"a": 3.0, "b": 4.0}, "saved": 1},
+            Spent(4.0, {"prompt": 2}, 7.0, 1.0),
+        ),
+        ({"seconds": 4, "saved": {"a": 0.5, "b": 2.0}}, Spent(4.0, {}, 0.0, 2.5)),
+        ({"saved": None, "tokens": {}, "flops": None}, Spent()),
+    ],
+)
+def test_a_record_is_read(record: dict, want: Spent) -> None:
+    assert Spent.read(record) == want
+
+
+def test_operations_and_saved_seconds_add_up_where_they_are_known() -> None:
+    one, two = Spent(1.0, {"a": 1.0}, 5.0, 0.5), Spent(2.0, {"b": 1.0}, 7.0, 0.25)
+    unknown = Spent(3.0, {}, None, 1.0)
+    assert one + two == Spent(3.0, {"a": 1.0, "b": 1.0}, 12.0, 0.75)
+    assert one + unknown == unknown + one == Spent(4.0, {"a": 1.0}, None, 1.5)
+    assert one * 2 == Spent(2.0, {"a": 2.0}, 10.0, 1.0)
+    assert unknown * 2 == Spent(6.0, {}, None, 2.0)
+    assert one.alone == Spent(1.5, {"a": 1.0}, 5.0, 0.0)
+
+
 def test_the_first_limit_that_is_reached_is_named() -> None:
     spent = Spent(7200.0, {"trained": 1e6})
     assert excess(Budget(), PRICE, spent) == ""
     assert excess(Budget(usd=12, hours=3, tokens=2e6), PRICE, spent) == ""
     assert excess(Budget(usd=11, hours=1), PRICE, spent) == "11 USD of budget.usd = 11"
+    assert excess(Budget(usd=1), Price(hour=1e7), spent) == "2e+07 USD of budget.usd = 1"
     assert excess(Budget(hours=2), PRICE, spent) == "2 hours of budget.hours = 2"
-    assert "of budget.tokens = 100" in excess(Budget(tokens=100), PRICE, spent)
+    assert excess(Budget(tokens=100), PRICE, spent) == "1e+06 tokens of budget.tokens = 100"
+    assert excess(Budget(tokens=1e6), PRICE, spent) == "1e+06 tokens of budget.tokens = 1e+06"
 
 
 def test_a_ledger_sums_what_ended_and_what_runs(tmp_path: Path) -> None:

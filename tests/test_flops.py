@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from conftest import prompt_of
 from potstill.algorithms.losses import CROSS_ENTROPY, REVERSE_KL
 from potstill.engines.fake import FakeEngine
-from potstill.engines.flops import Size
+from potstill.engines.flops import Machine, Size
 from potstill.engines.registry import open_engine
 from potstill.settings import TorchSettings
 from potstill.training.metering import Metered, Usage
@@ -39,6 +40,22 @@ def test_a_forward_and_a_backward_pass_are_what_torch_counts(pair: str) -> None:
     assert counter.get_total_flops() == pytest.approx(
         size.training([(n - c, c)]) + 3 * masked, rel=0.1
     )
+
+
+def test_operations_by_hand() -> None:
+    """Two rows of four tokens: eight are read, three have the head, each attends to two of four."""
+    size, rows = Size(body=100, head=10, width=4, keys=0, mixing=8), [(3, 1), (2, 2)]
+    weights, attention = 2 * 100 * 8 + 2 * 10 * 3, 8 * 2 * 4 * 2
+    assert size.forward(iter(rows)) == weights + attention
+    assert size.training(iter(rows)) == 3 * weights + 3 * attention
+    assert replace(size, frozen=True).training(iter(rows)) == 2 * weights + 3 * attention
+    assert size.forward([]) == size.training([]) == 0.0
+
+
+def test_the_slower_of_computing_and_reading_decides() -> None:
+    machine = Machine(bandwidth=10.0, matmul=100.0)
+    assert [machine.seconds(500, 20), machine.seconds(500, 80), machine.seconds(500)] == [5, 8, 5]
+    assert machine.seconds(0) == 0
 
 
 def test_frozen_weights_get_no_gradient() -> None:

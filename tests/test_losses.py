@@ -30,6 +30,7 @@ from potstill.algorithms.losses import (
     TruncatedReverseKL,
     loss,
     loss_to_toml,
+    token_logprobs,
     top_k,
 )
 from potstill.algorithms.losses.divergences import with_tail
@@ -205,6 +206,29 @@ def test_the_ratio_to_older_weights_is_limited_and_the_temperatures_part_is_not(
         assert value.item() == pytest.approx((-weight * (logq[y] - p[y].log())).item())
 
 
+def test_a_ratio_at_its_limit_is_not_clipped_and_without_a_limit_none_is() -> None:
+    now, then = torch.tensor([2.1, 2.0, 1.9], dtype=torch.float64).log(), torch.zeros(3)
+    limit = replace(ReverseKLSampled(), clip_ratio=2.0)
+    assert limit.clipped(now, then).tolist() == [True, False, False]
+    assert not ReverseKLSampled().clipped(torch.tensor([1e3]), then[:1]).any()
+
+
+@pytest.mark.parametrize("shape", [(), (2,), (2, 3)])
+def test_the_log_probability_of_an_id_is_its_entry(shape: tuple[int, ...]) -> None:
+    rows = torch.arange(math.prod(shape) * 4.0).reshape(*shape, 4)
+    ids = torch.full(shape, 2)
+    assert torch.equal(token_logprobs(rows, ids), rows[..., 2])
+
+
+@pytest.mark.parametrize("k", [0, -1, 2.5, 1.5, True, None, "x", float("nan")])
+def test_a_count_of_ids_is_a_whole_number(k: Any) -> None:
+    for kind in (lambda k: TopK(REVERSE_KL, k), TruncatedReverseKL):
+        with pytest.raises(PotstillError, match=r"reverse_kl keeps at least one id, got") as caught:
+            kind(k)
+        assert "_reverse_kl = 64 }" in caught.value.hint
+    assert [TruncatedReverseKL(k).k for k in (1, 2, 3.0)] == [1, 2, 3]
+
+
 def test_an_advantage_is_clipped_either_way() -> None:
     now = torch.zeros(4, dtype=torch.float64, requires_grad=True)
     logq = torch.tensor([-9.0, -0.5, 0.25, 9.0], dtype=torch.float64)
@@ -364,12 +388,29 @@ def test_wrong_losses_are_refused(value: object, says: str) -> None:
         loss(value)
 
 
+@pytest.mark.parametrize(
+    ("value", "hint"),
+    [
+        ({"topk_jsd": 8, "beta": "x"}, "write { topk_jsd = 64, beta = 0.5 }"),
+        ({"gold": 2}, "write { gold = 0.5 }"),
+        ({"reverse_kl": 2}, 'write "reverse_kl"'),
+    ],
+)
+def test_a_wrong_loss_is_shown_as_it_is_written(value: object, hint: str) -> None:
+    with pytest.raises(PotstillError) as refused:
+        loss(value)
+    assert refused.value.hint == hint
+
+
 def test_python_names_read_like_the_table() -> None:
     assert str(JSD(0.5)) == "jsd(0.5)"
     assert str(top_k(REVERSE_KL, 16)) == "topk_reverse_kl(16)"
     assert str(top_k(JSD(0.5), 16)) == "topk_jsd(16)"
     assert JSD(1) == loss({"jsd": 1}) and str(JSD(1)) == "jsd(1.0)"
     assert top_k(JSD(0.3), 8) == TopK(JSD(0.3), 8) == loss({"topk_jsd": 8, "beta": 0.3})
+    assert str(GOLD(1)) == "gold(1.0)" and type(GOLD(1).beta) is float
+    limited = top_k(replace(JSD(0.5), to="init", cap=2.0), 8)
+    assert (limited.to, limited.base) == ("init", JSD(0.5))  # the base has no model of its own
     pairs = itertools.combinations([JSD(0.5), JSD(0.4), REVERSE_KL], 2)
     assert all(a != b for a, b in pairs)
 
@@ -386,7 +427,7 @@ def test_top_k_takes_a_divergence_over_the_whole_vocabulary(base: Any) -> None:
 @pytest.mark.parametrize("beta", [-0.1, 1.5, float("nan"), None, "x", True])
 def test_a_share_is_a_number_in_the_unit_interval(beta: Any) -> None:
     for kind in (JSD, GOLD):
-        with pytest.raises(PotstillError, match=r"has a beta in \[0, 1\]"):
+        with pytest.raises(PotstillError, match=rf"^{kind.name} has a beta in \[0, 1\]"):
             kind(beta)
 
 

@@ -17,7 +17,8 @@ from potstill.errors import PotstillError
 from potstill.report import sentences
 from potstill.stats import multiple
 from potstill.stats.comparisons import Comparisons
-from potstill.stats.power import TYPICAL, Components, all_pairs, components, power
+from potstill.stats.mean_squares import MeanSquares, mean_squares
+from potstill.stats.power import TYPICAL, Components, Power, all_pairs, components, power
 from studies import small_study, write_study
 
 SOME = Components(seed=0.02**2, problem=0.05, residual=0.1)
@@ -39,6 +40,87 @@ def test_components_are_those_of_the_effects() -> None:
     assert found.seed == pytest.approx(0.01, rel=0.2)
     assert found.problem == pytest.approx(2 * 0.09, rel=0.1)
     assert found.residual == pytest.approx(0.25, rel=0.02)
+
+
+def table(mean: float, seeds: list[float], problems: list[float], noise: float) -> MeanSquares:
+    """Outcomes with exactly these effects; the noise of seed s on problem p is 1 or -1 times it."""
+    signs = np.outer([(-1) ** s for s in range(len(seeds))], [(-1) ** p for p in range(4)])
+    return mean_squares(mean + np.array(seeds)[:, None] + problems + noise * signs)
+
+
+def test_components_by_hand() -> None:
+    """Orthogonal effects. Seeds of -d and d have the variance 2 d ** 2, or 4/3 d ** 2 as two pairs,
+    and noise of -e and e on four problems the mean square 4 e ** 2 / 3 a seed, over S - 1."""
+    seeds, fewer = [-0.2, -0.2, 0.2, 0.2], [-0.1, 0.1]
+    a = table(0.5, seeds, [0.1, 0.1, -0.1, -0.1], 0.06)
+    b = table(0.4, fewer, [-0.2, -0.2, 0.2, 0.2], 0.03)
+    residual = [4 * 4 * 0.06**2 / 9, 4 * 2 * 0.03**2 / 3]
+    assert (a.residual, b.residual) == pytest.approx(tuple(residual))
+    level, once = mean_squares(np.ones((3, 4))), mean_squares(np.array([[0.0, 1.0, 1.0, 0.0]]))
+    found = components(Comparisons({"a": a, "level": level, "once": once, "b": b}))
+    assert found is not None
+    squares = [4 * (4 / 3) * 0.2**2, 4 * 2 * 0.1**2]
+    between = (4 * squares[0] + 2 * squares[1]) / 6  # weighted by the number of seeds
+    assert found.residual == pytest.approx(np.mean(residual))
+    assert found.seed == pytest.approx((between - np.mean(residual)) / 4)
+    # effects of problems differ by 0.3 or -0.3
+    assert found.problem == pytest.approx(4 / 3 * 0.3**2 - residual[0] / 4 - residual[1] / 2)
+
+
+def test_components_are_never_below_zero_and_need_two_seeds_of_two_problems() -> None:
+    noisy = table(0.5, [0.0, 0.0], [0.0] * 4, 0.3)
+    alone = components(Comparisons({"a": noisy}))
+    assert alone == Components(0.0, TYPICAL.problem, noisy.residual)
+    both = components(Comparisons({"a": noisy, "b": noisy}))
+    assert both == Components(0.0, 0.0, noisy.residual)
+    for shape, enough in (((2, 2), True), ((1, 9), False), ((9, 1), False)):
+        drawn = np.random.default_rng(0).random(shape)
+        assert (components(shipped({"a": drawn})) is not None) == enough
+    study = power(Comparisons({"a": noisy}), methods=2, seeds=3, problems=50)
+    assert study.measured is True and study.components == alone
+    assert power(Comparisons({}), methods=2, seeds=3, problems=50).measured is False
+
+
+@pytest.mark.parametrize(
+    ("enough", "planned"),
+    [
+        *((10, 10), (11, 11), (99, 99), (100, 100), (105, 110), (980, 980), (991, 1000)),
+        *((1010, 1100), (98_500, 99_000), (99_001, 100_000), (100_000, 100_000)),
+        (100_001, None),
+    ],
+)
+def test_planned_problems_have_two_digits(enough: int, planned: int | None) -> None:
+    some = Components(seed=0.0, problem=0.04, residual=0.0)
+    assert some.problems_for(some.smallest(3, 3, enough), methods=3, seeds=3) == planned
+
+
+@pytest.mark.parametrize(("enough", "planned"), [(3, 3), (4, 4), (100, 100), (101, None)])
+def test_planned_seeds_are_at_most_100(enough: int, planned: int | None) -> None:
+    assert SOME.seeds_for(SOME.smallest(3, enough, 200), methods=3, problems=200) == planned
+
+
+@pytest.mark.parametrize("methods", [1, 2, 5])
+def test_the_smallest_difference_has_satterthwaites_degrees_of_freedom(methods: int) -> None:
+    """Seeds' share has those of all methods but the untrained student, problems' P - 1."""
+    seeds, problems = 4, 50
+    by_seed, by_problem, residual = SOME.parts(seeds, problems)
+    total, trained = by_seed + by_problem + residual, max(methods - 1, 1)
+    df = total**2 / (
+        (by_seed + residual) ** 2 / (trained * (seeds - 1))
+        + (by_problem + residual) ** 2 / (problems - 1)
+    )
+    level = scipy_stats.norm.cdf(-all_pairs(methods))
+    quantiles = scipy_stats.t.ppf(0.8, df) - scipy_stats.t.ppf(level, df)
+    found = SOME.smallest(methods, seeds, problems)
+    assert found == pytest.approx(math.sqrt(total) * quantiles)
+    assert Components(0.0, 0.0, 0.0).smallest(methods, seeds, problems) == 0.0
+    assert 0 < SOME.smallest(methods, 3, 2) < math.inf  # the fewest of both
+
+
+@pytest.mark.parametrize("methods", [1, 2, 3, 6])
+def test_all_pairs_is_the_studentised_range(methods: int) -> None:
+    want = scipy_stats.studentized_range.ppf(0.95, max(methods, 2), 1e6) / math.sqrt(2)
+    assert all_pairs(methods) == pytest.approx(want, abs=0.05)
 
 
 def test_many_seeds_and_problems_need_only_normal_quantiles() -> None:
@@ -72,6 +154,14 @@ def test_plans_are_the_fewest_that_do() -> None:
             assert TYPICAL.smallest(4, 3, int(0.9 * plan.problems)) > plan.effect
     assert {plan.effect for plan in study.plans} == {0.04, 0.02, 0.01}
     assert not power(Comparisons({}), methods=2, seeds=500, problems=10**6).plans
+
+
+def test_a_plan_is_more_seeds_or_more_problems() -> None:
+    some = Components(seed=1e-6, problem=0.05, residual=0.1)
+    for seeds, enough in ((1, 3), (3, 3), (4, 4)):  # below three seeds it plans with three
+        plan = Power(some, 4, seeds, 500, True).plans[0]
+        further = some.seeds_for(plan.effect, 4, 500), some.problems_for(plan.effect, 4, enough)
+        assert (plan.seeds, plan.problems) == further and None not in further
 
 
 def test_the_stated_difference_has_the_stated_power(monkeypatch: pytest.MonkeyPatch) -> None:

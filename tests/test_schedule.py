@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Callable
 from fractions import Fraction
 from itertools import product
 
@@ -40,6 +41,63 @@ def test_schedules_stay_in_their_range_and_reach_their_end(value: Schedule) -> N
     assert all(low <= value(i / 100) <= high for i in range(101))
     assert value(0.0) == value.start
     assert value(1.0) == value.end
+
+
+@pytest.mark.parametrize(
+    ("make", "text", "table", "values"),
+    [
+        (lambda: constant(3), "3", 3.0, [3, 3, 3, 3]),
+        (lambda: linear(4, 0), "4 -> 0 linear", {"linear": [4, 0], "until": 1}, [4, 3, 2, 0]),
+        (
+            lambda: linear(4, 1, until=0.5),
+            "4 -> 1 linear until 0.5",
+            {"linear": [4, 1], "until": 0.5},
+            [4, 2.5, 1, 1],
+        ),
+        (
+            lambda: cosine(2, 0),
+            "2 -> 0 cosine",
+            {"cosine": [2, 0], "until": 1},
+            [2, 1 + math.sqrt(0.5), 1, 0],
+        ),
+        (
+            lambda: cosine(2, 1, until=0.5),
+            "2 -> 1 cosine until 0.5",
+            {"cosine": [2, 1], "until": 0.5},
+            [2, 1.5, 1, 1],
+        ),
+        (
+            lambda: switch(0, 2, at=0.5),
+            "0 -> 2 at 0.5",
+            {"switch": [0, 2], "at": 0.5},
+            [0, 0, 2, 2],
+        ),
+    ],
+)
+def test_schedules_by_hand(
+    make: Callable[[], Schedule], text: str, table: object, values: list[float]
+) -> None:
+    """Made in the test, as mutation testing changes nothing that is made on import."""
+    value = make()
+    assert (str(value), value.to_toml()) == (text, table)
+    assert [value(t) for t in (0.0, 0.25, 0.5, 1.0)] == pytest.approx(values)
+    assert schedule(table) == schedule(value) == value
+    assert {type(value.start), type(value.end)} == {float}
+    assert value.range == (min(values), max(values))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        *(("linear", 0.0, 1.0, 0.0), ("linear", 0.0, 1.0, 1.1), ("linear", math.inf, 1.0)),
+        *(("linear", 0.0, -math.inf), ("steps", 0.0, 1.0)),
+    ],
+)
+def test_a_schedule_that_makes_no_sense_is_never_made(fields: tuple) -> None:
+    with pytest.raises(PotstillError) as refused:
+        Schedule(*fields)
+    assert refused.value.hint
+    assert Schedule("linear", 0.0, 1.0, 1.0)(0.5) == 0.5
 
 
 def test_switch_holds_until_its_step() -> None:
@@ -84,6 +142,10 @@ def test_whole_numbers_are_rounded_down_but_for_what_a_float_lost() -> None:
         *(29, 29, 28, 0, 0, 3)
     ]
     assert [-whole(-x) for x in (0.07 * 100, 6.5)] == [7, 7]  # up
+    # a billionth of the number, and of 1 below 1
+    assert [whole(x) for x in (1e6 - 5e-4, 1e6 - 5e-3, 1 - 5e-10, 1 - 1.5e-9)] == [
+        *(1_000_000, 999_999, 1, 0),
+    ]
 
 
 @pytest.mark.parametrize("batch", [1, 2, 3, 4, 32])

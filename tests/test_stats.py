@@ -8,7 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from scipy import stats as scipy_stats
+from scipy.optimize import brentq
 
+from potstill.stats import multiple
 from potstill.stats.comparisons import (
     Comparisons,
     Difference,
@@ -18,8 +20,9 @@ from potstill.stats.comparisons import (
     direction,
     exact,
     interval,
+    residual_part,
 )
-from potstill.stats.mean_squares import mean_squares
+from potstill.stats.mean_squares import clustered, mean_squares
 from potstill.stats.multiple import critical, max_t
 from potstill.stats.seeds import POOLING_LEVEL, SeedVariance, alike, larger, seed_variances
 
@@ -51,6 +54,44 @@ def test_mean_squares_are_those_of_a_two_way_analysis_of_variance() -> None:
     assert one.seed_square == pytest.approx(by_seed / 3)
     assert one.residual == pytest.approx((total - by_seed - by_problem) / (3 * 29))
     assert one.columns == pytest.approx(problems)
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "seeds", "square", "residual", "shares"),
+    [
+        ([0.5], 1, math.nan, 0.0, False),  # a number a seed, no problems: never a share
+        ([0.5, 0.9], 2, 0.08, 0.0, False),
+        ([[0.2], [0.6]], 2, 0.08, 0.0, True),  # one problem: nothing is left for a residual
+        ([[0.0, 1.0], [1.0, 0.0]], 2, 0.0, 1.0, True),  # means of 0.5, and 0.5 off each of them
+        ([[0.0, 1.0], [1.0, -0.5]], 2, 0.0625, 1.5625, False),
+        ([[0.0, 1.5], [0.5, 1.0]], 2, 0.0, 0.25, False),
+        ([[0.0, 1.0, 1.0]], 1, math.nan, math.nan, True),
+    ],
+)
+def test_mean_squares_by_hand(
+    outcomes: list, seeds: int, square: float, residual: float, shares: bool
+) -> None:
+    one = mean_squares(outcomes)
+    columns = (
+        [float(np.mean(column)) for column in zip(*outcomes, strict=True)]
+        if (isinstance(outcomes[0], list))
+        else []
+    )
+    assert (one.seeds, one.shares, one.effective) == (seeds, shares, len(columns))
+    assert one.columns.tolist() == pytest.approx(columns) and one.mean == np.mean(outcomes)
+    found = (one.seed_square, one.residual)
+    assert found == pytest.approx((square, residual), nan_ok=True)
+
+
+def test_clusters_by_hand() -> None:
+    """Four problems, the first and the third alike: deviations from the row's mean times 3 / 4."""
+    names = ["a", "b", "a", "c"]
+    assert clustered(np.array([1.0, 0.0, 1.0, 1.0]), names).tolist() == [1.125, 0.1875, 0.9375]
+    rows = np.array([[1.0, 0.0, 1.0, 1.0], [0.0, 0.0, 1.0, 1.0]])
+    want = [[1.125, 0.1875, 0.9375], [0.5, 0.125, 0.875]]
+    assert clustered(rows, names).tolist() == want
+    assert mean_squares(rows, clusters=names).columns.tolist() == np.mean(want, 0).tolist()
+    assert clustered(rows, [0, 1, 2, 3]).tolist() == rows.tolist()
 
 
 def test_the_variance_of_a_mean_is_that_of_its_effects() -> None:
@@ -114,6 +155,31 @@ def test_bartletts_test_is_that_of_scipy(seed: int) -> None:
     assert alike(squares, df) == (scipy_stats.bartlett(*groups).pvalue >= POOLING_LEVEL)
 
 
+@pytest.mark.parametrize("sizes", [(3, 4), (3, 3, 5)])
+def test_pooling_changes_where_bartletts_p_crosses_its_level(sizes: tuple[int, ...]) -> None:
+    groups = [0.5 + effects(n, 0.1) for n in sizes[:-1]]
+
+    def of(ratio: float) -> list[np.ndarray]:
+        return [*groups, 0.5 + effects(sizes[-1], 0.1 * ratio)]
+
+    level = brentq(lambda r: scipy_stats.bartlett(*of(r)).pvalue - POOLING_LEVEL, 1.0, 20.0)
+    for ratio, equal in ((0.999 * level, True), (1.001 * level, False)):
+        squares = np.array([group.var(ddof=1) for group in of(ratio)])
+        assert alike(squares, np.array([n - 1.0 for n in sizes])) is equal
+        used = {v.square for v in seed_variances([mean_squares(g) for g in of(ratio)])}
+        assert len(used) == (1 if equal else 2)
+
+
+def test_methods_of_one_seed_have_no_seed_variance_or_that_of_the_others() -> None:
+    once, twice = mean_squares(binary(0.5, 1, 50)), mean_squares(binary(0.5, 2, 50, 1))
+    for found in seed_variances([once, once]):
+        assert math.isnan(found.square) and found.df == 0.0
+    assert seed_variances([once, twice]) == [SeedVariance(twice.seed_square, 1.0)] * 2
+    wild = replace(twice, seed_square=1e6)
+    calm = [replace(twice, seeds=3, seed_square=square) for square in (1.0, 1.1, 1.2)]
+    assert seed_variances([*calm, wild, once])[-2] == SeedVariance(1e6, 1.0)
+
+
 def test_a_wild_method_borrows_no_small_variance() -> None:
     calm = [mean_squares(np.full((3, 50), 0.5) + effects(3, 0.01)[:, None]) for _ in range(5)]
     wild = mean_squares(np.full((3, 50), 0.5) + effects(3, 0.2)[:, None])
@@ -137,6 +203,7 @@ def test_from_five_seeds_on_a_wild_method_leaves_the_pool() -> None:
         shared,
         SeedVariance(wild[1].seed_square, 4.0),
     ]
+    assert seed_variances([*calm, wild[0]])[0] == shared
     pair = seed_variances([calm[0], wild[0]])  # one method is no pool
     assert pair[0].square == pytest.approx(50 * (0.01**2 + 0.2**2) / 2) and pair[0].df == 8.0
     fewer = mean_squares(0.5 + effects(4, 0.01)[:, None] + np.zeros(50))
@@ -178,6 +245,30 @@ def test_two_seeds_give_an_interval_and_no_verdict() -> None:
     assert direction(three["a", "b"]) == 1
 
 
+@pytest.mark.parametrize("seeds", [2, 3])
+def test_an_interval_has_the_variance_of_a_two_way_table(seeds: int) -> None:
+    """(A + B - E) / (S P) with B / S = var_p(means), as the module states it."""
+    noise = np.random.default_rng(seeds).normal(0, 0.05, (seeds, 40))
+    x = 0.5 + effects(seeds, 0.05)[:, None] + 0.1 * np.cos(np.arange(40)) + noise
+    one, p = mean_squares(x), 40
+    problems = x.mean(0).var(ddof=1) / p
+    by_seed, residual = one.seed_square / (seeds * p), one.residual / (seeds * p)
+    variance = by_seed + problems - residual
+    df = variance**2 / (by_seed**2 / (seeds - 1) + problems**2 / (p - 1))
+    half = scipy_stats.t.ppf(0.975, df) * math.sqrt(variance)
+    found = interval(one, SeedVariance(one.seed_square, seeds - 1.0))
+    assert one.shares and (found.mean - found.low, found.high - found.mean) == pytest.approx(
+        (half, half)
+    )
+
+
+def test_numbers_that_are_no_shares_have_the_t_interval_over_problems() -> None:
+    row = [2.0, 3.0, 5.0, 4.5]
+    found = interval(mean_squares([row]), SeedVariance(math.nan, 0.0))
+    want = scipy_stats.ttest_1samp(row, 0).confidence_interval()
+    assert (found.low, found.high, found.seeds) == pytest.approx((want.low, want.high, 1))
+
+
 @pytest.mark.parametrize(("right", "problems"), [(0, 40), (1, 3), (17, 100), (40, 40)])
 def test_baselines_have_the_exact_binomial_interval(right: int, problems: int) -> None:
     row = (np.arange(problems) < right).astype(float)[None]
@@ -209,9 +300,10 @@ def test_intervals_of_shares_end_at_0_and_1() -> None:
 
 
 def test_nats_are_not_cut_at_1() -> None:
-    found = compare({"a": np.array([0.7, 1.2, 1.4])}).interval("a")
-    test = scipy_stats.ttest_1samp([0.7, 1.2, 1.4], 0).confidence_interval()
-    assert (found.low, found.high) == pytest.approx((test.low, test.high))
+    for values in ([0.7, 1.2, 1.4], [0.7, 1.2]):
+        found = compare({"a": np.array(values)}).interval("a")
+        test = scipy_stats.ttest_1samp(values, 0).confidence_interval()
+        assert (found.low, found.high) == pytest.approx((test.low, test.high))
 
 
 def test_clusters_of_unequal_sizes_add_no_variance_of_their_own() -> None:
@@ -245,6 +337,7 @@ def test_max_t_of_independent_comparisons_is_sidaks() -> None:
     p = [0.001, 0.01, 0.2]
     found = max_t(p, np.eye(3))
     assert found == pytest.approx([1 - (1 - 0.001) ** 3, 1 - (1 - 0.01) ** 2, 0.2], abs=0.004)
+    assert max_t([0.1, 0.4], np.eye(2)) == pytest.approx([1 - 0.9**2, 0.4], abs=0.01)
 
 
 def test_max_t_of_all_pairs_is_the_studentised_range() -> None:
@@ -265,6 +358,64 @@ def test_max_t_is_never_beyond_holm_and_falls_with_rank() -> None:
     assert max_t([0.03], np.eye(1)) == [0.03]
 
 
+def test_max_t_steps_down_over_the_comparisons_that_are_left() -> None:
+    """The first two are one comparison: it is tested with the third, and then the third alone."""
+    both = np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    found = max_t([0.03, 0.2, 0.001], both[[0, 2, 1]])
+    assert found == pytest.approx([1 - 0.97**2, 0.2, 1 - 0.999**2], abs=0.004)
+
+
+def test_max_t_counts_the_observed_one_among_the_draws() -> None:
+    """20,000 draws, none beyond it: p is 1 / 20,001, which no number of equal tests makes 0."""
+    assert max_t([2e-5] * 3, np.ones((3, 1))) == pytest.approx([1 / 20_001] * 3, rel=1e-12)
+
+
+def test_a_critical_value_is_a_quantile_of_all_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(multiple, "BATCH", 10)
+    monkeypatch.setattr(multiple, "DRAWS", 30)
+    drawn = np.abs(np.random.default_rng(0).standard_normal(30))
+    assert critical(np.eye(1), 0.1) == np.quantile(drawn, 0.9)
+
+
+def test_methods_without_any_difference_stay_without_one_in_a_family() -> None:
+    assert max_t([1.0, 1.0], np.zeros((2, 3))) == [1.0, 1.0]
+
+
+def test_a_family_depends_on_no_units_and_gives_the_same_numbers_again() -> None:
+    rows = np.random.default_rng(1).normal(size=(4, 3))
+    limit = critical(rows, 0.05)
+    assert critical(rows, 0.05) == limit and critical(1e-3 * rows, 0.05) == pytest.approx(limit)
+    p = [0.01, 0.02, 0.3, 0.04]
+    assert max_t(p, rows) == max_t(p, rows) == pytest.approx(max_t(p, 1e-3 * rows))
+
+
+def test_a_family_has_the_variances_of_its_differences() -> None:
+    """The combinations of errors that max-t draws: each as long as the difference's error."""
+    rng = np.random.default_rng(0)
+    drawn = [rng.normal(size=200) + rng.normal(0, 0.5, (3, 200)) for _ in range(4)]
+    samples = {name: mean_squares(rows) for name, rows in zip("abc", drawn, strict=False)}
+    samples["before"] = mean_squares(drawn[3][:1], seeded=False)
+    family = Comparisons(samples)
+    lengths = np.sqrt((family._effects(family.tested) ** 2).sum(1))
+    assert len(family.tested) == 6
+    assert lengths == pytest.approx([family.alone(*pair).se for pair in family.tested])
+    assert residual_part(mean_squares(binary(0.5, 1, 200))) == 0.0
+
+
+def test_only_the_compared_methods_are_a_family() -> None:
+    samples = {name: mean_squares(binary(0.5, 3, 200, i)) for i, name in enumerate("abc")}
+    pair = Comparisons(samples, compared=["a", "c"])
+    assert pair.tested == (("a", "c"),) and len(Comparisons(samples).tested) == 3
+    assert pair["a", "c"] == pair.alone("a", "c")
+    assert pair["a", "b"].p == pair.alone("a", "b").p  # alone, as it is in no family
+    back = pair["c", "a"]
+    assert (back.mean, back.low, back.high) == (
+        -pair["a", "c"].mean,
+        -pair["a", "c"].high,
+        -pair["a", "c"].low,
+    )
+
+
 def test_holm_against_numbers_by_hand() -> None:
     def of(p: float) -> Difference:
         return Difference(0.1, 0.0, 0.2, p)
@@ -275,6 +426,8 @@ def test_holm_against_numbers_by_hand() -> None:
     assert p[1] is None and p[4] is not None and math.isnan(p[4])
     assert [p[i] for i in (2, 5, 0, 3)] == pytest.approx([0.04, 0.06, 0.06, 0.06])
     assert corrected([None, None]) == [None, None] and corrected([]) == []
+    # 0.9 times 1 is below 0.7 times 2, which is no probability
+    assert [one.p for one in corrected([of(0.7), of(0.9)]) if one] == [1.0, 1.0]
 
 
 def test_the_same_outcomes_give_the_same_numbers() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,13 @@ import pytest
 from potstill.errors import PotstillError, PotstillErrors
 from potstill.tasks import check_disjoint, load_task
 from potstill.tasks.arithmetic import Arithmetic, split_of
-from potstill.tasks.grading import flexible_number, grade_exact, grade_number, strict_number
+from potstill.tasks.grading import (
+    flexible_number,
+    grade_exact,
+    grade_number,
+    strict_number,
+    to_number,
+)
 from potstill.tasks.gsm8k import GSM8K
 from potstill.tasks.overlap import overlap
 from potstill.types import Grade, Problem
@@ -56,6 +63,23 @@ def test_an_answer_in_the_format_is_there_right_or_wrong(text: str, there: bool)
 def test_extractors_read_what_the_harness_reads() -> None:
     assert strict_number("#### 3\n#### 4") == 3  # the first mark
     assert flexible_number("3 then 4") == 4  # the last number
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        *(("$1,234.00.", 1234), ("42..", 42), (" -7\n", -7), ("-$.5", Decimal("-0.5"))),
+        *(("12X", None), ("Infinity", None), ("nan", None), ("", None), ("1 2", None)),
+    ],
+)
+def test_a_grading_reads_numbers_as_people_write_them(text: str, number: Decimal | None) -> None:
+    assert to_number(text) == number
+
+
+def test_a_grading_without_a_reference_is_wrong() -> None:
+    for text in ("", "#### 4"):
+        grade = grade_number("four", text)
+        assert grade.strict is False and grade.flexible is False
 
 
 def test_exact_grading() -> None:

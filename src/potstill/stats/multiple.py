@@ -34,7 +34,7 @@ def max_t(p_values: Sequence[float], effects: Matrix) -> list[float]:
     if len(p_values) < 2:
         return [float(p) for p in p_values]
     z = -ndtri(np.asarray(p_values, float) / 2)
-    order = np.argsort(-z, kind="stable")
+    order = np.argsort(-z)  # equal ones end up equal in any order
     unit = _unit(effects)[order]
     exceeded = np.zeros(len(z))
     rng = np.random.default_rng(0)

@@ -17,7 +17,7 @@ from potstill.stats.multiple import critical
 
 POWER = 0.8
 EFFECTS = (0.04, 0.02, 0.01)  # differences to plan for, as shares
-MOST_SEEDS, MOST_PROBLEMS = 100, 100_000
+MOST_SEEDS = 100
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,7 @@ def _alike(pool: Sequence[MeanSquares]) -> bool:
 
 def larger(one: MeanSquares, shared: SeedVariance) -> SeedVariance:
     """A method's own seed variance where it is above the shared one, by more than rounding."""
-    if one.seeds > 1 and one.seed_square > shared.square * (1 + 1e-9):
+    if one.seed_square > shared.square * (1 + 1e-9):  # never with one seed, whose square is nan
         return SeedVariance(one.seed_square, one.seeds - 1.0)
     return shared
 

@@ -75,6 +75,6 @@ def grade_number(answer: str, text: str) -> Grade:
 
 def grade_exact(answer: str, text: str) -> Grade:
     """Grade by equality; flexible ignores case and folds white space, strict strips the ends."""
-    fold, text = " ".join, answer_of(text)
-    same = fold(answer.casefold().split()) == fold(text.casefold().split())
+    text = answer_of(text)
+    same = answer.casefold().split() == text.casefold().split()
     return Grade(strict=answer.strip() == text.strip(), flexible=same)
