@@ -44,7 +44,8 @@ class Decoder:
 def begun(monkeypatch: pytest.MonkeyPatch) -> list[Decoder]:
     made: list[Decoder] = []
 
-    def begin(*args: Any) -> Decoder:
+    def begin(*args: Any, padded: bool, cached: bool) -> Decoder:
+        assert padded and cached  # the defaults
         made.append(Decoder(*args))
         return made[-1]
 
