@@ -188,7 +188,7 @@ def test_a_mixture_of_single_prompts_has_both_sources() -> None:
         (Recipe(name="x"), slice(None)),
         (Recipe(name="x", on_policy=0.0), slice(None)),
         (Recipe(name="x", prefix=3), slice(0, 3)),
-        (Recipe(name="x", interleave=3), slice(None)),
+        (Recipe(name="x", interleave=1), slice(None)),  # the teacher puts nearly every token
     ],
     ids=["student", "teacher", "prefix", "interleaved"],
 )
