@@ -48,7 +48,7 @@ test-browser: .venv/ready chromium
 
 test-all: .venv/ready
 	@echo "make test, and in addition:"
-	@$(BIN)/pytest -q --collect-only -m "slow or cluster or server or browser" | grep :: | sed 's/^/  /'
+	@$(BIN)/pytest -q --collect-only -m "slow or cluster or server or browser" | grep :: | sed 's/\[.*//' | uniq -c
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

@@ -24,6 +24,9 @@ from checkpoints import (
     write,
 )
 from potstill.cli.eval import evaluate_model
+from potstill.engines.cached_teacher import fingerprint
+from potstill.engines.torch.checkpoints import Checkpoint
+from potstill.engines.torch.ends import ends_of
 from potstill.engines.torch.engine import TorchEngine
 from potstill.engines.torch.loading import ModelPair
 from potstill.errors import PotstillError
@@ -200,3 +203,19 @@ def test_padding_rows_are_not_written_by_the_exported_folder(tmp_path: Path) -> 
         assert max(greedy(TorchEngine(student, student), text)) >= ROWS
         out = exported.generate(ids, max_new_tokens=12, attention_mask=torch.ones_like(ids))
         assert tuple(out[0, ids.shape[1] :].tolist()) == tokens
+
+
+@pytest.mark.parametrize("text", [b'{"peft_type": "LO', b"[1]", b"\xff{}"], ids=str)
+@pytest.mark.parametrize(
+    "file", ["generation_config.json", "chat_template.json", "adapter_config.json"]
+)
+def test_a_damaged_file_of_a_model_is_named(tmp_path: Path, file: str, text: bytes) -> None:
+    """A generation config that is skipped would take its ends of a completion with it."""
+    folder = save(tmp_path / "m")
+    (Path(folder) / file).write_bytes(text)
+    with pytest.raises(PotstillError, match=rf'{file}" is damaged'):
+        model = Checkpoint.find(folder)
+        ends_of(model, model.tokenizer, ROWS)
+    if file == "adapter_config.json":
+        with pytest.raises(PotstillError, match="is damaged"):
+            fingerprint(folder)

@@ -10,7 +10,6 @@ before it.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import tempfile
 import time
@@ -20,6 +19,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
+from potstill.engines.model_files import read_json
 from potstill.engines.protocol import Engine, Wrapper
 from potstill.errors import writing
 from potstill.types import Prompt, Role, Sample, is_teacher
@@ -75,13 +75,19 @@ class CachedTeacher(Wrapper):
 
 def fingerprint(name: str, *placement: object) -> str:
     """Return a string that identifies a teacher: name, placement, and the files of a folder."""
-    files = sorted(Path(name).glob("*")) if Path(name).is_dir() else []
-    stats: list[object] = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+    stats: list[object] = [*_stats(name)]
+    where = str(Path(name).resolve()) if stats else name
     adapter = Path(name) / "adapter_config.json"
     if adapter.is_file():  # its base has the other weights
-        base = json.loads(adapter.read_text(encoding="utf-8")).get("base_model_name_or_path")
-        stats.append(fingerprint(str(base)) if str(base) != name else base)
-    return repr((str(Path(name).resolve()) if files else name, stats, placement))
+        base = str(read_json(adapter).get("base_model_name_or_path"))
+        stats.append((base, _stats(base)))
+    return repr((where, stats, placement))
+
+
+def _stats(name: str) -> list[tuple[str, int, int]]:
+    """Name, size and time of each file of a folder; empty for a hub name."""
+    files = sorted(Path(name).glob("*")) if Path(name).is_dir() else []
+    return [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files]
 
 
 def _read(file: Path) -> tuple[list[Sample], float] | None:

@@ -102,7 +102,10 @@ def with_arguments(tokenizer: Any, spec: ModelSpec) -> Any:
 
 @contextlib.contextmanager
 def _clock(today: datetime.date) -> Iterator[None]:
-    """Templates read the time by `strftime_now`, which transformers takes from the system."""
+    """Templates read the time by `strftime_now`, which transformers takes from the system.
+
+    A function of this name cannot be handed over: arguments of a template are turned into data.
+    """
 
     class Fixed(datetime.datetime):
         @classmethod

@@ -7,8 +7,6 @@ else is refused here, with its kind and what to do. Weights are loaded in `loadi
 
 from __future__ import annotations
 
-import contextlib
-import json
 import re
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,6 +18,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils.hub import cached_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
+from potstill.engines.model_files import read_json
 from potstill.errors import PotstillError
 
 FOLDER = "give a folder with config.json, tokenizer files and *.safetensors"
@@ -27,8 +26,8 @@ HUB = (
     f"{FOLDER}, or a hub name that this machine can reach (gated models need "
     "`huggingface-cli login`)"
 )
+ALWAYS_DECODERS = "gpt_neox", "gpt_neox_japanese"  # their code does not read is_decoder
 # Where a vision-language model keeps the weights of its text model.
-ALWAYS_DECODERS = "gpt_neox", "gpt_neox_japanese"  # whose code does not read is_decoder
 TEXT_PART = {
     r"^model\.language_model\.": "model.",
     r"^language_model\.model\.": "model.",
@@ -71,7 +70,7 @@ class Checkpoint:
                 f'the adapter "{name}" is of kind {kind}, which cannot be merged into weights',
                 "give a LoRA adapter, or a whole model",
             )
-        if not base:
+        if not isinstance(base, str) or not base:
             raise PotstillError(
                 f'the adapter "{name}" does not name its base model',
                 "write base_model_name_or_path into adapter_config.json",
@@ -81,7 +80,7 @@ class Checkpoint:
                 f'the base of the adapter "{name}" is an adapter too: "{base}"',
                 "merge the base first: PeftModel.from_pretrained(...).merge_and_unload()",
             )
-        return cls(name, trust, str(base), adapter)
+        return cls(name, trust, base, adapter)
 
     @cached_property
     def whole_config(self) -> Any:
@@ -154,7 +153,7 @@ class Checkpoint:
                 "copy tokenizer.json (or tokenizer.model) of the original model into the folder",
             )
         if not tokenizer.chat_template and (file := _file(name, "chat_template.json")):
-            tokenizer.chat_template = json.loads(Path(file).read_text()).get("chat_template")
+            tokenizer.chat_template = read_json(Path(file)).get("chat_template")
         return tokenizer
 
     @property
@@ -178,9 +177,7 @@ class Checkpoint:
         """A JSON file of the adapter or else of the base; empty if there is none."""
         for name in dict.fromkeys((self.name, self.base)):
             if path := _file(name, file):
-                with contextlib.suppress(ValueError):
-                    value = json.loads(Path(path).read_text(encoding="utf-8"))
-                    return value if isinstance(value, dict) else {}
+                return read_json(Path(path))
         return {}
 
 
@@ -266,4 +263,4 @@ def _adapter(name: str) -> dict[str, Any]:
             path = find_adapter_config_file(name)
         except (OSError, ValueError):
             return {}
-    return dict(json.loads(Path(path).read_text(encoding="utf-8"))) if path else {}
+    return read_json(Path(path)) if path else {}
