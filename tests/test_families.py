@@ -6,6 +6,8 @@ A few families are checked in seconds, all of them by `make test-all`.
 
 from __future__ import annotations
 
+import json
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,6 +30,7 @@ from potstill.training.rollout import collect
 from potstill.types import Datum, Ids, Limits, ModelSpec, Problem, Prompt, Sample
 
 QUICK = "llama", "gemma2", "gpt_neox", "mamba2", "qwen3_5_text"
+DROPPING = "opt", "bloom", "starcoder2"  # dropout outside of layers of its own
 PROMPTS: list[Ids] = [(5, 300, 77, 8, 121, 9), (41,), (200, 17, 33), (88, 6, 250, 4, 61, 90, 301)]
 LIMITS = [7, 4, 9, 1]  # rows leave the batch one after another
 
@@ -166,6 +169,25 @@ def lora(folder: Path) -> None:
     export(folder, lora_rank=2)
 
 
+def recompute(folder: Path) -> None:
+    """Gradient checkpointing, where the config asks for dropout: the numbers of a plain step."""
+    with tempfile.TemporaryDirectory() as place:
+        dropping = Path(shutil.copytree(folder, Path(place) / folder.name))
+        file = dropping / "student" / "config.json"
+        config = json.loads(file.read_text())
+        defaults = AutoConfig.for_model(config["model_type"]).to_dict()
+        shares = {k: 0.4 for k, v in defaults.items() if "drop" in k and type(v) in (int, float)}
+        file.write_text(json.dumps(config | shares))
+        for rank in (0, 2):
+            plain = open_pair(dropping, lora_rank=rank)
+            lean = open_pair(dropping, lora_rank=rank, gradient_checkpointing=True)
+            data = batch_of(plain)
+            wanted, got = plain.step(data, 0.01), lean.step(data, 0.01)
+            assert got.loss == pytest.approx(wanted.loss, rel=1e-5)
+            assert got.grad_norm == pytest.approx(wanted.grad_norm, rel=1e-4)
+            assert distances(lean)[1] == pytest.approx(distances(plain)[1], abs=1e-4)
+
+
 def bfloat16(folder: Path) -> None:
     """Sampled log-probs and scores in bfloat16, close to the forward pass in bfloat16."""
     full, half = open_pair(folder), open_pair(folder, "bfloat16")
@@ -182,6 +204,7 @@ CHECKS: dict[str, Callable[[Path], None]] = {
     "step": step,
     "export": export,
     "LoRA": lora,
+    "recompute": recompute,
     "bfloat16": bfloat16,
 }
 # Checks that a family cannot pass, and why.
@@ -203,7 +226,8 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 def cases() -> Iterator[Any]:
     for family in FAMILIES:
         for name in CHECKS:
-            marks = () if family in QUICK else (pytest.mark.slow,)
+            quick = family in QUICK or (name == "recompute" and family in DROPPING)
+            marks = () if quick else (pytest.mark.slow,)
             if (family, name) not in EXCEPT:
                 yield pytest.param(family, name, marks=marks, id=f"{family}-{name}")
 

@@ -52,6 +52,7 @@ class Train(Table):
     teacher_temperature: float = Field(1.0, gt=0)  # the teacher's, where it writes
     lora_rank: int = Field(0, ge=0)  # 0 trains all weights
     lora_alpha: int = Field(0, ge=0)  # adapters are scaled by alpha / rank; 0: twice the rank
+    lora_dropout: float = Field(0.0, ge=0, lt=1)  # share of an adapter's inputs that a step drops
     lora_target: str | tuple[str, ...] = "all-linear"  # modules with adapters, by name
     max_grad_norm: float = Field(1.0, ge=0)  # clip to this norm; 0 is off
     checkpoint_every: int = Field(25, ge=1)  # steps between checkpoints
@@ -82,6 +83,7 @@ class Lora(Table):
 
     rank: int = Field(0, ge=0)  # 0 trains all weights
     alpha: int = Field(0, ge=0)  # scale of the adapters is alpha / rank; 0: twice the rank
+    dropout: float = Field(0.0, ge=0, lt=1)  # share of an adapter's inputs that a step drops
     target: str | tuple[str, ...] = "all-linear"  # modules with adapters, by name
 
 

@@ -181,7 +181,8 @@ class Monitor:
 
     def _report(self, batch: Sequence[Trajectory], mistakes: Mistakes = ()) -> StepStats:
         """The report of a step on this batch, with the mistakes or without any."""
-        return self.engine.measure(as_if(mistakes, self.spec.recipe, batch, self.engine))
+        data = as_if(mistakes, self.spec.recipe, batch, self.engine)
+        return self.engine.measure(data, dropout=True)
 
     def _reports_with_mistakes(self, batch: Sequence[Trajectory]) -> dict[str, StepStats]:
         """The report of a step on this batch for each known mistake."""
@@ -195,7 +196,7 @@ class Monitor:
                 loss = TruncatedReverseKL(kept)
                 recipe = dataclasses.replace(self.spec.recipe, student_loss=loss)
                 data = objective.build(recipe, batch, self.engine)
-                reports[f"top_k_without_tail:{kept}"] = self.engine.measure(data)
+                reports[f"top_k_without_tail:{kept}"] = self.engine.measure(data, dropout=True)
         return reports
 
     def _cause(

@@ -174,7 +174,7 @@ class FakeEngine(Prompting):
             expectations.append(Expectation(*(value.astype(np.float32) for value in values)))
         return expectations
 
-    def measure(self, data: Sequence[Datum]) -> StepStats:
+    def measure(self, data: Sequence[Datum], *, dropout: bool = False) -> StepStats:
         return self._forward(data, np.zeros_like(self._tables["student"]))
 
     def step(self, data: Sequence[Datum], learning_rate: float) -> StepStats:

@@ -98,8 +98,14 @@ class Engine(Protocol):
         An engine without full-vocabulary log-probs fills in the tokens' log-probabilities only.
         """
 
-    def measure(self, data: Sequence[Datum]) -> StepStats:
-        """Return the statistics of a `step` on the current weights, without training."""
+    def measure(self, data: Sequence[Datum], *, dropout: bool = False) -> StepStats:
+        """Return the statistics of a `step` on the current weights, without training.
+
+        Args:
+            data: the step's data.
+            dropout: drop the adapters' inputs that the coming step will drop; engines without
+                dropout ignore it.
+        """
 
     def step(self, data: Sequence[Datum], learning_rate: float) -> StepStats:
         """Take exactly one optimizer step on the sum of all weighted terms.

@@ -20,7 +20,12 @@ def engine_settings(study: Study) -> dict[str, Any]:
     if study.engine.name == "fake":
         return {}
     train = study.train
-    lora = Lora(rank=train.lora_rank, alpha=train.lora_alpha, target=train.lora_target)
+    lora = Lora(
+        rank=train.lora_rank,
+        alpha=train.lora_alpha,
+        dropout=train.lora_dropout,
+        target=train.lora_target,
+    )
     return {
         "settings": study.engine,
         **({"lora": lora} if study.engine.name == "torch" else {}),

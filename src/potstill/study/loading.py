@@ -76,10 +76,11 @@ def _check_unique(study: Study, errors: Errors) -> None:
 
 def _check_adapters(study: Study) -> None:
     train, plain = study.train, Train()
-    other = (train.lora_alpha, train.lora_target) != (plain.lora_alpha, plain.lora_target)
-    if other and (not train.lora_rank or study.engine.name != "torch"):
+    names = ("lora_alpha", "lora_dropout", "lora_target")
+    changed = any(getattr(train, name) != getattr(plain, name) for name in names)
+    if changed and (not train.lora_rank or study.engine.name != "torch"):
         raise PotstillError(
-            "train.lora_alpha and train.lora_target are of the torch engine's adapters, got "
+            f"train.{', train.'.join(names)} are of the torch engine's adapters, got "
             f'lora_rank = {train.lora_rank} and engine "{study.engine.name}"',
             'set train.lora_rank and engine = "torch", or leave them out',
         )

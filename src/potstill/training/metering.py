@@ -196,8 +196,8 @@ class Metered(Wrapper):
         self.usage.tokens[kind] += sum(n for _, n in lengths)
         self.usage.work(kind if training else "graded", role, lengths)
 
-    def measure(self, data: Sequence[Datum]) -> StepStats:
-        stats = self.engine.measure(data)
+    def measure(self, data: Sequence[Datum], *, dropout: bool = False) -> StepStats:
+        stats = self.engine.measure(data, dropout=dropout)
         self._scored("student", [(datum.prompt, datum.completion) for datum in data])
         for role, rows in targets(data).items():
             self.usage.work("graded" if self.scope == "evaluation" else "trained", role, rows)

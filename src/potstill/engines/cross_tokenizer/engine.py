@@ -215,8 +215,8 @@ class CrossEngine(Prompting):
     def step(self, data: Sequence[Datum], learning_rate: float) -> StepStats:
         return self.engine.step(self.translate(data), learning_rate)
 
-    def measure(self, data: Sequence[Datum]) -> StepStats:
-        return self.engine.measure(self.translate(data))
+    def measure(self, data: Sequence[Datum], *, dropout: bool = False) -> StepStats:
+        return self.engine.measure(self.translate(data), dropout=dropout)
 
     def translate(self, data: Sequence[Datum]) -> list[Datum]:
         """Return the data of a step as the models read them.

@@ -171,7 +171,7 @@ class TinkerEngine(Prompting):
     def inspect(self, role: Role, rows: Sequence[Reading]) -> list[Expectation]:
         return [Expectation(logprobs=scores) for scores in self.score(role, rows)]
 
-    def measure(self, data: Sequence[Datum]) -> StepStats:
+    def measure(self, data: Sequence[Datum], *, dropout: bool = False) -> StepStats:
         parts = self._parts(data)
         return stats_of(parts, self._current_scores(parts), 0.0)
 

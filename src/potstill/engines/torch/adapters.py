@@ -22,6 +22,7 @@ def add_lora(model: Any, lora: Lora | int) -> Any:
     config = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha or 2 * lora.rank,
+        lora_dropout=lora.dropout,
         target_modules=modules,
         target_parameters=parameters or None,
         exclude_modules=(without_lora(model) or None) if modules == "all-linear" else None,
@@ -68,7 +69,7 @@ def continue_lora(model: Any, folder: str, adapter: Mapping[str, Any], lora: Lor
         model: the base.
         folder: of the adapter, or its hub name.
         adapter: its settings.
-        lora: the study's; its rank must be the adapter's.
+        lora: the study's; its rank must be the adapter's, its dropout replaces the adapter's.
     """
     if adapter.get("peft_type") != "LORA" or adapter.get("r") != lora.rank:
         kind = f"{adapter.get('peft_type')} of rank {adapter.get('r')}"
@@ -77,7 +78,12 @@ def continue_lora(model: Any, folder: str, adapter: Mapping[str, Any], lora: Lor
             f"write lora_rank = {adapter.get('r')} to train it further, or lora_rank = 0 to merge "
             "it and train all weights",
         )
-    return _with_adapter(model, folder, trained=True).eval()
+    model = _with_adapter(model, folder, trained=True).eval()
+    for module in model.modules():
+        for name in getattr(module, "lora_dropout", {}):
+            drop = torch.nn.Dropout(lora.dropout) if lora.dropout else torch.nn.Identity()
+            module.lora_dropout[name] = drop.eval()
+    return model
 
 
 def merge_adapter(model: Any, folder: str) -> Any:

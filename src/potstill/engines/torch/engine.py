@@ -245,8 +245,8 @@ class TorchEngine(Prompting):
     def step(self, data: Sequence[Datum], learning_rate: float) -> StepStats:
         return self._stepper.step(data, learning_rate)
 
-    def measure(self, data: Sequence[Datum]) -> StepStats:
-        return self._stepper.measure(data)
+    def measure(self, data: Sequence[Datum], *, dropout: bool = False) -> StepStats:
+        return self._stepper.measure(data, dropout=dropout)
 
     def machines(self) -> dict[Role, Machine]:
         """Measure the peak rates of each model's device in its dtype."""

@@ -301,15 +301,39 @@ def load_model(
 
 
 def checkpoint_activations(model: Any) -> None:
-    """Recompute activations in the backward pass, and turn off dropout.
+    """Recompute activations in the backward pass, see `training_mode`.
 
-    Checkpointing works in training mode only, where dropout would be active.
+    The checkpointed layers run in training mode, so their own shares of dropout are set to 0.
     """
     enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
-    enable({"use_reentrant": False})
+    try:
+        enable({"use_reentrant": False})
+    except ValueError as error:
+        raise PotstillError(
+            f'"{model.config.model_type}" models cannot recompute activations: '
+            f"{str(error).splitlines()[0]}",
+            "leave out gradient_checkpointing",
+        ) from error
     model.enable_input_require_grads()
+    for module in filter(_recomputes, model.modules()):
+        for name, value in vars(module).items():
+            if "drop" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
+
+
+def training_mode(model: Any, *, dropout: bool) -> None:
+    """Prepare a model for the forward pass of a step: recomputation, and dropout of its adapters.
+
+    `model.train()` would also switch on the model's own dropout, the noise of its router, and the
+    skipping of whole layers: the policy that samples would not be the one that is trained.
+    """
+    model.eval()
     for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-        if hasattr(module, "attention_dropout"):
-            module.attention_dropout = 0.0
+        if _recomputes(module):
+            module.training = True
+        for adapter in getattr(module, "lora_dropout", {}).values():
+            adapter.train(dropout)
+
+
+def _recomputes(module: Any) -> bool:
+    return bool(getattr(module, "gradient_checkpointing", False))

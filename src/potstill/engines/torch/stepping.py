@@ -11,9 +11,10 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 
 from potstill.algorithms.losses import token_logprobs
@@ -21,7 +22,7 @@ from potstill.engines.prompts import addressed
 from potstill.engines.torch.distributed import World
 from potstill.engines.torch.fsdp import gathered
 from potstill.engines.torch.lm_head import States, matched_states, read
-from potstill.engines.torch.loading import ModelPair
+from potstill.engines.torch.loading import ModelPair, training_mode
 from potstill.engines.torch.loss_terms import Columns, Tally, idle, needs_rows, take
 from potstill.engines.torch.models import Models
 from potstill.engines.torch.quantised import cannot_train
@@ -50,15 +51,16 @@ class Stepper:
         """Take one optimizer step, see `protocol.Engine`."""
         if not self.models.trained:
             raise cannot_train(self.pair.student)
-        return self._update(learning_rate, self._pass(data, backward=True))
+        tally = self._pass(data, backward=True, dropout=True)
+        return self._update(learning_rate, tally)
 
     @torch.no_grad()
-    def measure(self, data: Sequence[Datum]) -> StepStats:
+    def measure(self, data: Sequence[Datum], *, dropout: bool = False) -> StepStats:
         """Compute the losses without training, see `protocol.Engine`."""
-        tally = self._pass(data, backward=False)
+        tally = self._pass(data, backward=False, dropout=dropout)
         return StepStats(tally.loss, 0.0, tally.means(), tally.clipped)
 
-    def _pass(self, data: Sequence[Datum], *, backward: bool) -> Tally:
+    def _pass(self, data: Sequence[Datum], *, backward: bool, dropout: bool) -> Tally:
         """Compute the losses of all processes' rows; with `backward` accumulate the gradients."""
         tally = Tally()
         data = [addressed(datum) for datum in data]
@@ -68,8 +70,10 @@ class Stepper:
             for role in sorted(roles):
                 self.models.ensure(role)
                 held.enter_context(self.models.gathered_embeddings(role))
+            if dropout := dropout and self.models.adapters.dropout > 0:
+                held.enter_context(self._dropout_seed())
             for chunk_losses, chunk in self._chunks(data, roles):
-                self._forward(chunk_losses, chunk, tally, backward=backward)
+                self._forward(chunk_losses, chunk, tally, backward=backward, dropout=dropout)
         with self.models.use("student") as model:
             model.eval()
         return tally.total(self.world.gather(tally))
@@ -93,8 +97,27 @@ class Stepper:
         sizes = {role: sum(map(len, datum.read_by(role))) for role in roles}
         return tuple(self.models.sharing(role).kind_read(sizes[role]) for role in sorted(roles))
 
+    @contextmanager
+    def _dropout_seed(self) -> Iterator[None]:
+        """Draw what is dropped from the run's seed and the number of steps so far.
+
+        A measured step, the step itself and its repetition after an interruption drop the same.
+        """
+        steps = (state.get("step", 0) for state in self.models.optimizer.state.values())
+        entropy = self.models.seed, int(max(steps, default=0)), self.world.rank
+        devices = {param.device for param in self.models.trained.values()}
+        with torch.random.fork_rng([device for device in devices if device.type == "cuda"]):
+            torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
+            yield
+
     def _forward(
-        self, losses: tuple[Loss, ...], data: list[Datum], tally: Tally, *, backward: bool
+        self,
+        losses: tuple[Loss, ...],
+        data: list[Datum],
+        tally: Tally,
+        *,
+        backward: bool,
+        dropout: bool,
     ) -> None:
         """Add the loss of a micro-batch to the tally, and its gradient to the weights.
 
@@ -102,7 +125,7 @@ class Stepper:
         positions. From there one backward pass runs through the body of the model.
         """
         with self.models.use("student") as model:
-            model.train(self.models.checkpointed)
+            training_mode(model, dropout=dropout)
             student = self._read("student", model, data)
         targets: dict[Role, States] = {}
         for role in sorted({loss.to for loss in losses if needs_rows(loss)}):
