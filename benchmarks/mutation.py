@@ -118,7 +118,7 @@ GROUPS: dict[str, Group] = {
     ),
     "monitor": Group(
         ("diagnostics/probe.py", "diagnostics/monitor.py"),
-        ("tests/test_diagnose.py", "tests/test_mode_collapse.py", "-k", "not all_on and not lora"),
+        ("tests/test_monitor.py",),
     ),
     "loss_terms": Group(("engines/torch/loss_terms.py",), ("tests/test_loss_terms.py",)),
 }

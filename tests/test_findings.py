@@ -8,6 +8,7 @@ import pytest
 
 from potstill.diagnostics import diagnosis, notes
 from potstill.diagnostics.diagnosis import advice, collapse, diagnose, ended, failure, healthy_until
+from potstill.diagnostics.faults import FAULTS
 from potstill.types import Finding
 
 Row = dict[str, Any]
@@ -486,6 +487,8 @@ def test_a_collapse_at_a_rate_that_is_too_high_needs_the_checks() -> None:
     first = diagnose(checked)[0]
     assert first.cause == "rate_too_high"
     assert first.evidence == f"{LOST}; {LISTED.format(0.5, 4, 0.5, 4)}"
+    once = [rows[0], rows[1] | {"checks": []}, rows[2]]
+    assert diagnose(once)[0].cause == "rate_too_high"
     only_before = [rows[0] | {"checks": []}, *rows[1:]]
     assert diagnose(only_before)[0].cause == "unexplained"
 
@@ -504,6 +507,33 @@ def test_the_end_of_a_stopped_run_in_one_line() -> None:
     assert ended({"step": 20, "of": 100}) == "stopped at step 20 of 100"
     back = "stopped at step 20 of 100, back to the student of step 10"
     assert ended({"step": 20, "of": 100, "back_to": 10}) == back
+
+
+def test_a_fault_has_a_meaning_and_a_remedy_of_its_own() -> None:
+    assert diagnosis.meaning("prompt_dropped") == FAULTS["prompt_dropped"].what
+    assert advice("prompt_dropped") == FAULTS["prompt_dropped"].remedy
+
+
+def test_no_rows_have_no_finding() -> None:
+    assert diagnose([]) == [] and collapse([]) is None and healthy_until([]) == 0
+
+
+def test_a_run_is_unfinished_unless_it_is_said_to_be_finished() -> None:
+    rows = [probe(step) for step in (0, 5, 10)]
+    assert diagnose(rows) == []
+    assert [f.cause for f in diagnose(rows, finished=True)] == ["nothing_learned"]
+
+
+@pytest.mark.parametrize(
+    ("what", "step", "explained"),
+    [("loss", 3, True), ("loss", 12, True), ("loss", 13, False), ("problems", 3, False)],
+)
+def test_a_wrong_objective_explains_a_later_spike(what: str, step: int, explained: bool) -> None:
+    """The spike is of step 12; a check of the pipeline around the step explains nothing."""
+    rows = jumped(2.0, 2.0, 2.0)
+    rows[step - 1]["checks"] = [check(what, 3.0, 0.5, "prompt_dropped")]
+    causes = [finding.cause for finding in diagnose([probe(0), *rows])]
+    assert causes == ["prompt_dropped"] + ["learning_rate_spike"] * (not explained)
 
 
 def test_a_finding_in_one_line() -> None:
