@@ -418,7 +418,7 @@ def test_the_targets_of_adapters_are_a_setting(mixture: str, tmp_path: Path) -> 
     )
     (check,) = preflight_pair(read_study(table), "mine", only=("adapters",))
     assert check.status == "warning"
-    with pytest.raises(PotstillError, match=r"train\.lora_alpha and"):
+    with pytest.raises(PotstillError, match=r"train\.lora_alpha, train\.lora_dropout"):
         read_study(study_table(tmp_path, mixture, mixture, train={"lora_target": "q_proj"}))
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 from transformers.utils import is_bitsandbytes_available
 
@@ -149,3 +150,49 @@ def test_a_quantiser_that_is_not_installed_is_named(models: Path, tmp_path: Path
     with pytest.raises(PotstillError, match="requires bitsandbytes") as caught:
         TorchEngine(str(tmp_path / "packed"), str(tmp_path / "packed"))
     assert "install what it names" in caught.value.hint
+
+
+def test_activations_are_quantised_as_in_the_models_own_pass(tmp_path: Path) -> None:
+    """W8A8 of compressed-tensors: weights by channel, activations by token."""
+    pytest.importorskip("compressed_tensors")
+    folder, eight = tmp_path / "w8a8", {"num_bits": 8, "type": "int", "symmetric": True}
+    shutil.copytree(zoo.folder("tiny-llama", "teacher"), folder)
+    weights = load_file(folder / "model.safetensors")
+    for key in [key for key in weights if "proj" in key]:
+        whole = weights[key].float()
+        step = whole.abs().amax(1, keepdim=True) / 127
+        weights[key] = (whole / step).round().to(torch.int8)
+        weights[f"{key}_scale"] = step
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    group = {
+        "targets": ["Linear"],
+        "weights": {**eight, "strategy": "channel", "dynamic": False},
+        "input_activations": {**eight, "strategy": "token", "dynamic": True},
+    }
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {
+        "quant_method": "compressed-tensors",
+        "format": "int-quantized",
+        "quantization_status": "compressed",
+        "ignore": ["lm_head"],
+        "config_groups": {"group_0": group},
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    ids = torch.tensor([[5, 9, 3, 4, 8, 2]])
+    rows = []
+    for name in (folder, zoo.folder("tiny-llama", "teacher")):
+        model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32).eval()
+        with torch.no_grad():
+            rows.append(model(ids).logits[0, 2:-1].log_softmax(-1).numpy())
+    assert np.abs(rows[0] - rows[1]).max() > 0.05  # it is another model
+    engine = TorchEngine(str(zoo.folder("tiny-llama", "student")), str(folder))
+    prompt, completion = Prompt.of((5, 9, 3)), (4, 8, 2)
+    got = engine.rows("teacher", prompt, completion)
+    np.testing.assert_allclose(got, rows[0][:, : got.shape[1]], atol=1e-4)
+    wanted = got[np.arange(3), list(completion)]
+    np.testing.assert_allclose(
+        engine.score("teacher", [(prompt, completion)])[0], wanted, atol=1e-4
+    )
+    (sample,) = engine.sample("teacher", [prompt], [5], 1.0, np.random.default_rng(0))
+    (score,) = engine.score("teacher", [(prompt, sample.tokens)])
+    np.testing.assert_allclose(sample.logprobs, score, atol=0.05)  # roundings that flip

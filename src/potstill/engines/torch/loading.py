@@ -30,6 +30,7 @@ from potstill.engines.torch.quantised import (
     placement,
 )
 from potstill.engines.torch.tokenizers import difference_of, one_template, without_row
+from potstill.engines.torch.unread import check_method, check_unread
 from potstill.engines.torch.windows import Window, window_of
 from potstill.errors import PotstillError
 from potstill.tasks.rendering import Messages, check_rendering, render
@@ -266,6 +267,7 @@ def load_model(
     """
     checkpoint = Checkpoint.find(name, spec.trust_remote_code)
     dtype = torch.float32 if trained else getattr(torch, spec.dtype)
+    check_method(checkpoint.base, checkpoint.whole_config)
     packed = placement(checkpoint.whole_config, spec.device)
     options: dict[str, Any] = {"device_map": spec.device_map} if spec.device_map else packed
     if checkpoint.text_part:
@@ -287,6 +289,7 @@ def load_model(
             "give the checkpoint of a causal language model; a classifier or a reward model has "
             "no head",
         )
+    check_unread(checkpoint.base, model, report.get("unexpected_keys") or ())
     if checkpoint.text_part:
         model._weight_conversions = None  # else it is saved under the larger model's names
     if checkpoint.adapter and merged:  # merging into packed weights would round it away

@@ -1,0 +1,70 @@
+"""Weights in a checkpoint's files that its model does not read.
+
+Without the biases, scales or layers that its files have, a model gives other numbers than the
+checkpoint, and transformers only logs it. Parts that a family leaves out on purpose, such as heads
+for speculative decoding, are not in transformers' report.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from torch import nn
+from transformers.quantizers.auto import AutoHfQuantizer
+
+from potstill.engines.torch.quantised import is_quantised
+from potstill.errors import PotstillError
+
+NUMBER = re.compile(r"\.(\d+)(?=\.)")
+# Of a server's cache, which transformers keeps unquantised.
+CACHE_SCALES = ("k_proj.k_scale", "v_proj.v_scale", "attn.k_scale", "attn.v_scale")
+
+
+def check_method(name: str, config: Any) -> None:
+    """Raise a `PotstillError` if transformers would skip a checkpoint's quantisation."""
+    for part in (config, config.get_text_config()):
+        settings: Any = getattr(part, "quantization_config", None)
+        named = isinstance(settings, dict) and "quant_method" in settings
+        if named and not AutoHfQuantizer.supports_quant_method(settings):
+            raise PotstillError(
+                f'"{name}" is quantised by "{settings["quant_method"]}", which transformers does '
+                "not know: it would read the packed numbers as weights",
+                "give the checkpoint before quantisation",
+            )
+
+
+def check_unread(name: str, model: Any, unread: Iterable[str]) -> None:
+    """Raise a `PotstillError` if a model leaves out weights that its files have.
+
+    Args:
+        name: hub name or folder.
+        model: as loaded, without adapters.
+        unread: names of tensors in the files that transformers did not load.
+    """
+    if is_quantised(model):
+        return  # its scales have names of their own
+    names = sorted(key for key in unread if not key.endswith(CACHE_SCALES))
+    modules = dict(model.named_modules())
+    for key in names:
+        module = modules.get(key.rpartition(".")[0])
+        if module is not None and getattr(module, "weight", None) is not None:
+            kinds = "scale" in key.rpartition(".")[2]
+            raise PotstillError(
+                f'"{name}" has {len(names)} weights that its model does not read (first: {key})',
+                "it is quantised, and its config.json does not say how: give the checkpoint before "
+                "quantisation"
+                if kinds
+                else "its config.json is of another model: give the one that it was trained with",
+            )
+    predicted = int(getattr(model.config.get_text_config(), "num_nextn_predict_layers", 0) or 0)
+    for key in names:
+        for match in NUMBER.finditer(key):
+            listed = modules.get(key[: match.start()])
+            if isinstance(listed, nn.ModuleList) and int(match[1]) >= len(listed) + predicted:
+                raise PotstillError(
+                    f'"{name}" has {key} in its files, its config has {len(listed)} of these parts',
+                    "give the config.json that it was trained with; to leave layers out, cut "
+                    "model.layers of the loaded model and save it again",
+                )
