@@ -112,7 +112,8 @@ GROUPS: dict[str, Group] = {
     "diagnosis": Group(
         ("diagnostics/symptoms.py", "diagnostics/diagnosis.py", "diagnostics/notes.py"),
         (
-            *("tests/test_findings.py", "tests/test_mode_collapse.py", "tests/test_notes.py"),
+            *("tests/test_findings.py", "tests/test_symptoms.py"),
+            *("tests/test_mode_collapse.py", "tests/test_notes.py"),
             *("-k", "not drive and not a_model and not at_a_high_rate_have and not at_step_0"),
         ),
     ),

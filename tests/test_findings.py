@@ -292,6 +292,8 @@ def test_the_remark_of_a_rate_that_is_too_high() -> None:
     assert [(r.cause, r.step) for r in notes.rate_too_high(rows)] == [("rate_too_high", 10)]
     assert outcomes(distances([1.0, 2.0, 4.0]))[0][:3] == ("rate_too_high", 5, 10)
     assert outcomes(distances([1.0, 4.0])) == []  # two more probes are needed
+    longer = outcomes(distances([1.0, 9.0, 9.0, 9.0, 2.0, 4.0]))
+    assert longer == [("rate_too_high", 20, 25, LISTED.format(1, 4, 1, 4))]
     assert outcomes(distances([1.0, 1.0, 1.6, 4.0])) == []  # 1.5 times, and 0.1
     assert outcomes(distances([1.0, 1.0, 1.61, 4.0]))[0][0] == "rate_too_high"
     for row in rows:
@@ -304,6 +306,7 @@ def test_the_remark_of_a_rate_that_is_too_high() -> None:
     [
         ([1.0, 1.0, 1.0], True),
         ([1.0, 9.0, 0.95, 1.1], True),
+        ([1.0, 9.0, 9.0, 9.0, 9.0, 0.96, 1.09], True),
         ([1.0, 1.0, 0.94, 1.0], False),
         ([1.0, 1.0, 1.0, 1.11], False),
         ([2.0, 2.0, 2.0, 1.89], False),
@@ -338,6 +341,8 @@ def test_one_known_distance_is_enough_for_an_outcome_and_none_is_not() -> None:
         ([0.5, 0.5, 0.5, 0.6], False),
         ([None, None, 0.1, 0.1], True),
         ([0.5, 0.5, None, 0.6], False),
+        ([0.5, 0.9, 0.6, 0.6], True),
+        ([0.6, 0.5, 0.6, 0.6], False),
     ],
 )
 def test_more_right_answers_at_two_probes_are_something(
@@ -395,6 +400,7 @@ def test_a_fall_counts_from_a_tenth_of_the_whole_fall_on(start: float, falls: bo
 
 def test_a_distance_that_ends_above_its_start_does_not_still_improve() -> None:
     assert notes._still([0.5, 9.0, 9.0, 9.0, 4.75, 4.5, 4.25, 4.0]) is None
+    assert notes._still([4.0, 9.0, 9.0, 9.0, 4.75, 4.5, 4.25, 4.0]) is None
 
 
 # --- collapses ---

@@ -51,7 +51,7 @@ class Toy:
     test: Sequence[Problem] = ()
 
     def grade(self, problem: Problem, text: str) -> Grade:
-        return Grade(text == "five", "five" in text)
+        return Grade(text == problem.answer, problem.answer in text)
 
 
 class Scripted:
@@ -69,14 +69,14 @@ class Scripted:
         self.expectations: dict[tuple[str, str], list[Expectation]] = {}
         self.reports: dict[str, StepStats] = {}
         self.calls: list[tuple[Any, ...]] = []
-        self.mark = ""
+        self.marks: dict[tuple[str, str], str] = {}  # (problem, role) -> opened thought
         self.scores: list[Any] = []
 
     def prompt(self, problem: Problem) -> Prompt:
         return Prompt((int(problem.id),), (int(problem.id),), problem.id)
 
     def opening(self, prompt: Prompt, role: str) -> str:
-        return self.mark
+        return self.marks.get((prompt.problem, role), "")
 
     def decode(self, tokens: Ids) -> str:
         return " ".join(WORDS[token] for token in tokens if token != EOS)
@@ -199,10 +199,49 @@ def test_the_teacher_at_step_0(engine: Scripted) -> None:
 
 
 def test_completions_are_graded_with_the_thought_that_the_prompt_opens(engine: Scripted) -> None:
-    engine.mark = "<think>"
+    engine.marks = {("2", "student"): "<think>"}
     probed = probe(engine)
-    assert probed.measure()["train/accuracy"] == 0.0
+    assert probed.measure()["train/accuracy"] == 1 / 3
+    assert probed.compare_with_teacher()["signal/teacher_accuracy"] == 1 / 3
+    engine.marks = {("0", "teacher"): "<think>"}
+    probed = probe(engine)
+    assert probed.measure()["train/accuracy"] == 2 / 3
     assert probed.compare_with_teacher()["signal/teacher_accuracy"] == 0.0
+
+
+def test_the_last_token_decides_what_ends(engine: Scripted) -> None:
+    engine.greedy = [(5, 6, EOS), (6, EOS, 7), (EOS,)]
+    engine.drawn["student"] = [(5, EOS, 6), (5, 5, EOS), (5, EOS)]
+    for key in engine.expectations:
+        lengths = [3, 3, 1] if key[1] == "teacher's" else [3, 3, 2]
+        engine.expectations[key] = [
+            expectation([-1.0] * n, entropy=[0.0] * n, copy=[0.0] * n, end=range(n))
+            for n in lengths
+        ]
+    signals = probe(engine).measure()
+    assert signals["signal/truncated"] == 1 / 3
+    assert signals["signal/end"] == (2 + 0) / 2
+
+
+def test_problems_that_one_of_the_two_alone_solves(engine: Scripted) -> None:
+    probed = probe(engine)
+    for student, teacher, alone in (
+        ([True, True, False], [(5,), (6,), (5,)], (1, 1)),
+        ([False, False, False], [(6,), (6,), (6,)], (0, 0)),
+        ([True, False, True], [(5,), (5,), (5,)], (0, 1)),
+    ):
+        probed.outcomes = student
+        probed.teacher_readings = [(p, t) for p, t in zip(probed.prompts, teacher, strict=True)]
+        row = probed.compare_with_teacher()
+        assert (row["signal/student_only"], row["signal/teacher_only"]) == alone
+
+
+def test_kl_is_summed_in_double_precision(engine: Scripted) -> None:
+    engine.expectations["student", "own"][0] = expectation([1e-4, -2], entropy=[1, 3])
+    engine.expectations["teacher", "own"][0] = expectation([-1e4, -3], entropy=[2, 2])
+    far = np.float64(np.float32(1e-4)) + 1e4
+    kl = probe(engine).measure()["train/kl_divergence"]
+    assert kl == (far + 1 + 0 + 2 + 4 + 1 + 0) / 7
 
 
 def test_signals_that_an_engine_does_not_know_are_none(engine: Scripted) -> None:
@@ -241,6 +280,7 @@ def test_repetition_and_loops(tokens: Ids, repeated: float, looped: float) -> No
 def test_the_mean_of_no_values_is_none() -> None:
     assert mean([]) is None and mean([floats(), floats()]) is None
     assert mean([floats(1, 2), floats(), floats(6)]) == 3.0
+    assert mean([floats(2**24), floats(1), floats(1)]) == (2**24 + 2) / 3  # in double precision
 
 
 # --- checks of steps ---
@@ -262,11 +302,16 @@ def watched(engine: Scripted, monkeypatch: pytest.MonkeyPatch) -> Monitor:
     """A monitor; data are named by the mistakes in them, "" for none."""
 
     def as_if(mistakes: Any, recipe: Recipe, batch: Any, engine: Any) -> str:
-        assert recipe is RECIPE and batch == "batch"
+        assert recipe is RECIPE and batch == "batch" and isinstance(engine, Scripted)
         return "+".join(fault.name for fault in mistakes)
 
     monkeypatch.setattr(module, "as_if", as_if)
-    monkeypatch.setattr(module.objective, "build", lambda r, b, e: f"top {r.student_loss}")
+
+    def build(recipe: Recipe, batch: Any, engine: Any) -> str:
+        assert batch == "batch" and isinstance(engine, Scripted)
+        return f"top {recipe.student_loss}"
+
+    monkeypatch.setattr(module.objective, "build", build)
     task: Any = Toy()
     spec = RunSpec(RECIPE, engine, task, 3)  # type: ignore[arg-type]
     teacher = TeacherCompletions({"0": "five", "1": "six", "2": "seven eight"})
@@ -376,8 +421,11 @@ def test_two_sources_at_full_weight_are_a_mixture_that_is_not_blended(
 def test_a_sum_that_is_the_recipes_own_is_blended(watched: Monitor, engine: Scripted) -> None:
     engine.reports[""] = stats(1.5, student=0.5, teacher=1.0)
     assert checks(step(watched, 1, stats(1.5, student=0.5, teacher=1.0))) == []
+    near = stats(1.45, student=0.5, teacher=1.0)  # less than a tenth from the recipe's own sum
+    assert checks(step(watched, 5, near)) == [("loss", 1.45, 1.5, "")]
     engine.reports[""] = stats(0.5, student=0.5)
-    assert checks(step(watched, 5, stats(0.5, student=0.5))) == []  # one source is its own sum
+    mistaken(engine)
+    assert checks(step(watched, 6, stats(0.5, student=0.5))) == []  # one source is its own sum
 
 
 def test_a_difference_is_explained_at_the_next_step(watched: Monitor, engine: Scripted) -> None:
@@ -392,6 +440,13 @@ def test_a_difference_is_explained_at_the_next_step(watched: Monitor, engine: Sc
     assert checks(third) == [("student", 7.0, 0.5, "prompt_dropped")]
     assert [f.cause for f in watched.findings] == ["prompt_dropped"]
     assert "checks" not in step(watched, 6, stats(7.0, student=7.0))
+
+
+def test_a_mistake_explains_a_loss_to_a_thousandth(watched: Monitor, engine: Scripted) -> None:
+    engine.reports[""] = stats(0.5, student=0.5)
+    mistaken(engine, prompt_dropped=2.0)
+    step(watched, 1, stats(2.0, student=2.0))
+    assert checks(step(watched, 2, stats(2.003, student=2.003))) == [("student", 2.003, 0.5, "")]
 
 
 def test_a_difference_that_nothing_explains_is_given_up(watched: Monitor, engine: Scripted) -> None:
@@ -465,7 +520,9 @@ def test_the_problems_of_a_step_are_those_that_the_seed_draws(
     assert checks(row) == [("problems that the seed draws", 0, 2, "seeds_ignored")]
 
 
-def test_the_distance_of_the_sampler_from_the_student(watched: Monitor, engine: Scripted) -> None:
+def test_the_distance_of_the_sampler_from_the_student(
+    watched: Monitor, engine: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
     engine.reports[""] = stats(0.5, student=0.5)
     drawn = [p.id for p in draw(watched.spec.task.train, 2, 3, 0)]
     fresh = [
@@ -479,6 +536,11 @@ def test_the_distance_of_the_sampler_from_the_student(watched: Monitor, engine: 
     engine.scores = [floats(-9, -2.02, -3)]
     row = step(watched, 1, stats(0.5, student=0.5), fresh)
     assert row["check/sampler"] == pytest.approx(0.01) and checks(row) == []
+    engine.scores = [floats(-9, -2 - 2**-5, -3)]  # a mean of 2**-6 nats: below 0.02
+    module_gap = 2**-6
+    monkeypatch.setattr(module, "SAMPLER_GAP", module_gap)
+    row = step(watched, 1, stats(0.5, student=0.5), fresh)
+    assert row["check/sampler"] == module_gap and checks(row) == []
     engine.scores = [floats(-9, -2.5, -3)]
     row = step(watched, 1, stats(0.5, student=0.5), fresh)
     gap = ("sampler's distance from the student", 0.25, 0, "stale_sampler")
@@ -499,6 +561,8 @@ def test_the_signals_of_the_sampled_completions(watched: Monitor, engine: Script
         "train/surprise": pytest.approx((1 + 2 + 3 + 1 + 1 + 3) / 6),
     }
     assert watched.after({"step": 3}, stats(0.5), fresh[3:], last=False) == {}
+    assert watched.after({"step": 4}, stats(0.5), fresh[1:2], last=False)["train/truncated"] == 1
+    assert watched.probe.max_tokens == 6
 
 
 def test_the_row_of_step_0(watched: Monitor, engine: Scripted) -> None:
