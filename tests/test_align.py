@@ -216,3 +216,23 @@ def test_tokenizers_without_bytes_are_refused(kind: str) -> None:
         TokenBytes(tokenizer, "bert", frozenset({2}))
     assert "byte fallback" in caught.value.hint
     assert ("254 of 256" if kind == "half" else "WordPiece") in str(caught.value)
+
+
+def test_the_spans_of_a_tail_count_from_the_end_of_both_sides() -> None:
+    """The middle differs, and what follows it has other offsets on each side."""
+    student, teacher = [b"ab", b"xyz", None, b"cd", b"e"], [b"a", b"b", b"q", b"c", b"de"]
+    spans = align(student, teacher)
+    assert [(s.student, s.teacher, s.aligned) for s in spans] == [
+        (slice(0, 1), slice(0, 2), True),
+        (slice(1, 2), slice(2, 3), False),
+        (slice(2, 3), slice(3, 3), False),
+        (slice(3, 5), slice(3, 5), True),
+    ]
+    rest = skip_tokens(spans, 1)
+    assert [(s.student, s.teacher, s.aligned) for s in rest] == [
+        (slice(0, 1), slice(2, 3), False),
+        (slice(1, 2), slice(3, 3), False),
+        (slice(2, 4), slice(3, 5), True),
+    ]
+    (cut, *_) = skip_tokens([Span(slice(0, 3), slice(0, 2), True)], 1)
+    assert cut == Span(slice(0, 2), slice(0, 2), True)

@@ -20,7 +20,7 @@ from potstill.engines.fake import FakeEngine
 from potstill.engines.torch import loss_terms
 from potstill.engines.torch.loss_terms import Columns, Tally, expectation, idle, needs_rows, take
 from potstill.errors import PotstillError
-from potstill.types import Datum, Loss, Prompt, Term, TokenMatch
+from potstill.types import Datum, Loss, Prompt, Role, Term, TokenMatch
 
 V, T = 6, 4
 CPU = torch.device("cpu")
@@ -286,3 +286,36 @@ def test_entropy_of_a_row_with_impossible_ids() -> None:
     engine._tables["student"][5, :2] = 0.0
     (look,) = engine.inspect("student", [(Prompt.of((5,)), (1,))])
     assert look.entropy[0] == pytest.approx(np.log(2))
+
+
+@pytest.mark.parametrize("to", ["teacher", "init"])
+@pytest.mark.parametrize("limit", [None, 1.25])
+def test_a_sampled_loss_reads_each_of_its_four_log_probs(to: Role, limit: float | None) -> None:
+    """The writer's, those drawn from, the target's and the student's own all differ."""
+    torch.manual_seed(0)
+    loss = replace(REVERSE_KL_SAMPLED, to=to, clip_ratio=limit)
+    row = row_of((1, 2, 3), "student", term(loss, 1.0, 0.5, 0.25))
+    logits, other = torch.randn(3, V), torch.randn(3, V)
+    targets = torch.tensor(row.targets)[:, None]
+    own, theirs = (x.log_softmax(-1).gather(1, targets)[:, 0] for x in (logits, other))
+    then = own - torch.tensor([0.5, -0.5, 0.1])
+    row = replace(row, logprobs=then.numpy())
+    assert row.teacher_logprobs is not None and row.behavior_logprobs is not None
+    behavior = torch.from_numpy(row.behavior_logprobs)
+    scores = torch.from_numpy(row.teacher_logprobs) if to == "teacher" else theirs
+    ratio = (own - then).exp()
+    assert (ratio > 1.25).any() and (ratio < 1.25).any()
+    drawn = (then - behavior).exp()  # of the old weights, where the tokens were drawn
+    values = -(ratio.clamp_max(limit) if limit else ratio) * drawn * (scores - own)
+    weights, others = torch.tensor([1.0, 0.5, 0.25]), {to: other} if to == "init" else {}
+    tally, columns = Tally(), Columns([row], [loss], CPU)
+    take([loss], columns, slice(0, 3), logits, others, tally, backward=False)
+    assert tally.loss == pytest.approx((weights * values).sum().item(), rel=1e-5)
+
+
+def test_the_shortest_row_is_the_shortest_for_the_student() -> None:
+    prompts = [Prompt((0,), (0,) * 9), Prompt((0, 0), (0,))]
+    rows = [
+        replace(row_of((1, 2), "student", term(CROSS_ENTROPY, 1, 2)), prompt=p) for p in prompts
+    ]
+    assert idle(rows).prompt is prompts[0] and idle(rows[::-1]).prompt is prompts[0]

@@ -48,9 +48,9 @@ class Sized(FakeEngine):
         if name not in ("sample", "score", "inspect", "rows", "measure", "step"):
             return value
 
-        def timed(*args: Any) -> Any:
+        def timed(*args: Any, **options: Any) -> Any:
             self.clock.now += 1.0
-            return value(*args)
+            return value(*args, **options)
 
         return timed
 
@@ -196,7 +196,7 @@ def test_a_measurement_reads_what_a_step_reads(
     clock: Clock, scope: Scope, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     meter = metered(clock, scope)
-    monkeypatch.setattr(FakeEngine, "measure", lambda *args: StepStats(1.0, 1.0))
+    monkeypatch.setattr(FakeEngine, "measure", lambda *args, **options: StepStats(1.0, 1.0))
     assert meter.measure(DATA).loss == 1.0
     assert sorted(meter.engine.asked) == ["init", "student", "teacher"]
     own, others = 2 * 12 + 2 * HEAD * 6, 2 * 9 + 2 * HEAD * 5

@@ -13,7 +13,7 @@ from potstill.algorithms.schedules import linear
 from potstill.engines.fake import FakeEngine
 from potstill.errors import PotstillError
 from potstill.training import rollout
-from potstill.training.rollout import check_prefix, collect, draw
+from potstill.training.rollout import check_prefix, collect, draw, student_prompts
 from potstill.types import Ids, Limits, Problem, Role, Sample
 
 LIMITS = Limits(9, 0.7, 1.3)
@@ -173,3 +173,21 @@ def test_interleaved_tokens_are_scored_again_for_losses_that_need_it(
     assert [t.problem for t in batch] == ["1", "0", "2", "3"]
     want = [("interleave", 5, LIMITS), ("behavior", 5, LIMITS)]
     assert calls == want[: 1 + rescored]
+
+
+@pytest.mark.parametrize(
+    ("share", "batch", "first"),
+    [
+        (0.7, 1, [1, 1, 1, 0, 1, 1, 0, 1, 0, 1]),
+        (0.5, 3, [2, 1, 2, 1, 2, 2, 1, 2, 1, 1]),
+        (0.25, 8, [2] * 10),
+        (1.0, 3, [3] * 10),
+        (0.0, 3, [0] * 10),
+    ],
+)
+def test_shares_of_a_batch_that_are_no_whole_number(
+    share: float, batch: int, first: list[int]
+) -> None:
+    assert [student_prompts(share, batch, step, seed=0) for step in range(10)] == first
+    dealt = [student_prompts(share, batch, step, seed=1) for step in range(400)]
+    assert sum(dealt) == pytest.approx(400 * share * batch, abs=2)

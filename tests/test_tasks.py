@@ -12,6 +12,7 @@ from potstill.errors import PotstillError, PotstillErrors
 from potstill.tasks import check_disjoint, load_task
 from potstill.tasks.arithmetic import Arithmetic, split_of
 from potstill.tasks.grading import (
+    answer_of,
     flexible_number,
     grade_exact,
     grade_number,
@@ -74,6 +75,20 @@ def test_extractors_read_what_the_harness_reads() -> None:
 )
 def test_a_grading_reads_numbers_as_people_write_them(text: str, number: Decimal | None) -> None:
     assert to_number(text) == number
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("<think>3</think>#### 5", "#### 5"),
+        ("<think>3", ""),
+        ("3</think>4</think>5", "5"),
+        ("3</think>", ""),
+        ("#### 7", "#### 7"),
+    ],
+)
+def test_a_grading_reads_what_follows_the_thought(text: str, answer: str) -> None:
+    assert answer_of(text) == answer
 
 
 def test_a_grading_without_a_reference_is_wrong() -> None:
