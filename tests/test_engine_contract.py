@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,13 @@ from potstill.algorithms.losses import (
 from potstill.engines.protocol import Engine
 from potstill.engines.registry import ENGINES, open_engine
 from potstill.errors import NonFinite, PotstillError
-from potstill.settings import Pair
-from potstill.types import Datum, Loss, Prompt, Role, Sample, Term
+from potstill.settings import Pair, TorchSettings
+from potstill.types import Datum, Loss, ModelSpec, Prompt, Role, Sample, Term
 
 Maker = Callable[..., Engine]
+# Of the torch engine; `make gpu` sets them.
+DEVICE = os.environ.get("POTSTILL_TEST_DEVICE", "")
+DTYPE = os.environ.get("POTSTILL_TEST_DTYPE", "float32")
 CASES = [
     "fake",
     "torch-qwen",
@@ -54,6 +58,9 @@ def make(request: pytest.FixtureRequest, models: Path) -> Iterator[Maker]:
             servers = request.getfixturevalue("servers")
             settings = {"lora_rank": 4, "base_url": servers.url(student)}
             settings["teacher_url"] = servers.url(teacher)
+        if kind == "torch" and DEVICE:
+            spec = ModelSpec(device=DEVICE, dtype=DTYPE)
+            settings["settings"] = TorchSettings(threads=0, student=spec, teacher=spec)
         pair = Pair(student=str(student), teacher=str(teacher))
         while opened:  # several processes hold one engine at a time
             opened.pop().close()
