@@ -21,12 +21,14 @@ import numpy as np
 import torch
 
 from benchmarks.beside import trl_python
+from benchmarks.memory import measured
 from benchmarks.shapes import gsm8k_questions, make_smol
 from potstill.algorithms.losses import REVERSE_KL
 from potstill.engines.torch import decoding
 from potstill.engines.torch.engine import TorchEngine
+from potstill.engines.torch.footprint import footprint, full_rows
 from potstill.settings import TorchSettings
-from potstill.types import Datum, ModelSpec, Prompt, Term
+from potstill.types import ModelSpec, Prompt
 
 ROOT = Path(__file__).parents[1]
 GREEDY_AGREE = 0.9  # share of greedy tokens that two decoders agree on in bfloat16, ties included
@@ -144,27 +146,21 @@ def decoder(device: str, work: Path, seconds: float) -> None:
 
 
 def training(device: str, work: Path, seconds: float) -> None:
-    """Seconds and peak memory of a step, and the loss: all weights, LoRA, recomputation."""
+    """Seconds and memory of a step: all weights, LoRA, recomputed activations."""
     rows = []
     for name, options in (
         ("all weights", {}),
         ("all weights, recomputed", {"gradient_checkpointing": True}),
         ("LoRA, rank 16", {"lora_rank": 16}),
     ):
+        engine, prompts, large = _engine(device, work, **options)
+        prompt = max(prompts, key=lambda prompt: len(prompt.student))
+        batch, length = (16, 256) if large else (2, 8)
+        data = full_rows(prompt, length, batch, [REVERSE_KL])
+        predicted = footprint(engine, prompt, length, batch, [REVERSE_KL]).peak
         if device == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
-        engine, prompts, large = _engine(device, work, **options)
-        batch = prompts[: 16 if large else 2]
-        length = 256 if large else 8
-        samples = engine.sample(
-            "student", batch, [length] * len(batch), 1.0, np.random.default_rng(0)
-        )
-        total = sum(len(sample.tokens) for sample in samples)
-        data = [
-            Datum(p, s.tokens, s.tokens, (_term(len(s.tokens), total),), "student", s.logprobs)
-            for p, s in zip(batch, samples, strict=True)
-        ]
         times = []
         for _ in range(4):
             _wait(device)
@@ -172,14 +168,19 @@ def training(device: str, work: Path, seconds: float) -> None:
             stats = engine.step(data, 1e-5)
             _wait(device)
             times.append(time.perf_counter() - start)
-        took, peak = statistics.median(times[1:]), engine.memory()[0]
         if not np.isfinite(stats.loss):
             raise SystemExit(f"{name}: the loss is {stats.loss}")
+        peak = (
+            torch.cuda.max_memory_allocated() if large else measured(engine, prompt, length, batch)
+        )
+        took, count = statistics.median(times[1:]), batch * length
         spread = f"{took:.3f} ({min(times[1:]):.3f} to {max(times[1:]):.3f})"
-        rows.append((name, total, spread, f"{total / took:,.0f}", f"{peak / 1e9:.2f}"))
+        memory = f"{predicted / 1e9:.2f}", f"{peak / 1e9:.2f}", f"{predicted / peak:.2f}"
+        rows.append((name, count, spread, f"{count / took:,.0f}", *memory))
         engine.close()
-    _table(("student", "tokens", "seconds", "tokens/s", "peak GB"), rows)
-    print("\nReverse KL on the student's own completions; the teacher is twice as deep.")
+    heads = ("student", "tokens", "seconds", "tokens/s", "predicted GB", "peak GB", "ratio")
+    _table(heads, rows)
+    print("\nReverse KL; the teacher is twice as deep. The peak is that of the tensors.")
 
 
 def study(device: str, work: Path, seconds: float) -> None:
@@ -257,10 +258,6 @@ def _plain(plain: bool) -> Iterator[None]:
         yield
     finally:
         decoding.fits = own
-
-
-def _term(count: int, total: int) -> Term:
-    return Term(REVERSE_KL, np.full(count, 1 / total, np.float32))
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:

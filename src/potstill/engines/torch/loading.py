@@ -324,7 +324,7 @@ def checkpoint_activations(model: Any) -> None:
                 setattr(module, name, 0.0)
 
 
-def training_mode(model: Any, *, dropout: bool) -> None:
+def training_mode(model: Any, *, dropout: bool, recompute: bool = True) -> None:
     """Prepare a model for the forward pass of a step: recomputation, and dropout of its adapters.
 
     `model.train()` would also switch on the model's own dropout, the noise of its router, and the
@@ -332,7 +332,7 @@ def training_mode(model: Any, *, dropout: bool) -> None:
     """
     model.eval()
     for module in model.modules():
-        if _recomputes(module):
+        if recompute and _recomputes(module):
             module.training = True
         for adapter in getattr(module, "lora_dropout", {}).values():
             adapter.train(dropout)

@@ -1,0 +1,194 @@
+"""Memory of a training step, predicted before one is taken: no backward pass, no optimizer state.
+
+The forward pass of a step, with what autograd keeps for the backward pass, is run on one row and on
+two. Rows of one length cost the same each, so a line through the two gives the step's micro-batch.
+Gradients and the optimizer's moments are as large as the trained weights. What the backward pass
+needs on top is estimated from the forward pass. Tensors are counted, not the allocator's blocks.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from potstill.engines.torch.lm_head import SLICE
+from potstill.engines.torch.loading import training_mode, without_adapters
+from potstill.engines.torch.loss_terms import BLOCK, needs_rows
+from potstill.types import Datum, Loss, Prompt, Role, Term
+
+MOMENTS = 2  # of AdamW, of the size of the trained weights
+BLOCKS = 4  # tensors of a block of logits that the gradient of a loss holds at once
+LARGEST = 4  # tensors of the size of the forward pass's largest that its gradient holds at once
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes of a step on one device, by what needs them."""
+
+    weights: int  # of all models that are held
+    moments: int  # the optimizer's, of the trained weights
+    gradients: int
+    activations: int  # what the backward pass of one micro-batch reads
+    head: int  # logits and their gradient, between the two passes
+    backward: int  # tensors that live within the backward pass only, at its peak
+    sampling: int  # caches and tensors of the largest batch that is sampled at once
+    accumulated: bool  # several micro-batches: gradients are there when the next one begins
+
+    @property
+    def peak(self) -> int:
+        """Bytes at the peak. While one micro-batch's gradients grow, its activations are freed."""
+        body = max(self.gradients, self.activations)
+        if self.accumulated:
+            body = self.gradients + self.activations
+        head = self.activations + self.head + (self.gradients if self.accumulated else 0)
+        steps = max(body + self.backward, head, self.gradients, self.sampling)
+        return self.weights + self.moments + steps
+
+
+class Live(TorchDispatchMode):
+    """Counts the bytes of the tensors that are made while it is on, and their peak."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = self.largest = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for tensor in _tensors((args, kwargs)):
+            self._known.add(tensor.untyped_storage()._cdata)
+        out = func(*args, **(kwargs or {}))
+        for tensor in _tensors(out):
+            self._add(tensor.untyped_storage())
+        return out
+
+    def _add(self, storage: Any) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._known:
+            return
+        self._known.add(key)
+        self.now += size
+        self.largest = max(self.largest, size)
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._drop, key, size)
+
+    def _drop(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.now -= size
+
+
+def _tensors(tree: Any) -> Iterable[Tensor]:
+    return (x for x in tree_leaves(tree) if isinstance(x, Tensor) and x.device.type != "meta")
+
+
+def size_of(tensors: Iterable[Tensor]) -> int:
+    """Bytes of tensors; storages that several share count once."""
+    storages = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}
+    return sum(storages.values())
+
+
+def footprint(
+    engine: Any, prompt: Prompt, max_tokens: int, batch: int, losses: Sequence[Loss]
+) -> Footprint:
+    """Predict the memory of a step of a torch engine in one process.
+
+    Args:
+        engine: a `TorchEngine`.
+        prompt: the longest of the study.
+        max_tokens: of a completion.
+        batch: rows of a step.
+        losses: of its tokens.
+    """
+    models, stepper = engine.models, engine._stepper
+    roles = sorted({loss.to for loss in losses if needs_rows(loss)})
+    for role in ("student", "teacher", *roles):
+        models.ensure(role)
+    limit = engine.settings.batch_tokens // (len(prompt.student) + max_tokens)
+    rows = max(1, min(batch, limit))
+    gradients = size_of(models.trained.values())
+
+    def at(measure: Callable[[list[Datum]], Sequence[int]]) -> list[int]:
+        one, two = (measure(full_rows(prompt, max_tokens, count, losses)) for count in (1, 2))
+        return [round(a + (b - a) * (rows - 1)) for a, b in zip(one, two, strict=True)]
+
+    whole, peak, largest, hidden = at(lambda data: _student(stepper, data, recompute=False))
+    kept, backward = whole, max(0, peak - whole) + LARGEST * largest
+    if models.checkpointed:  # one layer's activations at a time
+        kept = at(lambda data: _student(stepper, data, recompute=True))[0]
+        backward = max(backward, (whole - kept) // _layers(models.held["student"]))
+    others = sum(at(lambda data: _others(stepper, data, roles)))
+    entries = rows * max_tokens * engine.vocabulary
+    logits = 4 * min(entries, SLICE)
+    return Footprint(
+        weights=_weights(models.held.values()),
+        moments=MOMENTS * gradients,
+        gradients=gradients,
+        activations=kept,
+        head=hidden + others + logits * (1 + len(roles)) + 4 * BLOCKS * min(entries, BLOCK),
+        backward=backward,
+        sampling=_sampling(engine, prompt, max_tokens, batch),
+        accumulated=rows < batch,
+    )
+
+
+def full_rows(prompt: Prompt, max_tokens: int, count: int, losses: Sequence[Loss]) -> list[Datum]:
+    """Rows of the largest size; their ids do not matter to memory."""
+    ids = tuple(prompt.student[i % len(prompt.student)] for i in range(max_tokens))
+    weights = np.full(max_tokens, 1 / (count * max_tokens), np.float32)
+    terms = tuple(Term(loss, weights) for loss in losses)
+    return [Datum(prompt, ids, ids, terms, "student", -np.ones_like(weights))] * count
+
+
+def _student(stepper: Any, data: list[Datum], *, recompute: bool) -> tuple[int, int, int, int]:
+    """Bytes that the backward pass reads, bytes at the peak, the largest tensor, hidden states."""
+    live = Live()
+    with stepper.models.use("student") as model:
+        training_mode(model, dropout=stepper.models.adapters.dropout > 0, recompute=recompute)
+        try:
+            with torch.enable_grad(), live:
+                states = stepper._read("student", model, data)
+                return live.now, live.peak, live.largest, states.hidden.nbytes
+        finally:
+            model.eval()
+
+
+def _others(stepper: Any, data: list[Datum], roles: Sequence[Role]) -> tuple[int, ...]:
+    """Bytes of the other models' hidden states, which stay until the losses are computed."""
+    sizes = [0]
+    for role in roles:
+        with torch.no_grad(), stepper.models.use(role) as model:
+            sizes.append(stepper._read(role, model, data).hidden.nbytes)
+    return tuple(sizes)
+
+
+def _layers(model: Any) -> int:
+    config = without_adapters(model).config.get_text_config()
+    return max(1, int(getattr(config, "num_hidden_layers", 0) or 1))
+
+
+def _weights(models: Iterable[Any]) -> int:
+    return size_of(x for model in models for x in (*model.parameters(), *model.buffers()))
+
+
+def _sampling(engine: Any, prompt: Prompt, max_tokens: int, batch: int) -> int:
+    """Bytes that sampling the student's completions needs at its peak.
+
+    Two tokens are sampled for one row and for two; caches grow with the tokens.
+    """
+    width = len(prompt.student) + max_tokens
+    rows = max(1, min(batch, engine.settings.sample_tokens // width))
+    peaks = []
+    for count in (1, 2):
+        live = Live()
+        with live:
+            engine.sample("student", [prompt] * count, [2] * count, 1.0, np.random.default_rng(0))
+        peaks.append(live.peak)
+    whole = peaks[0] + (peaks[1] - peaks[0]) * (rows - 1)
+    return round(whole * width / (len(prompt.student) + 2))
