@@ -46,9 +46,10 @@ def test_tensors_are_counted_while_they_live() -> None:
 
 def test_the_peak_is_that_of_the_dearest_moment() -> None:
     parts = {"weights": 100, "moments": 20, "gradients": 10, "activations": 50}
-    parts |= {"head": 5, "backward": 7, "sampling": 1}
-    assert Footprint(**parts, accumulated=False).peak == 120 + 50 + 7
+    parts |= {"first": 3, "head": 5, "backward": 7, "sampling": 1}
+    assert Footprint(**parts, accumulated=False).peak == 120 + 53 + 7
     assert Footprint(**parts, accumulated=True).peak == 120 + 60 + 7
     assert Footprint(**parts | {"head": 9}, accumulated=True).peak == 120 + 60 + 9
+    assert Footprint(**parts | {"head": 9}, accumulated=False).peak == 120 + 53 + 9
     assert Footprint(**parts | {"sampling": 900}, accumulated=False).peak == 120 + 900
     assert Footprint(**parts | {"gradients": 80}, accumulated=False).peak == 120 + 87

@@ -8,6 +8,7 @@ needs on top is estimated from the forward pass. Tensors are counted, not the al
 
 from __future__ import annotations
 
+import contextlib
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from potstill.types import Datum, Loss, Prompt, Role, Term
 
 MOMENTS = 2  # of AdamW, of the size of the trained weights
 BLOCKS = 4  # tensors of a block of logits that the gradient of a loss holds at once
+AGAIN = 0.4  # share of the backward pass's tensors while a layer's activations are there again
 LARGEST = 4  # tensors of the size of the forward pass's largest that its gradient holds at once
 
 
@@ -36,6 +38,7 @@ class Footprint:
     weights: int  # of all models that are held
     moments: int  # the optimizer's, of the trained weights
     gradients: int
+    first: int  # the head's gradient, which comes before all others
     activations: int  # what the backward pass of one micro-batch reads
     head: int  # logits and their gradient, between the two passes
     backward: int  # tensors that live within the backward pass only, at its peak
@@ -45,10 +48,9 @@ class Footprint:
     @property
     def peak(self) -> int:
         """Bytes at the peak. While one micro-batch's gradients grow, its activations are freed."""
-        body = max(self.gradients, self.activations)
-        if self.accumulated:
-            body = self.gradients + self.activations
-        head = self.activations + self.head + (self.gradients if self.accumulated else 0)
+        before = self.gradients if self.accumulated else self.first
+        body = max(self.gradients, self.activations + before)
+        head = self.activations + before + self.head
         steps = max(body + self.backward, head, self.gradients, self.sampling)
         return self.weights + self.moments + steps
 
@@ -62,11 +64,11 @@ class Live(TorchDispatchMode):
         self._known: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        for tensor in _tensors((args, kwargs)):
-            self._known.add(tensor.untyped_storage()._cdata)
+        for storage in _storages((args, kwargs)):
+            self._known.add(storage._cdata)
         out = func(*args, **(kwargs or {}))
-        for tensor in _tensors(out):
-            self._add(tensor.untyped_storage())
+        for storage in _storages(out):
+            self._add(storage)
         return out
 
     def _add(self, storage: Any) -> None:
@@ -84,14 +86,16 @@ class Live(TorchDispatchMode):
         self.now -= size
 
 
-def _tensors(tree: Any) -> Iterable[Tensor]:
-    return (x for x in tree_leaves(tree) if isinstance(x, Tensor) and x.device.type != "meta")
+def _storages(tree: Any) -> Iterable[Any]:
+    for tensor in tree_leaves(tree):
+        if isinstance(tensor, Tensor) and tensor.device.type != "meta":
+            with contextlib.suppress(NotImplementedError):  # packed by oneDNN
+                yield tensor.untyped_storage()
 
 
 def size_of(tensors: Iterable[Tensor]) -> int:
     """Bytes of tensors; storages that several share count once."""
-    storages = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}
-    return sum(storages.values())
+    return sum({s._cdata: s.nbytes() for s in _storages(list(tensors))}.values())
 
 
 def footprint(
@@ -122,16 +126,23 @@ def footprint(
     kept, backward = whole, max(0, peak - whole) + LARGEST * largest
     if models.checkpointed:  # one layer's activations at a time
         kept = at(lambda data: _student(stepper, data, recompute=True))[0]
-        backward = max(backward, (whole - kept) // _layers(models.held["student"]))
+        layer = (whole - kept) / _layers(models.held["student"])
+        backward = round(layer + AGAIN * backward)
     others = sum(at(lambda data: _others(stepper, data, roles)))
+    first, product = _head(engine)
     entries = rows * max_tokens * engine.vocabulary
     logits = 4 * min(entries, SLICE)
     return Footprint(
         weights=_weights(models.held.values()),
         moments=MOMENTS * gradients,
         gradients=gradients,
+        first=first,
         activations=kept,
-        head=hidden + others + logits * (1 + len(roles)) + 4 * BLOCKS * min(entries, BLOCK),
+        head=product
+        + hidden
+        + others
+        + logits * (1 + len(roles))
+        + 4 * BLOCKS * min(entries, BLOCK),
         backward=backward,
         sampling=_sampling(engine, prompt, max_tokens, batch),
         accumulated=rows < batch,
@@ -166,6 +177,15 @@ def _others(stepper: Any, data: list[Datum], roles: Sequence[Role]) -> tuple[int
         with torch.no_grad(), stepper.models.use(role) as model:
             sizes.append(stepper._read(role, model, data).hidden.nbytes)
     return tuple(sizes)
+
+
+def _head(engine: Any) -> tuple[int, int]:
+    """Bytes of the head's gradient, and of a product that is added to it in another dtype."""
+    weight = without_adapters(engine.models.held["student"]).get_output_embeddings().weight
+    if not weight.requires_grad:
+        return 0, 0
+    dtype = getattr(torch, engine.models.spec("student").dtype)
+    return weight.nbytes, 0 if dtype == weight.dtype else weight.numel() * dtype.itemsize
 
 
 def _layers(model: Any) -> int:
