@@ -1,0 +1,184 @@
+"""Timed parts of a study: steps at learning rate 0 on its batch size, evaluations, a probe."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+
+from potstill.algorithms.recipe import Recipe
+from potstill.algorithms.schedules import constant
+from potstill.diagnostics.monitor import Monitor
+from potstill.diagnostics.preflight.memo import Memo
+from potstill.diagnostics.preflight.step_kinds import StepKind, kinds_at, moments
+from potstill.engines.protocol import Engine
+from potstill.settings import Eval, Train
+from potstill.tasks import Task
+from potstill.training import objective
+from potstill.training.evaluation import TeacherCompletions, evaluate
+from potstill.training.metering import Metered, Usage
+from potstill.training.rollout import collect, draw
+from potstill.training.run import RunSpec
+from potstill.training.spending import Spent
+from potstill.types import Limits, Role, Trajectory
+
+REPEATS = 3  # steps of each kind; the first one prepares what later ones use and counts alone
+PROBLEMS = (4, 48, 144)  # problems of the evaluations
+PROBED = 2  # problems of the smallest probe, and completions of the checks before it
+LOSSES = ("student_loss", "teacher_loss", "anchor", "anchor_loss")  # fields of a recipe
+
+Refinement = tuple[str, Callable[[], float], Callable[[], None]]  # name, seconds, what to do
+
+
+@dataclass(frozen=True)
+class Step:
+    """Cost of a step, and the part that a cache of teacher completions can save."""
+
+    spent: Spent
+    cached: float  # seconds of the teacher's sampling
+
+
+class Timing:
+    """Measurements of a study's parts.
+
+    Args:
+        engine, recipes, task, settings, evaluation: as for `estimate`.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        recipes: Sequence[Recipe],
+        task: Task,
+        settings: Train,
+        evaluation: Eval,
+    ) -> None:
+        self.engine, self.recipes, self.task = engine, recipes, task
+        self.settings, self.evaluation = settings, evaluation
+        self._kinds: dict[StepKind, tuple[Recipe, float]] = {}  # a recipe that makes it, and when
+        for recipe in recipes:
+            for _, moment in moments(recipe):
+                for kind in kinds_at(recipe, moment, settings.batch_size):
+                    self._kinds.setdefault(kind, (recipe, moment))
+        self.steps: dict[StepKind, list[Step]] = {kind: [] for kind in self._kinds}
+        self.evaluations: dict[Role, list[tuple[int, Spent]]] = {"student": [], "teacher": []}
+        self.probe = Spent()
+        self._batch: list[Trajectory] = []  # of the first timed step
+
+    def once(self) -> None:
+        """Make the smallest measurement of everything."""
+        with self._recomputing():
+            for kind in self._kinds:
+                self._time_step(kind)
+            self._time_evaluations(min(self.evaluation.problems, PROBLEMS[0]))
+            self._time_probe(PROBED)
+
+    def refinements(self) -> Iterator[Refinement]:
+        """Larger and further measurements, each with the seconds that it takes at most."""
+        for size in PROBLEMS[1:]:
+            yield "evaluations", partial(self._seconds, size), partial(self._evaluate_more, size)
+        whole = max(self.evaluation.probe, self.settings.batch_size)
+        if whole > PROBED:
+            yield "probe", lambda: self.probe.seconds, partial(self._repeat, self._time_probe)
+        for kind in self._kinds:
+            for _ in range(1, REPEATS):
+                again = partial(self._repeat, partial(self._time_step, kind))
+                yield "steps", partial(self._last_step, kind), again
+
+    @property
+    def step_of_each_kind(self) -> float:
+        """Seconds of one step of each kind."""
+        return sum(steps[0].spent.seconds for steps in self.steps.values())
+
+    @property
+    def evaluated(self) -> int:
+        """Problems of the largest evaluation so far."""
+        return self.evaluations["student"][-1][0]
+
+    @property
+    def per_problem(self) -> float:
+        """Seconds of both models' answers to one problem, in the largest evaluation."""
+        return sum(made[-1][1].seconds for made in self.evaluations.values()) / self.evaluated
+
+    def _recomputing(self) -> AbstractContextManager[None]:
+        """A block in which nothing is taken from memory."""
+        return self.engine.recomputing() if isinstance(self.engine, Memo) else nullcontext()
+
+    def _repeat(self, work: Callable[[], None]) -> None:
+        with self._recomputing():
+            work()
+
+    def _last_step(self, kind: StepKind) -> float:
+        return self.steps[kind][-1].spent.seconds
+
+    def _seconds(self, size: int) -> float:
+        """Seconds of two evaluations of this size, at most; 0 if they are not larger."""
+        count = min(self.evaluation.problems, size)
+        made = [last[-1] for last in self.evaluations.values()]
+        return sum(spent.seconds * count / done for done, spent in made if count > done)
+
+    def _evaluate_more(self, size: int) -> None:
+        count = min(self.evaluation.problems, size)
+        if count > self.evaluated:
+            self._repeat(partial(self._time_evaluations, count))
+
+    def _limits(self) -> Limits:
+        s = self.settings
+        return Limits(s.max_tokens, s.temperature, s.teacher_temperature)
+
+    def _time_step(self, kind: StepKind) -> None:
+        """Time one more step of a kind."""
+        recipe, t = self._kinds[kind]
+        size, step = self.settings.batch_size, len(self.steps[kind])
+        fixed = Recipe(
+            name=recipe.name,
+            on_policy=constant(kind.student / size),
+            prefix=constant(kind.prefix),
+            interleave=recipe.interleave if kind.student else 0,
+            **{key: getattr(recipe, key) for key in LOSSES},
+        )
+        problems = draw(self.task.train, size, 0, step)
+        start, usage = time.perf_counter(), Usage(self.engine)
+        meter = Metered(self.engine, usage)
+        batch = collect(fixed, meter, problems, t, step, 0, self._limits())
+        meter.step(objective.build(fixed, batch, meter), 0.0)
+        self._batch = self._batch or batch
+        self.steps[kind].append(Step(_spent(start, usage), usage.seconds["teacher sampling"]))
+
+    def _time_evaluations(self, count: int) -> None:
+        """Time an evaluation of both models on a number of problems."""
+        limit = self.evaluation.max_tokens or self.settings.max_tokens
+        for role, made in self.evaluations.items():
+            start, usage = time.perf_counter(), Usage(self.engine)
+            meter = Metered(self.engine, usage, "evaluation")
+            evaluate(meter, role, self.task, self.task.test[:count], limit)
+            made.append((count, _spent(start, usage)))
+
+    def _time_probe(self, most: int | None = None) -> None:
+        """Time one probe with the checks before it, or a part of both, which is scaled."""
+        evaluation, batch, recipe = self.evaluation, self._batch, self.recipes[0]
+        count = min(evaluation.probe, most or evaluation.probe)
+        part = batch[:: max(1, len(batch) // (most or len(batch)))]
+        limit = evaluation.max_tokens or self.settings.max_tokens
+        problems = self.task.train[:count]
+        teacher = TeacherCompletions.generate(self.engine, self.task, problems, limit)
+        meter = Metered(self.engine, Usage(self.engine), "evaluation")
+        smaller = evaluation.model_copy(update={"probe": count})
+        spec = RunSpec(recipe, self.engine, self.task, 0)
+        monitor = Monitor(spec, self.settings, smaller, meter, teacher)
+        meter.usage = usage = Usage(self.engine)
+        start = time.perf_counter()
+        monitor.before(1, part, part)
+        before = _spent(start, usage) * (len(batch) / max(1, len(part)))
+        meter.usage = usage = Usage(self.engine)
+        start = time.perf_counter()
+        monitor.probe.measure()
+        self.probe = before + _spent(start, usage) * (evaluation.probe / count)
+
+
+def _spent(start: float, usage: Usage) -> Spent:
+    return Spent.read(
+        {"seconds": time.perf_counter() - start, "tokens": usage.tokens, "flops": usage.flops}
+    )
