@@ -224,7 +224,7 @@ def preflight_pair(
             raise
         except Exception as error:
             return [unrunnable("models", error)]
-        watch(Progress("models", (), time.perf_counter() - start))
+        watch(Progress("models", [Check("models", "passed", "")], time.perf_counter() - start))
 
         def wire(inner: Engine, recipe: Recipe) -> RunSpec:
             return faults.apply(study.faults, RunSpec(recipe, inner, task, first))

@@ -44,6 +44,7 @@ __all__ = [
     "from_keeper",
     "names_of",
     "preflight",
+    "steps_of",
     "unrunnable",
     "unwatched",
 ]
@@ -63,14 +64,15 @@ CHECKS: dict[str, Callable[[Rehearsal], Iterable[Check]]] = {
     "forward pass": pair.forward_pass,
     "sampler": pair.sampler_scores,
     "identity": pair.self_divergence,
-    "fresh sampler": pair.fresh_sampler,
     "capability gap": pair.capability_gap,
     STEPS: lambda rehearsal: [
         check for recipe in rehearsal.recipes for check in trained_as_written(rehearsal, recipe)
     ],  # made recipe by recipe
+    "fresh sampler": pair.fresh_sampler,  # moves the student: what is known of it is forgotten
 }
 ESSENTIAL = ("context", "length")  # nothing is run after one of them has failed
-SCALED = ("forward pass", "fresh sampler", "capability gap")  # in addition to the steps
+# Checks that run the models, in addition to the steps.
+RUNNING = ("forward pass", "sampler", "identity", "capability gap", "fresh sampler")
 
 log = logging.getLogger(__name__)
 
@@ -96,12 +98,10 @@ def preflight(
     names, budget = names_of(rehearsal.recipes, only), rehearsal.budget
     if COST in names and budget.limit is None:
         budget.limit = 0.0  # until the study's time is predicted
-    budget.parts = sum(_parts(rehearsal, name) for name in names)
     results: dict[str, list[Check]] = {}
-    for name in names:
-        results[name], kept = _watched(rehearsal, name, watch, keeper)
-        if kept:
-            budget.parts -= _parts(rehearsal, name)
+    for number, name in enumerate(names):
+        budget.parts = sum(_parts(rehearsal, later) for later in names[number:])
+        results[name] = _watched(rehearsal, name, watch, keeper)
         if name == COST:
             recall(rehearsal, results[name])
         if name in ESSENTIAL and any(check.status == "refused" for check in results[name]):
@@ -115,9 +115,16 @@ def names_of(recipes: Sequence[Recipe], only: Collection[str] = ()) -> list[str]
     >>> names_of([Recipe(name="hybrid")], ["seed", "steps"])
     ['seed', 'steps of hybrid']
     """
-    chosen = [name for name in CHECKS if name in (only or CHECKS)]
-    steps = [f"{STEPS} of {recipe.name}" for recipe in recipes] if STEPS in chosen else []
-    return [name for name in chosen if name != STEPS] + steps
+    names: list[str] = []
+    for name in CHECKS:
+        if name in (only or CHECKS):
+            names += [steps_of(recipe) for recipe in recipes] if name == STEPS else [name]
+    return names
+
+
+def steps_of(recipe: Recipe) -> str:
+    """Name of the check of a recipe's steps."""
+    return f"{STEPS} of {recipe.name}"
 
 
 def from_keeper(
@@ -137,26 +144,24 @@ def from_keeper(
 
 def _in_order(results: dict[str, list[Check]], seconds: float) -> list[Check]:
     """All checks, those of time and memory last, with the time that all of them took."""
-    took = f"these checks took {seconds:.2g} s"
+    took = f"these checks took {seconds:.3g} s"
     last = [check.noted(took if check.numbers else "") for check in results.pop(COST, [])]
     return [*(check for checks in results.values() for check in checks), *last]
 
 
-def _watched(
-    rehearsal: Rehearsal, name: str, watch: Watch, keeper: Keeper | None
-) -> tuple[list[Check], bool]:
-    """The results of a check, and True if they were kept."""
+def _watched(rehearsal: Rehearsal, name: str, watch: Watch, keeper: Keeper | None) -> list[Check]:
+    """The results of a check, new or kept."""
     kept = keeper.get(name) if keeper else None
     if kept is not None:
         watch(Progress(name, kept, kept=True))
-        return kept, True
+        return kept
     watch(Progress(name))
     start = time.perf_counter()
     checks = _completed(name, partial(_work(rehearsal, name), rehearsal))
     watch(Progress(name, checks, time.perf_counter() - start))
     if keeper:
         keeper.put(name, checks)
-    return checks, False
+    return checks
 
 
 def _work(rehearsal: Rehearsal, name: str) -> Callable[[Rehearsal], Iterable[Check]]:
@@ -168,14 +173,14 @@ def _work(rehearsal: Rehearsal, name: str) -> Callable[[Rehearsal], Iterable[Che
 
 
 def _parts(rehearsal: Rehearsal, name: str) -> int:
-    """The number of scaled checks that a check consists of."""
+    """The number of equal parts of the budget that a check has."""
     recipe = _recipe(rehearsal, name)
-    return int(name in SCALED) if recipe is None else len(change_points(recipe))
+    return int(name in RUNNING) if recipe is None else len(change_points(recipe))
 
 
 def _recipe(rehearsal: Rehearsal, name: str) -> Recipe | None:
     """The recipe of a check of steps."""
-    return next((r for r in rehearsal.recipes if name == f"{STEPS} of {r.name}"), None)
+    return next((r for r in rehearsal.recipes if name == steps_of(r)), None)
 
 
 def _completed(name: str, check: Callable[[], Iterable[Check]]) -> list[Check]:

@@ -51,13 +51,14 @@ class Budget:
     Args:
         limit: seconds; None: every check has its full size.
         clock: returns the seconds since some start.
-        parts: scaled checks that are still to be made; each has an equal part of what is left.
+        parts: checks that are still to be made; each has an equal part of what is left.
     """
 
     limit: float | None = None
     clock: Callable[[], float] = time.perf_counter
     parts: int = 1
     start: float = field(init=False)
+    dearest: float = field(default=0.0, init=False)  # seconds of a check at its smallest size
 
     def __post_init__(self) -> None:
         self.start = self.clock()
@@ -80,10 +81,11 @@ class Budget:
         """True if one check may take so many seconds."""
         return self.limit is None or seconds <= self.part()
 
-    def part(self) -> float:
-        """Seconds that one check may take."""
-        left = max(0.0, (self.limit or 0.0) - self.spent)
-        return left / max(1, self.parts)
+    def part(self, spent: float | None = None) -> float:
+        """Seconds that one check may take, so that each later one can have its smallest size."""
+        left = max(0.0, (self.limit or 0.0) - (self.spent if spent is None else spent))
+        later = max(0, self.parts - 1)
+        return max(0.0, min(left / (later + 1), left - later * self.dearest))
 
     def scaled(
         self, sizes: Sequence[Size], work: Callable[[Size], list[Check]]
@@ -100,12 +102,14 @@ class Budget:
             The size, and the check's results with a note of what was left out.
         """
         full, best = sizes[-1], sizes[0] if self.limit is not None else sizes[-1]
-        part, start = self.part(), self.clock()
+        spent, start = self.spent, self.clock()
         results = work(best)
         took = self.clock() - start
+        self.dearest = price = max(self.dearest, took)  # less if its samples were known already
+        part = self.part(spent)
         self.parts -= 1
         if not any(check.status == "refused" for check in results):
-            paid = [s for s in sizes if took + took * s.work / best.work <= part]
+            paid = [s for s in sizes if took + price * s.work / best.work <= part]
             if paid and paid[-1].work > best.work:
                 best = paid[-1]
                 results = work(best)

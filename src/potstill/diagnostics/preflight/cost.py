@@ -33,7 +33,8 @@ def affordable(rehearsal: Rehearsal) -> list[Check]:
         return [Check(name, "refused", f"one step runs out of memory: {error}", hint)]
     measured = rehearsal.measured
     measured.evaluated, measured.per_problem = estimated.evaluated, estimated.per_problem
-    evidence = "; ".join(filter(None, (estimated.summary, estimated.note)))
+    study = f"the study about {estimated.study(rehearsal.seeds):.3g} s"
+    evidence = "; ".join(filter(None, (estimated.summary, estimated.note, study)))
     runs = {method: asdict(spent) for method, spent in estimated.runs.items()}
     evaluations = {role: asdict(spent) for role, spent in estimated.evaluations.items()}
     numbers = {"runs": runs, "gradings": evaluations, "peak": estimated.peak}

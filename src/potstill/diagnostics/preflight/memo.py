@@ -7,22 +7,26 @@ key of a result has every argument and the random state, so it equals that of a 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
 from potstill.engines.protocol import Engine, Wrapper
-from potstill.types import Datum, Floats, Ids, Prompt, Reading, Role, Rows, Sample, StepStats
+from potstill.types import Datum, Floats, Ids, Loss, Prompt, Reading, Role, Rows, Sample, StepStats
 
 LIMIT = 1 << 30  # bytes of full-vocabulary log-probs that are remembered
 Result = TypeVar("Result")
 
 
 class Memo(Wrapper):
-    """Remembers samples, scores and full-vocabulary log-probs; a step forgets the student's."""
+    """Remembers samples, scores, losses and full-vocabulary log-probs.
+
+    A step forgets those that depend on the student.
+    """
 
     def __init__(self, engine: Engine) -> None:
         super().__init__(engine)
@@ -74,6 +78,9 @@ class Memo(Wrapper):
         self._rows.move_to_end(key)
         return self._rows[key]
 
+    def measure(self, data: Sequence[Datum]) -> StepStats:
+        return self._once(("measure", "student", _plain(data)), lambda: self.engine.measure(data))
+
     def step(self, data: Sequence[Datum], learning_rate: float) -> StepStats:
         try:
             return self.engine.step(data, learning_rate)
@@ -90,3 +97,16 @@ class Memo(Wrapper):
         self._known = {key: value for key, value in self._known.items() if key[1] != "student"}
         for key in [key for key in self._rows if key[0] == "student"]:
             del self._rows[key]
+
+
+def _plain(value: Any) -> Hashable:
+    """A value that compares by its content: arrays as bytes, objects as their fields."""
+    if isinstance(value, np.ndarray):
+        return value.dtype.str, value.shape, value.tobytes()
+    if isinstance(value, Mapping):
+        return tuple((key, _plain(inner)) for key, inner in value.items())
+    if isinstance(value, list | tuple):
+        return tuple(map(_plain, value))
+    if is_dataclass(value) and not isinstance(value, Prompt | Loss):
+        return tuple(_plain(getattr(value, field.name)) for field in fields(value))
+    return cast(Hashable, value)

@@ -16,7 +16,7 @@ from potstill.diagnostics.preflight.reference import forward_gap
 from potstill.engines.protocol import CrossTokenizer, Engine, Wrapper, bare
 from potstill.errors import writing
 from potstill.settings import Eval, Train
-from potstill.training.rollout import generator
+from potstill.training.rollout import draw, generator
 from potstill.training.run import RunSpec
 from potstill.types import Datum, Floats, Limits, Problem, Reading, Role, StepStats
 
@@ -87,13 +87,14 @@ class Rehearsal:
         """A run of the first recipe, for checks that do not depend on the recipe."""
         return self.wire(self.engine, self.recipes[0])
 
-    def varied(self, problems: Sequence[Problem]) -> list[Problem]:
-        """The problems, those with different teachers first."""
+    def problems(self, run: RunSpec) -> list[Problem]:
+        """The problems of a rehearsed step, of which the first ones have different teachers."""
+        drawn = draw(run.task.train, STEP_SIZES[-1].problems, self.seed, 0)
         first: dict[str, Problem] = {}
-        for problem in problems:
+        for problem in drawn:
             first.setdefault(self.engine.prompt(problem).route, problem)
         chosen = list(first.values())
-        return chosen + [problem for problem in problems if problem not in chosen]
+        return chosen + [problem for problem in drawn if problem not in chosen]
 
     @property
     def row_size(self) -> Size:
@@ -101,11 +102,16 @@ class Rehearsal:
         return self.measured.rows or ROW_SIZES[0 if self.budget.limit is not None else -1]
 
     def sampled(self, engine: Engine, role: Role, size: Size) -> tuple[list[Reading], list[Floats]]:
-        """Prompts and completions that an engine samples, with the sampler's log-probabilities."""
-        problems = self.varied(self.any_run().task.train[: ROW_SIZES[-1].problems])
-        prompts = [self.engine.prompt(problem) for problem in problems[: size.problems]]
-        numbers = generator(0, 0, f"preflight:{role}")
-        samples = engine.sample(role, prompts, [size.tokens] * len(prompts), 1.0, numbers)
+        """Prompts and completions that an engine samples, with the sampler's log-probabilities.
+
+        They are those of a rehearsed step of the same size.
+        """
+        problems = self.problems(self.any_run())[: size.problems]
+        prompts, limits = [self.engine.prompt(p) for p in problems], self.limits(size.tokens)
+        longest, student = limits.max_tokens, role == "student"
+        temperature = limits.temperature if student else limits.teacher_temperature
+        numbers = generator(self.seed, 0, f"{role}:0:{longest}")
+        samples = engine.sample(role, prompts, [longest] * len(prompts), temperature, numbers)
         readings = [(prompt, s.tokens) for prompt, s in zip(prompts, samples, strict=True)]
         return readings, [s.logprobs for s in samples]
 

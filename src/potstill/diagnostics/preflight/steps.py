@@ -29,7 +29,7 @@ from potstill.diagnostics.preflight.rehearsal import (
     Rehearsal,
 )
 from potstill.training import objective
-from potstill.training.rollout import collect, draw
+from potstill.training.rollout import collect
 from potstill.training.run import RunSpec
 from potstill.types import Datum, Prompt, Rows, Source, Trajectory
 
@@ -83,8 +83,7 @@ def _sampled(
 
     Larger sizes are tried if the teacher's prefix has ended every completion.
     """
-    drawn = draw(run.task.train, STEP_SIZES[-1].problems, rehearsal.seed, 0)
-    problems, share = rehearsal.varied(drawn), recipe.on_policy(t)
+    problems, share = rehearsal.problems(run), recipe.on_policy(t)
     batch: list[Trajectory] = []
     for larger in (s for s in STEP_SIZES if s.work >= size.work):
         count = larger.problems

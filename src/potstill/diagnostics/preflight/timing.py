@@ -22,11 +22,11 @@ from potstill.training.metering import Metered, Usage
 from potstill.training.rollout import collect, draw
 from potstill.training.run import RunSpec
 from potstill.training.spending import Spent
-from potstill.types import Limits, Role, Trajectory
+from potstill.types import Grade, Limits, Problem, Role, Trajectory
 
 REPEATS = 3  # steps of each kind; the first one prepares what later ones use and counts alone
 PROBLEMS = (4, 48, 144)  # problems of the evaluations
-PROBED = 2  # problems of the smallest probe, and completions of the checks before it
+PROBED = 2  # completions of the smallest checks before a probe
 LOSSES = ("student_loss", "teacher_loss", "anchor", "anchor_loss")  # fields of a recipe
 
 Refinement = tuple[str, Callable[[], float], Callable[[], None]]  # name, seconds, what to do
@@ -38,6 +38,28 @@ class Step:
 
     spent: Spent
     cached: float  # seconds of the teacher's sampling
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """A task whose held-out problems are its training problems."""
+
+    task: Task
+
+    @property
+    def name(self) -> str:
+        return self.task.name
+
+    @property
+    def train(self) -> Sequence[Problem]:
+        return self.task.test
+
+    @property
+    def test(self) -> Sequence[Problem]:
+        return self.task.test
+
+    def grade(self, problem: Problem, text: str) -> Grade:
+        return self.task.grade(problem, text)
 
 
 class Timing:
@@ -69,11 +91,10 @@ class Timing:
 
     def once(self) -> None:
         """Make the smallest measurement of everything."""
-        with self._recomputing():
-            for kind in self._kinds:
-                self._time_step(kind)
-            self._time_evaluations(min(self.evaluation.problems, PROBLEMS[0]))
-            self._time_probe(PROBED)
+        for kind in self._kinds:
+            self._time_step(kind)
+        self._time_evaluations(min(self.evaluation.problems, PROBLEMS[0]))
+        self._time_probe(PROBED)
 
     def refinements(self) -> Iterator[Refinement]:
         """Larger and further measurements, each with the seconds that it takes at most."""
@@ -81,11 +102,10 @@ class Timing:
             yield "evaluations", partial(self._seconds, size), partial(self._evaluate_more, size)
         whole = max(self.evaluation.probe, self.settings.batch_size)
         if whole > PROBED:
-            yield "probe", lambda: self.probe.seconds, partial(self._repeat, self._time_probe)
+            yield "probe", lambda: self.probe.seconds, self._time_probe
         for kind in self._kinds:
             for _ in range(1, REPEATS):
-                again = partial(self._repeat, partial(self._time_step, kind))
-                yield "steps", partial(self._last_step, kind), again
+                yield "steps", partial(self._last_step, kind), partial(self._time_step, kind)
 
     @property
     def step_of_each_kind(self) -> float:
@@ -106,10 +126,6 @@ class Timing:
         """A block in which nothing is taken from memory."""
         return self.engine.recomputing() if isinstance(self.engine, Memo) else nullcontext()
 
-    def _repeat(self, work: Callable[[], None]) -> None:
-        with self._recomputing():
-            work()
-
     def _last_step(self, kind: StepKind) -> float:
         return self.steps[kind][-1].spent.seconds
 
@@ -122,7 +138,7 @@ class Timing:
     def _evaluate_more(self, size: int) -> None:
         count = min(self.evaluation.problems, size)
         if count > self.evaluated:
-            self._repeat(partial(self._time_evaluations, count))
+            self._time_evaluations(count)
 
     def _limits(self) -> Limits:
         s = self.settings
@@ -142,8 +158,9 @@ class Timing:
         problems = draw(self.task.train, size, 0, step)
         start, usage = time.perf_counter(), Usage(self.engine)
         meter = Metered(self.engine, usage)
-        batch = collect(fixed, meter, problems, t, step, 0, self._limits())
-        meter.step(objective.build(fixed, batch, meter), 0.0)
+        with self._recomputing():
+            batch = collect(fixed, meter, problems, t, step, 0, self._limits())
+            meter.step(objective.build(fixed, batch, meter), 0.0)
         self._batch = self._batch or batch
         self.steps[kind].append(Step(_spent(start, usage), usage.seconds["teacher sampling"]))
 
@@ -153,29 +170,35 @@ class Timing:
         for role, made in self.evaluations.items():
             start, usage = time.perf_counter(), Usage(self.engine)
             meter = Metered(self.engine, usage, "evaluation")
-            evaluate(meter, role, self.task, self.task.test[:count], limit)
+            with self._recomputing():
+                evaluate(meter, role, self.task, self.task.test[:count], limit)
             made.append((count, _spent(start, usage)))
 
     def _time_probe(self, most: int | None = None) -> None:
-        """Time one probe with the checks before it, or a part of both, which is scaled."""
-        evaluation, batch, recipe = self.evaluation, self._batch, self.recipes[0]
-        count = min(evaluation.probe, most or evaluation.probe)
-        part = batch[:: max(1, len(batch) // (most or len(batch)))]
-        limit = evaluation.max_tokens or self.settings.max_tokens
-        problems = self.task.train[:count]
-        teacher = TeacherCompletions.generate(self.engine, self.task, problems, limit)
-        meter = Metered(self.engine, Usage(self.engine), "evaluation")
-        smaller = evaluation.model_copy(update={"probe": count})
-        spec = RunSpec(recipe, self.engine, self.task, 0)
-        monitor = Monitor(spec, self.settings, smaller, meter, teacher)
-        meter.usage = usage = Usage(self.engine)
-        start = time.perf_counter()
-        monitor.before(1, part, part)
-        before = _spent(start, usage) * (len(batch) / max(1, len(part)))
-        meter.usage = usage = Usage(self.engine)
-        start = time.perf_counter()
-        monitor.probe.measure()
-        self.probe = before + _spent(start, usage) * (evaluation.probe / count)
+        """Time one probe with the checks before it.
+
+        Args:
+            most: completions of the checks, at most; the probe then has problems of the evaluation,
+                of which the teacher's completions are known, and both are scaled.
+        """
+        engine, settings, task = self.engine, self.settings, self.task
+        count = min(self.evaluation.probe, self.evaluated) if most else self.evaluation.probe
+        smaller = self.evaluation.model_copy(update={"probe": count})
+        task = HeldOut(task) if most else task
+        part = self._batch[:: max(1, len(self._batch) // (most or len(self._batch)))]
+        limit = self.evaluation.max_tokens or settings.max_tokens
+        teacher = TeacherCompletions.generate(engine, task, task.train[:count], limit)
+        meter = Metered(engine, Usage(engine), "evaluation")
+        spec = RunSpec(self.recipes[0], engine, task, 0)
+        monitor = Monitor(spec, settings, smaller, meter, teacher)
+        start, meter.usage = time.perf_counter(), Usage(engine)
+        with self._recomputing():
+            monitor.before(1, part, part)
+        before = _spent(start, meter.usage) * (len(self._batch) / max(1, len(part)))
+        start, meter.usage = time.perf_counter(), Usage(engine)
+        with self._recomputing():
+            monitor.probe.measure()
+        self.probe = before + _spent(start, meter.usage) * (self.evaluation.probe / count)
 
 
 def _spent(start: float, usage: Usage) -> Spent:
