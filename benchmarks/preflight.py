@@ -44,8 +44,12 @@ def main(words: Sequence[str] | None = None) -> None:
             "pair": {PAIR: models},
             "methods": ["on_policy_gkd", "off_policy", "hybrid"],
             "train": {
-                "steps": args.steps, "batch_size": 4, "max_tokens": 48,
-                "learning_rate": RATE, "warmup": 0, "save": False,
+                "steps": args.steps,
+                "batch_size": 4,
+                "max_tokens": 48,
+                "learning_rate": RATE,
+                "warmup": 0,
+                "save": False,
             },
             "eval": {"problems": args.problems, "every": args.steps, "probe": 6},
         }

@@ -14,7 +14,7 @@ import pytest
 
 import potstill.study.kept
 from conftest import toy_table
-from potstill.diagnostics.preflight import COST, Budget, Check, Progress, names_of
+from potstill.diagnostics.preflight import COST, Check, Progress, TimeBudget, names_of
 from potstill.diagnostics.preflight.budget import SHARE
 from potstill.study import kept
 from potstill.study.kept import KeptChecks, default_folder, keeper_of
@@ -236,17 +236,17 @@ def test_a_second_preflight_opens_no_model(monkeypatch: pytest.MonkeyPatch) -> N
     more = read_study({**table, "methods": ["off_policy", "hybrid"]})
     only = ["identity", "steps"]
     first = preflight_pair(
-        study, "tiny-llama", only, Budget(0.0), keeper=keeper_of(study, "tiny-llama")
+        study, "tiny-llama", only, TimeBudget(0.0), keeper=keeper_of(study, "tiny-llama")
     )
     events = list[Progress]()
     keeper = keeper_of(more, "tiny-llama")
-    preflight_pair(more, "tiny-llama", only, Budget(0.0), keeper=keeper, watch=events.append)
+    preflight_pair(more, "tiny-llama", only, TimeBudget(0.0), keeper=keeper, watch=events.append)
     made = [event.name for event in events if event.results is None]
     assert made == ["models", "steps of hybrid"]
     assert [event.name for event in events if event.kept] == ["identity", "steps of off_policy"]
     monkeypatch.setattr("potstill.study.run.open_study_engine", lambda *_: 1 / 0)
     again = preflight_pair(
-        study, "tiny-llama", only, Budget(0.0), keeper=keeper_of(study, "tiny-llama")
+        study, "tiny-llama", only, TimeBudget(0.0), keeper=keeper_of(study, "tiny-llama")
     )
     assert [check.name for check in again] == [check.name for check in first]
     assert all("; kept from 2" in check.evidence for check in again)
@@ -267,7 +267,7 @@ def test_kept_times_set_the_budget_and_reach_the_prediction(tmp_path: Path) -> N
                 self.kept[name] = [Check(**json.loads(json.dumps(asdict(c)))) for c in checks]
 
     study = read_study(toy_table(tmp_path, methods=["off_policy"]))
-    budgets = [Budget(0.0, lambda: 0.0) for _ in range(2)]
+    budgets = [TimeBudget(0.0, lambda: 0.0) for _ in range(2)]
     first, second = (
         preflight_pair(study, "toy", budget=budget, keeper=Times()) for budget in budgets
     )

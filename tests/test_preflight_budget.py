@@ -13,8 +13,8 @@ import pytest
 
 from conftest import toy_table
 from potstill.diagnostics.faults import FAULTS
-from potstill.diagnostics.preflight import COST, Budget, Check, Progress
-from potstill.diagnostics.preflight.budget import SHARE, Size
+from potstill.diagnostics.preflight import COST, Check, Progress, TimeBudget
+from potstill.diagnostics.preflight.budget import SHARE, CheckSize
 from potstill.diagnostics.preflight.memo import Memo
 from potstill.engines.fake import FakeEngine
 from potstill.engines.protocol import Engine, Wrapper
@@ -76,7 +76,7 @@ def counted(
     for module in ("potstill.diagnostics.preflight.timing", "potstill.training.metering"):
         monkeypatch.setattr(f"{module}.time", clock)
     monkeypatch.setattr("potstill.study.run.open_study_engine", lambda *_: engine)
-    budget = Budget(limit, engine.clock)
+    budget = TimeBudget(limit, engine.clock)
     return preflight_pair(study, "toy", budget=budget, **options), engine
 
 
@@ -95,7 +95,7 @@ def test_the_checks_take_a_tenth_of_the_predicted_study(
     numbers = cost_of(checks).numbers
     limit = max(SHARE * numbers["study"], numbers["step of each kind"])
     assert not causes(checks) and not any(check.status == "refused" for check in checks)
-    monkeypatch.setattr(Budget, "predict", lambda *_: None)
+    monkeypatch.setattr(TimeBudget, "predict", lambda *_: None)
     least = counted(study, monkeypatch)[1].positions  # every check at its smallest size
     assert engine.positions <= max(limit, least)
     assert engine.positions >= least
@@ -109,7 +109,7 @@ def test_the_checks_take_a_tenth_of_the_predicted_study(
 
 
 def test_what_was_reduced_is_evidence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Budget, "predict", lambda *_: None)
+    monkeypatch.setattr(TimeBudget, "predict", lambda *_: None)
     checks, _ = counted(read_study(toy_table(tmp_path, methods=["mixture"])), monkeypatch)
     found = {check.name: check.evidence for check in checks}
     reduced = "to stay within 10% of the study"
@@ -154,40 +154,40 @@ def test_progress_has_the_start_and_the_end_of_each_check(tmp_path: Path) -> Non
 def test_budget_repeats_a_check_at_the_size_that_it_pays_for() -> None:
     now, made = [0.0], list[int]()
 
-    def work(size: Size) -> list[Check]:
+    def work(size: CheckSize) -> list[Check]:
         made.append(size.problems)
         now[0] += size.work
         return [Check("x", "passed", "fine")]
 
-    sizes = (Size(1, 10), Size(2, 10), Size(8, 10))
+    sizes = (CheckSize(1, 10), CheckSize(2, 10), CheckSize(8, 10))
     for limit, expected in ((0.0, [1]), (29.0, [1]), (30.0, [1, 2]), (90.0, [1, 8]), (None, [8])):
         now[0], made = 0.0, []
-        budget = Budget(limit, lambda: now[0])
+        budget = TimeBudget(limit, lambda: now[0])
         size, (check,) = budget.scaled(sizes, work)
         assert made == expected and size.problems == expected[-1]
         assert limit is None or now[0] <= max(limit, 10)
         assert ("of 8 problems" in check.evidence) == (expected[-1] < 8)
-    budget, now[0], made = Budget(60.0, lambda: now[0], parts=2), 0.0, []
+    budget, now[0], made = TimeBudget(60.0, lambda: now[0], parts=2), 0.0, []
     budget.start = 0.0
     assert [budget.scaled(sizes, work)[0].problems for _ in range(2)] == [2, 2]
 
 
 def test_a_check_that_fails_is_not_repeated() -> None:
-    made = list[Size]()
+    made = list[CheckSize]()
 
-    def work(size: Size) -> list[Check]:
+    def work(size: CheckSize) -> list[Check]:
         made.append(size)
         return [Check("x", "refused", "broken")]
 
-    Budget(1e9).scaled((Size(1, 1), Size(9, 9)), work)
-    assert made == [Size(1, 1)]
+    TimeBudget(1e9).scaled((CheckSize(1, 1), CheckSize(9, 9)), work)
+    assert made == [CheckSize(1, 1)]
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_each_fault_is_named_by_the_smallest_checks(fault: str) -> None:
     check, method = SEEN_BY[fault]
     study = embedded("tiny-llama", faults=[fault], methods=[method])
-    checks = preflight_pair(study, "tiny-llama", only=[check], budget=Budget(0.0))
+    checks = preflight_pair(study, "tiny-llama", only=[check], budget=TimeBudget(0.0))
     assert checks and causes(checks) == ({fault} if fault not in LATER else set())
 
 
@@ -195,7 +195,7 @@ def test_few_problems_are_enough_to_suspect_other_ids() -> None:
     """The gap is measured on all problems if the teacher misreads the student's completions."""
     study = embedded("tiny-llama", methods=["off_policy"], faults=["vocab_permuted"])
     only = [COST, "forward pass", "capability gap"]
-    smallest = Budget(0.0)
+    smallest = TimeBudget(0.0)
     smallest.predict = lambda *_: None  # type: ignore[method-assign]
     checks = preflight_pair(study, "tiny-llama", only=only, budget=smallest)
     assert causes(checks) == {"vocab_permuted"}
@@ -209,7 +209,7 @@ def test_sound_runs_pass_the_smallest_checks(pair: str) -> None:
     changes = {"student_loss": {"gold": 0.5}} if pair == "tiny-cross" else {}
     study = embedded(pair, **changes)
     only = ["forward pass", "sampler", "identity", "fresh sampler", "capability gap", "steps"]
-    checks = preflight_pair(study, pair, only=only, budget=Budget(0.0))
+    checks = preflight_pair(study, pair, only=only, budget=TimeBudget(0.0))
     assert checks and {check.status for check in checks} == {"passed"}
 
 
@@ -219,7 +219,7 @@ def test_the_smallest_checks_of_any_method_name_no_other_fault(fault: str) -> No
     only = ["forward pass", "sampler", "identity", "fresh sampler", "capability gap", "steps"]
     only += ["train and test", "seed"]
     study = embedded("tiny-llama", faults=[fault])
-    checks = preflight_pair(study, "tiny-llama", only=only, budget=Budget(0.0))
+    checks = preflight_pair(study, "tiny-llama", only=only, budget=TimeBudget(0.0))
     assert causes(checks) == ({fault} if fault not in LATER else set())
 
 

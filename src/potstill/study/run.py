@@ -18,11 +18,11 @@ from potstill.algorithms.recipe import Recipe
 from potstill.diagnostics import faults
 from potstill.diagnostics.monitor import Monitor
 from potstill.diagnostics.preflight import (
-    Budget,
     Check,
     Keeper,
     Progress,
     Rehearsal,
+    TimeBudget,
     Watch,
     from_keeper,
     preflight,
@@ -196,7 +196,7 @@ def preflight_pair(
     study: Study,
     pair: str,
     only: Collection[str] = (),
-    budget: Budget | None = None,
+    budget: TimeBudget | None = None,
     watch: Watch = unwatched,
     keeper: Keeper | None = None,
 ) -> list[Check]:

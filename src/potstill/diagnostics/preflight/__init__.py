@@ -18,7 +18,7 @@ from functools import partial
 
 from potstill.algorithms.recipe import Recipe
 from potstill.diagnostics.preflight import pair, prompts
-from potstill.diagnostics.preflight.budget import Budget
+from potstill.diagnostics.preflight.budget import TimeBudget
 from potstill.diagnostics.preflight.check import (
     Check,
     Keeper,
@@ -35,7 +35,7 @@ from potstill.errors import PotstillError
 __all__ = [
     "CHECKS",
     "COST",
-    "Budget",
+    "TimeBudget",
     "Check",
     "Keeper",
     "Progress",

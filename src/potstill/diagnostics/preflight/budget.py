@@ -17,7 +17,7 @@ SHARE = 0.1  # of the predicted study
 
 
 @dataclass(frozen=True)
-class Size:
+class CheckSize:
     """The size of a check: problems, and tokens of a completion."""
 
     problems: int
@@ -28,11 +28,11 @@ class Size:
         """An upper bound of the cost, relative to that of other sizes."""
         return self.problems * self.tokens
 
-    def at_most(self, tokens: int) -> Size:
+    def at_most(self, tokens: int) -> CheckSize:
         """The size with no longer completions than these."""
         return replace(self, tokens=min(self.tokens, tokens))
 
-    def note(self, full: Size) -> str:
+    def note(self, full: CheckSize) -> str:
         """The difference from the full size, as evidence; "" if there is none."""
         parts = [f"{self.problems} of {full.problems} problems"]
         parts += [f"completions of {self.tokens} tokens"] if self.tokens < full.tokens else []
@@ -45,7 +45,7 @@ def reduced(size: str) -> str:
 
 
 @dataclass
-class Budget:
+class TimeBudget:
     """Seconds that all checks together may take, and those that they have taken.
 
     Args:
@@ -88,8 +88,8 @@ class Budget:
         return max(0.0, min(left / (later + 1), left - later * self.dearest))
 
     def scaled(
-        self, sizes: Sequence[Size], work: Callable[[Size], list[Check]]
-    ) -> tuple[Size, list[Check]]:
+        self, sizes: Sequence[CheckSize], work: Callable[[CheckSize], list[Check]]
+    ) -> tuple[CheckSize, list[Check]]:
         """Make a check at the largest size that its part of the budget pays for.
 
         A check that fails at the smallest size has shown what it can show and is not repeated.

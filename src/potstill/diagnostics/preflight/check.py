@@ -45,8 +45,8 @@ class Progress:
     def status(self) -> str:
         """The worst status of the results; "nothing to check" without any."""
         order: tuple[Status, ...] = ("refused", "warning", "passed")
-        found = {check.status for check in self.results or ()}
-        return next((status for status in order if status in found), "nothing to check")
+        statuses = {check.status for check in self.results or ()}
+        return next((status for status in order if status in statuses), "nothing to check")
 
 
 class Keeper(Protocol):

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from potstill.algorithms.recipe import Recipe
-from potstill.diagnostics.preflight.budget import Budget, reduced
+from potstill.diagnostics.preflight.budget import TimeBudget, reduced
 from potstill.diagnostics.preflight.step_kinds import StepKind, kind_at, moments, teacher_calls
 from potstill.diagnostics.preflight.timing import Step, Timing
 from potstill.engines.protocol import Engine
@@ -68,7 +68,7 @@ def estimate(
     task: Task,
     settings: Train,
     evaluation: Eval,
-    budget: Budget | None = None,
+    budget: TimeBudget | None = None,
     seeds: int = 1,
 ) -> Estimate:
     """Time a step of each kind and scale it to the runs of every recipe.
@@ -82,7 +82,7 @@ def estimate(
         budget: limits the measurements, and gets its limit from them; default: all are made.
         seeds: number of seeds of the study.
     """
-    budget = budget or Budget()
+    budget = budget or TimeBudget()
     timing = Timing(engine, recipes, task, settings, evaluation)
     timing.once()
     estimated = _estimate(timing)
@@ -131,10 +131,11 @@ def _estimate(timing: Timing) -> Estimate:
 
 
 def _mean(steps: Sequence[Step]) -> Step:
-    """The mean step, without the first one if there are others."""
-    counted = steps[1:] or steps
-    spent = total(step.spent for step in counted) * (1 / len(counted))
-    return Step(spent, sum(step.cached for step in counted) / len(counted))
+    """The mean step; the seconds of the first one, which prepares others, count if it is alone."""
+    later = steps[1:] or steps
+    spent = total(step.spent for step in steps) * (1 / len(steps))
+    seconds = sum(step.spent.seconds for step in later) / len(later)
+    return Step(replace(spent, seconds=seconds), sum(step.cached for step in later) / len(later))
 
 
 def _line(made: Sequence[tuple[int, Spent]], problems: int) -> Spent:

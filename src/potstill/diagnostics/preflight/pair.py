@@ -18,7 +18,7 @@ from potstill.algorithms.losses import (
 )
 from potstill.algorithms.recipe import Recipe
 from potstill.diagnostics.preflight import crossed
-from potstill.diagnostics.preflight.budget import Size, reduced
+from potstill.diagnostics.preflight.budget import CheckSize, reduced
 from potstill.diagnostics.preflight.check import Check, Status, refusal
 from potstill.diagnostics.preflight.rehearsal import (
     OWN_PASS,
@@ -97,7 +97,7 @@ def _gap(rehearsal: Rehearsal, run: RunSpec, role: Role) -> float:
 def forward_pass(rehearsal: Rehearsal) -> list[Check]:
     """Check that batched scores are those of the models' own forward pass on single rows."""
 
-    def compared(size: Size) -> list[Check]:
+    def compared(size: CheckSize) -> list[Check]:
         rehearsal.measured.forward_gap = gap = rehearsal.forward_gap(size)
         evidence = f"scores and the models' own forward passes differ by {gap:.1e} nats on average"
         if gap <= SAMPLER_GAP:
@@ -135,7 +135,7 @@ def self_divergence(rehearsal: Rehearsal) -> list[Check]:
     ]
     value = abs(rehearsal.engine.measure(data).loss)
     evidence = f"the student's divergence from itself is {value:.1e} nats per token"
-    note = Size(len(data), size.tokens).note(Size(SELF, ROW_SIZES[-1].tokens))
+    note = CheckSize(len(data), size.tokens).note(CheckSize(SELF, ROW_SIZES[-1].tokens))
     if value < 1e-2:
         return [Check("identity", "passed", evidence).noted(note)]
     hint = "compare dtypes, dropout and adapters"
@@ -150,7 +150,7 @@ def fresh_sampler(rehearsal: Rehearsal) -> list[Check]:
     return rehearsal.budget.scaled(STEP_SIZES, partial(_after_steps, rehearsal))[1]
 
 
-def _after_steps(rehearsal: Rehearsal, size: Size) -> list[Check]:
+def _after_steps(rehearsal: Rehearsal, size: CheckSize) -> list[Check]:
     run, recipe = rehearsal.any_run(), Recipe(name="rehearsal", student_loss=CROSS_ENTROPY)
     problems, limits = rehearsal.problems(run)[: size.problems], rehearsal.limits(size.tokens)
     before, steps = _gap(rehearsal, run, "student"), min(MOST_STEPS, size.problems // 2)

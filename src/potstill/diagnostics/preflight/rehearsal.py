@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import cast
 
 from potstill.algorithms.recipe import Recipe
-from potstill.diagnostics.preflight.budget import Budget, Size
+from potstill.diagnostics.preflight.budget import CheckSize, TimeBudget
 from potstill.diagnostics.preflight.reference import forward_gap
 from potstill.engines.protocol import CrossTokenizer, Engine, Wrapper, bare
 from potstill.errors import writing
@@ -21,8 +21,8 @@ from potstill.training.run import RunSpec
 from potstill.types import Datum, Floats, Limits, Problem, Reading, Role, StepStats
 
 # Sizes of a rehearsed step and of the samples on which the models are compared.
-STEP_SIZES = (Size(2, 16), Size(4, 32), Size(12, 64))
-ROW_SIZES = (Size(2, 16), Size(8, 16))
+STEP_SIZES = (CheckSize(2, 16), CheckSize(4, 32), CheckSize(12, 64))
+ROW_SIZES = (CheckSize(2, 16), CheckSize(8, 16))
 OWN_PASS = (
     "the engine does not compute this model's own numbers: choose another checkpoint or dtype, and "
     "report the model's class as a bug of potstill"
@@ -46,7 +46,7 @@ class DryRun(Wrapper):
 class Measured:
     """Results of earlier checks that later ones use."""
 
-    rows: Size | None = None  # of the samples on which the models are compared
+    rows: CheckSize | None = None  # of the samples on which the models are compared
     forward_gap: float | None = None
     evaluated: int = 0  # held-out problems that both models have answered
     per_problem: float = 0.0  # seconds of both models' answers to one
@@ -74,7 +74,7 @@ class Rehearsal:
     settings: Train
     evaluation: Eval
     seeds: int = 1
-    budget: Budget = field(default_factory=Budget)
+    budget: TimeBudget = field(default_factory=TimeBudget)
     measured: Measured = field(default_factory=Measured)
 
     def limits(self, tokens: int, prefix: int = 0) -> Limits:
@@ -97,11 +97,13 @@ class Rehearsal:
         return chosen + [problem for problem in drawn if problem not in chosen]
 
     @property
-    def row_size(self) -> Size:
-        """Size of the samples on which the models are compared."""
+    def row_size(self) -> CheckSize:
+        """CheckSize of the samples on which the models are compared."""
         return self.measured.rows or ROW_SIZES[0 if self.budget.limit is not None else -1]
 
-    def sampled(self, engine: Engine, role: Role, size: Size) -> tuple[list[Reading], list[Floats]]:
+    def sampled(
+        self, engine: Engine, role: Role, size: CheckSize
+    ) -> tuple[list[Reading], list[Floats]]:
         """Prompts and completions that an engine samples, with the sampler's log-probabilities.
 
         They are those of a rehearsed step of the same size.
@@ -115,7 +117,7 @@ class Rehearsal:
         readings = [(prompt, s.tokens) for prompt, s in zip(prompts, samples, strict=True)]
         return readings, [s.logprobs for s in samples]
 
-    def forward_gap(self, size: Size) -> float:
+    def forward_gap(self, size: CheckSize) -> float:
         """Mean distance in nats between the engine's scores and the models' own forward passes."""
         roles: tuple[Role, ...] = ("student",) if self.crossing else ("student", "teacher")
         return max(

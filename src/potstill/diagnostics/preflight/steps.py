@@ -19,7 +19,7 @@ from potstill.algorithms.recipe import Recipe
 from potstill.algorithms.schedules import constant
 from potstill.diagnostics.faults.explaining import as_if, candidates
 from potstill.diagnostics.preflight import crossed
-from potstill.diagnostics.preflight.budget import Size
+from potstill.diagnostics.preflight.budget import CheckSize
 from potstill.diagnostics.preflight.check import Check, refusal
 from potstill.diagnostics.preflight.reference import Terms, observed, reference
 from potstill.diagnostics.preflight.rehearsal import (
@@ -54,7 +54,7 @@ def change_points(recipe: Recipe) -> list[float]:
     return sorted({0.0, *(s.until for s in schedules if s.kind != "constant" and s.until < 1)})
 
 
-def _rehearsed(rehearsal: Rehearsal, recipe: Recipe, t: float, size: Size) -> list[Check]:
+def _rehearsed(rehearsal: Rehearsal, recipe: Recipe, t: float, size: CheckSize) -> list[Check]:
     """The checks of one step at progress `t`."""
     dry = DryRun(rehearsal.engine)
     run = rehearsal.wire(dry, recipe)
@@ -77,7 +77,7 @@ def _rehearsed(rehearsal: Rehearsal, recipe: Recipe, t: float, size: Size) -> li
 
 
 def _sampled(
-    rehearsal: Rehearsal, run: RunSpec, recipe: Recipe, t: float, size: Size
+    rehearsal: Rehearsal, run: RunSpec, recipe: Recipe, t: float, size: CheckSize
 ) -> list[Trajectory]:
     """A rehearsed batch with the sources of progress `t`, each with a token that is trained.
 

@@ -24,7 +24,7 @@ from potstill.training.run import RunSpec
 from potstill.training.spending import Spent
 from potstill.types import Grade, Limits, Problem, Role, Trajectory
 
-REPEATS = 3  # steps of each kind; the first one prepares what later ones use and counts alone
+REPEATS = 2  # steps of each kind; the first one prepares what the second one uses
 PROBLEMS = (4, 48, 144)  # problems of the evaluations
 PROBED = 2  # completions of the smallest checks before a probe
 LOSSES = ("student_loss", "teacher_loss", "anchor", "anchor_loss")  # fields of a recipe
