@@ -143,6 +143,18 @@ def test_another_source_or_accelerator_repeats_the_checks(
     assert place.keeper().get("sampler") is None
 
 
+def test_another_number_of_processes_repeats_the_checks(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place.keeper().put("sampler", PASSED)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert place.keeper().get("sampler") is None
+    place.keeper().put("sampler", PASSED)
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert place.keeper().get("sampler") is None
+
+
 def test_times_are_those_of_one_machine(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("sampler", COST):
         place.keeper().put(name, PASSED)
@@ -207,17 +219,13 @@ def test_a_folder_that_cannot_be_written_stops_nothing(place: Place) -> None:
     assert place.keeper().get("sampler") is None
 
 
-def test_engines_whose_state_no_key_has_keep_nothing(
-    place: Place, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_engines_whose_state_no_key_has_keep_nothing(place: Place) -> None:
     folder = place.folder / "kept"
     fake = place.study(engine="fake")
     service = place.study(engine={"name": "tinker"}, train={"lora_rank": 4}, methods=["off_policy"])
     faulty = place.study(faults=["unshifted_targets"])
     assert all(keeper_of(study, "mine", folder=folder) is None for study in (fake, faulty, service))
     assert keeper_of(place.study(), "mine", folder=folder) is not None
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")  # its processes have to make the same checks
-    assert keeper_of(place.study(), "mine", folder=folder) is None
 
 
 def test_the_folder_is_in_the_users_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

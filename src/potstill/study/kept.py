@@ -64,7 +64,7 @@ def keeper_of(
         folder: default: `default_folder()`.
     """
     folder = folder or default_folder()
-    if study.engine.name != "torch" or study.faults or one_of_several() or folder is None:
+    if study.engine.name != "torch" or study.faults or folder is None:
         return None
     return KeptChecks(folder, study, pair, repeat)
 
@@ -146,6 +146,7 @@ class KeptChecks:
                     [facts[fact] for fact in VERSIONS],
                     _source(),
                     _devices(),
+                    os.environ.get("WORLD_SIZE") if one_of_several() else "",
                 ]
             )
         return self._common

@@ -131,11 +131,8 @@ def _estimate(timing: Timing) -> Estimate:
 
 
 def _mean(steps: Sequence[Step]) -> Step:
-    """The mean step; the seconds of the first one, which prepares others, count if it is alone."""
-    later = steps[1:] or steps
     spent = total(step.spent for step in steps) * (1 / len(steps))
-    seconds = sum(step.spent.seconds for step in later) / len(later)
-    return Step(replace(spent, seconds=seconds), sum(step.cached for step in later) / len(later))
+    return Step(spent, sum(step.cached for step in steps) / len(steps))
 
 
 def _line(made: Sequence[tuple[int, Spent]], problems: int) -> Spent:

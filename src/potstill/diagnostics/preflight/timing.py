@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from potstill.algorithms.recipe import Recipe
-from potstill.algorithms.schedules import constant
+from potstill.algorithms.schedules import Schedule, constant
 from potstill.diagnostics.monitor import Monitor
 from potstill.diagnostics.preflight.memo import Memo
 from potstill.diagnostics.preflight.step_kinds import StepKind, kinds_at, moments
@@ -24,7 +24,7 @@ from potstill.training.run import RunSpec
 from potstill.training.spending import Spent
 from potstill.types import Grade, Limits, Problem, Role, Trajectory
 
-REPEATS = 2  # steps of each kind; the first one prepares what the second one uses
+REPEATS = 2  # steps of each kind
 PROBLEMS = (4, 48, 144)  # problems of the evaluations
 PROBED = 2  # completions of the smallest checks before a probe
 LOSSES = ("student_loss", "teacher_loss", "anchor", "anchor_loss")  # fields of a recipe
@@ -91,6 +91,7 @@ class Timing:
 
     def once(self) -> None:
         """Make the smallest measurement of everything."""
+        self._warm_up()
         for kind in self._kinds:
             self._time_step(kind)
         self._time_evaluations(min(self.evaluation.problems, PROBLEMS[0]))
@@ -144,17 +145,31 @@ class Timing:
         s = self.settings
         return Limits(s.max_tokens, s.temperature, s.teacher_temperature)
 
-    def _time_step(self, kind: StepKind) -> None:
-        """Time one more step of a kind."""
-        recipe, t = self._kinds[kind]
-        size, step = self.settings.batch_size, len(self.steps[kind])
-        fixed = Recipe(
+    def _warm_up(self) -> None:
+        """Make a step on two tokens: the first one takes longer than those that follow."""
+        kind = next(iter(self._kinds))
+        fixed = self._fixed(kind, constant(float(kind.student > 0)), constant(0))
+        limits = replace(self._limits(), max_tokens=2)
+        problems = draw(self.task.train, 1, 0, 0)
+        batch = collect(fixed, self.engine, problems, 0.0, 0, 0, limits)
+        self.engine.step(objective.build(fixed, batch, self.engine), 0.0)
+
+    def _fixed(self, kind: StepKind, on_policy: Schedule, prefix: Schedule) -> Recipe:
+        """A recipe that makes steps of one kind only."""
+        recipe, _ = self._kinds[kind]
+        interleave = recipe.interleave if kind.student else 0
+        return Recipe(
             name=recipe.name,
-            on_policy=constant(kind.student / size),
-            prefix=constant(kind.prefix),
-            interleave=recipe.interleave if kind.student else 0,
+            on_policy=on_policy,
+            prefix=prefix,
+            interleave=interleave,
             **{key: getattr(recipe, key) for key in LOSSES},
         )
+
+    def _time_step(self, kind: StepKind) -> None:
+        """Time one more step of a kind."""
+        size, step, t = self.settings.batch_size, len(self.steps[kind]), self._kinds[kind][1]
+        fixed = self._fixed(kind, constant(kind.student / size), constant(kind.prefix))
         problems = draw(self.task.train, size, 0, step)
         start, usage = time.perf_counter(), Usage(self.engine)
         meter = Metered(self.engine, usage)
