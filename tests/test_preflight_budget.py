@@ -21,7 +21,7 @@ from potstill.engines.protocol import Engine, Wrapper
 from potstill.study.loading import read_study
 from potstill.study.run import preflight_pair
 from potstill.study.schema import Study
-from potstill.types import Prompt
+from potstill.types import Prompt, StepStats
 from test_preflight import LATER, SEEN_BY, causes, embedded
 
 
@@ -189,6 +189,27 @@ def test_each_fault_is_named_by_the_smallest_checks(fault: str) -> None:
     study = embedded("tiny-llama", faults=[fault], methods=[method])
     checks = preflight_pair(study, "tiny-llama", only=[check], budget=TimeBudget(0.0))
     assert checks and causes(checks) == ({fault} if fault not in LATER else set())
+
+
+@pytest.mark.parametrize("fault", ["", "stale_sampler"])
+def test_adapters_are_moved_far_enough_to_see_a_stale_sampler(fault: str) -> None:
+    """At the usual rates, a few steps on adapters change nothing that a sample could show."""
+    changes = {"faults": [fault] if fault else [], "train": {"lora_rank": 4}}
+    study = embedded("tiny-llama", methods=["on_policy_gkd"], **changes)
+    only = ["fresh sampler"]
+    (check,) = preflight_pair(study, "tiny-llama", only=only, budget=TimeBudget(0.0))
+    assert check.cause == fault
+    assert re.search(r"[2-6] steps", check.evidence)
+
+
+def test_a_student_that_does_not_move_is_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FakeEngine, "step", lambda *_: StepStats(0.0, 0.0))
+    study = read_study(toy_table(tmp_path, methods=["off_policy"]))
+    (check,) = preflight_pair(study, "toy", only=["fresh sampler"])
+    assert check.status == "warning"
+    assert check.evidence.startswith("6 steps move the student by 0 nats only")
 
 
 def test_few_problems_are_enough_to_suspect_other_ids() -> None:

@@ -31,13 +31,12 @@ def affordable(rehearsal: Rehearsal) -> list[Check]:
             raise
         hint = f"{SMALLER} or train.batch_size, or set gradient_checkpointing = true"
         return [Check(name, "refused", f"one step runs out of memory: {error}", hint)]
-    measured = rehearsal.measured
-    measured.evaluated, measured.per_problem = estimated.evaluated, estimated.per_problem
     study = f"the study about {estimated.study(rehearsal.seeds):.3g} s"
     evidence = "; ".join(filter(None, (estimated.summary, estimated.note, study)))
     runs = {method: asdict(spent) for method, spent in estimated.runs.items()}
     evaluations = {role: asdict(spent) for role, spent in estimated.evaluations.items()}
     numbers = {"runs": runs, "gradings": evaluations, "peak": estimated.peak}
+    numbers |= {"evaluated": estimated.evaluated, "per problem": estimated.per_problem}
     numbers["study"] = estimated.study(rehearsal.seeds)
     numbers["step of each kind"] = sum(step.spent.seconds for step in estimated.steps.values())
     if estimated.peak > TIGHT * estimated.memory:
@@ -47,8 +46,9 @@ def affordable(rehearsal: Rehearsal) -> list[Check]:
 
 
 def recall(rehearsal: Rehearsal, checks: Sequence[Check]) -> None:
-    """Set the budget of the other checks from the predicted time of the study."""
+    """Use the times that were measured, now or earlier: the budget, and the evaluations."""
+    measured = rehearsal.measured
     for check in checks:
-        if "study" in check.numbers:
-            study, steps = (float(check.numbers[key]) for key in ("study", "step of each kind"))
-            rehearsal.budget.predict(study, steps)
+        if numbers := check.numbers:
+            rehearsal.budget.predict(numbers["study"], numbers["step of each kind"])
+            measured.evaluated, measured.per_problem = numbers["evaluated"], numbers["per problem"]

@@ -36,9 +36,14 @@ from potstill.training.run import RunSpec
 from potstill.types import Datum, Prompt, Role, Term
 
 PROBLEMS = 64  # held-out problems of the capability gap
-MOST_STEPS = 3  # optimizer steps before the sampler's weights are compared
+MOVED = (
+    0.1  # nats per token by which steps have to move the student before its sampler is looked at
+)
+MOST_STEPS = 6  # optimizer steps to move it
+FASTER = 3.0  # factor on the learning rate from one of them to the next
 SELF = 4  # completions of which the student's divergence from itself is computed
 TEXTS = 200  # training problems on which tokenizers are compared
+FEWEST = 4  # of them, if none is evaluated yet
 FEW = "the teacher is not better on so few problems; `potstill eval` compares both models on more"
 LARGE_GAP = 0.2  # nats per token that no rounding explains
 MANY = 12  # problems solved by the student alone, from which on the teacher's ids are suspected
@@ -145,35 +150,48 @@ def self_divergence(rehearsal: Rehearsal) -> list[Check]:
 def fresh_sampler(rehearsal: Rehearsal) -> list[Check]:
     """Check that the student samples with the new weights after optimizer steps.
 
-    The steps make its own completions likelier, which needs no teacher.
+    The steps make its own completions likelier, which needs no teacher, until their log-probs have
+    moved: adapters need a higher learning rate for it than all weights.
     """
     return rehearsal.budget.scaled(STEP_SIZES, partial(_after_steps, rehearsal))[1]
 
 
 def _after_steps(rehearsal: Rehearsal, size: CheckSize) -> list[Check]:
-    run, recipe = rehearsal.any_run(), Recipe(name="rehearsal", student_loss=CROSS_ENTROPY)
+    engine, run, name = rehearsal.engine, rehearsal.any_run(), "fresh sampler"
+    recipe = Recipe(name="rehearsal", student_loss=CROSS_ENTROPY)
     problems, limits = rehearsal.problems(run)[: size.problems], rehearsal.limits(size.tokens)
-    before, steps = _gap(rehearsal, run, "student"), min(MOST_STEPS, size.problems // 2)
+    before = _gap(rehearsal, run, "student")
     batch = collect(recipe, run.engine, problems, 0.0, 0, rehearsal.seed, limits)
-    data = objective.build(recipe, batch, rehearsal.engine)
-    with restored(rehearsal.engine):
-        for _ in range(steps):
-            run.engine.step(data, min(max(rehearsal.settings.rate(10**6, 0.0), 1e-3), 1e-2))
+    data = objective.build(recipe, batch, engine)
+    written = [(t.prompt, t.completion) for t in batch if t.completion]
+    old = np.concatenate(engine.score("student", written))
+    rate, moved, steps = min(max(rehearsal.settings.rate(10**6, 0.0), 1e-3), 1e-2), 0.0, 0
+    with restored(engine):
+        while moved < MOVED and steps < MOST_STEPS:
+            run.engine.step(data, min(rate * FASTER**steps, 1e-1))
+            moved = float(np.abs(np.concatenate(engine.score("student", written)) - old).mean())
+            steps += 1
         gap = _gap(rehearsal, run, "student")
-    if gap <= max(SAMPLER_GAP, 3 * before):
-        evidence = "samples after a step come from the new weights"
-        return [Check("fresh sampler", "passed", evidence)]
-    evidence = (
-        f"after {steps} steps, scores and log-probs of sampled tokens differ by {gap:.2g} nats"
-    )
-    return [refusal("fresh sampler", evidence, "stale_sampler")]
+    number = f"{steps} steps" if steps > 1 else "a step"
+    moves = f"move{'s' * (steps == 1)} the student by"
+    if gap > max(SAMPLER_GAP, 3 * before):
+        evidence = (
+            f"after {number}, scores and log-probs of sampled tokens differ by {gap:.2g} nats"
+        )
+        return [refusal(name, evidence, "stale_sampler")]
+    if moved < MOVED:
+        evidence = f"{number} {moves} {moved:.1g} nats only, too little to show old weights"
+        return [Check(name, "warning", evidence, "raise train.learning_rate")]
+    evidence = f"samples come from the new weights after {number}, which {moves} {moved:.2g} nats"
+    return [Check(name, "passed", evidence)]
 
 
 def capability_gap(rehearsal: Rehearsal) -> list[Check]:
     """Check that the teacher is better than the student on held-out problems."""
     measured, budget = rehearsal.measured, rehearsal.budget
     full = min(PROBLEMS, len(rehearsal.any_run().task.test))
-    count = min(measured.evaluated, full) or full
+    least = full if budget.limit is None else FEWEST
+    count = min(measured.evaluated or least, full)
     if count < full and budget.affords(measured.per_problem * full):
         count = full
     check = _compared(rehearsal, count)
