@@ -6,9 +6,11 @@ import io
 import time
 from pathlib import Path
 
+import pytest
 from rich.console import Console
 
 from conftest import toy_table
+from potstill.cli.app import app
 from potstill.cli.checking import CheckView
 from potstill.diagnostics.preflight import Check, Progress
 from potstill.study.executors.local import LocalExecutor
@@ -76,3 +78,17 @@ def test_the_executor_reports_the_checks_of_its_process(tmp_path: Path) -> None:
     assert {check.name for p in ended[1:] for check in p.results or ()} == {
         check.name for check in checks["toy"]
     }
+
+
+@pytest.mark.slow
+def test_a_second_check_uses_what_the_first_one_kept(capsys: pytest.CaptureFixture[str]) -> None:
+    """Through the executor's own process; --repeat makes every check again."""
+    words = ["check", "pairs=tiny-llama", "methods=off_policy", "train.steps=5", "eval.problems=4"]
+    shown = []
+    for options in ([], [], ["--repeat"]):
+        app([*words, *options], standalone_mode=False)
+        out, err = capsys.readouterr()
+        shown.append((out.count("kept from"), err.count("(kept)")))
+    first, second, third = shown
+    assert first == third == (0, 0)
+    assert second[0] >= 8 and second[1] >= 8

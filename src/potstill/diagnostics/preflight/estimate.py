@@ -103,7 +103,7 @@ def _short(left_out: Sequence[str], timing: Timing) -> str:
     parts = []
     if "steps" in left_out:
         parts.append("one step of each kind")
-    if "evaluations" in left_out:
+    if "evaluations" in left_out and timing.evaluated < timing.evaluation.problems:
         parts.append(f"{timing.evaluated} of {timing.evaluation.problems} problems")
     if "probe" in left_out:
         parts.append("a part of a probe")
