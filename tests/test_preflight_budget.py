@@ -103,7 +103,7 @@ def test_the_checks_take_a_tenth_of_the_predicted_study(
     assert bool(reduced) == (steps < 100)
     if steps == 300:
         monkeypatch.undo()
-        whole = counted(study, monkeypatch, None, only=["fresh sampler", "steps", "forward pass"])
+        whole = counted(study, monkeypatch, None, only=["sampler", "steps", "forward pass"])
         full = {check.name: check.evidence for check in whole[0]}
         assert {c.name: c.evidence for c in checks if c.name in full} == full
 
