@@ -33,7 +33,7 @@ from potstill.training.spending import Spent, total
 
 CLOCKS = (
     "potstill.training.metering",
-    "potstill.diagnostics.preflight.estimate",
+    "potstill.diagnostics.preflight.timing",
     "potstill.engines.torch.stepping",
 )
 Told = Mapping[str, Mapping[str, Spent]]  # pair -> method -> one run

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -33,6 +36,18 @@ ROOT = Path(__file__).parents[1]
 def pytest_configure() -> None:
     """Before torch loads: processes that share cores spin, up to twenty times slower."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ["POTSTILL_CACHE"] = tempfile.mkdtemp(prefix="potstill-tests-")
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(os.environ["POTSTILL_CACHE"], ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """No test uses what another one, or the user, has kept."""
+    name = hashlib.sha256(request.node.nodeid.encode()).hexdigest()
+    monkeypatch.setenv("POTSTILL_CACHE", f"{os.environ['POTSTILL_CACHE']}/{name}")
 
 
 @dataclass

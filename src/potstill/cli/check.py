@@ -47,14 +47,19 @@ def check(
             "is computed from its variances. [default: typical variances]",
         ),
     ] = None,
+    repeat: Annotated[
+        bool,
+        typer.Option("--repeat", help="Repeat the checks whose results are kept."),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Validate a study file and show what it would run.
 
     Pre-flight opens the models and tests that a training step follows the recipe, that the sampler
     uses the newest weights, that the teacher beats the student, and more; then it predicts time,
-    tokens and cost. It also states the smallest difference between methods that the study can
-    show. Nothing is trained and no file is written.
+    tokens and cost. Results are kept, and used again for the same models, settings and versions.
+    It also states the smallest difference between methods that the study can show. Nothing is
+    trained.
     """
     from potstill.cli.launch import afford, checked, predict, records, refuse
     from potstill.report.sentences import power_record
@@ -67,7 +72,7 @@ def check(
     if not as_json:
         print_table([{"setting": k, "value": v} for k, v in readable(facts).items()])
         print_powers(able)
-    preflight_checks = checked(study) if preflight else {}
+    preflight_checks = checked(study, repeat=repeat) if preflight else {}
     checks, spending = records(preflight_checks), predict(preflight_checks)
     predicted = prediction(study, spending)
     if as_json:

@@ -9,8 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from rich.console import Console
-
+from potstill.cli.checking import CheckView
 from potstill.cli.live import View
 from potstill.diagnostics.preflight import Check
 from potstill.engines.host import one_of_several
@@ -31,11 +30,19 @@ LOCAL = "local"  # the executor on this machine, without Ray
 log = logging.getLogger(__name__)
 
 
-def checked(study: Study, executor: Executor | None = None) -> dict[str, list[Check]]:
-    """Run pre-flight of every pair on an executor, by default on this machine."""
+def checked(
+    study: Study, executor: Executor | None = None, *, repeat: bool = False
+) -> dict[str, list[Check]]:
+    """Run pre-flight of every pair on an executor, by default on this machine.
+
+    Args:
+        study: the settings.
+        executor: default: processes of this machine.
+        repeat: make the checks whose results are kept again.
+    """
     begin = time.monotonic()
-    with Console(stderr=True).status("pre-flight"):
-        checks = (executor or LocalExecutor()).preflight(study)
+    with CheckView() as view:
+        checks = (executor or LocalExecutor()).preflight(study, view, repeat=repeat)
     log.info("pre-flight of %s took %.1f s", ", ".join(checks), time.monotonic() - begin)
     return checks
 

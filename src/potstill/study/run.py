@@ -9,6 +9,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Collection
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,18 @@ from typing import Any
 from potstill.algorithms.recipe import Recipe
 from potstill.diagnostics import faults
 from potstill.diagnostics.monitor import Monitor
-from potstill.diagnostics.preflight import Check, Rehearsal, preflight, unrunnable
+from potstill.diagnostics.preflight import (
+    Check,
+    Keeper,
+    Progress,
+    Rehearsal,
+    TimeBudget,
+    Watch,
+    from_keeper,
+    preflight,
+    unrunnable,
+    unwatched,
+)
 from potstill.engines.protocol import Engine
 from potstill.errors import PotstillError, StorageError, writing
 from potstill.study import record
@@ -180,29 +192,48 @@ def read_completions(folder: StudyFolder, pair: str) -> TeacherCompletions | Non
     return TeacherCompletions({row["problem"]: row["text"] for row in run.texts})
 
 
-def preflight_pair(study: Study, pair: str, only: Collection[str] = ()) -> list[Check]:
+def preflight_pair(
+    study: Study,
+    pair: str,
+    only: Collection[str] = (),
+    budget: TimeBudget | None = None,
+    watch: Watch = unwatched,
+    keeper: Keeper | None = None,
+) -> list[Check]:
     """Run the pre-flight checks of one pair: opens its models, trains nothing.
 
     Args:
         study: the settings.
         pair: one of its pairs.
         only: names of checks, see `preflight.CHECKS`; default: all.
+        budget: the time that they may take; default: a share of the study's predicted time.
+        watch: called when a check starts and when it ends.
+        keeper: has results of earlier checks, and keeps those of the new ones.
     """
-    task, key = load_task(**study.task), RunId(pair, "preflight", study.seeds[0])
+    recipes, first = list(study.recipes.values()), study.seeds[0]
+    kept = from_keeper(recipes, only, watch, keeper)
+    if kept is not None:
+        return list(kept)
+    task, key = load_task(**study.task), RunId(pair, "preflight", first)
     with tempfile.TemporaryDirectory(prefix="potstill-preflight-") as scratch:
+        watch(Progress("models"))
+        start = time.perf_counter()
         try:
             engine = open_study_engine(study, key, task, Path(scratch))
         except (PotstillError, OSError):
             raise
         except Exception as error:
             return [unrunnable("models", error)]
+        watch(Progress("models", [Check("models", "passed", "")], time.perf_counter() - start))
 
         def wire(inner: Engine, recipe: Recipe) -> RunSpec:
-            return faults.apply(study.faults, RunSpec(recipe, inner, task, study.seeds[0]))
+            return faults.apply(study.faults, RunSpec(recipe, inner, task, first))
 
-        recipes = list(study.recipes.values())
-        rehearsal = Rehearsal(wire, engine, recipes, study.seeds[0], study.train, study.eval)
+        rehearsal = Rehearsal(
+            wire, engine, recipes, first, study.train, study.eval, len(study.seeds)
+        )
+        rehearsal = replace(rehearsal, budget=budget) if budget else rehearsal
         try:
-            return list(preflight(rehearsal, only))
+            return list(preflight(rehearsal, only, watch, keeper))
         finally:
             engine.close()

@@ -1,50 +1,31 @@
 """The estimate of a study's cost, from real steps at learning rate 0 on the study's batch size.
 
-It times a step of each kind that the recipes have, one probe, and evaluations of two sizes, through
-which a line gives the study's size. Teacher completions that an earlier run leaves in the cache
-save their seconds, not their tokens. The timed steps fill the optimizer's state, so that the peak
-of memory is that of training. The estimate assumes that completions keep their length.
+It times a step of each kind that the recipes have, a probe, and evaluations of several sizes: a
+line through the two largest gives the study's size. One step of each kind, a small evaluation and
+a part of a probe are always timed; they show how much more the budget of pre-flight pays for.
+Teacher completions that an earlier run leaves in the cache save their seconds, not their tokens.
+The timed steps fill the optimizer's state, so that the peak of memory is that of training. The
+estimate assumes that completions keep their length.
 """
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from potstill.algorithms.recipe import Recipe
-from potstill.algorithms.schedules import constant
-from potstill.diagnostics.monitor import Monitor
-from potstill.diagnostics.preflight.step_kinds import (
-    StepKind,
-    kind_at,
-    kinds_at,
-    moments,
-    teacher_calls,
-)
+from potstill.diagnostics.preflight.budget import TimeBudget, reduced
+from potstill.diagnostics.preflight.step_kinds import StepKind, kind_at, moments, teacher_calls
+from potstill.diagnostics.preflight.timing import Step, Timing
 from potstill.engines.protocol import Engine
 from potstill.settings import Eval, Train
 from potstill.tasks import Task
-from potstill.training import objective
-from potstill.training.evaluation import TeacherCompletions, evaluate
-from potstill.training.metering import Metered, Usage
-from potstill.training.rollout import collect, draw, student_prompts
-from potstill.training.run import RunSpec
+from potstill.training.rollout import student_prompts
 from potstill.training.spending import Spent, total
-from potstill.types import Limits, Role
+from potstill.types import Role
 
-REPEATS = 2  # steps of each kind
-PROBLEMS = (48, 144)  # problems of the two evaluations
-LOSSES = ("student_loss", "teacher_loss", "anchor", "anchor_loss")  # fields of a recipe
-
-
-@dataclass(frozen=True)
-class Step:
-    """Cost of a step, and the part that a cache of teacher completions can save."""
-
-    spent: Spent
-    cached: float  # seconds of the teacher's sampling
+REFINED = 0.5  # share of the budget within which the measurements are repeated and enlarged
 
 
 @dataclass(frozen=True)
@@ -57,6 +38,9 @@ class Estimate:
     runs: Mapping[str, Spent]  # method -> one run
     peak: int  # bytes used at most
     memory: int  # bytes in total
+    evaluated: int  # problems of the largest evaluation that was timed
+    per_problem: float  # seconds of both models' answers to one problem
+    note: str = ""  # what was timed on less than usual
 
     @property
     def summary(self) -> str:
@@ -72,9 +56,20 @@ class Estimate:
             f"if completions keep their length; peak {_size(self.peak)} of {_size(self.memory)}"
         )
 
+    def study(self, seeds: int) -> float:
+        """Seconds of all runs with a number of seeds, and of the two baselines."""
+        runs = sum(run.seconds for run in self.runs.values()) * seeds
+        return runs + sum(spent.seconds for spent in self.evaluations.values())
+
 
 def estimate(
-    engine: Engine, recipes: Sequence[Recipe], task: Task, settings: Train, evaluation: Eval
+    engine: Engine,
+    recipes: Sequence[Recipe],
+    task: Task,
+    settings: Train,
+    evaluation: Eval,
+    budget: TimeBudget | None = None,
+    seeds: int = 1,
 ) -> Estimate:
     """Time a step of each kind and scale it to the runs of every recipe.
 
@@ -84,93 +79,70 @@ def estimate(
         task: problems to sample and to evaluate.
         settings: steps, batch and limits.
         evaluation: number of problems and intervals.
+        budget: limits the measurements, and gets its limit from them; default: all are made.
+        seeds: number of seeds of the study.
     """
-    steps: dict[StepKind, Step] = {}
-    for recipe in recipes:
-        for _, moment in moments(recipe):
-            for kind in kinds_at(recipe, moment, settings.batch_size):
-                if kind not in steps:
-                    steps[kind] = _timed_step(engine, recipe, kind, moment, task, settings)
-    evaluations: dict[Role, Spent] = {
-        role: _timed_evaluation(engine, role, task, settings, evaluation)
-        for role in ("student", "teacher")
+    budget = budget or TimeBudget()
+    timing = Timing(engine, recipes, task, settings, evaluation)
+    timing.once()
+    estimated = _estimate(timing)
+    budget.predict(estimated.study(seeds), timing.step_of_each_kind)
+    left_out = []
+    for name, seconds, refine in timing.refinements():
+        if budget.pays(seconds(), REFINED):
+            refine()
+            estimated = _estimate(timing)
+            budget.predict(estimated.study(seeds), timing.step_of_each_kind)
+        else:
+            left_out.append(name)
+    return replace(estimated, note=_short(left_out, timing))
+
+
+def _short(left_out: Sequence[str], timing: Timing) -> str:
+    """A note of what was timed on less than usual."""
+    parts = []
+    if "steps" in left_out:
+        parts.append("one step of each kind")
+    if "evaluations" in left_out and timing.evaluated < timing.evaluation.problems:
+        parts.append(f"{timing.evaluated} of {timing.evaluation.problems} problems")
+    if "probe" in left_out:
+        parts.append("a part of a probe")
+    return f"timed {reduced(', '.join(parts))}" if parts else ""
+
+
+def _estimate(timing: Timing) -> Estimate:
+    """The cost of the runs by the measurements so far."""
+    steps = {kind: _mean(made) for kind, made in timing.steps.items()}
+    evaluations = {
+        role: _line(made, timing.evaluation.problems) for role, made in timing.evaluations.items()
     }
-    probe = _timed_probe(engine, recipes[0], task, settings, evaluation)
     runs: dict[str, Spent] = {}
     cache: set[tuple[int, ...]] = set()  # filled in the order in which a study runs
-    for recipe in sorted(recipes, key=lambda recipe: -recipe.budget):
-        training = _training(recipe, steps, settings, cache)
-        count = recipe.total_steps(settings.steps)
-        evaluated = evaluations["student"] * -(-count // evaluation.every)
-        probes = -(-count // evaluation.probe_every) + 1
-        runs[recipe.name] = training + evaluated + probe * probes
-    return Estimate(steps, evaluations, probe, runs, *engine.memory())
-
-
-def _timed_step(
-    engine: Engine, recipe: Recipe, kind: StepKind, t: float, task: Task, settings: Train
-) -> Step:
-    """Mean cost of steps of one kind."""
-    fixed = Recipe(
-        name=recipe.name,
-        on_policy=constant(kind.student / settings.batch_size),
-        prefix=constant(kind.prefix),
-        interleave=recipe.interleave if kind.student else 0,
-        **{key: getattr(recipe, key) for key in LOSSES},
-    )
-    limits = Limits(settings.max_tokens, settings.temperature, settings.teacher_temperature)
-    costs: list[Spent] = []
-    cached = 0.0
-    for step in range(REPEATS):
-        problems = draw(task.train, settings.batch_size, 0, step)
-        start, usage = time.perf_counter(), Usage(engine)
-        meter = Metered(engine, usage)
-        batch = collect(fixed, meter, problems, t, step, 0, limits)
-        meter.step(objective.build(fixed, batch, meter), 0.0)
-        cached += usage.seconds["teacher sampling"]
-        costs.append(_spent(start, usage))
-    return Step(total(costs) * (1 / REPEATS), cached / REPEATS)
-
-
-def _spent(start: float, usage: Usage) -> Spent:
-    return Spent.read(
-        {"seconds": time.perf_counter() - start, "tokens": usage.tokens, "flops": usage.flops}
+    for recipe in sorted(timing.recipes, key=lambda recipe: -recipe.budget):
+        training = _training(recipe, steps, timing.settings, cache)
+        count = recipe.total_steps(timing.settings.steps)
+        evaluated = evaluations["student"] * -(-count // timing.evaluation.every)
+        probes = -(-count // timing.evaluation.probe_every) + 1
+        runs[recipe.name] = training + evaluated + timing.probe * probes
+    peak, memory = timing.engine.memory()
+    return Estimate(
+        steps, evaluations, timing.probe, runs, peak, memory, timing.evaluated, timing.per_problem
     )
 
 
-def _timed_evaluation(
-    engine: Engine, role: Role, task: Task, settings: Train, evaluation: Eval
-) -> Spent:
-    """Cost of an evaluation of the study's size, by a line through two smaller ones."""
-    limit = evaluation.max_tokens or settings.max_tokens
-    costs: list[tuple[int, Spent]] = []
-    for count in sorted({min(evaluation.problems, size) for size in PROBLEMS}):
-        start, usage = time.perf_counter(), Usage(engine)
-        evaluate(Metered(engine, usage, "evaluation"), role, task, task.test[:count], limit)
-        costs.append((count, _spent(start, usage)))
-    (small, less), (large, more) = costs[0], costs[-1]
-    scaled = more * (evaluation.problems / large)
+def _mean(steps: Sequence[Step]) -> Step:
+    spent = total(step.spent for step in steps) * (1 / len(steps))
+    return Step(spent, sum(step.cached for step in steps) / len(steps))
+
+
+def _line(made: Sequence[tuple[int, Spent]], problems: int) -> Spent:
+    """Cost of an evaluation, by a line through the two largest that were made."""
+    (small, less), (large, more) = made[-2:][0], made[-1]
+    scaled = more * (problems / large)
     if small == large:
         return scaled
     slope = max(0.0, (more.seconds - less.seconds) / (large - small))
-    return replace(scaled, seconds=more.seconds + slope * (evaluation.problems - large))
-
-
-def _timed_probe(
-    engine: Engine, recipe: Recipe, task: Task, settings: Train, evaluation: Eval
-) -> Spent:
-    """Cost of one probe with the checks of the step before it."""
-    limit = evaluation.max_tokens or settings.max_tokens
-    teacher = TeacherCompletions.generate(engine, task, task.train[: evaluation.probe], limit)
-    limits = Limits(settings.max_tokens, settings.temperature, settings.teacher_temperature)
-    meter = Metered(engine, Usage(engine), "evaluation")
-    monitor = Monitor(RunSpec(recipe, engine, task, 0), settings, evaluation, meter, teacher)
-    batch = collect(recipe, engine, draw(task.train, settings.batch_size, 0, 0), 0.0, 0, 0, limits)
-    meter.usage = usage = Usage(engine)
-    start = time.perf_counter()
-    monitor.before(1, batch, batch)
-    monitor.probe.measure()
-    return _spent(start, usage)
+    return replace(scaled, seconds=more.seconds + slope * (problems - large))
 
 
 def _training(

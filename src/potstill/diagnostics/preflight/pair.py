@@ -2,39 +2,49 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
 from potstill.algorithms.losses import (
+    CROSS_ENTROPY,
     CROSSING,
     FAULTY,
     GOLD_HINT,
-    REVERSE_KL,
-    REVERSE_KL_SAMPLED,
     ReverseKL,
 )
 from potstill.algorithms.recipe import Recipe
 from potstill.diagnostics.preflight import crossed
+from potstill.diagnostics.preflight.budget import CheckSize, reduced
+from potstill.diagnostics.preflight.check import Check, Status, refusal
 from potstill.diagnostics.preflight.rehearsal import (
-    BATCH,
     OWN_PASS,
-    Check,
+    ROW_SIZES,
+    STEP_SIZES,
     Rehearsal,
-    refusal,
     restored,
 )
 from potstill.diagnostics.sampler import SAMPLER_GAP, sampler_gap
-from potstill.engines.protocol import Engine
 from potstill.tasks.overlap import overlap
 from potstill.training import objective
 from potstill.training.evaluation import evaluate
-from potstill.training.rollout import collect, draw, generator
+from potstill.training.rollout import collect
 from potstill.training.run import RunSpec
-from potstill.types import Datum, Floats, Reading, Role, Term
+from potstill.types import Datum, Prompt, Role, Term
 
 PROBLEMS = 64  # held-out problems of the capability gap
+MOVED = (
+    0.1  # nats per token by which steps have to move the student before its sampler is looked at
+)
+MOST_STEPS = 6  # optimizer steps to move it
+FASTER = 3.0  # factor on the learning rate from one of them to the next
+SELF = 4  # completions of which the student's divergence from itself is computed
 TEXTS = 200  # training problems on which tokenizers are compared
+FEWEST = 4  # of them, if none is evaluated yet
+FEW = "the teacher is not better on so few problems; `potstill eval` compares both models on more"
 LARGE_GAP = 0.2  # nats per token that no rounding explains
 MANY = 12  # problems solved by the student alone, from which on the teacher's ids are suspected
 
@@ -83,50 +93,46 @@ def seeded(rehearsal: Rehearsal) -> list[Check]:
     return [Check("seed", "passed", f"seed {seed} determines prompts and samples")]
 
 
-def _sampled(
-    engine: Engine, run: RunSpec, role: Role, count: int = 8
-) -> tuple[list[Reading], list[Floats]]:
-    """Prompts and completions sampled by the run's engine, with the sampler's log-probabilities."""
-    prompts = [engine.prompt(problem) for problem in run.task.train[:count]]
-    limits = [16] * len(prompts)
-    samples = run.engine.sample(role, prompts, limits, 1.0, generator(0, 0, f"preflight:{role}"))
-    readings = [(prompt, s.tokens) for prompt, s in zip(prompts, samples, strict=True)]
-    return readings, [s.logprobs for s in samples]
-
-
-def _gap(engine: Engine, run: RunSpec, role: Role) -> float:
+def _gap(rehearsal: Rehearsal, run: RunSpec, role: Role) -> float:
     """Mean distance in nats between the log-probabilities of the run's sampler and the scores."""
-    readings, sampled = _sampled(engine, run, role)
-    return sampler_gap(engine, role, readings, sampled)
-
-
-def sampler_scores(rehearsal: Rehearsal) -> list[Check]:
-    """Check that scores of sampled tokens equal the sampler's log-probabilities."""
-    run = rehearsal.any_run()
-    gap = max(_gap(rehearsal.engine, run, role) for role in ("student", "teacher"))
-    evidence = f"scores and log-probs of sampled tokens differ by {gap:.1e} nats on average"
-    if gap <= SAMPLER_GAP:
-        return [Check("sampler", "passed", evidence)]
-    hint = "use the same dtype and attention implementation for sampling and training"
-    return [Check("sampler", "warning" if gap < LARGE_GAP else "refused", evidence, hint)]
+    readings, sampled = rehearsal.sampled(run.engine, role, rehearsal.row_size)
+    return sampler_gap(rehearsal.engine, role, readings, sampled)
 
 
 def forward_pass(rehearsal: Rehearsal) -> list[Check]:
     """Check that batched scores are those of the models' own forward pass on single rows."""
-    gap = rehearsal.rounding
-    evidence = f"scores and the models' own forward passes differ by {gap:.1e} nats on average"
+
+    def compared(size: CheckSize) -> list[Check]:
+        rehearsal.measured.forward_gap = gap = rehearsal.forward_gap(size)
+        evidence = f"scores and the models' own forward passes differ by {gap:.1e} nats on average"
+        if gap <= SAMPLER_GAP:
+            return [Check("forward pass", "passed", evidence)]
+        status: Status = "warning" if gap < LARGE_GAP / 2 else "refused"
+        return [Check("forward pass", status, evidence, OWN_PASS)]
+
+    rehearsal.measured.rows, checks = rehearsal.budget.scaled(ROW_SIZES, compared)
+    return checks
+
+
+def sampler_scores(rehearsal: Rehearsal) -> list[Check]:
+    """Check that scores of sampled tokens equal the sampler's log-probabilities."""
+    run, note = rehearsal.any_run(), rehearsal.row_size.note(ROW_SIZES[-1])
+    gap = max(_gap(rehearsal, run, role) for role in ("student", "teacher"))
+    evidence = f"scores and log-probs of sampled tokens differ by {gap:.1e} nats on average"
     if gap <= SAMPLER_GAP:
-        return [Check("forward pass", "passed", evidence)]
-    return [
-        Check("forward pass", "warning" if gap < LARGE_GAP / 2 else "refused", evidence, OWN_PASS)
-    ]
+        return [Check("sampler", "passed", evidence).noted(note)]
+    hint = "use the same dtype and attention implementation for sampling and training"
+    status: Status = "warning" if gap < LARGE_GAP else "refused"
+    return [Check("sampler", status, evidence, hint).noted(note)]
 
 
 def self_divergence(rehearsal: Rehearsal) -> list[Check]:
     """Check that the student's divergence from itself is 0 by the engine's own losses."""
     if "reverse_kl" not in rehearsal.engine.losses:
         return []
-    readings, sampled = _sampled(rehearsal.engine, rehearsal.any_run(), "student", 4)
+    engine, size = rehearsal.any_run().engine, rehearsal.row_size
+    readings, sampled = rehearsal.sampled(engine, "student", size)
+    readings, sampled = readings[:SELF], sampled[:SELF]
     loss, total = ReverseKL(to="init"), sum(map(len, sampled))
     data = [
         Datum(p, c, c, (Term(loss, np.full(len(c), 1 / total, np.float32)),), "student", s)
@@ -134,36 +140,74 @@ def self_divergence(rehearsal: Rehearsal) -> list[Check]:
     ]
     value = abs(rehearsal.engine.measure(data).loss)
     evidence = f"the student's divergence from itself is {value:.1e} nats per token"
+    note = CheckSize(len(data), size.tokens).note(CheckSize(SELF, ROW_SIZES[-1].tokens))
     if value < 1e-2:
-        return [Check("identity", "passed", evidence)]
-    return [Check("identity", "refused", evidence, "compare dtypes, dropout and adapters")]
+        return [Check("identity", "passed", evidence).noted(note)]
+    hint = "compare dtypes, dropout and adapters"
+    return [Check("identity", "refused", evidence, hint).noted(note)]
 
 
 def fresh_sampler(rehearsal: Rehearsal) -> list[Check]:
-    """Check that the student samples with the new weights after optimizer steps."""
-    run = rehearsal.any_run()
-    loss = REVERSE_KL_SAMPLED if rehearsal.crossing else REVERSE_KL
-    recipe = Recipe(name="rehearsal", student_loss=loss)
-    problems = draw(run.task.train, BATCH, rehearsal.seed, 0)
-    before = _gap(rehearsal.engine, run, "student")
-    with restored(rehearsal.engine):
-        batch = collect(recipe, run.engine, problems, 0.0, 0, rehearsal.seed, rehearsal.limits)
-        data = objective.build(recipe, batch, rehearsal.engine)
-        for _ in range(3):
-            run.engine.step(data, min(max(rehearsal.settings.rate(10**6, 0.0), 1e-3), 1e-2))
-        gap = _gap(rehearsal.engine, run, "student")
-    if gap <= max(SAMPLER_GAP, 3 * before):
-        evidence = "samples after a step come from the new weights"
-        return [Check("fresh sampler", "passed", evidence)]
-    evidence = f"after 3 steps, scores and log-probs of sampled tokens differ by {gap:.2g} nats"
-    return [refusal("fresh sampler", evidence, "stale_sampler")]
+    """Check that the student samples with the new weights after optimizer steps.
+
+    The steps make its own completions likelier, which needs no teacher, until their log-probs have
+    moved: adapters need a higher learning rate for it than all weights.
+    """
+    return rehearsal.budget.scaled(STEP_SIZES, partial(_after_steps, rehearsal))[1]
+
+
+def _after_steps(rehearsal: Rehearsal, size: CheckSize) -> list[Check]:
+    engine, run, name = rehearsal.engine, rehearsal.any_run(), "fresh sampler"
+    recipe = Recipe(name="rehearsal", student_loss=CROSS_ENTROPY)
+    problems, limits = rehearsal.problems(run)[: size.problems], rehearsal.limits(size.tokens)
+    before = _gap(rehearsal, run, "student")
+    batch = collect(recipe, run.engine, problems, 0.0, 0, rehearsal.seed, limits)
+    data = objective.build(recipe, batch, engine)
+    written = [(t.prompt, t.completion) for t in batch if t.completion]
+    old = np.concatenate(engine.score("student", written))
+    rate, moved, steps = min(max(rehearsal.settings.rate(10**6, 0.0), 1e-3), 1e-2), 0.0, 0
+    with restored(engine):
+        while moved < MOVED and steps < MOST_STEPS:
+            run.engine.step(data, min(rate * FASTER**steps, 1e-1))
+            moved = float(np.abs(np.concatenate(engine.score("student", written)) - old).mean())
+            steps += 1
+        gap = _gap(rehearsal, run, "student")
+    number = f"{steps} steps" if steps > 1 else "a step"
+    moves = f"move{'s' * (steps == 1)} the student by"
+    if gap > max(SAMPLER_GAP, 3 * before):
+        evidence = (
+            f"after {number}, scores and log-probs of sampled tokens differ by {gap:.2g} nats"
+        )
+        return [refusal(name, evidence, "stale_sampler")]
+    if moved < MOVED:
+        evidence = f"{number} {moves} {moved:.1g} nats only, too little to show old weights"
+        return [Check(name, "warning", evidence, "raise train.learning_rate")]
+    evidence = f"samples come from the new weights after {number}, which {moves} {moved:.2g} nats"
+    return [Check(name, "passed", evidence)]
 
 
 def capability_gap(rehearsal: Rehearsal) -> list[Check]:
     """Check that the teacher is better than the student on held-out problems."""
+    measured, budget = rehearsal.measured, rehearsal.budget
+    full = min(PROBLEMS, len(rehearsal.any_run().task.test))
+    least = full if budget.limit is None else FEWEST
+    count = min(measured.evaluated or least, full)
+    if count < full and budget.affords(measured.per_problem * full):
+        count = full
+    check = _compared(rehearsal, count)
+    if count < full and check.status != "passed" and _misread(rehearsal):
+        return [_compared(rehearsal, full)]
+    if count == full:
+        return [check]
+    few = replace(check, hint=FEW if check.hint else "")
+    return [few.noted(reduced(f"{count} of {full} problems"))]
+
+
+def _compared(rehearsal: Rehearsal, count: int) -> Check:
+    """The check of the capability gap on a number of held-out problems."""
     task = rehearsal.any_run().task
     limit = rehearsal.evaluation.max_tokens or rehearsal.settings.max_tokens
-    problems = task.test[:PROBLEMS]
+    problems = task.test[:count]
     teacher, student = (
         evaluate(rehearsal.engine, role, task, problems, limit) for role in ("teacher", "student")
     )
@@ -174,8 +218,24 @@ def capability_gap(rehearsal: Rehearsal) -> list[Check]:
         f"the student {student.strict:.0%}"
     )
     if teacher.strict > student.strict:
-        return [Check("capability gap", "passed", evidence)]
+        return Check("capability gap", "passed", evidence)
     if teacher.strict < student.strict / 2 and lost >= MANY:
-        return [refusal("capability gap", evidence, "vocab_permuted")]
+        return refusal("capability gap", evidence, "vocab_permuted")
     hint = "the teacher is not better and has little to teach: check the task and the prompt"
-    return [Check("capability gap", "warning", evidence, hint)]
+    return Check("capability gap", "warning", evidence, hint)
+
+
+def _misread(rehearsal: Rehearsal) -> bool:
+    """True if text is less likely to the teacher than by uniform guessing.
+
+    That is so of both prompts and completions of a student that is itself far from guessing. Few
+    problems do not show enough then.
+    """
+    engine = rehearsal.engine
+    readings, sampled = rehearsal.sampled(engine, "student", rehearsal.row_size)
+    uniform = math.log(engine.rows("student", *readings[0]).shape[1])
+    texts = [readings]
+    if not rehearsal.crossing:
+        texts.insert(0, [(Prompt.of(p.student[:1]), p.student[1:]) for p, _ in readings[:1]])
+    unlikely = (-np.concatenate(engine.score("teacher", text)).mean() > uniform for text in texts)
+    return bool(-np.concatenate(sampled).mean() < uniform / 2) and all(unlikely)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from potstill.diagnostics.preflight.rehearsal import Check, Rehearsal
+from potstill.diagnostics.preflight.check import Check
+from potstill.diagnostics.preflight.rehearsal import Rehearsal
 from potstill.types import Problem, Role
 
 PROBED = 32  # problems of each split whose prompts are rendered

@@ -95,6 +95,7 @@ def observed(engine: Engine, datum: Datum) -> Rows:
         if term.loss.needs != "tokens":
             q = engine.rows(term.loss.to, *datum.reading(term.loss.to))
         if term.loss.name == "reverse_kl_sampled" and datum.teacher_logprobs is not None:
+            q = q.copy()
             q[np.arange(len(datum.targets)), list(datum.targets)] = datum.teacher_logprobs
         total += moments(weighted(term.weights, definition(term.loss, p, q, targets)))
     return total

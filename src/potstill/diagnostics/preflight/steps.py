@@ -8,26 +8,29 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from potstill.algorithms.losses import FAULTY
 from potstill.algorithms.recipe import Recipe
+from potstill.algorithms.schedules import constant
 from potstill.diagnostics.faults.explaining import as_if, candidates
 from potstill.diagnostics.preflight import crossed
+from potstill.diagnostics.preflight.budget import CheckSize
+from potstill.diagnostics.preflight.check import Check, refusal
 from potstill.diagnostics.preflight.reference import Terms, observed, reference
 from potstill.diagnostics.preflight.rehearsal import (
-    BATCH,
     OWN_PASS,
-    Check,
+    STEP_SIZES,
     DryRun,
     Rehearsal,
-    refusal,
 )
 from potstill.training import objective
-from potstill.training.rollout import collect, draw
+from potstill.training.rollout import collect
+from potstill.training.run import RunSpec
 from potstill.types import Datum, Prompt, Rows, Source, Trajectory
 
 # Between a batched float32 sum and its reference: relative, and absolute for losses below 1 nat.
@@ -37,23 +40,74 @@ ROUNDED = 0.05  # the same in half precision, at most
 
 def trained_as_written(rehearsal: Rehearsal, recipe: Recipe) -> list[Check]:
     """Check that steps train the recipe's loss, at the start and wherever a schedule ends."""
-    dry = DryRun(rehearsal.engine)
-    run = rehearsal.wire(dry, recipe)
-    problems = draw(run.task.train, BATCH, rehearsal.seed, 0)
     checks: dict[tuple[str, str], Check] = {}
-    for t in _change_points(recipe):
-        batch = collect(recipe, run.engine, problems, t, 0, rehearsal.seed, rehearsal.limits)
-        dry.steps.clear()
-        run.engine.step(objective.build(run.recipe, batch, run.engine), 0.0)
-        for check in _compare(rehearsal, recipe, batch, dry.steps):
+    for t in change_points(recipe):
+        work = partial(_rehearsed, rehearsal, recipe, t)
+        for check in rehearsal.budget.scaled(STEP_SIZES, work)[1]:
             checks.setdefault((check.name, check.cause), check)
     return list(checks.values())
 
 
-def _change_points(recipe: Recipe) -> list[float]:
+def change_points(recipe: Recipe) -> list[float]:
     """Progress values from which on the recipe differs."""
     schedules = (recipe.on_policy, recipe.prefix)
     return sorted({0.0, *(s.until for s in schedules if s.kind != "constant" and s.until < 1)})
+
+
+def _rehearsed(rehearsal: Rehearsal, recipe: Recipe, t: float, size: CheckSize) -> list[Check]:
+    """The checks of one step at progress `t`."""
+    dry = DryRun(rehearsal.engine)
+    run = rehearsal.wire(dry, recipe)
+
+    def step(batch: Sequence[Trajectory]) -> list[list[Datum]]:
+        dry.steps.clear()
+        run.engine.step(objective.build(run.recipe, batch, run.engine), 0.0)
+        return list(dry.steps)
+
+    batch = _sampled(rehearsal, run, recipe, t, size)
+    checks = list(_compare(rehearsal, recipe, batch, step(batch)))
+    cut = _cut_short(batch, rehearsal.engine.eos)
+    if cut and not any(check.cause == "eos_untrained" for check in checks):
+        data = [datum for part in step(cut) for datum in part]
+        for source in dict.fromkeys(t.source for t in cut):
+            ended = [t for t in cut if t.source == source]
+            reached = [datum for datum in data if datum.source == source]
+            checks += _untrained_ends(_Part(rehearsal, recipe, source, 1.0, ended, reached))
+    return checks
+
+
+def _sampled(
+    rehearsal: Rehearsal, run: RunSpec, recipe: Recipe, t: float, size: CheckSize
+) -> list[Trajectory]:
+    """A rehearsed batch with the sources of progress `t`, each with a token that is trained.
+
+    Larger sizes are tried if the teacher's prefix has ended every completion.
+    """
+    problems, share = rehearsal.problems(run), recipe.on_policy(t)
+    batch: list[Trajectory] = []
+    for larger in (s for s in STEP_SIZES if s.work >= size.work):
+        count = larger.problems
+        student = min(max(round(share * count), share > 0), count - (share < 1))
+        mixed = dataclasses.replace(recipe, on_policy=constant(student / count))
+        limits = rehearsal.limits(larger.tokens, recipe.prefix.count(t) if student else 0)
+        batch = collect(mixed, run.engine, problems[:count], t, 0, rehearsal.seed, limits)
+        if all(any(x.trained for x in batch if x.source == y.source) for y in batch):
+            break
+    return batch
+
+
+def _cut_short(batch: Sequence[Trajectory], eos: Collection[int]) -> list[Trajectory]:
+    """For each source without a completion that ends with EOS, one that does.
+
+    Whether EOS is trained does not depend on who wrote it, so that no long completion is needed.
+    """
+    cut: dict[Source, Trajectory] = {}
+    ended = {t.source for t in batch if t.trained and t.completion[-1] in eos}
+    for t in batch:
+        if t.trained and t.source not in ended:
+            completion = (*t.completion[:-1], min(eos))
+            cut.setdefault(t.source, dataclasses.replace(t, completion=completion))
+    return list(cut.values())
 
 
 def _compare(
@@ -169,21 +223,31 @@ def _explain(part: _Part, terms: Terms, trained: Rows, correct: Rows) -> Iterato
 
 def _misplaced_weights(part: _Part) -> Iterator[Check]:
     """Weights on the wrong tokens, which the loss does not reveal if the teacher is confident."""
-    eos = part.rehearsal.engine.eos
-    trained = [
-        target
-        for datum in part.data
-        for target, *weights in zip(datum.targets, *(t.weights for t in datum.terms), strict=True)
-        if any(weights)
-    ]
-    ends = sum(t.completion[-1] in eos for t in part.trajectories)
-    if ends and not any(target in eos for target in trained):
-        evidence = f"{ends} completions end with EOS, which has no loss in any of them"
-        yield refusal(part.name, evidence, "eos_untrained")
+    yield from _untrained_ends(part)
+    trained = _trained_tokens(part.data)
     extra = len(trained) - sum(t.trained for t in part.trajectories)
     if extra > 0 and any(t.prefix for t in part.trajectories):
         evidence = f"{extra} tokens of the teacher's prefix have a loss"
         yield refusal(part.name, evidence, "prefix_trained")
+
+
+def _untrained_ends(part: _Part) -> Iterator[Check]:
+    """A failed check if completions end with EOS and it has no loss."""
+    eos = part.rehearsal.engine.eos
+    ends = sum(t.completion[-1] in eos for t in part.trajectories)
+    if ends and not any(target in eos for target in _trained_tokens(part.data)):
+        evidence = f"{ends} completions end with EOS, which has no loss in any of them"
+        yield refusal(part.name, evidence, "eos_untrained")
+
+
+def _trained_tokens(data: Sequence[Datum]) -> list[int]:
+    """The targets that have a loss."""
+    return [
+        target
+        for datum in data
+        for target, *weights in zip(datum.targets, *(t.weights for t in datum.terms), strict=True)
+        if any(weights)
+    ]
 
 
 def _close(a: Rows, b: Rows) -> bool:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
-from potstill.diagnostics.preflight import Check
+from potstill.diagnostics.preflight import Check, Progress
 from potstill.study import record
 from potstill.study.budget import Ledger
 from potstill.study.run import run_cell
@@ -22,14 +22,28 @@ from potstill.training.spending import BudgetReached
 
 Results = dict[RunId, dict[str, Any]]  # records of the runs that have ended
 
+PairWatch = Callable[[str, Progress], None]  # of a pair's checks
+
 EXIT_TIMEOUT = 10.0  # seconds that workers may take to exit once all runs have ended
+
+
+def unwatched_pair(pair: str, progress: Progress) -> None:
+    """Report nothing."""
 
 
 class Executor(Protocol):
     """Runs studies on some machines."""
 
-    def preflight(self, study: Study) -> dict[str, list[Check]]:
-        """Run the pre-flight checks of every pair where its runs would execute."""
+    def preflight(
+        self, study: Study, watch: PairWatch = unwatched_pair, *, repeat: bool = False
+    ) -> dict[str, list[Check]]:
+        """Run the pre-flight checks of every pair where its runs would execute.
+
+        Args:
+            study: the settings.
+            watch: called with a pair when one of its checks starts and when it ends.
+            repeat: make the checks whose results are kept again.
+        """
 
     def run(
         self, study: Study, folder: StudyFolder, keys: Sequence[RunId], on_poll: Callable[[], None]

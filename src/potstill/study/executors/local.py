@@ -16,15 +16,17 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, wait
+from functools import partial
 from multiprocessing.context import SpawnProcess
 from typing import Any
 
-from potstill.diagnostics.preflight import Check
+from potstill.diagnostics.preflight import Check, Progress
 from potstill.engines import zoo
 from potstill.errors import PotstillError, StorageError
 from potstill.study.executors.base import (
     EXIT_TIMEOUT,
+    PairWatch,
     Results,
     check_budget,
     execute,
@@ -32,7 +34,9 @@ from potstill.study.executors.base import (
     run_if_free,
     runnable,
     unfinished,
+    unwatched_pair,
 )
+from potstill.study.kept import keeper_of
 from potstill.study.loading import read_study
 from potstill.study.run import preflight_pair
 from potstill.study.schema import Study
@@ -41,6 +45,7 @@ from potstill.tasks import load_task
 from potstill.training.spending import BudgetReached
 
 MAX_CRASHES = 2  # worker crashes after which a run has failed
+POLL = 0.1  # seconds between two looks at the progress of pre-flight
 _STORAGE_EXIT = 74  # a worker's exit code when storage is unavailable (EX_IOERR)
 _BUDGET_EXIT = 75  # and when the budget is spent (EX_TEMPFAIL)
 
@@ -55,8 +60,10 @@ class LocalExecutor:
     def __init__(self, workers: int = 0) -> None:
         self._workers = workers
 
-    def preflight(self, study: Study) -> dict[str, list[Check]]:
-        return preflight_study(study)
+    def preflight(
+        self, study: Study, watch: PairWatch = unwatched_pair, *, repeat: bool = False
+    ) -> dict[str, list[Check]]:
+        return preflight_study(study, watch, repeat=repeat)
 
     def run(
         self, study: Study, folder: StudyFolder, keys: Sequence[RunId], on_poll: Callable[[], None]
@@ -164,16 +171,39 @@ def _workers_for(study: Study) -> int:
     return max(1, cores // threads) if embedded else 1
 
 
-def preflight_study(study: Study) -> dict[str, list[Check]]:
+def preflight_study(
+    study: Study, watch: PairWatch = unwatched_pair, *, repeat: bool = False
+) -> dict[str, list[Check]]:
     """Run the pre-flight checks of every pair in a process of its own, which frees its memory."""
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
-        jobs = {pair: pool.submit(_preflight, study.to_toml(), pair) for pair in study.models}
+    queue = context.SimpleQueue()
+    start = partial(ProcessPoolExecutor, 1, mp_context=context)
+    with start(initializer=_report_to, initargs=(queue,)) as pool:
+        table = study.to_toml()
+        jobs = {pair: pool.submit(_preflight, table, pair, repeat) for pair in study.models}
+        running = set(jobs.values())
+        while running:
+            running = wait(running, timeout=POLL).not_done
+            while not queue.empty():
+                watch(*queue.get())
         return {pair: job.result() for pair, job in jobs.items()}
 
 
-def _preflight(table: dict[str, Any], pair: str) -> list[Check]:
-    return preflight_pair(read_study(table), pair)
+_queues: list[Any] = []  # of this process, to report the progress of pre-flight
+
+
+def _report_to(queue: Any) -> None:
+    _queues.append(queue)
+
+
+def _preflight(table: dict[str, Any], pair: str, repeat: bool) -> list[Check]:
+    study = read_study(table)
+
+    def watch(progress: Progress) -> None:
+        for queue in _queues:
+            queue.put((pair, progress))
+
+    return preflight_pair(study, pair, watch=watch, keeper=keeper_of(study, pair, repeat=repeat))
 
 
 def worker_cores(slot: int, workers: int, available: Sequence[int]) -> frozenset[int]:

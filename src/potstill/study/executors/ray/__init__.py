@@ -15,7 +15,7 @@ from typing import Any
 
 from potstill.diagnostics.preflight import Check
 from potstill.errors import PotstillError
-from potstill.study.executors.base import Results
+from potstill.study.executors.base import PairWatch, Results, unwatched_pair
 from potstill.study.executors.ray.connect import check_address, connection
 from potstill.study.executors.ray.resources import requested, require_node
 from potstill.study.executors.ray.scheduler import RayScheduler, node_error
@@ -39,13 +39,18 @@ class RayExecutor:
     def __init__(self, ray: Any, limit: int = 0, mirror: Mirror | None = None) -> None:
         self.ray, self._limit, self._mirror = ray, limit, mirror
 
-    def preflight(self, study: Study) -> dict[str, list[Check]]:
-        """Run the checks of every pair, each on a node with the resources of a run."""
+    def preflight(
+        self, study: Study, watch: PairWatch = unwatched_pair, *, repeat: bool = False
+    ) -> dict[str, list[Check]]:
+        """Run the checks of every pair, each on a node with the resources of a run.
+
+        Their progress is reported when all have ended.
+        """
         task = self.ray.remote(preflight).options(**requested(study), max_retries=1)
         table, potstill = study.to_toml(), version("potstill")
-        jobs = [task.remote(table, pair, potstill) for pair in study.models]
+        jobs = [task.remote(table, pair, potstill, repeat) for pair in study.models]
         try:
-            return dict(zip(study.models, self.ray.get(jobs), strict=True))
+            results = dict(zip(study.models, self.ray.get(jobs), strict=True))
         except self.ray.exceptions.RayTaskError as error:
             raise node_error(error) from None
         except self.ray.exceptions.RayError as error:
@@ -53,6 +58,11 @@ class RayExecutor:
                 f"pre-flight was interrupted on its node: {type(error).__name__}",
                 "memory may have run out: raise memory in [ray], or run with --no-preflight",
             ) from None
+
+        for pair, (_, made) in results.items():
+            for progress in made:
+                watch(pair, progress)
+        return {pair: checks for pair, (checks, _) in results.items()}
 
     def scheduler(self, study: Study, folder: StudyFolder, keys: Sequence[RunId]) -> RayScheduler:
         """The scheduler of one study."""

@@ -15,10 +15,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-from potstill.diagnostics.preflight import Check
+from potstill.diagnostics.preflight import Check, Progress
 from potstill.errors import PotstillError, StorageError
 from potstill.study.executors.base import run_if_free
 from potstill.study.executors.ray.lease import Lease, LeaseLost
+from potstill.study.kept import keeper_of
 from potstill.study.loading import read_study
 from potstill.study.remote import Remote
 from potstill.study.remote.mirror import folder_name
@@ -69,10 +70,14 @@ def execute_job(job: Job) -> AttemptOutcome:
         return AttemptOutcome("error", host, f"{host}: {error}", error.hint)
 
 
-def preflight(table: dict[str, Any], pair: str, expected: str) -> list[Check]:
-    """Run the pre-flight checks of a pair on this node."""
+def preflight(
+    table: dict[str, Any], pair: str, expected: str, repeat: bool = False
+) -> tuple[list[Check], list[Progress]]:
+    """Run the pre-flight checks of a pair on this node; also returns their progress."""
     check_version(expected)
-    return preflight_pair(read_study(table), pair)
+    study, progress = read_study(table), list[Progress]()
+    keeper = keeper_of(study, pair, repeat=repeat)
+    return preflight_pair(study, pair, watch=progress.append, keeper=keeper), progress
 
 
 def check_version(expected: str) -> None:
