@@ -9,6 +9,7 @@ teacher's full-vocabulary log-probs never cross it: a loss that needs them is co
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -24,6 +25,7 @@ from potstill.types import (
     Expectation,
     Floats,
     Ids,
+    Loss,
     Problem,
     Prompt,
     Reading,
@@ -149,6 +151,32 @@ class Bounded(Protocol):
             machines: the measured hardware limits.
             rows: numbers of (prompt, completion) tokens.
             targets: models whose full-vocabulary log-probs the losses need.
+        """
+
+
+@dataclass(frozen=True)
+class PredictedMemory:
+    """Bytes that a training step needs in addition to the models, on the fullest device."""
+
+    needed: int  # at its peak
+    free: int  # on the device now
+    parts: dict[str, int]  # what needs them; not all at the same time
+
+
+@runtime_checkable
+class PredictsMemory(Engine, Protocol):
+    """An engine that predicts the memory of a step without taking one."""
+
+    def predict_memory(
+        self, prompt: Prompt, max_tokens: int, batch: int, losses: Sequence[Loss]
+    ) -> PredictedMemory | None:
+        """Predict a step on the longest prompt; None: unknown for this placement.
+
+        Args:
+            prompt: the longest of the study.
+            max_tokens: of a completion.
+            batch: rows of a step.
+            losses: of its tokens.
         """
 
 

@@ -21,7 +21,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import potstill
-from potstill.diagnostics.preflight import COST, Check, steps_of
+from potstill.diagnostics.preflight import COST, MEMORY, Check, steps_of
 from potstill.engines.cached_teacher import fingerprint
 from potstill.engines.host import one_of_several
 from potstill.errors import PotstillError
@@ -118,7 +118,7 @@ class KeptChecks:
         """The file of a check."""
         parts: list[object] = [self._shared(), name]
         recipes = self._study.recipes
-        if name == COST:
+        if name in (COST, MEMORY):
             facts = provenance()
             threads = os.environ.get("OMP_NUM_THREADS", "")
             parts += [platform.node(), [facts[fact] for fact in MACHINE], threads]

@@ -28,6 +28,7 @@ from potstill.diagnostics.preflight.check import (
 )
 from potstill.diagnostics.preflight.cost import affordable, recall
 from potstill.diagnostics.preflight.memo import Memo
+from potstill.diagnostics.preflight.memory import fits
 from potstill.diagnostics.preflight.rehearsal import Rehearsal
 from potstill.diagnostics.preflight.steps import change_points, trained_as_written
 from potstill.errors import PotstillError
@@ -35,6 +36,7 @@ from potstill.errors import PotstillError
 __all__ = [
     "CHECKS",
     "COST",
+    "MEMORY",
     "TimeBudget",
     "Check",
     "Keeper",
@@ -49,7 +51,7 @@ __all__ = [
     "unwatched",
 ]
 
-COST, STEPS = "time and memory", "steps"
+COST, STEPS, MEMORY = "time and memory", "steps", "memory"
 # Every check by its name in `preflight(..., only=...)`, in the order in which they are made.
 CHECKS: dict[str, Callable[[Rehearsal], Iterable[Check]]] = {
     "pair": lambda rehearsal: [Check("pair", "passed", note) for note in rehearsal.engine.notes],
@@ -60,6 +62,7 @@ CHECKS: dict[str, Callable[[Rehearsal], Iterable[Check]]] = {
     "context": prompts.context_is_read,
     "length": prompts.lengths,
     "adapters": prompts.adapters,
+    MEMORY: fits,  # before a step is taken
     COST: affordable,  # sets the budget of those below
     "forward pass": pair.forward_pass,
     "sampler": pair.sampler_scores,
@@ -70,7 +73,7 @@ CHECKS: dict[str, Callable[[Rehearsal], Iterable[Check]]] = {
     ],  # made recipe by recipe
     "fresh sampler": pair.fresh_sampler,  # moves the student: what is known of it is forgotten
 }
-ESSENTIAL = ("context", "length")  # nothing is run after one of them has failed
+ESSENTIAL = ("context", "length", MEMORY)  # no step is taken after one of them has failed
 # Checks that run the models, in addition to the steps.
 RUNNING = ("forward pass", "sampler", "identity", "capability gap", "fresh sampler")
 
@@ -105,7 +108,7 @@ def preflight(
         if name == COST:
             recall(rehearsal, results[name])
         if name in ESSENTIAL and any(check.status == "refused" for check in results[name]):
-            break  # the models cannot read such prompts
+            break  # the models cannot read such prompts, or a step does not fit
     return _in_order(results, budget.spent)
 
 

@@ -78,7 +78,9 @@ class Memo(Wrapper):
         self._rows.move_to_end(key)
         return self._rows[key]
 
-    def measure(self, data: Sequence[Datum]) -> StepStats:
+    def measure(self, data: Sequence[Datum], *, dropout: bool = False) -> StepStats:
+        if dropout:
+            return self.engine.measure(data, dropout=True)
         return self._once(("measure", "student", _plain(data)), lambda: self.engine.measure(data))
 
     def step(self, data: Sequence[Datum], learning_rate: float) -> StepStats:

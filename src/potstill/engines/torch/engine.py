@@ -19,7 +19,9 @@ import transformers
 from potstill.algorithms.losses import CROSSING, LOSSES, token_logprobs
 from potstill.engines.flops import Machine, Size
 from potstill.engines.prompts import Prompting, by_reader
+from potstill.engines.protocol import PredictedMemory
 from potstill.engines.torch.distributed import SINGLE, World
+from potstill.engines.torch.footprint import footprint, free_memory
 from potstill.engines.torch.forward import logits_at
 from potstill.engines.torch.lm_head import States
 from potstill.engines.torch.loading import ModelPair
@@ -36,6 +38,7 @@ from potstill.types import (
     Expectation,
     Floats,
     Ids,
+    Loss,
     ModelSpec,
     Prompt,
     Reading,
@@ -286,6 +289,15 @@ class TorchEngine(Prompting):
 
     def memory(self) -> tuple[int, int]:
         return self.models.memory()
+
+    def predict_memory(
+        self, prompt: Prompt, max_tokens: int, batch: int, losses: Sequence[Loss]
+    ) -> PredictedMemory | None:
+        if not self.world.single or self.models.devices > 1:
+            return None
+        made = footprint(self, prompt, max_tokens, batch, losses)
+        device = self.models.held["student"].get_input_embeddings().weight.device
+        return PredictedMemory(made.peak - made.weights, free_memory(device), made.parts)
 
     def save(self, folder: Path) -> None:
         self.models.save(folder)

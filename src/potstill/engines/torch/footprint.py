@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from potstill.engines.host import free_host_memory
 from potstill.engines.torch.lm_head import SLICE
 from potstill.engines.torch.loading import training_mode, without_adapters
 from potstill.engines.torch.loss_terms import BLOCK, needs_rows
@@ -44,6 +45,18 @@ class Footprint:
     backward: int  # tensors that live within the backward pass only, at its peak
     sampling: int  # caches and tensors of the largest batch that is sampled at once
     accumulated: bool  # several micro-batches: gradients are there when the next one begins
+
+    @property
+    def parts(self) -> dict[str, int]:
+        """What a step needs in addition to the models, for people."""
+        return {
+            "moments": self.moments,
+            "gradients": self.gradients,
+            "activations": self.activations,
+            "logits": self.head,
+            "backward pass": self.backward,
+            "sampling": self.sampling,
+        }
 
     @property
     def peak(self) -> int:
@@ -96,6 +109,14 @@ def _storages(tree: Any) -> Iterable[Any]:
 def size_of(tensors: Iterable[Tensor]) -> int:
     """Bytes of tensors; storages that several share count once."""
     return sum({s._cdata: s.nbytes() for s in _storages(list(tensors))}.values())
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that tensors can still use on a device."""
+    if device.type != "cuda":
+        return free_host_memory()
+    held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(torch.cuda.mem_get_info(device)[0]) + held
 
 
 def footprint(
