@@ -143,6 +143,20 @@ def test_another_source_or_accelerator_repeats_the_checks(
     assert place.keeper().get("sampler") is None
 
 
+def test_a_hub_model_has_its_revision_in_the_key(
+    place: Place, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    models = {"pair": {"mine": {"student": "some/student", "teacher": "some/teacher"}}}
+    place.keeper(**models).put("sampler", PASSED)
+    assert place.keeper(**models).get("sampler") is None  # it is not on this machine yet
+    path = {"revision": "snapshots/a/config.json"}
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: path["revision"])
+    place.keeper(**models).put("sampler", PASSED)
+    assert place.keeper(**models).get("sampler")
+    path["revision"] = "snapshots/b/config.json"
+    assert place.keeper(**models).get("sampler") is None
+
+
 def test_another_number_of_processes_repeats_the_checks(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -180,15 +180,19 @@ def _files(value: object) -> Iterator[tuple[str, str]]:
 
 
 def _revision(model: str) -> str:
-    """The revision of a hub model that is on this machine; "" for a folder."""
+    """The revision of a hub model that is on this machine; "" for a folder.
+
+    As long as it is unknown, the result is another one each time, so that no key is found again.
+    """
     if Path(model).exists():
         return ""
     from huggingface_hub import try_to_load_from_cache
 
     try:
-        return str(try_to_load_from_cache(model, "config.json"))
+        path = try_to_load_from_cache(model, "config.json")
     except ValueError:  # not the name of a model
-        return ""
+        path = None
+    return path if isinstance(path, str) else os.urandom(16).hex()
 
 
 @lru_cache(1)
