@@ -319,3 +319,23 @@ def test_the_shortest_row_is_the_shortest_for_the_student() -> None:
         replace(row_of((1, 2), "student", term(CROSS_ENTROPY, 1, 2)), prompt=p) for p in prompts
     ]
     assert idle(rows).prompt is prompts[0] and idle(rows[::-1]).prompt is prompts[0]
+
+
+def test_positions_of_weight_0_and_capped_ones_are_constant_together() -> None:
+    """The first position is not a number and has no weight, the second is infinite and capped."""
+    torch.manual_seed(0)
+    loss = replace(REVERSE_KL, cap=2.0)
+    logits, other = torch.randn(T, V), torch.randn(T, V)
+    other[0], other[1, 3] = torch.nan, -torch.inf
+    total, grad = taken(loss, logits, other, [0, 1, 0, 0])
+    assert total == 2.0 and torch.equal(grad, torch.zeros_like(grad))
+
+
+def test_clipped_tokens_are_counted_over_all_micro_batches() -> None:
+    tally, loss = Tally(), replace(REVERSE_KL_SAMPLED, clip_ratio=2.0)
+    source, ones = np.array(["student", "student"]), torch.ones(2)
+    for clipped in ([True, False], [True, True], [False, False]):
+        tally.add(loss, source, ones, ones, torch.tensor(clipped))
+    assert tally.clipped == 3 / 6
+    tally.add(loss, source, torch.zeros(2), ones, torch.tensor([True, True]))
+    assert tally.clipped == 3 / 6  # without a weight they do not count
