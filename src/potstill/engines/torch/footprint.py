@@ -149,7 +149,7 @@ def footprint(
         kept = at(lambda data: _student(stepper, data, recompute=True))[0]
         layer = (whole - kept) / _layers(models.held["student"])
         backward = round(layer + AGAIN * backward)
-    others = sum(at(lambda data: _others(stepper, data, roles)))
+    others = rows * _others(stepper, full_rows(prompt, max_tokens, 1, losses), roles)
     first, product = _head(engine)
     entries = rows * max_tokens * engine.vocabulary
     logits = 4 * min(entries, SLICE)
@@ -191,13 +191,13 @@ def _student(stepper: Any, data: list[Datum], *, recompute: bool) -> tuple[int, 
             model.eval()
 
 
-def _others(stepper: Any, data: list[Datum], roles: Sequence[Role]) -> tuple[int, ...]:
+def _others(stepper: Any, data: list[Datum], roles: Sequence[Role]) -> int:
     """Bytes of the other models' hidden states, which stay until the losses are computed."""
-    sizes = [0]
+    total = 0
     for role in roles:
         with torch.no_grad(), stepper.models.use(role) as model:
-            sizes.append(stepper._read(role, model, data).hidden.nbytes)
-    return tuple(sizes)
+            total += stepper._read(role, model, data).hidden.nbytes
+    return total
 
 
 def _head(engine: Any) -> tuple[int, int]:
@@ -221,15 +221,11 @@ def _weights(models: Iterable[Any]) -> int:
 def _sampling(engine: Any, prompt: Prompt, max_tokens: int, batch: int) -> int:
     """Bytes that sampling the student's completions needs at its peak.
 
-    Two tokens are sampled for one row and for two; caches grow with the tokens.
+    Two tokens of one row are sampled; caches grow with the rows and their tokens.
     """
     width = len(prompt.student) + max_tokens
     rows = max(1, min(batch, engine.settings.sample_tokens // width))
-    peaks = []
-    for count in (1, 2):
-        live = Live()
-        with live:
-            engine.sample("student", [prompt] * count, [2] * count, 1.0, np.random.default_rng(0))
-        peaks.append(live.peak)
-    whole = peaks[0] + (peaks[1] - peaks[0]) * (rows - 1)
-    return round(whole * width / (len(prompt.student) + 2))
+    live = Live()
+    with live:
+        engine.sample("student", [prompt], [2], 1.0, np.random.default_rng(0))
+    return round(rows * live.peak * width / (len(prompt.student) + 2))
