@@ -87,4 +87,4 @@ def peaks(section: Section) -> tuple[int, int]:
         return peak_memory(), peak_memory()
     import torch
 
-    return int(torch.cuda.max_memory_allocated()), int(torch.cuda.max_memory_reserved())
+    return peak_memory(section.device), int(torch.cuda.max_memory_reserved())

@@ -97,7 +97,7 @@ def measured(section: Section, case: Case, batch: int, added: int) -> list[Any]:
     engine = open_case(section, case)
     try:
         engine.score("teacher", [(Prompt.of((3,)), (3,))])  # loads the second model
-        loaded = peak(section)
+        loaded = peak_memory(section.device)
         job = {
             "batch": batch,
             "max_tokens": added,
@@ -105,7 +105,7 @@ def measured(section: Section, case: Case, batch: int, added: int) -> list[Any]:
             "questions": models.questions(batch) * (STEPS + 2),
         }
         found = [step(engine, job, at + 1) for at in range(STEPS + 1)]
-        last = peak(section)
+        last = peak_memory(section.device)
     finally:
         engine.close()
     losses = [each["loss"] for each in found]
@@ -123,12 +123,3 @@ def measured(section: Section, case: Case, batch: int, added: int) -> list[Any]:
         loaded / 1e9,
         f"{losses[0]:.3f} : {losses[-1]:.3f}",
     ]
-
-
-def peak(section: Section) -> int:
-    """Most bytes so far."""
-    if section.device != "cuda":
-        return peak_memory()
-    import torch
-
-    return int(torch.cuda.max_memory_allocated())
