@@ -3,8 +3,8 @@
     python -m benchmarks.gpu_packages --python 3.12 --into runs/gpu/wheels
 
 downloads wheels, on a machine that has a network, of what GPU images often lack. On the machine
-with the GPU `benchmarks.gpu` installs those that it misses from that folder, into runs/gpu/site.
-Needs nothing but Python.
+with the GPU `benchmarks.gpu` installs those that it misses from that folder, into a folder next to
+it. Needs nothing but Python.
 """
 
 from __future__ import annotations
@@ -17,8 +17,11 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+from benchmarks.beside import TRL
+
 ROOT = Path(__file__).parents[1]
-WHEELS, SITE = ROOT / "runs" / "gpu" / "wheels", ROOT / "runs" / "gpu" / "site"
+VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
+WHEELS, SITE = ROOT / "runs" / "gpu" / "wheels", ROOT / "runs" / "gpu" / f"site-{VERSION}"
 # Modules without which nothing runs, and the distributions of each.
 REQUIRED: dict[str, tuple[str, ...]] = {
     "torch": ("torch",),
@@ -78,13 +81,12 @@ def install(wheels: Path, site: Path) -> str:
     return f"installed from {wheels}: {', '.join(names)}"
 
 
-def advice(modules: Iterable[str], python: str = "") -> str:
+def advice(modules: Iterable[str]) -> str:
     """What to do about missing modules."""
-    python = python or f"{sys.version_info.major}.{sys.version_info.minor}"
     return (
         f"missing from {sys.executable}: {', '.join(modules)}. With a network run `make study` "
         "first, which sets up .venv with all of them. Without one run `make gpu-wheels "
-        f"PYTHON_VERSION={python}` on another machine, copy its runs/gpu/wheels to the same place "
+        f"PYTHON_VERSION={VERSION}` on another machine, copy its runs/gpu/wheels to the same place "
         "here, and run `make gpu` again; or choose another interpreter with "
         "`make gpu PYTHON=/path/to/python3`"
     )
@@ -96,14 +98,14 @@ def download(python: str, into: Path) -> int:
     words += ["--no-deps", "--only-binary=:all:", "--python-version", python]
     words += ["--implementation", "cp"]
     words += [word for platform in PLATFORMS for word in ("--platform", platform)]
-    words += ["-c", str(ROOT / "constraints.txt"), "-d", str(into), *distributions(OFTEN_MISSING)]
+    names = [TRL if name == "trl" else name for name in distributions(OFTEN_MISSING)]
+    words += ["-c", str(ROOT / "constraints.txt"), "-d", str(into), *names]
     return subprocess.run(words, check=False).returncode
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    own = f"{sys.version_info.major}.{sys.version_info.minor}"
-    parser.add_argument("--python", default=own, help="Python's version on the other machine")
+    parser.add_argument("--python", default=VERSION, help="Python's version on the other machine")
     parser.add_argument("--into", type=Path, default=WHEELS)
     args = parser.parse_args()
     return download(args.python, args.into)

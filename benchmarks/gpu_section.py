@@ -84,7 +84,7 @@ class Section:
             return
         try:
             yield True
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # a child that ends is a SystemExit here
             traceback.print_exc()
             self.fail(what, f"{type(error).__name__}: {error}")
 
