@@ -68,7 +68,7 @@ mutation: .venv/ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.mutation $(ARGS)
 
 gpu:
-	PYTHONPATH=src $(GPU_PYTHON) -m benchmarks.gpu $(ARGS)
+	PYTHONPATH=src:$$PYTHONPATH $(GPU_PYTHON) -m benchmarks.gpu $(ARGS)
 
 gpu-wheels:
 	$(PYTHON) -m benchmarks.gpu_packages --python $(PYTHON_VERSION)

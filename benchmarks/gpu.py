@@ -230,7 +230,6 @@ def main(words: Sequence[str] | None = None) -> int:
     args, begin = arguments(given), time.monotonic()
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "log.txt").unlink(missing_ok=True)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the section that runs
     sys.path[:0] = [str(packages.SITE)]
     said = packages.install(args.wheels, packages.SITE) if args.wheels.is_dir() else ""
     print(said, end="\n" if said else "", flush=True)
@@ -265,4 +264,5 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the section that runs
     sys.exit(main())

@@ -40,7 +40,8 @@ def run(section: Section) -> None:
     jobs = [(dtype, engine) for dtype in DTYPES for engine in ENGINES]
     selected = {job: QUICK if section.tiny else job[1] for job in jobs}
     slots = max(1, min(8, (os.cpu_count() or 2) - 2))
-    waiting, running = jobs[:: len(ENGINES)] if section.tiny else list(jobs), {}
+    waiting = jobs[:: len(ENGINES)] if section.tiny else list(jobs)
+    running: dict[tuple[str, str], tuple[subprocess.Popen[bytes], float]] = {}
     while waiting or running:
         while waiting and len(running) < slots:
             job = waiting.pop(0)

@@ -61,7 +61,7 @@ def results(
     section: Section, names: list[str], slots: int
 ) -> Iterator[tuple[str, dict[str, Any], str]]:
     """Yield each family's figures as its process ends, and why it ended early if it did."""
-    waiting, running = list(names), {}
+    waiting, running = list(names), dict[str, tuple[subprocess.Popen[bytes], float]]()
     while waiting or running:
         while waiting and len(running) < slots and section.left() > 10:
             name = waiting.pop(0)

@@ -135,8 +135,10 @@ def main() -> int:
     section = Section(args.result, args.scratch, args.device, args.tiny, args.seconds)
     section.write()
     with section.part("the section"):
-        strict()
-        importlib.import_module(args.module).run(section)
+        module = importlib.import_module(args.module)
+        if "torch" in sys.modules:
+            strict()
+        module.run(section)
     return 1 if section.failed else 0
 
 
