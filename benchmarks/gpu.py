@@ -1,162 +1,268 @@
-"""One command for a machine with an NVIDIA GPU: everything that was only run on a CPU, on one page.
+"""One command for a machine with an NVIDIA GPU: what works there, and how fast, on one page.
 
-    make gpu                       or, without a network, with any Python that has torch:
-    PYTHONPATH=src python -m benchmarks.gpu [--minutes 9] [--device cuda] [--out runs/gpu]
+    make gpu                                  # at most 9 minutes; writes runs/gpu/page.md
+    make gpu ARGS="--only decoder training --minutes 4"
+    PYTHONPATH=src python3 -m benchmarks.gpu
 
-Each section runs in a process of its own, within its share of the time, so that one that fails or
-takes too long is reported and the others go on. The page is written after each section. Without a
-GPU it runs on the CPU, with tiny models, and says so. The sections are in `gpu_sections`.
+Needs torch with CUDA and no network. Each section is a process with its own share of the time; one
+that fails or takes too long is reported, and the next one begins. The page is rewritten while the
+sections run. Without a GPU it runs on the CPU with tiny sizes, to test the command itself. The exit
+code is 1 if any section failed. This module needs nothing but Python, so that a missing package is
+a line on the page.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import datetime
 import os
+import shlex
+import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from benchmarks import gpu_packages as packages
+from benchmarks.gpu_page import FAILED, PASSED, RUNNING, SKIPPED, Heading, Result, page
+
 ROOT = Path(__file__).parents[1]
-# Each section with its title and its share of the time. Families are last: they take what is left.
-SECTIONS: dict[str, tuple[str, float]] = {
-    "machine": ("The machine", 0.5),
-    "contract": ("The engine's contract", 2.0),
-    "decoder": ("The fast decoder and the plain one", 1.5),
-    "training": ("A step: all weights and LoRA, memory", 1.5),
-    "study": ("A short study", 2.0),
-    "bench": ("potstill bench", 1.0),
-    "trl": ("The step next to TRL's", 1.0),
-    "families": ("Model families", 3.0),
-}
-NEEDED = ("torch", "transformers", "peft", "safetensors", "pydantic", "typer", "scipy")
+MINUTES = 9.0
+REWRITE = 5.0  # seconds between two versions of the page while a section runs
+LEAST = 5.0  # seconds below which a section is not started
+SPARE = 3.0  # seconds of the total for the last page
 
 
 @dataclass(frozen=True)
-class Section:
-    """What a section printed, and how it ended."""
+class Plan:
+    """A section: a module with a function `run`, and its share of the time."""
 
+    name: str
     title: str
-    text: str
-    seconds: float
-    failed: str = ""  # the reason; empty: it ended well
+    module: str
+    weight: float
 
 
-def run(name: str, device: str, limit: float, work: Path) -> Section:
-    """Run one section in a process, for at most `limit` seconds."""
-    title, start = SECTIONS[name][0], time.perf_counter()
-    words = [
-        sys.executable,
-        "-u",
-        "-m",
-        "benchmarks.gpu_sections",
-        name,
-        device,
-        str(work),
-        str(limit),
-    ]
-    paths = os.pathsep.join([str(ROOT / "src"), str(ROOT), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "PYTHONPATH": paths, "TOKENIZERS_PARALLELISM": "false"}
-    process = subprocess.Popen(
-        words, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        start_new_session=True,
-    )  # fmt: skip
-    reason = ""
-    try:
-        out, err = process.communicate(timeout=limit)
-        if process.returncode:
-            lines = [line for line in err.strip().splitlines() if line.strip()]
-            reason = f"exit code {process.returncode}: {lines[-1][:300] if lines else 'no message'}"
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, 9)
-        out, _ = process.communicate()
-        reason = f"not done after {limit:.0f} s"
-    return Section(title, out.strip(), time.perf_counter() - start, reason)
+PLANS = (
+    Plan("machine", "The machine", "benchmarks.gpu_machine", 3),
+    Plan("contract", "The engine contract", "benchmarks.gpu_contract", 9),
+    Plan("families", "Families of models in bfloat16", "benchmarks.gpu_families", 12),
+    Plan("decoder", "The fast decoder against the plain one", "benchmarks.gpu_decoder", 10),
+    Plan("training", "Training: all weights and LoRA", "benchmarks.gpu_training", 10),
+    Plan("study", "A short study", "benchmarks.gpu_study", 9),
+    Plan("bench", "potstill bench", "benchmarks.gpu_bench", 4),
+    Plan("trl", "A step next to TRL's", "benchmarks.gpu_trl", 6),
+    Plan("memory", "Memory against the estimate", "benchmarks.gpu_memory", 6),
+)
 
 
-def page(card: str, words: Sequence[str], sections: Sequence[Section], left: Sequence[str]) -> str:
-    """The page in Markdown.
+@dataclass
+class Book:
+    """The page while it is written.
 
     Args:
-        card: name of the device.
-        words: the command.
-        sections: those that have run.
-        left: titles of those that have not.
+        out: folder of page.md and log.txt.
+        minutes: limit of the whole command.
+        device: "cuda" or "cpu".
+        tiny: sizes for a test of the command.
+        card: for the title.
     """
-    failed = [section.title for section in sections if section.failed]
-    state = f"{len(sections) - len(failed)} of {len(sections)} sections passed"
-    if left:
-        state += f"; not run: {', '.join(left)}"
-    lines = [f"# potstill on {card}", ""]
-    lines += [f"`{' '.join(words)}`, {time.strftime('%Y-%m-%d')}: {state}.", ""]
-    for section in sections:
-        lines += [f"## {section.title}", ""]
-        if section.failed:
-            lines += [f"**Failed**: {section.failed}", ""]
-        lines += [section.text or "Nothing was printed.", "", f"{section.seconds:.0f} s", ""]
-    return "\n".join(lines)
+
+    out: Path
+    minutes: float
+    device: str
+    tiny: bool
+    card: str
+    facts: dict[str, str] = field(default_factory=dict)
+    results: list[Result] = field(default_factory=list)
+    start: float = field(default_factory=time.monotonic)
+
+    @property
+    def used(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self.start
+
+    def write(self) -> None:
+        """Rewrite the page, so that a reader never sees half of it."""
+        heading = Heading(self.card, self.facts, (self.used / 60, self.minutes), self.tiny)
+        draft = self.out / "page.md.draft"
+        draft.write_text(page(heading, self.results), encoding="utf-8")
+        draft.replace(self.out / "page.md")
 
 
-def limit_of(names: Sequence[str], seconds: float) -> float:
-    """The seconds that the first of some sections may take: twice its share of those left.
-
-    Sections rarely need their share; what one leaves is the next ones', the last one's in the end.
-    """
-    share = SECTIONS[names[0]][1] / sum(SECTIONS[name][1] for name in names)
-    return max(1.0, seconds * min(1.0, max(2 * share, 0.1)))
-
-
-def found(device: str) -> tuple[str, str]:
-    """The device to use and its name."""
-    import torch
-
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cpu":
-        return device, "a CPU, without a GPU"
-    if not torch.cuda.is_available():
-        raise SystemExit("error: torch finds no GPU. hint: --device cpu runs the tiny sizes")
-    return device, torch.cuda.get_device_name(0)
+def run_all(plans: Sequence[Plan], book: Book, scratch: Path) -> None:
+    """Run the sections in turn; each may use its share of what is left."""
+    book.results = [Result(plan.name, plan.title) for plan in plans]
+    for i, (plan, result) in enumerate(zip(plans, book.results, strict=True)):
+        left = book.minutes * 60 - SPARE - book.used
+        share = plan.weight / sum(later.weight for later in plans[i:])
+        result.limit = max(0.0, left * share)
+        if result.limit < LEAST:
+            result.status = SKIPPED
+            result.skipped.append(["the section", f"{max(left, 0):.0f} s of the time were left"])
+        else:
+            run_one(plan, result, book, scratch)
+        print(f"{plan.title}: {result.status}, {result.seconds:.0f} s", flush=True)
+        book.write()
 
 
-def main(words: Sequence[str] | None = None) -> None:
-    """Run the sections and write the page."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("runs/gpu"), help="folder of page.md")
-    parser.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu"))
-    parser.add_argument("--minutes", type=float, default=9.0, help="in all")
-    parser.add_argument("--only", nargs="*", default=[*SECTIONS], choices=[*SECTIONS])
-    args = parser.parse_args(words)
-    missing = [name for name in NEEDED if not _there(name)]
-    if missing:
-        raise SystemExit(
-            f"error: this Python lacks {', '.join(missing)}. hint: pip install . from the clone, "
-            "or use a Python that has them (make gpu PYTHON=...)"
+def run_one(plan: Plan, result: Result, book: Book, scratch: Path) -> None:
+    """Run a section in its own process group, and end it at its limit."""
+    file = scratch / f"{plan.name}.json"
+    words = [sys.executable, "-m", "benchmarks.gpu_section", plan.module, "--result", str(file)]
+    words += ["--scratch", str(scratch), "--device", book.device]
+    words += ["--seconds", f"{max(1.0, result.limit - 2):.1f}", *(["--tiny"] if book.tiny else [])]
+    begin, result.status = time.monotonic(), RUNNING
+    with (book.out / "log.txt").open("ab") as log:
+        log.write(f"\n===== {plan.title}: {shlex.join(words)}\n".encode())
+        log.flush()
+        where = {"cwd": ROOT, "env": environment(), "stdout": log, "stderr": log}
+        process = subprocess.Popen(words, start_new_session=True, **where)  # type: ignore[call-overload]
+        with ended(process):
+            while (left := result.limit - (time.monotonic() - begin)) > 0:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(min(left, REWRITE))
+                result.seconds = time.monotonic() - begin
+                result.read(file)
+                if process.returncode is not None:
+                    break
+                book.write()
+    result.read(file)
+    conclude(result, process.returncode if left > 0 else None)
+
+
+def conclude(result: Result, code: int | None) -> None:
+    """Set a section's status from its results and its process's exit code; None: out of time."""
+    if code is None:
+        result.failed.append(["time", f"not finished after {result.limit:.0f} s, and ended"])
+    elif code and not result.failed:
+        result.failed.append(["process", f"it ended with exit code {code}; log.txt has its output"])
+    rows = any(block.get("rows") for block in result.blocks)
+    whole = [what for what, _ in result.skipped] == ["the section"]
+    result.status = FAILED if result.failed else SKIPPED if whole and not rows else PASSED
+
+
+@contextlib.contextmanager
+def ended(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """End a process and all that it started, however the block ends."""
+    try:
+        yield
+    finally:
+        for kind in (signal.SIGTERM, signal.SIGKILL):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, kind)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(2)
+
+
+def environment() -> dict[str, str]:
+    """The environment of a section: this checkout, no network, float32 without TF32."""
+    paths = [str(ROOT / "src"), str(ROOT), str(packages.SITE), os.environ.get("PYTHONPATH", "")]
+    offline = dict.fromkeys(("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE"), "1")
+    return {
+        **os.environ,
+        **offline,
+        "PYTHONPATH": os.pathsep.join(dict.fromkeys(path for path in paths if path)),
+        "PYTHONUNBUFFERED": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "NVIDIA_TF32_OVERRIDE": "0",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "WANDB_MODE": "disabled",
+    }
+
+
+def card_of(device: str) -> tuple[str, str]:
+    """The device to use and the name of its card, from torch in a process of its own."""
+    code = (
+        "import torch\n"
+        "there = torch.cuda.is_available()\n"
+        "print('cuda' if there else 'cpu')\n"
+        "print(torch.cuda.get_device_name() if there else '')\n"
+    )
+    words = [sys.executable, "-c", code]
+    try:
+        done = subprocess.run(
+            words, capture_output=True, text=True, env=environment(), check=True, timeout=180
         )
-    device, card = found(args.device)
+        kind, name, *_ = [*done.stdout.splitlines(), "", ""]
+    except (subprocess.SubprocessError, OSError) as error:
+        print(f"torch cannot be asked for a GPU: {error}", flush=True)
+        kind, name = "cpu", ""
+    if device == "auto":
+        device = kind or "cpu"
+    if device == "cuda" and kind != "cuda":
+        raise SystemExit("error: --device cuda needs a GPU, and torch finds no GPU here")
+    return device, f"one {name}" if device == "cuda" and name else "a CPU (no GPU was used)"
+
+
+def commit() -> str:
+    """The revision of this checkout; a copy without .git has none."""
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        words = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=10"]
+        done = subprocess.run(words, capture_output=True, text=True, check=True, timeout=10)
+        return done.stdout.strip()
+    return "unknown (not a git checkout)"
+
+
+def arguments(words: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu",
+        description=__doc__,
+        formatter_class=argparse.RawTextHelpFormatter,
+    )
+    names = [plan.name for plan in PLANS]
+    parser.add_argument("--minutes", type=float, default=MINUTES, help="limit of the whole")
+    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "gpu", help="folder")
+    parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto")
+    parser.add_argument("--tiny", action="store_true", help="tiny sizes; always so on a CPU")
+    parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="SECTION")
+    parser.add_argument("--wheels", type=Path, default=packages.WHEELS, help="folder of wheels")
+    return parser.parse_args(words)
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    given = sys.argv[1:] if words is None else list(words)
+    args, begin = arguments(given), time.monotonic()
     args.out.mkdir(parents=True, exist_ok=True)
-    end = time.perf_counter() + 60 * args.minutes
-    sections: list[Section] = []
-    command = ["python", "-m", "benchmarks.gpu", *(sys.argv[1:] if words is None else words)]
-    for index, name in enumerate(args.only):
-        share = limit_of(args.only[index:], end - time.perf_counter())
-        print(f"{SECTIONS[name][0]}: at most {share:.0f} s", file=sys.stderr, flush=True)
-        sections.append(run(name, device, share, args.out.resolve()))
-        left = [SECTIONS[other][0] for other in args.only[index + 1 :]]
-        text = page(card, command, sections, left)
-        (args.out / "page.md").write_text(text, encoding="utf-8")
-    print(text)
-    if any(section.failed for section in sections):
-        raise SystemExit(1)
-
-
-def _there(name: str) -> bool:
-    from importlib.util import find_spec
-
-    return find_spec(name) is not None
+    (args.out / "log.txt").unlink(missing_ok=True)
+    sys.path[:0] = [str(packages.SITE)]
+    said = packages.install(args.wheels, packages.SITE) if args.wheels.is_dir() else ""
+    print(said, end="\n" if said else "", flush=True)
+    plans = [plan for plan in PLANS if plan.name in args.only]
+    lacking = packages.missing(packages.REQUIRED)
+    device, card = ("cpu", "an unknown device") if "torch" in lacking else card_of(args.device)
+    book = Book(args.out, args.minutes, device, args.tiny or device == "cpu", card, start=begin)
+    now = datetime.datetime.now(datetime.UTC)
+    book.facts = {
+        "date": f"{now:%Y-%m-%d %H:%M} UTC",
+        "commit": commit(),
+        "command": f"`{' '.join(['python -m benchmarks.gpu', *map(shlex.quote, given)])}`",
+        "Python": f"{sys.version.split()[0]}, {sys.executable}",
+    }
+    if said:
+        book.facts["packages"] = said
+    if lacking:
+        reason = packages.advice(lacking)
+        book.results = [Result(p.name, p.title, SKIPPED) for p in plans]
+        book.results.insert(0, Result("packages", "Packages", FAILED, failed=[["import", reason]]))
+        book.write()
+        print(f"error: {reason}", file=sys.stderr)
+        return 1
+    scratch = Path(tempfile.mkdtemp(prefix="potstill-gpu-"))
+    try:
+        run_all(plans, book, scratch)
+    finally:
+        book.write()
+        shutil.rmtree(scratch, ignore_errors=True)
+    print(f"{book.out / 'page.md'}")
+    return 1 if any(result.status == FAILED for result in book.results) else 0
 
 
 if __name__ == "__main__":
-    main()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the section that runs
+    sys.exit(main())

@@ -11,9 +11,10 @@ import numpy as np
 from benchmarks.beside import Work, peak_memory, serve
 from potstill import METHODS, open_engine
 from potstill.engines.protocol import Engine
+from potstill.settings import TorchSettings
 from potstill.training.objective import build
 from potstill.training.rollout import collect
-from potstill.types import Limits, Problem, Prompt, Trajectory
+from potstill.types import Limits, ModelSpec, Problem, Prompt, Trajectory
 
 
 def step(engine: Engine, job: dict[str, Any], at: int) -> dict[str, float]:
@@ -44,16 +45,19 @@ def begin(job: dict[str, Any]) -> Work:
 
         UNDO[job["without"]]()
     pair = {"student": job["student"], "teacher": job["teacher"]}
+    device = job.get("device", "cpu")
+    spec = ModelSpec(device=device, dtype=job.get("dtype", "float32"))
     options = {"threads": job["threads"], "batch_tokens": job["batch_tokens"]}
-    engine = open_engine("torch", SimpleNamespace(**pair), **options)
+    settings = TorchSettings(student=spec, teacher=spec, **options)
+    engine = open_engine("torch", SimpleNamespace(**pair), settings=settings)
     engine.score("teacher", [(Prompt.of((1,)), (1,))])  # loads the second model
-    done, loaded = 0, peak_memory()
+    done, loaded = 0, peak_memory(device)
 
     def work(request: dict[str, Any]) -> dict[str, Any]:
         nonlocal done
         found = step(engine, job, done)
         done += 1
-        return {**found, "memory": peak_memory(), "loaded": loaded}
+        return {**found, "memory": peak_memory(device), "loaded": loaded}
 
     return work
 

@@ -35,10 +35,7 @@ def gsm8k_questions(path: str, count: int) -> list[str]:
 
 
 def make_smol(
-    folder: Path,
-    questions: list[str],
-    layers: tuple[int, int] = (15, 30),
-    width: int = 576,
+    folder: Path, questions: list[str], layers: tuple[int, int] = (15, 30)
 ) -> dict[str, str]:
     """Folders of a student and a teacher of SmolLM2-135M's width, by role.
 
@@ -61,18 +58,18 @@ def make_smol(
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=bpe, eos_token=special[0], pad_token=special[1]
     )
-    found, heads = {}, width // 64
+    found = {}
     for seed, (role, depth) in enumerate(zip(("student", "teacher"), layers, strict=True)):
         found[role] = str(folder / role)
         tokenizer.save_pretrained(found[role])
         torch.manual_seed(seed)
         config = LlamaConfig(
             vocab_size=VOCABULARY,
-            hidden_size=width,
-            intermediate_size=width * 8 // 3,
+            hidden_size=576,
+            intermediate_size=1536,
             num_hidden_layers=depth,
-            num_attention_heads=heads,
-            num_key_value_heads=heads // 3 if heads % 3 == 0 else heads // 4,
+            num_attention_heads=9,
+            num_key_value_heads=3,
             max_position_embeddings=2048,
             tie_word_embeddings=True,
             eos_token_id=0,

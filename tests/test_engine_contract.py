@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
+from closeness import atol, near, placed, same_steps
 from conftest import prompt_of
 from potstill.algorithms.losses import (
     CROSS_ENTROPY,
@@ -24,13 +24,10 @@ from potstill.algorithms.losses import (
 from potstill.engines.protocol import Engine
 from potstill.engines.registry import ENGINES, open_engine
 from potstill.errors import NonFinite, PotstillError
-from potstill.settings import Pair, TorchSettings
-from potstill.types import Datum, Loss, ModelSpec, Prompt, Role, Sample, Term
+from potstill.settings import Pair
+from potstill.types import Datum, Loss, Prompt, Role, Sample, Term
 
 Maker = Callable[..., Engine]
-# Of the torch engine; `make gpu` sets them.
-DEVICE = os.environ.get("POTSTILL_TEST_DEVICE", "")
-DTYPE = os.environ.get("POTSTILL_TEST_DTYPE", "float32")
 CASES = [
     "fake",
     "torch-qwen",
@@ -58,9 +55,8 @@ def make(request: pytest.FixtureRequest, models: Path) -> Iterator[Maker]:
             servers = request.getfixturevalue("servers")
             settings = {"lora_rank": 4, "base_url": servers.url(student)}
             settings["teacher_url"] = servers.url(teacher)
-        if kind == "torch" and DEVICE:
-            spec = ModelSpec(device=DEVICE, dtype=DTYPE)
-            settings["settings"] = TorchSettings(threads=0, student=spec, teacher=spec)
+        if kind == "torch":
+            settings |= placed()
         pair = Pair(student=str(student), teacher=str(teacher))
         while opened:  # several processes hold one engine at a time
             opened.pop().close()
@@ -138,7 +134,7 @@ def test_score_of_what_was_sampled_equals_the_samplers(make: Maker, role: Role) 
     )
     for sample, score in zip(drawn, scores, strict=True):
         assert len(sample.tokens) == len(sample.logprobs) == len(score) > 0
-        np.testing.assert_allclose(score, sample.logprobs, atol=1e-5)
+        near(score, sample.logprobs, 1e-5)
 
 
 def test_what_a_model_expects_is_read_off_its_rows(make: Maker) -> None:
@@ -157,13 +153,13 @@ def test_what_a_model_expects_is_read_off_its_rows(make: Maker) -> None:
             p, place = np.exp(logp), np.arange(len(completion))
             read = [prompt.read_by(role)[-1], *completion[:-1]]
             ends = p[:, sorted(engine.eos)].sum(1)
-            np.testing.assert_allclose(look.logprobs, logp[place, list(completion)], atol=1e-4)
+            near(look.logprobs, logp[place, list(completion)], 1e-4)
             if not (crossed(engine) or "reverse_kl" in engine.losses):
                 assert not len(look.entropy) and not len(look.copy) and not len(look.end)
                 continue
-            np.testing.assert_allclose(look.entropy, -(p * logp).sum(1), atol=1e-4)
-            np.testing.assert_allclose(look.copy, p[place, read], atol=1e-5)
-            np.testing.assert_allclose(look.end, ends, atol=1e-5)
+            near(look.entropy, -(p * logp).sum(1), 1e-4)
+            near(look.copy, p[place, read], 1e-5)
+            near(look.end, ends, 1e-5)
 
 
 def test_measuring_gives_what_a_step_reports_and_trains_nothing(make: Maker) -> None:
@@ -176,8 +172,10 @@ def test_measuring_gives_what_a_step_reports_and_trains_nothing(make: Maker) -> 
         for a, b in zip(before, after, strict=True):
             np.testing.assert_array_equal(a, b)
         stepped = engine.step(batch, 1e-3)
-        assert measured.loss == pytest.approx(stepped.loss, rel=1e-5, abs=1e-6), loss
-        assert measured.losses == pytest.approx(stepped.losses, rel=1e-5, abs=1e-6), loss
+        near(measured.loss, stepped.loss, 1e-6, 1e-5)
+        assert measured.losses.keys() == stepped.losses.keys()
+        for source, value in measured.losses.items():
+            near(value, stepped.losses[source], 1e-6, 1e-5)
 
 
 def test_log_probabilities_do_not_depend_on_temperature(make: Maker) -> None:
@@ -187,7 +185,7 @@ def test_log_probabilities_do_not_depend_on_temperature(make: Maker) -> None:
         "student", [(p, s.tokens) for p, s in zip(prompts(engine), drawn, strict=True)]
     )
     for sample, score in zip(drawn, scores, strict=True):
-        np.testing.assert_allclose(score, sample.logprobs, atol=1e-5)
+        near(score, sample.logprobs, 1e-5)
 
 
 @pytest.mark.parametrize("temperature", [0.5, 0.7, 1.0, 2.0])
@@ -201,7 +199,7 @@ def test_tokens_know_the_distribution_that_they_were_drawn_from(
     for prompt, sample in zip(prompts(engine), drawn, strict=True):
         logp = tempered(engine.rows("student", prompt, sample.tokens), temperature)
         want = logp[np.arange(len(sample.tokens)), list(sample.tokens)]
-        np.testing.assert_allclose(sample.behavior_logprobs, want, atol=2e-5)
+        near(sample.behavior_logprobs, want, 2e-5)
     (greedy,) = engine.sample("student", prompts(engine)[:1], [6], 0.0, rng())
     assert not greedy.behavior_logprobs.any() and greedy.logprobs.any()
 
@@ -269,7 +267,7 @@ def test_greedy_takes_the_likeliest_token(make: Maker) -> None:
         head = prompt.then(sample.tokens[:-1])
         others = samples(engine, "teacher", seed=5, limit=1)
         scored = engine.score("teacher", [(head, s.tokens) for s in others])
-        assert all(score[0] <= sample.logprobs[-1] + 1e-5 for score in scored)
+        assert all(score[0] <= sample.logprobs[-1] + atol(1e-5) for score in scored)
 
 
 def test_a_prompt_does_not_depend_on_its_neighbours(make: Maker) -> None:
@@ -278,9 +276,9 @@ def test_a_prompt_does_not_depend_on_its_neighbours(make: Maker) -> None:
     rows = [(prompt, completion) for prompt in prompts(engine)]
     together = engine.score("teacher", rows)
     for row, scores in zip(rows, together, strict=True):
-        np.testing.assert_allclose(engine.score("teacher", [row])[0], scores, atol=1e-5)
+        near(engine.score("teacher", [row])[0], scores, 1e-5)
     longer = engine.score("teacher", [(rows[0][0], completion), (rows[2][0], completion * 2)])
-    np.testing.assert_allclose(longer[0], together[0], atol=1e-5)
+    near(longer[0], together[0], 1e-5)
 
 
 def test_every_listed_loss_goes_down(make: Maker) -> None:
@@ -295,7 +293,8 @@ def test_reverse_kl_to_itself_is_zero(make: Maker) -> None:
     engine = make()
     whole_rows(engine)
     stats = engine.step(data(engine, ReverseKL(to="init")), 0.01)
-    assert abs(stats.loss) < 1e-6 and stats.grad_norm < 1e-5
+    near(stats.loss, 0.0, 1e-6)
+    near(stats.grad_norm, 0.0, 1e-5)
 
 
 def test_the_sampled_anchor_pulls_towards_the_student_of_step_zero(make: Maker) -> None:
@@ -303,7 +302,7 @@ def test_the_sampled_anchor_pulls_towards_the_student_of_step_zero(make: Maker) 
     engine = make()
     anchor = ReverseKLSampled(to="init")
     text = [Datum(**{**d.__dict__, "source": "teacher"}) for d in data(engine, anchor)]
-    assert engine.measure(text).loss == pytest.approx(0, abs=1e-6)
+    near(engine.measure(text).loss, 0.0, 1e-6)
     for _ in range(2):
         engine.step(data(engine, CROSS_ENTROPY), 0.02)
     rows = [(d.prompt, d.completion) for d in text]
@@ -312,9 +311,10 @@ def test_the_sampled_anchor_pulls_towards_the_student_of_step_zero(make: Maker) 
     weights = np.concatenate([d.terms[0].weights for d in text])
     want = float((weights * np.exp(p - sampler) * (p - start)).sum())
     got = engine.measure(text)
-    assert got.loss == pytest.approx(want, abs=1e-5) and abs(want) > 1e-3
-    assert got.losses == pytest.approx({"anchor": got.loss}, abs=1e-4)
-    assert engine.step(text, 0.0).loss == pytest.approx(want, abs=1e-5)
+    near(got.loss, want, 1e-5)
+    assert abs(want) > 1e-3 and got.losses.keys() == {"anchor"}
+    near(got.losses["anchor"], got.loss, 1e-4)
+    near(engine.step(text, 0.0).loss, want, 1e-5)
 
 
 def test_the_next_sample_uses_the_new_weights(make: Maker) -> None:
@@ -334,7 +334,7 @@ def test_the_next_sample_uses_the_new_weights(make: Maker) -> None:
     for a, b in zip(teacher, engine.score("teacher", rows), strict=True):
         np.testing.assert_array_equal(a, b)
     init = np.concatenate(engine.score("init", rows))
-    np.testing.assert_allclose(init, before, atol=1e-5)
+    near(init, before, 1e-5)
 
 
 def test_weights_of_zero_train_nothing(make: Maker) -> None:
@@ -368,7 +368,7 @@ def test_terms_add_up(make: Maker) -> None:
         Datum(**{**a.__dict__, "terms": a.terms + b.terms})
         for a, b in zip(first, second, strict=True)
     ]
-    assert engine.step(both, 0.0).loss == pytest.approx(sum(alone), rel=1e-5)
+    near(engine.step(both, 0.0).loss, sum(alone), 0.0, 1e-5)
 
 
 def test_saved_and_loaded_goes_on_to_the_same_numbers(
@@ -385,7 +385,7 @@ def test_saved_and_loaded_goes_on_to_the_same_numbers(
     if request.node.callspec.params["make"].startswith("tinker"):  # a server's sums vary
         assert [s.loss for s in found] == pytest.approx([s.loss for s in want], rel=1e-5)
         return
-    assert found == want
+    same_steps(found, want)
 
 
 def test_not_a_number_is_raised_and_changes_nothing(make: Maker) -> None:

@@ -7,7 +7,6 @@ A few families are checked in seconds, all of them by `make test-all`.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -39,8 +38,7 @@ LIMITS = [7, 4, 9, 1]  # rows leave the batch one after another
 def open_pair(folder: Path, dtype: str = "auto", **options: Any) -> TorchEngine:
     config = AutoConfig.from_pretrained(folder / "student")
     sdpa = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]._supports_sdpa
-    device = os.environ.get("POTSTILL_TEST_DEVICE", "cpu")
-    spec = ModelSpec(dtype=dtype, device=device, attention="sdpa" if sdpa else "eager")
+    spec = ModelSpec(dtype=dtype, attention="sdpa" if sdpa else "eager")
     settings = TorchSettings(threads=0, student=spec, teacher=spec)
     names = str(folder / "student"), str(folder / "teacher")
     return TorchEngine(*names, max_grad_norm=0.0, settings=settings, **options)

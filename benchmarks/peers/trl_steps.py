@@ -53,12 +53,15 @@ class Gate(TrainerCallback):
         self.start = time.perf_counter()
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
         self.answer.put(time.perf_counter() - self.start)
 
 
 def begin(job: dict[str, Any]) -> Work:
     torch.set_num_threads(job["threads"])
     torch.manual_seed(0)
+    device = job.get("device", "cpu")
     student, teacher = (
         AutoModelForCausalLM.from_pretrained(job[role], dtype=torch.float32)
         for role in ("student", "teacher")
@@ -73,8 +76,8 @@ def begin(job: dict[str, Any]) -> Work:
         learning_rate=job["learning_rate"],
         lr_scheduler_type="constant",
         gradient_checkpointing=job["gradient_checkpointing"],
-        bf16=False,
-        use_cpu=True,
+        bf16=job.get("dtype") == "bfloat16",
+        use_cpu=device == "cpu",
         shuffle_dataset=False,
         report_to="none",
         save_strategy="no",
@@ -98,7 +101,7 @@ def begin(job: dict[str, Any]) -> Work:
         except BaseException as error:
             gate.answer.put(error)
 
-    loaded = peak_memory()
+    loaded = peak_memory(device)
     threading.Thread(target=train, daemon=True).start()
 
     def work(request: dict[str, Any]) -> dict[str, Any]:
@@ -111,7 +114,7 @@ def begin(job: dict[str, Any]) -> Work:
             "seconds": seconds,
             "loss": trainer.seen,
             "tokens": tokens,
-            "memory": peak_memory(),
+            "memory": peak_memory(device),
             "loaded": loaded,
         }
 
