@@ -267,7 +267,7 @@ def load_model(
     checkpoint = Checkpoint.find(name, spec.trust_remote_code)
     dtype = torch.float32 if trained else getattr(torch, spec.dtype)
     packed = placement(checkpoint.whole_config, spec.device)
-    options: dict[str, Any] = {"device_map": spec.device_map} if spec.device_map else packed
+    options: dict[str, Any] = {"device_map": spec.device_map} if spec.device_map else {**packed}
     if checkpoint.text_part:
         options |= {"config": checkpoint.config, "key_mapping": TEXT_PART}
     if spec.attention != "auto":
