@@ -269,7 +269,7 @@ def load_model(
     dtype = torch.float32 if trained else getattr(torch, spec.dtype)
     check_method(checkpoint.base, checkpoint.whole_config)
     packed = placement(checkpoint.whole_config, spec.device)
-    options: dict[str, Any] = {"device_map": spec.device_map} if spec.device_map else packed
+    options: dict[str, Any] = {"device_map": spec.device_map} if spec.device_map else {**packed}
     if checkpoint.text_part:
         options |= {"config": checkpoint.config, "key_mapping": TEXT_PART}
     if spec.attention != "auto":
