@@ -11,7 +11,6 @@ import sys
 import time
 from pathlib import Path
 
-import closeness
 import pytest
 import torch
 from benchmarks import gpu, gpu_decoder, gpu_families, gpu_packages
@@ -29,6 +28,8 @@ from benchmarks.gpu_page import (
     table,
 )
 from benchmarks.gpu_section import Section
+
+import closeness
 
 ROOT = Path(__file__).parents[1]
 FAKES = {
@@ -231,7 +232,7 @@ def test_another_token_is_a_tie_only_where_the_decoders_could_mix_it_up() -> Non
 def test_a_figure_above_its_tolerance_fails_its_family(tmp_path: Path) -> None:
     own = Section(tmp_path / "r.json", tmp_path, "cpu", True, 60.0)
     rows = own.table("", ["family", *gpu_families.COLUMNS, "s"])
-    figures = {name: (0.001, 0.15) for name in gpu_families.COLUMNS}
+    figures = dict.fromkeys(gpu_families.COLUMNS, (0.001, 0.15))
     figures |= {"scores": (0.2, 0.15), "LoRA: after 4 steps": (1.0, 1.0)}
     figures["samples"] = (float("nan"), 0.15)
     found = {"figures": figures, "errors": {"float32": "RuntimeError: x"}, "seconds": 1.0}
