@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.gpu_models import check_placed
 from benchmarks.gpu_section import strict
 from potstill.algorithms.recipe import Recipe
 from potstill.algorithms.schedules import constant
@@ -68,7 +69,9 @@ class Family:
         spec: Any = {"device": device, "dtype": dtype, "attention": "sdpa" if sdpa else "eager"}
         settings = TorchSettings(threads=0, student=ModelSpec(**spec), teacher=ModelSpec(**spec))
         names = str(self.folder / "student"), str(self.folder / "teacher")
-        return TorchEngine(*names, max_grad_norm=0.0, settings=settings, lora_rank=lora_rank)
+        engine = TorchEngine(*names, max_grad_norm=0.0, settings=settings, lora_rank=lora_rank)
+        check_placed(engine, device)
+        return engine
 
     @property
     def exact(self) -> TorchEngine:

@@ -105,6 +105,15 @@ def questions(count: int) -> list[str]:
     return [problems[i % len(problems)].question for i in range(count)]
 
 
+def check_placed(engine: Any, device: str) -> None:
+    """Raise an error if weights of an engine are on another device; the numbers would be right."""
+    kinds = {
+        weight.device.type for model in engine.models.held.values() for weight in model.parameters()
+    }
+    if kinds != {device.split(":")[0]}:
+        raise RuntimeError(f"the weights are on {', '.join(sorted(kinds))}, not on {device}")
+
+
 def memory(device: str) -> int:
     """Bytes of the card; without one, of a card that fits nothing but tiny models."""
     if device != "cuda":

@@ -97,6 +97,7 @@ def measured(section: Section, case: Case, batch: int, added: int) -> list[Any]:
     engine = open_case(section, case)
     try:
         engine.score("teacher", [(Prompt.of((3,)), (3,))])  # loads the second model
+        models.check_placed(engine, section.device)
         loaded = peak_memory(section.device)
         job = {
             "batch": batch,

@@ -36,6 +36,8 @@ ROOT = Path(__file__).parents[1]
 def pytest_configure() -> None:
     """Before torch loads: processes that share cores spin, up to twenty times slower."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    if os.environ.get("POTSTILL_TEST_DEVICE", "cpu") == "cpu":  # tolerances are a CPU's
+        os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
     os.environ["POTSTILL_CACHE"] = tempfile.mkdtemp(prefix="potstill-tests-")
 
 

@@ -150,13 +150,13 @@ def second_device(patch: Callable[[Any, str, Any], None]) -> Iterator[None]:
     register()
     patch(proved, "_plain_weight", lambda weight: weight.dtype in proved.FLOATS)
     patch(models, "save_file", save)  # reads memory, which only the inner tensor has
-    before = torch.__future__.get_overwrite_module_params_on_conversion()
+    before = torch.__future__.get_swap_module_params_on_conversion()
     lifted = torch._C._only_lift_cpu_tensors()
-    torch.__future__.set_overwrite_module_params_on_conversion(True)
+    torch.__future__.set_swap_module_params_on_conversion(True)
     torch._C._set_only_lift_cpu_tensors(True)  # `torch.tensor(..., device=)` comes through `Mode`
     try:
         with Mode():
             yield
     finally:
         torch._C._set_only_lift_cpu_tensors(lifted)
-        torch.__future__.set_overwrite_module_params_on_conversion(before)
+        torch.__future__.set_swap_module_params_on_conversion(before)
