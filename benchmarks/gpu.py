@@ -49,13 +49,13 @@ class Plan:
 
 
 PLANS = (
-    Plan("machine", "The machine", "benchmarks.gpu_machine", 3),
+    Plan("machine", "The machine", "benchmarks.gpu_machine", 5),
     Plan("contract", "The engine contract", "benchmarks.gpu_contract", 9),
     Plan("families", "Families of models in bfloat16", "benchmarks.gpu_families", 12),
     Plan("decoder", "The fast decoder against the plain one", "benchmarks.gpu_decoder", 10),
     Plan("training", "Training: all weights and LoRA", "benchmarks.gpu_training", 10),
-    Plan("study", "A short study", "benchmarks.gpu_study", 9),
-    Plan("bench", "potstill bench", "benchmarks.gpu_bench", 4),
+    Plan("study", "A short study", "benchmarks.gpu_study", 14),
+    Plan("bench", "potstill bench", "benchmarks.gpu_bench", 7),
     Plan("trl", "A step next to TRL's", "benchmarks.gpu_trl", 6),
     Plan("memory", "Memory against the estimate", "benchmarks.gpu_memory", 6),
 )
@@ -172,6 +172,7 @@ def environment() -> dict[str, str]:
         "TOKENIZERS_PARALLELISM": "false",
         "NVIDIA_TF32_OVERRIDE": "0",
         "HF_HUB_DISABLE_TELEMETRY": "1",
+        "USE_HUB_KERNELS": "NO",
         "WANDB_MODE": "disabled",
     }
 
