@@ -35,14 +35,12 @@ WITHIN = 0.2
 FURTHER = {
     ("falcon", "activations"),
     ("bamba", "recomputed"),
+    ("recurrent_gemma", "recomputed"),
     ("jamba", "recomputed"),
     ("granitemoehybrid", "recomputed"),
-    ("zamba2", "recomputed"),
     ("qwen3_next", "recomputed"),
-    ("qwen3_next", "micro-batches"),
     ("qwen3_5_text", "micro-batches"),
     ("qwen3_5_text", "recomputed"),
-    ("bloom", "micro-batches"),
 }
 # (prompt tokens, completion tokens, rows, options of the engine)
 SHAPES: dict[str, tuple[int, int, int, dict[str, Any]]] = {
