@@ -45,7 +45,7 @@ def begun(monkeypatch: pytest.MonkeyPatch) -> list[Decoder]:
     made: list[Decoder] = []
 
     def begin(*args: Any, padded: bool, cached: bool) -> Decoder:
-        assert padded and cached  # the defaults
+        assert padded and cached and args[0] is not None  # the defaults, and the model
         made.append(Decoder(*args))
         return made[-1]
 
@@ -113,6 +113,11 @@ def test_a_token_that_ends_a_row_is_any_of_several(begun: list[Decoder]) -> None
         assert not ends & set(sample.tokens[:-1])
         assert sample.tokens[-1] in ends or len(sample.tokens) == 12
     assert all(len(s.tokens) == 12 for s in generate([12] * 6, 1.0, eos=frozenset()))
+
+
+def test_tokens_are_whole_numbers(begun: list[Decoder]) -> None:
+    samples = generate([3, 2], 1.0)
+    assert {type(token) for sample in samples for token in sample.tokens} == {int}
 
 
 def test_equal_lengths_keep_every_row(begun: list[Decoder]) -> None:
