@@ -14,7 +14,7 @@ import pytest
 
 import potstill.study.kept
 from conftest import toy_table
-from potstill.diagnostics.preflight import COST, Check, Progress, TimeBudget, names_of
+from potstill.diagnostics.preflight import COST, MEMORY, Check, Progress, TimeBudget, names_of
 from potstill.diagnostics.preflight.budget import SHARE
 from potstill.study import kept
 from potstill.study.kept import KeptChecks, default_folder, keeper_of
@@ -187,7 +187,7 @@ def test_another_method_is_the_only_one_that_is_rehearsed(place: Place) -> None:
     more = {"methods": ["hybrid", "mixture", "off_policy"]}
     names = names_of(list(place.study(**more).recipes.values()))
     missing = [name for name in names if not place.keeper(**more).get(name)]
-    assert missing == [COST, "steps of mixture"]
+    assert missing == [MEMORY, COST, "steps of mixture"]
     other = {"methods": ["hybrid"], "recipe": {"hybrid": {"student_loss": "forward_kl"}}}
     with pytest.raises(Exception, match="hybrid"):  # a built-in method keeps its name
         place.study(**other)

@@ -58,9 +58,9 @@ class Counted(Wrapper):
         self._count("rows", [(prompt, completion)], 1)
         return self.engine.rows(role, prompt, completion)
 
-    def measure(self, data: Any) -> Any:
+    def measure(self, data: Any, *, dropout: bool = False) -> Any:
         self._count("measure", [(d.prompt, d.completion) for d in data], 2)
-        return self.engine.measure(data)
+        return self.engine.measure(data, dropout=dropout)
 
     def step(self, data: Any, rate: float) -> Any:
         self._count("step", [(d.prompt, d.completion) for d in data], 4)

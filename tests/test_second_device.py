@@ -140,6 +140,7 @@ def results() -> dict[str, str]:
     return dict(lines) or {"": done.stderr}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [*QUICK, *OTHER])
 def test_computes_the_same_there(case: str, results: dict[str, str]) -> None:
     assert results.get(case) == "the same", results
