@@ -23,9 +23,7 @@ STUB = "def javascript_bundle(code):\n    return ''\n"
 def run(section: Section) -> None:
     words = settings(section)
     folder = section.scratch / "study"
-    section.text(
-        f"The embedded pair `{PAIR}`, one run at a time. Settings: `{' '.join(words)}`."
-    )
+    section.text(f"The embedded pair `{PAIR}`, one run at a time. Settings: `{' '.join(words)}`.")
     rows = section.table("", ["", "seconds", "exit code"])
     predicted = None
     with section.part("potstill check"):
