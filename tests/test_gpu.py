@@ -161,6 +161,24 @@ def test_wheels_of_what_is_missing_are_installed(
     assert "failed: no space left" in gpu_packages.install(tmp_path, tmp_path / "site")
 
 
+def test_a_study_runs_from_a_checkout_that_is_not_installed(tmp_path: Path) -> None:
+    """Its version is unknown then; nothing needs it on one machine."""
+    code = (
+        "import importlib.metadata as data\n"
+        "known = data.version\n"
+        "def version(name):\n"
+        "    if name == 'potstill':\n"
+        "        raise data.PackageNotFoundError(name)\n"
+        "    return known(name)\n"
+        "data.version = version\n"
+        "import potstill.cli.launch\n"
+        "from potstill.study.provenance import provenance\n"
+        "print(provenance()['potstill'])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "not installed\n"), done.stderr
+
+
 def test_every_package_that_is_fetched_is_known() -> None:
     assert {*gpu_packages.OFTEN_MISSING} <= {*gpu_packages.REQUIRED, *gpu_packages.OPTIONAL}
     assert not gpu_packages.missing(gpu_packages.REQUIRED)

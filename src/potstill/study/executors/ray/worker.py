@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import platform
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -39,7 +39,7 @@ class Job:
     url: bool = False
     driver: str = ""  # name of the scheduler that sends the job, see `Lease`
     expired: str = ""  # name of an attempt whose lease has expired, see `Lease`
-    version: str = version("potstill")
+    version: str = field(default_factory=lambda: version("potstill"))  # not from a bare checkout
 
 
 @dataclass(frozen=True)
