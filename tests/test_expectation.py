@@ -41,7 +41,7 @@ def gradient(engine: Any, data: list[Datum]) -> np.ndarray:
         table = np.zeros_like(engine._tables["student"])
         engine._forward(data, table)
         return table.ravel()
-    engine._stepper._pass(data, backward=True)
+    engine._stepper._pass(data, backward=True, dropout=False)
     params = list(engine.models.trained.values())
     found = [p.grad.flatten() if p.grad is not None else torch.zeros(p.numel()) for p in params]
     engine.models.optimizer.zero_grad()
