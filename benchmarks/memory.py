@@ -34,7 +34,6 @@ WITHIN = 0.2
 # Further off, by up to 0.3: linear attention in small or recomputed pieces, and a head apart.
 FURTHER = {
     ("falcon", "activations"),
-    ("bloom", "micro-batches"),
     ("bamba", "recomputed"),
     ("recurrent_gemma", "recomputed"),
     ("jamba", "recomputed"),

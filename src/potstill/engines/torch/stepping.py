@@ -125,6 +125,9 @@ class Stepper:
         The loss and its gradient down to the hidden states are computed slice by slice of
         positions. From there one backward pass runs through the body of the model.
         """
+        with self.models.use("student") as model:
+            training_mode(model, dropout=dropout)
+            student = self._read("student", model, data)
         targets: dict[Role, States] = {}
         for role in sorted({loss.to for loss in losses if needs_rows(loss)}):
             with torch.no_grad(), self.models.use(role) as model:
@@ -132,8 +135,7 @@ class Stepper:
                 states = self._read(role, model, data)
                 targets[role] = matched_states(states, data, role)
         with self.models.use("student") as model:
-            training_mode(model, dropout=dropout)
-            student = self._read("student", model, data)
+            training_mode(model, dropout=dropout)  # for what the backward pass computes again
         columns = Columns(data, losses, student.hidden.device)
         if columns.spans is not None:  # a span may cross slices, so all tokens come first
             now = [
