@@ -61,13 +61,13 @@ class Session:
         usage.recall(counts)
         self.recorder.rewind(step)
         self.monitor.recall(self.recorder.metrics)
-        if folder and not restored and self.settings.on_collapse == "rollback":
-            checkpoint.save(folder, 0, self.meter, [], usage.state())
         if not self.recorder.metrics:
             with usage.clock("diagnosis"):
                 row = self.monitor.start(self.evaluator.task, len(self.evaluator.problems))
             if row is not None:
                 self.recorder.record(row, None)
+        if folder and not restored and self.settings.on_collapse == "rollback":
+            checkpoint.save(folder, 0, self.meter, [], usage.state())  # with step 0's cost
         capacity = recipe.replay.capacity * self.settings.batch_size if recipe.replay else 0
         return max(step, 0), Buffer(capacity, entries)
 
