@@ -43,10 +43,10 @@ def compare(
     Differences are paired by problem where both studies evaluated the same problems. Settings that
     differ are listed. With --markdown or --json no page is written.
     """
+    from potstill.digests import to_json
     from potstill.report.compare import compare as compared
     from potstill.report.pages.comparison import write_comparison
     from potstill.report.tables.comparison import to_markdown
-    from potstill.study.storage import to_json
 
     comparison = compared(folders)
     if as_json:

@@ -100,10 +100,11 @@ def evaluate_model(
     """
     from scipy.stats import binomtest
 
+    from potstill.digests import to_json
     from potstill.engines import zoo
     from potstill.engines.registry import open_engine
     from potstill.settings import Pair
-    from potstill.study.storage import example, to_json, write_text
+    from potstill.study.storage import example, write_text
     from potstill.study.validation import check_model
     from potstill.tasks import load_task
     from potstill.training.evaluation import evaluate as evaluated

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from potstill.cli.checking import CheckView
@@ -202,7 +202,8 @@ def opened(
         mirror.pull()
     check()
     folder.check(study)
-    ended = folder.results(runs)
+    ended = folder.results(runs, study)
+    tidy(folder, ended)
     log.info("%s: %d runs, %d of them ended, in %s", study.name, len(runs), len(ended), folder.path)
     with place_of(on, study, workers, mirror) as executor:
         if preflight and len(ended) < len(runs):
@@ -218,6 +219,14 @@ def opened(
                 return results
 
         yield execute
+
+
+def tidy(folder: StudyFolder, runs: Iterable[RunId]) -> None:
+    """Remove what killed processes have left in the folders of runs that have ended."""
+    for run in map(folder.cell, runs):
+        with run.lock() as locked:
+            if locked:
+                run.tidy()
 
 
 def reset_failed(folder: StudyFolder, runs: Sequence[RunId]) -> None:
