@@ -11,7 +11,7 @@ import typer
 from potstill.cli.app import READ, command
 from potstill.cli.options import AsJson
 from potstill.cli.tables import print_json, print_table
-from potstill.errors import PotstillError
+from potstill.errors import Errors, PotstillError
 
 if TYPE_CHECKING:
     from potstill.study.storage import RunFolder
@@ -104,11 +104,14 @@ def diagnosis(path: Path) -> list[dict[str, Any]]:
     """
     from potstill.study.storage import RunFolder
 
-    if (path / "metrics.jsonl").exists():
-        places = [path]
-    else:
-        places = sorted(file.parent for file in path.glob("cells/*/*/*/metrics.jsonl"))
-    runs = [run for run in map(RunFolder, places) if run.metrics]
+    whole = sorted(place for place in path.glob("cells/*/*/*") if place.is_dir())
+    errors, runs = Errors(), []
+    for run in map(RunFolder, whole or [path]):
+        with errors:
+            run.check_files(run.result or {})
+            if run.metrics:
+                runs.append(run)
+    errors.check()
     if not runs:
         raise PotstillError(
             f'"{path}" holds no run with metrics', "give the folder of a study or of a run"

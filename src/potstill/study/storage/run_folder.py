@@ -26,6 +26,7 @@ from potstill.study.files import (
     write_text,
 )
 from potstill.study.processes import is_alive, started_at
+from potstill.study.storage.keys import RunId
 from potstill.training.spending import Spent
 from potstill.types import Evaluation, Finding, Graded
 
@@ -40,6 +41,7 @@ class RunFolder:
         teacher: the teacher's completions by problem id, stored next to the student's.
         examples: completions kept per evaluation.
         ledger: enforces the study's budget.
+        key: the run; None: any.
     """
 
     def __init__(
@@ -48,8 +50,9 @@ class RunFolder:
         teacher: Mapping[str, str] | None = None,
         examples: int = 4,
         ledger: Ledger | None = None,
+        key: RunId | None = None,
     ) -> None:
-        self.path = path
+        self.path, self.key = path, key
         self.checkpoints: Path | None = path / "checkpoints"
         self.teacher, self.examples, self.ledger = teacher or {}, examples, ledger
 
@@ -72,11 +75,10 @@ class RunFolder:
         record, is_sealed = stored
         if not is_sealed:
             schemas.checked(schemas.ResultRecord, record, path, self.hint)
-        if "pair" in record:
-            seed = "all" if record["seed"] is None else record["seed"]
-            name = f"{record['pair']}/{record['method']}/{seed}"
-            if tuple(name.split("/")) != self.path.parts[-3:]:
-                raise damaged(path, f"it is the record of {name}", self.hint)
+        if self.key and "pair" in record:
+            key = RunId(record["pair"], record["method"], record["seed"])
+            if key != self.key:
+                raise damaged(path, f"it is the record of {key}", self.hint)
         return record
 
     @property

@@ -183,7 +183,7 @@ class StudyFolder:
         ledger: Ledger | None = None,
     ) -> RunFolder:
         """The folder of one run; the options are those of `RunFolder`."""
-        return RunFolder(self.path / "cells" / str(key), teacher, examples, ledger)
+        return RunFolder(self.path / "cells" / str(key), teacher, examples, ledger, key)
 
     def results(
         self, keys: Sequence[RunId], study: Study | None = None
