@@ -7,9 +7,11 @@ A record is JSON text that ends with the digest of its own text:
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -39,8 +41,14 @@ def digest_of(text: str | bytes) -> str:
 
 
 def file_digest(path: Path) -> str | None:
-    """The digest of a file's bytes, whatever its size; None if there is no such file."""
+    """The digest of a file's bytes, whatever its size; None if there is no such file.
+
+    Raises:
+        OSError: it is not a file, or cannot be read.
+    """
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for
+            raise OSError(errno.EINVAL, "it is not a file", str(path))
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()[:DIGITS]
     except FileNotFoundError:

@@ -176,7 +176,7 @@ def other(file: Path, rng: random.Random) -> None:
     """
     if str(UNFINISHED) in str(file):
         return rubbish(file, rng)
-    cells = file.parents[3]
+    cells = file.parents[3] if file.parents[3].name == "cells" else file.parent
     files = [p for p in [*cells.rglob(file.name), *file.parent.iterdir()] if p.is_file()]
     shutil.copy(rng.choice(sorted(files)), file.with_name(".copy"))
     file.with_name(".copy").replace(file)
@@ -205,10 +205,13 @@ def say(*words: object) -> Said:
     before, sys.argv = sys.argv, ["potstill", *map(str, words)]
     code: int | None = None
     try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                cli.main()
+        with (
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+            warnings.catch_warnings(),
+        ):
+            warnings.simplefilter("ignore")
+            cli.main()
     except SystemExit as leaving:
         code = int(leaving.code or 0)
     except Exception:

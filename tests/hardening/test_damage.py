@@ -1,4 +1,4 @@
-"""Every file of a study's folder, damaged in every way: right numbers or a refusal that names it."""
+"""A study's folder with one damaged file: right numbers, or a refusal that names the file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from damage import WAYS, Folder, Said, outcome
 
-SECONDS = 60  # for one command, which takes a second
+SECONDS = 30  # for one command, which takes a second
 
 
 @pytest.fixture(scope="module")
