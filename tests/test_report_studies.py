@@ -168,6 +168,6 @@ def test_a_folder_without_the_key_is_reported(tmp_path: Path) -> None:
 def test_no_study_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PotstillError, match="holds no study"):
         write_report(tmp_path)
-    (tmp_path / "study.toml").write_text('name = "x"\nunheard = 1\n')
+    (tmp_path / "study.toml").write_text('name = "x"\nunheard = 1\n[provenance]\n')
     with pytest.raises(PotstillError, match="unheard"):
         write_report(tmp_path)

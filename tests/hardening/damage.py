@@ -308,11 +308,17 @@ class Folder:
         ended, numbers = self._run(command, folder)
         wanted, right = self.said[command]
         title = f"{number}: {way.__name__} {name}, {command}"
-        yield title, outcome(ended, numbers, wanted, right, name), ended.err or ended.out
+        yield title, outcome(ended, numbers, wanted, right, name, command), ended.err or ended.out
 
 
-def outcome(ended: Said, numbers: Any, wanted: Said, right: Any, name: str) -> str:
-    """Right, refused, traceback, unnamed (a refusal that does not name the file), or wrong."""
+def outcome(
+    ended: Said, numbers: Any, wanted: Said, right: Any, name: str, command: str = ""
+) -> str:
+    """Right, refused, traceback, unnamed (a refusal that does not name the file), or wrong.
+
+    A growing file of an unfinished run that was cut shows an earlier moment of the run; only a
+    study that goes on has to reach the same numbers.
+    """
     if ended.code is None or "Traceback" in ended.err:
         return "traceback"
     if ended.code == 2:
@@ -322,4 +328,7 @@ def outcome(ended: Said, numbers: Any, wanted: Said, right: Any, name: str) -> s
         parts = Path(name).parts
         named = parts[-1] in ended.err or "/".join(parts[1:4]) in ended.err
         return "refused" if error and hint and named else "unnamed"
-    return "right" if ended.code == wanted.code and numbers == right else "wrong"
+    if ended.code != wanted.code:
+        return "wrong"
+    earlier = str(UNFINISHED) in name and name.endswith(".jsonl") and command != "study"
+    return "right" if numbers == right or earlier else "wrong"

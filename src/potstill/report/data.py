@@ -160,8 +160,6 @@ def _run(study: Study, folder: StudyFolder, cell: RunId, record: Mapping[str, An
     trained = cell.method not in REFERENCES
     total = study.total_steps(study.recipes[cell.method]) if trained else 0
     rows = list(_rows(place, study, total)) if trained else []
-    if error := order_error(row["step"] for row in rows):
-        raise damaged(place.path / "metrics.jsonl", error, place.hint)
     return RunData(cell, record, rows, total)
 
 
@@ -174,12 +172,16 @@ def _rows(place: RunFolder, study: Study, total: int) -> Iterator[dict[str, Any]
     path = place.path / "metrics.jsonl"
     strides = [_stride(total, n) for n in (1, study.eval.every, study.eval.probe_every)]
     *lines, _partial = (read_text(path, place.hint) or "").split("\n")
-    kept = []
-    for line in lines:
-        step = STEP.match(line)
-        if not step or line is lines[-1] or any(int(step[1]) % n == 0 for n in strides):
-            kept.append(line)
-    for row in rows_of(kept, path, place.hint, metrics_error):
+    kept, steps = [], []
+    for number, line in enumerate(lines, 1):
+        match = STEP.match(line)
+        steps += [int(match[1])] if match else []
+        thinned = match and number < len(lines) and all(steps[-1] % n for n in strides)
+        kept += [] if thinned else [line]
+    rows = rows_of(kept, path, place.hint, metrics_error)
+    if error := order_error(steps if len(steps) == len(lines) else (row["step"] for row in rows)):
+        raise damaged(path, error, place.hint)
+    for row in rows:
         yield {key: value for key, value in row.items() if key.startswith(KEPT)}
 
 

@@ -177,9 +177,11 @@ def example_error(row: Mapping[str, Any]) -> str:
 
 def order_error(steps: Iterable[int]) -> str:
     """The error in the steps of metrics, one row each; empty if they have none."""
-    last = -1
+    last: int | None = None
     for step in steps:
-        if step <= last:
+        if last is None and step > 1:
+            return f"it begins with step {step}"
+        if last is not None and step != last + 1:
             return f"step {step} follows step {last}"
         last = step
     return ""

@@ -71,7 +71,7 @@ def save(
 
 
 def load(
-    folder: Path, engine: Engine, problems: Sequence[Problem]
+    folder: Path, engine: Engine, problems: Sequence[Problem], until: int | None = None
 ) -> tuple[int, list[Trajectory], dict[str, Any]] | None:
     """Restore the newest sound checkpoint, or return None if there is none.
 
@@ -81,6 +81,7 @@ def load(
         folder: the run's checkpoints.
         engine: the engine to restore.
         problems: the training problems of the run.
+        until: leave out checkpoints after this step; None: none.
 
     Returns:
         The optimizer steps made, the entries of the replay buffer, and `extra` as it was saved.
@@ -90,7 +91,8 @@ def load(
     def prompt_of(problem: str) -> Prompt:
         return engine.prompt(by_id[problem])
 
-    state = _restore(points(folder), engine)
+    paths = points(folder) if until is None else _until(folder, until)
+    state = _restore(paths, engine)
     if state is None:
         return None
     buffer = [_from_json(entry, prompt_of) for entry in state["buffer"]]

@@ -54,9 +54,10 @@ class Session:
     def resume(self, recipe: Recipe) -> tuple[int, Buffer]:
         """Restore the last checkpoint, or record step 0; returns the first step to make."""
         folder, usage = self.recorder.checkpoints, self.meter.usage
-        restored = (
-            checkpoint.load(folder, self.meter, self.evaluator.task.train) if folder else None
-        )
+        last = max((row["step"] for row in self.recorder.metrics), default=0)
+        until = last if self.recorder.durable else None  # beyond, its metrics would have a gap
+        problems = self.evaluator.task.train
+        restored = checkpoint.load(folder, self.meter, problems, until) if folder else None
         step, entries, counts = restored or (-1, [], None)
         usage.recall(counts)
         self.recorder.rewind(step)

@@ -44,6 +44,8 @@ class RunFolder:
         key: the run; None: any.
     """
 
+    durable = True
+
     def __init__(
         self,
         path: Path,

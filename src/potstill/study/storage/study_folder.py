@@ -80,8 +80,10 @@ class StudyFolder:
             raise PotstillError(
                 f'"{self.path}" holds no study', "give a folder that `potstill study` wrote"
             )
-        facts = table.pop("provenance", {})
-        facts = dict(facts) if isinstance(facts, Mapping) else {}
+        facts = table.pop("provenance", None)
+        if not isinstance(facts, Mapping):  # every version writes it
+            raise damaged(self._file, "it has no [provenance]", OTHER_OUT)
+        facts = dict(facts)
         written = facts.pop("digest", None)
         if written is not None and written != _digest(self._file.read_text(encoding="utf-8")):
             raise damaged(
