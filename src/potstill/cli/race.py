@@ -174,7 +174,7 @@ def _run(
             if mirror:  # or the next pull removes what is here alone
                 mirror.open()
                 mirror.upload(race.file.name)
-        far = Mirror(f"{mirror.remote.url}/{race.screen.path.name}") if mirror else None
+        far = Mirror(mirror.remote.url.below(race.screen.path.name)) if mirror else None
         if far:
             far.path = race.screen.path
         fill(

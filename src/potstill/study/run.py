@@ -30,7 +30,7 @@ from potstill.diagnostics.preflight import (
     unwatched,
 )
 from potstill.engines.protocol import Engine
-from potstill.errors import PotstillError, StorageError, writing
+from potstill.errors import PotstillError, StorageError, shown, writing
 from potstill.study import record
 from potstill.study.budget import Ledger
 from potstill.study.engine import open_study_engine
@@ -108,7 +108,10 @@ def run_cell(
         run.mark_running(False)
         raise
     except Exception as error:  # any other error is the result of this run
-        outcome = record.of_error(error, run)
+        outcome = {
+            key: shown(value) if isinstance(value, str) else value
+            for key, value in record.of_error(error, run).items()
+        }
     result = record.complete(key, outcome)
     run.finish(result)
     run.mark_running(False)

@@ -7,6 +7,8 @@ reported on stderr.
 
 from __future__ import annotations
 
+import base64
+import http.client
 import importlib.metadata
 import os
 import sys
@@ -16,8 +18,10 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from potstill.errors import PotstillError
+from potstill.urls import Url
 
 SDK = "0.25"  # the oldest that can train; SkyRL 0.4 cannot sample for a newer one
 KEY = "TINKER_API_KEY"
@@ -77,7 +81,8 @@ def connect(url: str) -> Any:
     """Return the SDK's client of a server; the key is read from the environment."""
     import tinker
 
-    options: dict[str, Any] = {"base_url": url} if url else {}
+    address = Url(url)
+    options: dict[str, Any] = {"base_url": address.full} if url else {}
     if not os.environ.get(KEY):
         if not url:
             raise PotstillError(
@@ -86,20 +91,30 @@ def connect(url: str) -> Any:
             )
         options["api_key"] = LOCAL_KEY
     if url:
-        _check_reachable(url)
+        _check_reachable(address)
     return tinker.ServiceClient(**options)
 
 
-def _check_reachable(url: str) -> None:
+def _check_reachable(url: Url) -> None:
     """Raise `Unreachable` at once if no server answers; the SDK would retry for minutes."""
     try:
-        with urllib.request.urlopen(f"{url.rstrip('/')}/api/v1/healthz", timeout=10):
+        with urllib.request.urlopen(_health(url.full), timeout=10):
             pass
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         raise Unreachable(
             f"{url} does not answer as a training service: {error}",
             "start it, and give its full address",
         ) from error
+
+
+def _health(url: str) -> urllib.request.Request:
+    """The request of a server's health; user info becomes a header, as in the SDK."""
+    parts = urlsplit(url)
+    user, _, host = parts.netloc.rpartition("@")
+    place = parts._replace(netloc=host, path=f"{parts.path.rstrip('/')}/api/v1/healthz")
+    encoded = base64.b64encode(unquote(user).encode()).decode()
+    headers = {"Authorization": f"Basic {encoded}"} if user else {}
+    return urllib.request.Request(place.geturl(), headers=headers)
 
 
 def served(url: str) -> list[str]:
