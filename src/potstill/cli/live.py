@@ -21,6 +21,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from potstill.cli.terminal import printable
 from potstill.diagnostics.diagnosis import ended, sentence
 from potstill.report.formatting import count, duration
 from potstill.settings import Price
@@ -160,7 +161,7 @@ class View:
                 )
 
     def _print(self, text: str) -> None:
-        self.console.print(text, highlight=False, soft_wrap=True)
+        self.console.print(printable(text), highlight=False, soft_wrap=True)
 
 
 def _runs(running: Sequence[Running], width: int) -> Table:

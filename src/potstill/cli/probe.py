@@ -10,6 +10,7 @@ import typer
 from potstill.cli.app import TOOLS, command
 from potstill.cli.options import AsJson
 from potstill.cli.tables import print_json, print_table
+from potstill.cli.terminal import echo
 from potstill.errors import PotstillError
 
 
@@ -64,7 +65,7 @@ def conformance(url: str, model: str = "") -> tuple[list[dict[str, Any]], bool]:
     vocabulary = AutoConfig.from_pretrained(model).get_text_config().vocab_size
     service = Service(url, model, vocabulary)
     try:
-        facts = ask(service, tell=lambda words: print(f"testing: {words}", file=sys.stderr))
+        facts = ask(service, tell=lambda words: echo(f"testing: {words}", file=sys.stderr))
     finally:
         service.close()
     head = {"question": "server", "answer": f"{url}, {model}, SDK {service.sdk}", "verdict": ""}
