@@ -35,10 +35,12 @@ class PotstillError(ValueError):
 def shown(text: str, longest: int = PotstillError.longest) -> str:
     """A message without secrets, and without the middle of what is too long to be read.
 
+    Half a surrogate pair, which no file can hold, is escaped.
+
     >>> shown("got " + 100 * "x" + ", which is no name", 80)
     'got xxxxxx... (92 characters left out) ...x, which is no name'
     """
-    text = without_secrets(text)
+    text = without_secrets(text).encode("utf-8", "backslashreplace").decode("utf-8")
     if len(text) <= longest:
         return text
     tail = longest // 4

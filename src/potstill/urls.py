@@ -19,7 +19,7 @@ from urllib.parse import quote, unquote
 from pydantic_core import CoreSchema, core_schema
 
 CUT = "..."  # in the place of a secret
-URL = re.compile(r"[A-Za-z][\w+.:-]*://\S+")  # a text that is nothing but a URL
+URL = re.compile(r"[A-Za-z][\w+.:-]{0,64}://(\S+$)?")  # the group: a text that is nothing else
 _NAMES = (
     "key|token|secret|pass|pwd|signature|credential|auth|session|jwt|ticket|(?<![a-z])(?:sig|code)"
 )
@@ -62,7 +62,8 @@ class Url(str):
     @property
     def incomplete(self) -> bool:
         """True if secrets were cut out of it before, so that nothing can connect to it."""
-        return any(mark in self.full for mark in (f"//{CUT}@", f"={CUT}", f"#{CUT}"))
+        marks = (f"//{CUT}@", *(f"{mark}{CUT}" for mark in "?&;=#"))
+        return any(mark in self.full for mark in marks)
 
     def below(self, name: str) -> Url:
         """The URL of a name below this one."""
@@ -94,8 +95,19 @@ def as_urls(value: Any) -> Any:
         return {key: as_urls(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [as_urls(inner) for inner in value]
-    is_url = isinstance(value, str) and URL.fullmatch(value)
-    return Url(value) if is_url and cut(value) != value else value
+    match = URL.match(value) if isinstance(value, str) else None
+    if match:
+        remember(value)
+    return Url(value) if match and match[1] and cut(value) != value else value
+
+
+def whole(value: Any) -> Any:
+    """A table with the whole address of every `Url`."""
+    if isinstance(value, Mapping):
+        return {key: whole(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [whole(inner) for inner in value]
+    return full(value) if isinstance(value, str) else value
 
 
 def cut(url: str) -> str:
@@ -110,7 +122,7 @@ def cut(url: str) -> str:
 
 def _cut_rest(rest: str) -> str:
     """The part of a URL after "://"."""
-    user, rest = _split_user(rest)
+    user, rest = split_user(rest)
     place, query, fragment = _split(rest)
     if query:
         query = "?" + "".join(map(_cut_parameter, re.split("([&;])", query[1:])))
@@ -119,7 +131,7 @@ def _cut_rest(rest: str) -> str:
     return (f"{CUT}@" if user else "") + place + query + fragment
 
 
-def _split_user(rest: str) -> tuple[str, str]:
+def split_user(rest: str) -> tuple[str, str]:
     """The user info, which may have characters that should have been quoted, and what follows."""
     authority = re.split("[/?#]", rest, maxsplit=1)[0]
     if "@" in authority:
@@ -157,7 +169,7 @@ def remember(url: str) -> None:
 
 
 def _secrets_of(url: str) -> Iterator[str]:
-    user, rest = _split_user(url.partition("://")[2])
+    user, rest = split_user(url.partition("://")[2])
     name, colon, password = user.partition(":")
     yield from _forms(password)
     if colon and password:

@@ -22,7 +22,7 @@ from potstill.study.schema import EMBEDDED_LEARNING_RATE, PUBLISHED, Study
 from potstill.study.tables import check_tables
 from potstill.study.tracking.registry import check_trackers
 from potstill.study.validation import check_model, check_recipe, check_teachers, check_tokenizers
-from potstill.urls import Url, as_urls
+from potstill.urls import Url, as_urls, whole
 
 
 def resolve(study: Study) -> Study:
@@ -184,7 +184,7 @@ def read_study(
     merged = dict(table)
     for text in overrides:
         override(merged, text)
-    as_urls(merged)  # errors are then without their secrets
+    merged = whole(as_urls(merged))  # its secrets are known then, and cut out of errors
     errors, study = Errors(), None
     with errors:
         study = _validated(merged, where)
