@@ -116,8 +116,8 @@ def cut(url: str) -> str:
     >>> cut("s3://KEY:SEC/RET@bucket/x"), cut("http://host:8000/a@b?versions=2")
     ('s3://...@bucket/x', 'http://host:8000/a@b?versions=2')
     """
-    scheme, found, rest = url.partition("://")
-    return f"{scheme}://{_cut_rest(rest)}" if found else url
+    scheme, mark, rest = url.partition("://")
+    return f"{scheme}{mark}{_cut_rest(rest)}" if mark else url
 
 
 def _cut_rest(rest: str) -> str:

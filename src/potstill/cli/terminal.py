@@ -134,16 +134,16 @@ def streams() -> Iterator[None]:
         OutputLost: stdout is closed, or its disk is full.
     """
     real = sys.stdout, sys.stderr
-    for name in ("stdout", "stderr"):
-        stream = getattr(sys, name) or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
-        setattr(sys, name, Guarded(stream, forgiving=name == "stderr"))
-    guarded = sys.stdout, sys.stderr
-    try:
-        yield
-        guarded[0].flush()
-    finally:
-        guarded[1].flush()
-        sys.stdout, sys.stderr = real
+    with open(os.devnull, "w", encoding="utf-8") as nowhere:  # for a stream that was closed
+        out = Guarded(real[0] or nowhere, forgiving=False)
+        err = Guarded(real[1] or nowhere, forgiving=True)
+        sys.stdout, sys.stderr = out, err
+        try:
+            yield
+            out.flush()
+        finally:
+            err.flush()
+            sys.stdout, sys.stderr = real
 
 
 def abandon(number: int) -> None:
