@@ -4,7 +4,8 @@ A secret is the user info of a URL (`user:password@`), the value of a query's pa
 or look is that of a secret (`?X-Amz-Signature=`, `?token=`), and the fragment. `Url` is a text
 without them that still has the whole address for whatever connects. `without_secrets` cuts them
 out of any text, such as the message of a library, together with every secret that this process has
-met and the keys in its environment. Secrets in the path of a URL are not recognised.
+met and the keys in its environment. Secrets in the path of a URL are not recognised, and numbers
+are cut out with their URL alone, as they would be missing elsewhere.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ _SECRET_NAME = re.compile(_NAMES, re.IGNORECASE)
 _OPAQUE = re.compile(r"(?=.*\d)(?=.*[A-Za-z])[\w+/=%~.-]{16,}")  # a value that looks random
 _AUTHORITY = re.compile(r"(\[[^\]]*\]|[^:\[\]]*)(:\d*)?")  # a host and a port
 _VARIABLE = re.compile(r"(KEY(_ID)?|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$", re.IGNORECASE)
+_NUMBER = re.compile(r"[\d.,+-]+")
 # In a text. Repeats are limited, so that the time is linear in its length.
 _IN_TEXT = re.compile(r"(?<=://)[^\s\"'<>`]+")
 _QUERY = re.compile(
@@ -186,13 +188,13 @@ def _secrets_of(url: str) -> Iterator[str]:
 
 
 def _forms(secret: str) -> Iterator[str]:
-    if len(secret) >= 4 and secret != CUT:
+    if len(secret) >= 4 and secret != CUT and not _NUMBER.fullmatch(secret):
         yield from {secret, unquote(secret), quote(secret, safe=""), quote(secret)}
 
 
 def _of_environment() -> Iterator[str]:
     for name, value in os.environ.items():
-        if _VARIABLE.search(name) and len(value) >= 8:
+        if _VARIABLE.search(name) and len(value) >= 8 and not _NUMBER.fullmatch(value):
             yield value
         if "://" in value and "@" in value:
             yield from _secrets_of(value)

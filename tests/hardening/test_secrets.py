@@ -116,6 +116,8 @@ def test_a_secret_that_was_met_is_cut_out_without_its_url(monkeypatch: Any) -> N
     assert PASSWORD not in left and quoted not in left
     Url("s3://me:test@bucket")
     assert without_secrets("test the latest test") == "... the latest ..."
+    Url("s3://me:1234@bucket")
+    assert without_secrets("step 1234 of me:1234@bucket") == "step 1234 of ...@bucket"
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false-alarm")
     monkeypatch.setenv("SOME_TOKEN", "a-token-of-mine")
     monkeypatch.setenv("HTTPS_PROXY", "http://me:proxy-word@host")

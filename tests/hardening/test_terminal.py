@@ -167,11 +167,14 @@ class Broken(io.StringIO):
         raise self.error
 
 
-def test_a_guarded_stream_has_no_secret_and_no_character_that_misleads() -> None:
+@pytest.mark.parametrize(("messages", "user"), [(True, "..."), (False, "me:pw")])
+def test_a_guarded_stream_has_no_misleading_characters_and_messages_no_secrets(
+    messages: bool, user: str
+) -> None:
     file = io.StringIO()
-    guarded = Guarded(file, forgiving=False)
+    guarded = Guarded(file, messages=messages)
     assert guarded.write("a\u202eb http://me:pw@h\x1b[1m\r\n") == 24
-    assert file.getvalue() == "a\\u202eb http://...@h\x1b[1m\r\n"
+    assert file.getvalue() == f"a\\u202eb http://{user}@h\x1b[1m\r\n"
     guarded.close()
     assert not file.closed and guarded.writable() and not guarded.isatty()
 
@@ -189,7 +192,7 @@ def test_characters_that_an_encoding_lacks_are_replaced(
 ) -> None:
     raw = io.BytesIO()
     wrapper = io.TextIOWrapper(raw, encoding)
-    guarded = Guarded(wrapper, forgiving=False)
+    guarded = Guarded(wrapper, messages=False)
     guarded.write(text)
     guarded.flush()
     assert raw.getvalue() == written and guarded.encoding == encoding
@@ -199,11 +202,11 @@ def test_characters_that_an_encoding_lacks_are_replaced(
 def test_lost_output_is_an_error_and_lost_messages_are_not() -> None:
     for error, closed in ((BrokenPipeError(32, "x"), True), (OSError(28, "full"), False)):
         with pytest.raises(OutputLost) as lost:
-            Guarded(Broken(error), forgiving=False).write("x")
+            Guarded(Broken(error), messages=False).write("x")
         assert lost.value.closed is closed and lost.value.reason in ("x", "full")
-        assert Guarded(Broken(error), forgiving=True).write("xy") == 2
+        assert Guarded(Broken(error), messages=True).write("xy") == 2
     with pytest.raises(OutputLost):
-        Guarded(Broken(ValueError("I/O operation on closed file")), forgiving=False).write("x")
+        Guarded(Broken(ValueError("I/O operation on closed file")), messages=False).write("x")
 
 
 def test_streams_are_given_back(monkeypatch: pytest.MonkeyPatch) -> None:

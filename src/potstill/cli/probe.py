@@ -12,6 +12,7 @@ from potstill.cli.options import AsJson
 from potstill.cli.tables import print_json, print_table
 from potstill.cli.terminal import echo
 from potstill.errors import PotstillError
+from potstill.urls import Url
 
 
 @command("probe", TOOLS, "potstill probe http://127.0.0.1:8000")
@@ -56,6 +57,7 @@ def conformance(url: str, model: str = "") -> tuple[list[dict[str, Any]], bool]:
     from potstill.engines.tinker.conformance import ask
     from potstill.engines.tinker.connection import served
 
+    url = Url(url)
     names = served(url)
     if not model and len(names) != 1:
         raise PotstillError(

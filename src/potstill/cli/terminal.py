@@ -2,8 +2,10 @@
 
 Such a text may hold control sequences that rewrite the screen, or characters that change the order
 of what is read. `echo` prints it with those characters escaped. `streams` guards stdout and stderr
-as a whole: no secret, no character that the encoding lacks, no traceback where a disk is full or a
-pipe closed. Styles and cursor movements of potstill's own drawings pass.
+as a whole: no misleading character, none that the encoding lacks, no traceback where a disk is full
+or a pipe closed; and no secret on stderr, where libraries print too. Results on stdout come from
+files that have none, and are printed as they are. Styles and cursor movements of potstill's own
+drawings pass.
 """
 
 from __future__ import annotations
@@ -71,20 +73,20 @@ codecs.register_error(ERRORS, _plain)
 
 
 class Guarded(io.TextIOBase):
-    """A stream without secrets and misleading characters, whose failures are not OSErrors.
+    """A stream without misleading characters, whose failures are not OSErrors.
 
     Args:
         stream: the real one.
-        forgiving: drop what cannot be written; else raise `OutputLost`.
+        messages: cut secrets out, and drop what cannot be written; else raise `OutputLost`.
     """
 
-    def __init__(self, stream: Any, forgiving: bool) -> None:
+    def __init__(self, stream: Any, messages: bool) -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=ERRORS)
-        self._stream, self._forgiving = stream, forgiving
+        self._stream, self._messages = stream, messages
 
     def write(self, text: str) -> int:
-        safe = _NOWHERE.sub(_escaped, without_secrets(text))
+        safe = _NOWHERE.sub(_escaped, without_secrets(text) if self._messages else text)
         with self._failures():
             self._stream.write(safe)
         return len(text)
@@ -98,7 +100,7 @@ class Guarded(io.TextIOBase):
         try:
             yield
         except (OSError, ValueError) as error:  # ValueError: it is closed
-            if not self._forgiving:
+            if not self._messages:
                 raise OutputLost(error) from error
 
     def isatty(self) -> bool:
@@ -135,8 +137,8 @@ def streams() -> Iterator[None]:
     """
     real = sys.stdout, sys.stderr
     with open(os.devnull, "w", encoding="utf-8") as nowhere:  # for a stream that was closed
-        out = Guarded(real[0] or nowhere, forgiving=False)
-        err = Guarded(real[1] or nowhere, forgiving=True)
+        out = Guarded(real[0] or nowhere, messages=False)
+        err = Guarded(real[1] or nowhere, messages=True)
         sys.stdout, sys.stderr = out, err
         try:
             yield
