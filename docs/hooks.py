@@ -1,8 +1,8 @@
 """Hooks of the documentation site: pages whose files are outside docs/.
 
-LOG.md, CONTRIBUTING.md, SECURITY.md and the notebook stay where readers of the repository look for them. The
-site shows each as a page, and links between them and docs/ work in both places. This file is
-used by mkdocs alone and is not part of the package.
+LOG.md, CONTRIBUTING.md, SECURITY.md and the notebook stay where readers of the repository look for
+them. The site shows each as a page, and links between them and docs/ work in both places. This
+file is used by mkdocs alone and is not part of the package.
 """
 
 from __future__ import annotations
