@@ -23,6 +23,8 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from conftest import toy_table
 from potstill import urls
+from potstill.diagnostics.preflight import unrunnable
+from potstill.engines.tinker.conformance import _first_line
 from potstill.engines.tinker.connection import connect, without_user
 from potstill.errors import PotstillError, StorageError, shown
 from potstill.study import run as study_run
@@ -201,6 +203,25 @@ def test_user_info_is_a_header_and_never_a_part_of_a_message() -> None:
         assert url.startswith("user") or PASSWORD not in str(refused.value)
 
 
+def test_a_server_gets_user_info_from_the_sdk_too(gate: int, monkeypatch: Any) -> None:
+    import tinker
+
+    monkeypatch.setattr("potstill.engines.tinker.connection._check_reachable", lambda *_: None)
+    monkeypatch.setattr(tinker, "ServiceClient", lambda **options: options)
+    options = connect(f"http://user:{PASSWORD}@127.0.0.1:{gate}")
+    header = base64.b64encode(f"user:{PASSWORD}".encode()).decode()
+    assert options["default_headers"] == {"Authorization": f"Basic {header}"}
+    assert options["base_url"] == f"http://127.0.0.1:{gate}"
+    assert "default_headers" not in connect(f"http://127.0.0.1:{gate}")
+
+
+def test_messages_of_libraries_are_cut_before_they_are_kept(caplog: Any) -> None:
+    error = OSError(f"no route to {LOADED}")
+    check = unrunnable("models", error)
+    assert check.evidence.endswith(f"no route to {cut(LOADED)}")
+    assert _first_line(error) == f"no route to {cut(LOADED)}"
+
+
 def test_a_failed_runs_record_has_no_secret(tmp_path: Path, monkeypatch: Any) -> None:
     def broken(*_: object) -> None:
         raise OSError(f"no route to {LOADED}\ud800" + "x" * 10**6)
@@ -377,6 +398,7 @@ def test_a_buckets_key_is_in_no_name_and_no_message(
     assert call("study", tmp_path / "none.toml", "--out", vault) == 2
     assert call("study", "--no-preflight", "--out", vault) == 2
     assert call("watch", vault.replace("study", "other"), "--once") == 2
+    assert call("watch", "none", f"vault://KEY:it's-{PASSWORD}@bucket") == 2  # one word too many
     assert call("report", cut(vault)) == 2
     monkeypatch.setattr(Vault, "cat_file", lambda *_: 1 / 0 if _ else vault)
     assert call("report", vault) == 2

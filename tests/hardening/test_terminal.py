@@ -227,10 +227,11 @@ def test_streams_are_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def shell(line: str, **variables: str) -> subprocess.CompletedProcess[bytes]:
-    """A shell's line, in which $P is potstill and $? its exit code at the end."""
+    """A shell's line, in which $P is potstill with buffered streams, as is usual."""
+    usual = {name: text for name, text in os.environ.items() if name != "PYTHONUNBUFFERED"}
     return subprocess.run(
         ["bash", "-c", line],
-        env={**os.environ, **variables, "P": f"{sys.executable} -m potstill"},
+        env={**usual, **variables, "P": f"{sys.executable} -m potstill"},
         capture_output=True,
         check=False,
     )

@@ -84,6 +84,7 @@ class Guarded(io.TextIOBase):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=ERRORS)
         self._stream, self._messages = stream, messages
+        self.failed = False  # something could not be written
 
     def write(self, text: str) -> int:
         safe = _NOWHERE.sub(_escaped, without_secrets(text) if self._messages else text)
@@ -100,6 +101,7 @@ class Guarded(io.TextIOBase):
         try:
             yield
         except (OSError, ValueError) as error:  # ValueError: it is closed
+            self.failed = True
             if not self._messages:
                 raise OutputLost(error) from error
 
@@ -145,6 +147,8 @@ def streams() -> Iterator[None]:
             out.flush()
         finally:
             err.flush()
+            if err.failed:
+                abandon(2)
             sys.stdout, sys.stderr = real
 
 
