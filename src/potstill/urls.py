@@ -170,6 +170,12 @@ def remember(url: str) -> None:
         _secrets |= new
 
 
+def remember_variables(variables: Mapping[str, object]) -> None:
+    """Cut the values of environment variables out of messages, if their names are those of keys."""
+    global _secrets
+    _secrets |= frozenset(_of_variables({k: v for k, v in variables.items() if isinstance(v, str)}))
+
+
 def _secrets_of(url: str) -> Iterator[str]:
     user, rest = split_user(url.partition("://")[2])
     name, colon, password = user.partition(":")
@@ -192,8 +198,8 @@ def _forms(secret: str) -> Iterator[str]:
         yield from {secret, unquote(secret), quote(secret, safe=""), quote(secret)}
 
 
-def _of_environment() -> Iterator[str]:
-    for name, value in os.environ.items():
+def _of_variables(variables: Mapping[str, str]) -> Iterator[str]:
+    for name, value in variables.items():
         if _VARIABLE.search(name) and len(value) >= 8 and not _NUMBER.fullmatch(value):
             yield value
         if "://" in value and "@" in value:
@@ -206,7 +212,7 @@ def without_secrets(text: str) -> str:
     >>> without_secrets("no answer from https://me:hunter2@host/api?token=1, and none later")
     'no answer from https://...@host/api?token=..., and none later'
     """
-    for secret in sorted({*_secrets, *_of_environment()}, key=len, reverse=True):
+    for secret in sorted({*_secrets, *_of_variables(os.environ)}, key=len, reverse=True):
         if secret not in text:
             continue
         if len(secret) < 8:  # may be a word, or a part of one

@@ -183,6 +183,19 @@ def test_a_folders_settings_do_not_run_without_their_secrets(tmp_path: Path) -> 
     assert folder.study.engine.base_url == cut(LOADED)  # type: ignore[union-attr]
 
 
+def test_keys_for_ray_are_shown_in_no_message(tmp_path: Path) -> None:
+    variables = {"MY_TOKEN": PASSWORD, "LANG": "everywhere", "N_KEY": 3}
+    table = toy_table(tmp_path, ray={"runtime_env": {"env_vars": variables}, "cpu": 1})
+    with pytest.raises(PotstillError, match=r'"ray\.cpu"'):
+        read_study(table)
+    error = PotstillError(f"Ray cannot set up {variables}")
+    assert PASSWORD not in str(error) and "everywhere" in str(error)
+    read_study(toy_table(tmp_path, ray={"runtime_env": {"env_vars": {"A_KEY": "x" * 9}}}))
+    for wrong in ({"runtime_env": [1]}, {"runtime_env": {"env_vars": [1]}}, 3):
+        with pytest.raises(PotstillError, match="seeds"):
+            read_study(toy_table(tmp_path, ray=wrong, seeds=[-1]))
+
+
 @pytest.mark.parametrize("key", ["base_url", "base_urll"])
 def test_a_wrong_table_is_shown_without_secrets(tmp_path: Path, key: str) -> None:
     table = remote_table(tmp_path)

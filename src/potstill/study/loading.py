@@ -5,6 +5,7 @@ Nothing here opens a model or a data set.
 
 from __future__ import annotations
 
+import contextlib
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,7 +23,7 @@ from potstill.study.schema import EMBEDDED_LEARNING_RATE, PUBLISHED, Study
 from potstill.study.tables import check_tables
 from potstill.study.tracking.registry import check_trackers
 from potstill.study.validation import check_model, check_recipe, check_teachers, check_tokenizers
-from potstill.urls import Url, as_urls, whole
+from potstill.urls import Url, as_urls, remember_variables, whole
 
 
 def resolve(study: Study) -> Study:
@@ -185,6 +186,8 @@ def read_study(
     for text in overrides:
         override(merged, text)
     merged = whole(as_urls(merged))  # its secrets are known then, and cut out of errors
+    with contextlib.suppress(AttributeError, KeyError, TypeError):  # of a table of another form
+        remember_variables(merged["ray"]["runtime_env"]["env_vars"])
     errors, study = Errors(), None
     with errors:
         study = _validated(merged, where)
