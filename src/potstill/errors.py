@@ -38,7 +38,7 @@ def shown(text: str, longest: int = PotstillError.longest) -> str:
     Half a surrogate pair, which no file can hold, is escaped.
 
     >>> shown("got " + 100 * "x" + ", which is no name", 80)
-    'got xxxxxx... (92 characters left out) ...x, which is no name'
+    'got xxxxxx... (92 characters left out) ...xx, which is no name'
     """
     text = without_secrets(text).encode("utf-8", "backslashreplace").decode("utf-8")
     if len(text) <= longest:
