@@ -15,6 +15,7 @@ import tomli_w
 from rich.console import Console
 
 from conftest import toy_table
+from potstill import __main__
 from potstill.cli import entry, terminal
 from potstill.cli.app import be_verbose
 from potstill.cli.checking import CheckView
@@ -151,6 +152,22 @@ def test_bugs_logs_and_system_errors_are_printed_safely(
     record = terminal.logging.LogRecord("x", 20, "", 0, "%s", (HOSTILE,), None)
     assert is_harmless(terminal.Formatter("%(message)s").format(record))
     assert callable(be_verbose)
+
+
+def test_an_interrupt_while_commands_are_imported_prints_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Interrupted:
+        """A finder in whose time Ctrl-C is pressed."""
+
+        def find_spec(self, *_: object) -> None:
+            raise KeyboardInterrupt
+
+    monkeypatch.delitem(sys.modules, "potstill.cli")
+    monkeypatch.setattr(sys, "meta_path", [Interrupted()])
+    with pytest.raises(SystemExit) as leaving:
+        __main__.main()
+    assert leaving.value.code == entry.INTERRUPTED and capsys.readouterr() == ("", "")
 
 
 # Streams.
