@@ -23,6 +23,7 @@ from rich.text import Text
 
 from potstill.cli.terminal import printable
 from potstill.diagnostics.diagnosis import ended, sentence
+from potstill.errors import shown
 from potstill.report.formatting import count, duration
 from potstill.settings import Price
 from potstill.study.progress import Running, Snapshot, Watcher
@@ -130,7 +131,7 @@ class View:
         if not first:  # runs that ended before this view began are in the report
             self._warn(run, result.get("findings") or [])
         if result["status"] == "failed":
-            self._print(f"[red]failed[/] {run}: {escape(result['cause'])}")
+            self._print(f"[red]failed[/] {run}: {escape(shown(result['cause']))}")
         elif not self.console.is_terminal and not first:
             given_up = f", {ended(result['ended'])}" if result.get("ended") else ""
             self._print(
@@ -148,7 +149,7 @@ class View:
             if key not in self._warned:
                 self._warned.add(key)
                 mark = "note" if note else "[yellow]warning[/]"
-                self._print(f"{mark} {run} {escape(sentence(Finding(**finding)))}")
+                self._print(f"{mark} {run} {escape(shown(sentence(Finding(**finding))))}")
 
     def _warn_of_trackers(self, problems: Mapping[str, str]) -> None:
         """Print each tracker's problem once."""
@@ -156,7 +157,7 @@ class View:
             if tracker not in self._troubled:
                 self._troubled.add(tracker)
                 self._print(
-                    f"[yellow]warning[/] tracker {tracker}, {escape(problem)}; missing metrics are "
+                    f"[yellow]warning[/] tracker {tracker}, {escape(shown(problem))}; missing metrics are "
                     f"sent later, or by potstill track {self.folder.path}"
                 )
 
