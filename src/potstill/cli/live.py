@@ -157,8 +157,8 @@ class View:
             if tracker not in self._troubled:
                 self._troubled.add(tracker)
                 self._print(
-                    f"[yellow]warning[/] tracker {tracker}, {escape(shown(problem))}; missing metrics are "
-                    f"sent later, or by potstill track {self.folder.path}"
+                    f"[yellow]warning[/] tracker {tracker}, {escape(shown(problem))}; missing "
+                    f"metrics are sent later, or by potstill track {self.folder.path}"
                 )
 
     def _print(self, text: str) -> None:
