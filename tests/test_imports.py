@@ -33,6 +33,7 @@ HEAVY = {
 
 # The plan of the house, lowest first.
 PACKAGES = (
+    "urls",
     "errors",
     "digests",
     "fields",

@@ -25,8 +25,8 @@ from potstill.study.storage import RunId, StudyFolder, runs_of
 from potstill.study.tracking.exporter import following
 from potstill.study.tracking.follower import Follower, troubles
 from potstill.study.tracking.protocol import numbers, run_opener
-from potstill.study.tracking.redact import without_secrets
 from potstill.study.tracking.registry import TRACKERS
+from potstill.urls import without_secrets
 from test_cli import call
 
 KEY = "0123456789abcdef" * 2 + "deadbeef"

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from potstill.errors import PotstillError
 from potstill.types import ModelSpec
+from potstill.urls import Url
 
 # Arguments of `apply_chat_template` that are not the template's own.
 RESERVED = frozenset(
@@ -116,8 +117,8 @@ class TinkerSettings(Table):
     """The tinker engine: a training service, hosted or your own. The key is TINKER_API_KEY."""
 
     name: Literal["tinker"]
-    base_url: str = ""  # the student's server; empty: the hosted service
-    teacher_url: str = ""  # the teacher's, if another; a server of your own has one base model
+    base_url: Url = Url("")  # the student's server; empty: the hosted service
+    teacher_url: Url = Url("")  # the teacher's, if another; a server of your own has one base model
     in_flight: int = Field(64, ge=1)  # requests that wait for an answer at the same time
 
 

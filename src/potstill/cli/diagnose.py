@@ -11,6 +11,7 @@ import typer
 from potstill.cli.app import READ, command
 from potstill.cli.options import AsJson
 from potstill.cli.tables import print_json, print_table
+from potstill.cli.terminal import echo
 from potstill.errors import Errors, PotstillError
 
 if TYPE_CHECKING:
@@ -65,10 +66,10 @@ def diagnose(
     for run in runs:
         _print_run(run)
         if signals:
-            print(f"\n{run['run']}")
+            echo(f"\n{run['run']}")
             print_table(_signal_rows(run["signals"]), spare=SPARE)
     sound = sum(all(f["kind"] == "note" for f in run["findings"]) for run in runs)
-    print(f"{sound} of {len(runs)} runs without a finding")
+    echo(f"{sound} of {len(runs)} runs without a finding")
 
 
 def _print_run(run: Mapping[str, Any]) -> None:
@@ -77,12 +78,12 @@ def _print_run(run: Mapping[str, Any]) -> None:
     for finding in run["findings"]:
         verb = VERBS[finding["kind"]]
         step, detected = finding["step"], finding["found"]
-        print(f"{run['run']} {verb} from step {step} on (detected at step {detected})")
-        print(f"  cause:    {finding['cause']}: {finding['meaning']}")
-        print(f"  evidence: {finding['evidence']}")
-        print(f"  advice:   {finding['advice']}")
+        echo(f"{run['run']} {verb} from step {step} on (detected at step {detected})")
+        echo(f"  cause:    {finding['cause']}: {finding['meaning']}")
+        echo(f"  evidence: {finding['evidence']}")
+        echo(f"  advice:   {finding['advice']}")
     if run["ended"]:
-        print(f"  {ended(run['ended'])}")
+        echo(f"  {ended(run['ended'])}")
 
 
 def _signal_rows(signals: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ from potstill.cli import completion
 from potstill.cli.app import READ, command
 from potstill.cli.options import AsJson
 from potstill.cli.tables import print_json
+from potstill.cli.terminal import echo
 from potstill.errors import PotstillError
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def evaluate(
         print_json(result)
         return
     low, high = result["interval"]
-    print(
+    echo(
         f"strict {result['strict']:.1%} (95 % interval {low:.1%} to {high:.1%}), "
         f"flexible {result['flexible']:.1%}, {result['problems']} problems"
     )
@@ -157,7 +158,7 @@ def _check_length(engine: Any, problems: Sequence[Problem], max_tokens: int) -> 
         error = window.error(engine.pair.student, size, max_tokens)
         if window.fixed:
             raise error
-        print(f"warning: {error}: the model was not trained beyond", file=sys.stderr)
+        echo(f"warning: {error}: the model was not trained beyond", file=sys.stderr)
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from potstill.cli.checking import CheckView
 from potstill.cli.live import View
+from potstill.cli.terminal import echo
 from potstill.diagnostics.preflight import Check
 from potstill.engines.host import one_of_several
 from potstill.errors import PotstillError
@@ -248,7 +249,7 @@ def _preflight(
     refuse(rows)
     for check in rows:
         if check["status"] == "warning":
-            print(f"warning: {check['name']}: {check['evidence']}", file=sys.stderr)
+            echo(f"warning: {check['name']}: {check['evidence']}", file=sys.stderr)
     afford(study, folder, predicted, runs)
     folder.open(study)
     folder.predicted = predicted

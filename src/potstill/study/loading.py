@@ -5,6 +5,7 @@ Nothing here opens a model or a data set.
 
 from __future__ import annotations
 
+import contextlib
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from potstill.study.schema import EMBEDDED_LEARNING_RATE, PUBLISHED, Study
 from potstill.study.tables import check_tables
 from potstill.study.tracking.registry import check_trackers
 from potstill.study.validation import check_model, check_recipe, check_teachers, check_tokenizers
+from potstill.urls import Url, as_urls, remember_variables, whole
 
 
 def resolve(study: Study) -> Study:
@@ -40,6 +42,8 @@ def resolve(study: Study) -> Study:
         _check_published(study)
     with errors:
         _check_adapters(study)
+    with errors:
+        _check_addresses(study)
     with errors:
         _check_recipes(study)
     with errors:
@@ -89,6 +93,17 @@ def _check_adapters(study: Study) -> None:
             'engine "tinker" trains LoRA adapters, train.lora_rank is 0',
             "set train.lora_rank, 32 is usual",
         )
+
+
+def _check_addresses(study: Study) -> None:
+    """Reject an address from a study's folder, which has none of its secrets."""
+    for key in ("base_url", "teacher_url"):
+        url = getattr(study.engine, key, None)
+        if isinstance(url, Url) and url.incomplete:
+            raise PotstillError(
+                f'engine.{key} is without its secrets, got "{url}"',
+                f"a study's folder never has them: add engine.{key}=URL with the whole address",
+            )
 
 
 def _check_recipes(study: Study) -> None:
@@ -170,6 +185,9 @@ def read_study(
     merged = dict(table)
     for text in overrides:
         override(merged, text)
+    merged = whole(as_urls(merged))  # its secrets are known then, and cut out of errors
+    with contextlib.suppress(AttributeError, KeyError, TypeError):  # of a table of another form
+        remember_variables(merged["ray"]["runtime_env"]["env_vars"])
     errors, study = Errors(), None
     with errors:
         study = _validated(merged, where)

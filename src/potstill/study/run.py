@@ -30,7 +30,7 @@ from potstill.diagnostics.preflight import (
     unwatched,
 )
 from potstill.engines.protocol import Engine
-from potstill.errors import PotstillError, StorageError, writing
+from potstill.errors import PotstillError, StorageError, shown, writing
 from potstill.study import record
 from potstill.study.budget import Ledger
 from potstill.study.engine import open_study_engine
@@ -109,7 +109,8 @@ def run_cell(
         except (StorageError, BudgetReached, DamagedFile):
             raise
         except Exception as error:  # any other error is the result of this run
-            outcome = record.of_error(error, run)
+            cause = record.of_error(error, run)
+            outcome = {k: shown(v) if isinstance(v, str) else v for k, v in cause.items()}
         result = record.complete(study, key, outcome)
         run.finish(result)
         return result

@@ -18,7 +18,7 @@ from potstill.study.files import JsonlTail, read_record, write_record
 from potstill.study.schema import Study
 from potstill.study.storage import REFERENCES, RunId, StudyFolder, runs_of
 from potstill.study.tracking.protocol import RunInfo, TrackerRun, numbers, run_opener
-from potstill.study.tracking.redact import without_secrets
+from potstill.urls import without_secrets
 
 RETRY = 30.0  # seconds until a tracker that failed is tried again
 LONGEST = 300  # characters of a message
