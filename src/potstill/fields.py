@@ -19,6 +19,7 @@ from potstill.errors import PotstillError, PotstillErrors, did_you_mean, togethe
 
 CLOSED = ConfigDict(extra="forbid", allow_inf_nan=False)  # no unknown keys, no infinite numbers
 ELSEWHERE = "see the files in studies/"
+MOST_SHOWN = 150  # characters of a value in a message
 
 T = TypeVar("T")
 
@@ -33,6 +34,21 @@ def limits(rule: str, hint: str = "", **bounds: Any) -> Any:
     """
     extra = {"hint": hint} if hint else None
     return Field(description=rule, json_schema_extra=extra, **bounds)  # type: ignore[arg-type]
+
+
+def shown(value: Any) -> str:
+    """A value in a message: its repr, shortened, for values of any size and depth.
+
+    >>> shown("abc"), shown("a" * 1000) == repr("a" * 150) + "..."
+    ("'abc'", True)
+    """
+    try:
+        text = repr(value[: MOST_SHOWN + 1] if isinstance(value, str | list | tuple) else value)
+    except (ValueError, RecursionError):  # a number of thousands of digits, thousands of brackets
+        return f"a {type(value).__name__} that is too long to print"
+    if isinstance(value, str):
+        return text if len(value) <= MOST_SHOWN else f"{value[:MOST_SHOWN]!r}..."
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
 
 
 def reported(kind: str, also: Sequence[str] = ()) -> Callable[[type[T]], type[T]]:
@@ -98,7 +114,7 @@ def _each(
         stated = f"{key} is required, got {', '.join(given or ()) or 'nothing'}"
         hint = f"keys: {', '.join(keys)}"
     else:
-        stated, hint = f"{_rule(key, field, detail['msg'])}, got {got!r}", _hint(field)
+        stated, hint = f"{_rule(key, field, detail['msg'])}, got {shown(got)}", _hint(field)
     return [PotstillError(f"{where}: {stated}", hint)]
 
 
