@@ -76,6 +76,21 @@ def reported(kind: str, also: Sequence[str] = ()) -> Callable[[type[T]], type[T]
     return decorate
 
 
+def is_flag_for_number(value: Any, annotation: Any) -> bool:
+    """True for true or false, alone or in a list, where the type allows numbers and no flags.
+
+    >>> is_flag_for_number(True, int), is_flag_for_number([1, False], tuple[int, ...])
+    (True, True)
+    >>> is_flag_for_number(True, bool), is_flag_for_number(1, float | None)
+    (False, False)
+    """
+    kinds = _members(annotation)
+    if isinstance(value, list | tuple):
+        parts = [get_args(kind)[0] for kind in kinds if get_origin(kind) in (list, tuple)]
+        return any(is_flag_for_number(one, part) for one in value for part in parts)
+    return isinstance(value, bool) and bool not in kinds and (int in kinds or float in kinds)
+
+
 def explain(
     error: ValidationError, where: str, table: Any, also: Iterable[str] = ()
 ) -> PotstillError:
