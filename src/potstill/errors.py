@@ -14,12 +14,32 @@ from pathlib import Path
 from typing import Any
 
 
+MOST_LINE = 1000  # characters of a line of a message; names in it can have any length
+MOST_ERRORS = 20  # lines of several errors in one
+
+
+def printable(text: str) -> str:
+    """A message as a terminal can show it: control characters escaped, long lines cut.
+
+    >>> printable("got \x1b[31m\nhint"), len(printable("a" * 10_000))
+    ('got \\x1b[31m\nhint', 1000)
+    """
+    lines = []
+    for line in text.split("\n"):
+        if len(line) > MOST_LINE:
+            line = f"{line[: MOST_LINE - 300]} ... {line[-295:]}"
+        if not line.isprintable():
+            line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+        lines.append(line)
+    return "\n".join(lines)
+
+
 class PotstillError(ValueError):
     """An invalid request. `str(error)` is the rule and what it got, `error.hint` what to do."""
 
     def __init__(self, message: str, hint: str = "") -> None:
-        super().__init__(message)
-        self.hint = hint
+        super().__init__(printable(message))
+        self.hint = printable(hint)
 
     def __reduce__(self) -> tuple[type[PotstillError], tuple[str, str]]:
         # so that the hint is kept when a worker process pickles the error
@@ -83,7 +103,9 @@ class PotstillErrors(PotstillError):
 
 
 def _numbered(lines: Iterable[str]) -> str:
-    return "".join(f"\n  {n}. {line}" for n, line in enumerate(lines, 1))
+    texts = [f"\n  {n}. {line}" for n, line in enumerate(lines, 1)]
+    more = len(texts) - MOST_ERRORS
+    return "".join(texts[:MOST_ERRORS]) + (f"\n  and {more:,} more" if more > 0 else "")
 
 
 class Errors:

@@ -6,6 +6,7 @@ Nothing here opens a model or a data set.
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,6 +30,7 @@ from potstill.tasks.reading import read_text
 
 MOST_NAMES = 100  # methods, or pairs
 MOST_RUNS = 100_000
+_QUOTED = re.compile(r"""\[?\s*["']""")
 
 
 def resolve(study: Study) -> Study:
@@ -258,7 +260,11 @@ def parse_value(raw: str) -> Any:
         table = parse_toml(f"value = {raw}", shown(raw))
         if len(table) == 1:  # a line end in the value begins no other setting
             return table["value"]
-    except tomllib.TOMLDecodeError:
-        pass
+    except tomllib.TOMLDecodeError as error:
+        if _QUOTED.match(raw):
+            raise PotstillError(
+                f"an override that begins with a quote is TOML, got {shown(raw)}: {error}",
+                "close the quote, or leave quotes and brackets out",
+            ) from None
     parts = [part.strip() for part in raw.split(",")]
     return [parse_value(part) for part in parts if part] if len(parts) > 1 else raw
