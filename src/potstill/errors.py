@@ -13,7 +13,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-
 MOST_LINE = 1000  # characters of a line of a message; names in it can have any length
 MOST_ERRORS = 20  # lines of several errors in one
 
@@ -24,14 +23,15 @@ def printable(text: str) -> str:
     >>> printable("got \x1b[31m\nhint"), len(printable("a" * 10_000))
     ('got \\x1b[31m\nhint', 1000)
     """
-    lines = []
-    for line in text.split("\n"):
-        if len(line) > MOST_LINE:
-            line = f"{line[: MOST_LINE - 300]} ... {line[-295:]}"
-        if not line.isprintable():
-            line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
-        lines.append(line)
-    return "\n".join(lines)
+    return "\n".join(map(_line, text.split("\n")))
+
+
+def _line(text: str) -> str:
+    if len(text) > MOST_LINE:
+        text = f"{text[: MOST_LINE - 300]} ... {text[-295:]}"
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 class PotstillError(ValueError):

@@ -85,9 +85,10 @@ def is_flag_for_number(value: Any, annotation: Any) -> bool:
     (False, False)
     """
     kinds = _members(annotation)
-    if isinstance(value, list | tuple):
-        parts = [get_args(kind)[0] for kind in kinds if get_origin(kind) in (list, tuple)]
-        return any(is_flag_for_number(one, part) for one in value for part in parts)
+    for kind in kinds:
+        if get_origin(kind) in (list, tuple):
+            values = value if isinstance(value, list | tuple) else [value]
+            return any(is_flag_for_number(one, get_args(kind)[0]) for one in values)
     return isinstance(value, bool) and bool not in kinds and (int in kinds or float in kinds)
 
 

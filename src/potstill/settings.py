@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import datetime
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
 
 from potstill.errors import PotstillError, together
 from potstill.fields import is_flag_for_number, shown
@@ -29,10 +36,13 @@ MOST_ROWS = 10**9  # tokens of a micro-batch
 MOST_RANK = 2**14  # a LoRA rank above a model's width adds nothing
 MOST_DOLLARS = 10**9
 MOST_SEED = 2**32 - 1  # numpy's
+SLOWEST = 1e-12  # learning rate; below, no weight changes
 HOT, COLD = 1e3, 1e-3  # temperatures: above, sampling is uniform; below, greedy or not finite
 DEVICES = ("cpu", "cuda", "mps", "xpu", "npu", "hpu", "mtia")
 _URL = r"^(https?://[!-~]+)?$"
-_DEVICE = re.compile(rf"auto|({'|'.join(DEVICES)})(:\d{{1,3}})?", re.ASCII)
+PLACEMENTS = ("auto", "balanced", "balanced_low_0", "sequential")  # accelerate's
+_ATTENTION = re.compile(r"[\w./|:@-]{1,200}", re.ASCII)  # names, and kernels of the Hub
+_DEVICE = re.compile(rf"({'|'.join(DEVICES)})(:\d{{1,3}})?", re.ASCII)
 
 
 class Table(BaseModel):
@@ -65,6 +75,15 @@ Modules = Annotated[
 ]
 
 
+def _trains(norm: float) -> float:
+    if 0 < norm < 1e-6:
+        raise ValueError("input should be 0, which is off, or at least 1e-6: less trains nothing")
+    return norm
+
+
+Norm = Annotated[float, Field(ge=0), AfterValidator(_trains)]
+
+
 class Pair(Table):
     """A student and the teacher it learns from, by hub name or local folder."""
 
@@ -81,16 +100,18 @@ class Train(Table):
     steps: int = Field(100, ge=1, le=MOST_STEPS)  # times a recipe's budget: optimizer steps
     batch_size: int = Field(32, ge=1, le=MOST_PROMPTS)  # prompts per step
     max_tokens: int = Field(32, ge=1, le=MOST_TOKENS)  # per completion, prefix included
-    learning_rate: float | None = Field(None, gt=0)  # unset: the embedded pairs' own
-    on_policy_rate: float = Field(1.0, gt=0)  # multiple of it on the student's own tokens
-    warmup: int = Field(5, ge=0)  # steps of linear warm-up
+    learning_rate: float | None = Field(None, ge=SLOWEST)  # unset: the embedded pairs' own
+    on_policy_rate: float = Field(
+        1.0, ge=1e-6, le=1e6
+    )  # multiple of it on the student's own tokens
+    warmup: int = Field(5, ge=0, le=MOST_STEPS)  # steps of linear warm-up
     temperature: float = Field(1.0, ge=COLD, le=HOT)  # the student's sampling temperature
     teacher_temperature: float = Field(1.0, ge=COLD, le=HOT)  # the teacher's, where it writes
     lora_rank: int = Field(0, ge=0, le=MOST_RANK)  # 0 trains all weights
     lora_alpha: int = Field(0, ge=0, le=10**6)  # scale is alpha / rank; 0: twice the rank
     lora_dropout: float = Field(0.0, ge=0, lt=1)  # share of an adapter's inputs that a step drops
     lora_target: Modules = "all-linear"  # modules with adapters, by name
-    max_grad_norm: float = Field(1.0, ge=0)  # clip to this norm; 0 is off
+    max_grad_norm: Norm = 1.0  # clip to this norm; 0 is off
     checkpoint_every: int = Field(25, ge=1)  # steps between checkpoints
     on_collapse: Literal["warn", "stop", "rollback"] = "warn"  # rollback: to the last good one
     save: bool = True  # keep each trained student as a model folder
@@ -123,6 +144,20 @@ class Lora(Table):
     target: Modules = "all-linear"  # modules with adapters, by name
 
 
+def _misplaced(spec: ModelSpec) -> Iterator[str]:
+    """Rules that the placement of a model breaks, whatever the machine."""
+    known = ", ".join(DEVICES)
+    if spec.device != "auto" and not _DEVICE.fullmatch(spec.device):
+        yield f"device is auto, or one of {known} with or without :NUMBER"
+    place = spec.device_map
+    if place is not None and place not in PLACEMENTS and not _DEVICE.fullmatch(place):
+        yield f"device_map is a device, or one of {', '.join(PLACEMENTS)}"
+    if not _ATTENTION.fullmatch(spec.attention):
+        yield f"attention is a name such as sdpa, not {shown(spec.attention)}"
+    if wrong := [key for key in spec.template if not key.isidentifier()]:
+        yield f"template has names that a template can read, not {shown(wrong[0])}"
+
+
 class TorchSettings(Table):
     """The torch engine: this machine's CPU or GPUs."""
 
@@ -145,11 +180,8 @@ class TorchSettings(Table):
             datetime.date.fromisoformat(spec.date)
         except ValueError:
             raise ValueError(f"date is a day as YYYY-MM-DD, not {spec.date!r}") from None
-        if not _DEVICE.fullmatch(spec.device):
-            known = ", ".join(DEVICES)
-            raise ValueError(f"device is auto, or one of {known} with or without :NUMBER")
-        if not spec.attention or spec.device_map == "":
-            raise ValueError("attention and device_map are not empty; leave them out")
+        if problem := next(_misplaced(spec), ""):
+            raise ValueError(problem)
         return spec
 
 
@@ -196,6 +228,13 @@ class RaySettings(Table):
     memory: float = Field(0.0, ge=0, le=10**6)  # GB reserved; 0: none
     retries: int = Field(3, ge=0, le=1000)  # restarts of a run whose worker or node died
     runtime_env: dict[str, Any] = Field({}, exclude=True)  # Ray's own; never written: it has keys
+
+    @field_validator("cpus", "gpus")
+    @classmethod
+    def _shared(cls, share: float) -> float:
+        if 0 < share < 1e-4:
+            raise ValueError("Ray counts in units of 0.0001")
+        return share
 
     @field_validator("gpus")
     @classmethod

@@ -5,6 +5,9 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -241,3 +244,17 @@ def test_a_solution_of_marks_alone_is_read_in_a_moment(tmp_path: Path) -> None:
     path.write_bytes(row('"q"', json.dumps("<<" * 200_000 + "\n>> <<1+1=2>>2\n#### 2")))
     (problem,) = GSM8K(train_path=str(path)).train
     assert problem.answer == "2" and problem.solution.endswith(">> 2\n#### 2")
+
+
+@pytest.mark.slow
+def test_a_minute_of_fuzzing_finds_nothing(tmp_path: Path) -> None:
+    pytest.importorskip("atheris")
+    for n, (data, _) in enumerate([*READ.values(), *REFUSED.values()]):
+        if len(data) < 10_000:
+            (tmp_path / str(n)).write_bytes(data)
+    script = Path(__file__).parent / "fuzz_jsonl.py"
+    words = [sys.executable, str(script), "-max_total_time=60", "-max_len=4096", str(tmp_path)]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    runs = re.search(r"Done (\d+) runs", done.stderr)
+    assert runs and int(runs.group(1)) > 1000, done.stderr[-1000:]

@@ -46,6 +46,8 @@ def resolve(study: Study) -> Study:
     with errors:
         _check_size(study)
     with errors:
+        _check_budget(study)
+    with errors:
         check_faults(study.faults)
     with errors:
         check_trackers(study.track)
@@ -112,6 +114,15 @@ def _check_size(study: Study) -> None:
             f"a run has at most {MOST_STEPS:,} steps, a recipe's budget times train.steps is "
             f"{longest:,}",
             "lower train.steps or the budget",
+        )
+
+
+def _check_budget(study: Study) -> None:
+    """Check that a budget in dollars can be reached."""
+    if study.budget.usd is not None and not any(study.price.model_dump().values()):
+        raise PotstillError(
+            f"budget.usd = {study.budget.usd:g} is never reached, as all prices are 0",
+            "set a price, such as price.hour, or budget.hours or budget.tokens",
         )
 
 
