@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import string
 import tomllib
 from collections.abc import Callable
@@ -16,6 +17,8 @@ from hypothesis import strategies as st
 
 from conftest import toy_table
 from hardening.settings import cases, outcomes, sample
+from potstill.cli.eval import engine_options, task_options
+from potstill.engines import zoo
 from potstill.errors import MOST_ERRORS, PotstillError, PotstillErrors
 from potstill.study.loading import load_study, override, parse_value, read_study
 from potstill.study.race import Rules, raced
@@ -247,6 +250,67 @@ def test_values_that_no_setting_has() -> None:
         with pytest.raises(PotstillError, match=r"^x: "):
             check_values(table, "x")
     check_values({"a": ({"b": [None, "é", 2**63 - 1, -(2**63), True, 0.1, object()]},)}, "x")
+
+
+@pytest.mark.parametrize(
+    ("file", "data", "says"),
+    [
+        ("tokenizer.json", b"[" * 10**5, "tokenizer.json of pair.mine.student or pair.mine.teach"),
+        ("tokenizer.json", b"nope", "cannot be read"),
+        ("tokenizer.json", b'{"a": ' + b"9" * 5000 + b"}", "cannot be read"),
+        ("tokenizer.json", b"", "cannot be read"),
+        ("config.json", b"[" * 10**5, "cannot be read"),
+        ("tokenizer.json", b"[1]", ""),
+        ("tokenizer.json", b'{"model": {"vocab": [1]}}', ""),
+        ("config.json", b"[1]", ""),
+    ],
+)
+def test_a_tokenizer_of_another_form_is_refused_or_left_to_the_engine(
+    tmp_path: Path, file: str, data: bytes, says: str
+) -> None:
+    for role in ("student", "teacher"):
+        shutil.copytree(zoo.folder("tiny-qwen", role), tmp_path / role)
+    with (tmp_path / "teacher" / "tokenizer.json").open("a") as tokenizer:
+        tokenizer.write("\n")  # the files differ, so that they are read
+    (tmp_path / "teacher" / file).write_bytes(data)
+    pair = {role: str(tmp_path / role) for role in ("student", "teacher")}
+    table = {"pair": {"mine": pair}, "train": {"learning_rate": 1e-4}}
+    if not says:
+        assert list(read_study(table).models) == ["mine"]
+        return
+    with pytest.raises(PotstillError) as caught:
+        read_study(table)
+    assert says in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("a/b/c", "", " ", "a b/c", "a/b\n", "\x1b/x", "~no-such-user/x", "x" * 5000, "-a/b"),
+        *("a/" + "b" * 97, "a/..", "/dev/null", "é/b"),
+    ],
+)
+def test_a_model_that_no_hub_has(name: str) -> None:
+    table = {"pair": {"mine": {"student": name, "teacher": "tiny-qwen/teacher"}}}
+    with pytest.raises(PotstillError) as caught:
+        read_study({**table, "train": {"learning_rate": 1e-4}})
+    assert "pair.mine.student" in str(caught.value) and caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("word", "says"),
+    [
+        ("engine.template.x=nan", "engine: template.x: a number is finite"),
+        ("engine.template.x=2024-01-01", "a date or time is text"),
+        ('engine.attention="\\u0000"', "engine: attention: a text has no NUL character"),
+    ],
+)
+def test_options_of_an_evaluation(word: str, says: str) -> None:
+    with pytest.raises(PotstillError) as caught:
+        engine_options([word], 1)
+    assert says in str(caught.value).replace("student.", "")
+    with pytest.raises(PotstillError, match="task: seed: a number is finite"):
+        task_options(["seed=inf"])
 
 
 def test_a_list_of_errors_has_an_end() -> None:
