@@ -167,7 +167,7 @@ class TorchSettings(Table):
     batch_tokens: int = Field(16_384, ge=1, le=MOST_ROWS)  # padded tokens per micro-batch: memory
     sample_tokens: int = Field(16_384, ge=1, le=MOST_ROWS)  # the same for sampling: a cache alone
     gradient_checkpointing: bool = False  # recompute activations to save memory
-    threads: int = Field(1, ge=0, le=4096)  # CPU threads per run; 0: one per core
+    threads: int = Field(1, ge=0, le=1024)  # CPU threads per run; 0: one per core
     shard_teacher: bool = True  # over the processes of torchrun; false: a whole one in each
     gather_for_sampling: bool = True  # false: sample layer by layer, for what no GPU can hold
 

@@ -17,14 +17,19 @@ from hypothesis import strategies as st
 
 from conftest import toy_table
 from hardening.settings import cases, outcomes, sample
+from potstill.algorithms.methods import METHODS
 from potstill.cli.eval import engine_options, task_options
+from potstill.diagnostics.preflight import estimate
+from potstill.diagnostics.preflight.timing import Step
 from potstill.engines import zoo
 from potstill.errors import MOST_ERRORS, PotstillError, PotstillErrors
+from potstill.settings import MOST_STEPS, Train
 from potstill.study.loading import load_study, override, parse_value, read_study
 from potstill.study.race import Rules, raced
 from potstill.study.reading import LARGEST, check_values
 from potstill.study.schema import Study
 from potstill.tasks.jsonl import read_jsonl
+from potstill.training.spending import Spent
 
 RIGHT = {"right", "refused"}
 
@@ -311,6 +316,33 @@ def test_options_of_an_evaluation(word: str, says: str) -> None:
     assert says in str(caught.value).replace("student.", "")
     with pytest.raises(PotstillError, match="task: seed: a number is finite"):
         task_options(["seed=inf"])
+
+
+class Costs(dict):
+    """Made costs of steps, by their kind."""
+
+    def __missing__(self, kind: object) -> Step:
+        return Step(Spent(1.0 + len(self), {"trained": 3.0}), 0.25)
+
+    def __getitem__(self, kind: object) -> Step:
+        return self.setdefault(kind, self.__missing__(kind))
+
+
+@pytest.mark.parametrize("name", ["hybrid", "teacher_seeded"])
+def test_a_long_run_is_predicted_from_a_part_of_its_steps(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Ten million steps took minutes to count, for each method and several times over."""
+    recipe, costs = METHODS[name], Costs()
+    steps = 2000
+    exact = estimate._training(recipe, costs, Train(steps=steps), set())
+    assert exact.tokens == {"trained": 3.0 * steps} and len(costs) > 1
+    monkeypatch.setattr(estimate, "MOST_COUNTED", 700)
+    again = estimate._training(recipe, costs, Train(steps=steps), set())
+    assert again.seconds == pytest.approx(exact.seconds, rel=0.01)
+    assert again.tokens == pytest.approx(exact.tokens)
+    long = estimate._training(recipe, costs, Train(steps=MOST_STEPS), set())
+    assert long.seconds == pytest.approx(exact.seconds * MOST_STEPS / steps, rel=0.01)
 
 
 def test_a_list_of_errors_has_an_end() -> None:
