@@ -18,10 +18,12 @@ MOST_ERRORS = 20  # lines of several errors in one
 
 
 def printable(text: str) -> str:
-    """A message as a terminal can show it: control characters escaped, long lines cut.
+    r"""A message as a terminal can show it: control characters escaped, long lines cut.
 
-    >>> printable("got \x1b[31m\nhint"), len(printable("a" * 10_000))
-    ('got \\x1b[31m\nhint', 1000)
+    >>> printable("got \x1b[31m")
+    'got \\x1b[31m'
+    >>> len(printable("a" * 10_000))
+    1000
     """
     return "\n".join(map(_line, text.split("\n")))
 
