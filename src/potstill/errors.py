@@ -17,6 +17,28 @@ from potstill.urls import without_secrets
 
 NOTE = 50  # characters, at most, of the note in the place of what is left out
 
+MOST_LINE = 1000  # characters of a line of a message; names in it can have any length
+MOST_ERRORS = 20  # lines of several errors in one
+
+
+def printable(text: str) -> str:
+    r"""A message as a terminal can show it: control characters escaped, long lines cut.
+
+    >>> printable("got \x1b[31m")
+    'got \\x1b[31m'
+    >>> len(printable("a" * 10_000))
+    1000
+    """
+    return "\n".join(map(_line, text.split("\n")))
+
+
+def _line(text: str) -> str:
+    if len(text) > MOST_LINE:
+        text = f"{text[: MOST_LINE - 300]} ... {text[-295:]}"
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
 
 class PotstillError(ValueError):
     """An invalid request. `str(error)` is the rule and what it got, `error.hint` what to do."""
@@ -24,8 +46,8 @@ class PotstillError(ValueError):
     longest: ClassVar[int] = 4_000  # characters of the message, and of the hint
 
     def __init__(self, message: str, hint: str = "") -> None:
-        super().__init__(shown(message, self.longest))
-        self.hint = shown(hint, self.longest)
+        super().__init__(printable(shown(message, self.longest)))
+        self.hint = printable(shown(hint, self.longest))
 
     def __reduce__(self) -> tuple[type[PotstillError], tuple[str, str]]:
         # so that the hint is kept when a worker process pickles the error
@@ -108,7 +130,9 @@ class PotstillErrors(PotstillError):
 
 
 def _numbered(lines: Iterable[str]) -> str:
-    return "".join(f"\n  {n}. {line}" for n, line in enumerate(lines, 1))
+    texts = [f"\n  {n}. {line}" for n, line in enumerate(lines, 1)]
+    more = len(texts) - MOST_ERRORS
+    return "".join(texts[:MOST_ERRORS]) + (f"\n  and {more:,} more" if more > 0 else "")
 
 
 class Errors:

@@ -191,6 +191,7 @@ def engine_options(words: Sequence[str], threads: int) -> TorchSettings:
     from potstill.fields import explain
     from potstill.settings import TorchSettings
     from potstill.study.loading import override
+    from potstill.study.reading import check_values
     from potstill.types import ModelSpec
 
     table: dict[str, Any] = {"threads": threads}
@@ -198,6 +199,7 @@ def engine_options(words: Sequence[str], threads: int) -> TorchSettings:
         key = word.removeprefix("engine.")
         placed = key.split("=")[0].split(".")[0] in ModelSpec.__dataclass_fields__
         override(table, f"student.{key}" if placed else key)
+    check_values(table, "engine")
     if "teacher" in table:
         raise PotstillError(
             "a model that is evaluated alone has no teacher, got engine.teacher",
@@ -217,6 +219,7 @@ def task_options(words: Sequence[str]) -> dict[str, Any]:
     {'difficulty': 3, 'match': 'exact'}
     """
     from potstill.study.loading import parse_value
+    from potstill.study.reading import check_values
 
     options = {}
     for word in words:
@@ -224,4 +227,5 @@ def task_options(words: Sequence[str]) -> dict[str, Any]:
         if not equals:
             raise PotstillError(f'a task option is key=value, got "{word}"', "e.g. difficulty=3")
         options[key.removeprefix("task.")] = parse_value(value)
+    check_values(options, "task")
     return options

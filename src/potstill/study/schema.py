@@ -16,6 +16,7 @@ from potstill.algorithms.methods import METHODS
 from potstill.algorithms.recipe import Recipe
 from potstill.engines import zoo
 from potstill.settings import (
+    MOST_SEED,
     Budget,
     Eval,
     FakeSettings,
@@ -34,6 +35,8 @@ from potstill.urls import as_urls
 # Selected on the embedded pairs' dev problems with seeds from 100; see LOG.md.
 EMBEDDED_LEARNING_RATE = 1e-4
 
+MOST_SEEDS = 1000  # of a study; a race included
+
 PUBLISHED = ("distribution-cliff",)  # their numbers are in `report.published`
 
 # `potstill study` without a file runs the defaults of every table, with two seeds.
@@ -42,7 +45,9 @@ QUICK: dict[str, Any] = {"name": "quick", "seeds": [0, 1, 2]}
 
 Names = Annotated[tuple[str, ...], BeforeValidator(listed)]
 Seeds = Annotated[
-    tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(listed), Field(min_length=1)
+    tuple[Annotated[int, Field(ge=0, le=MOST_SEED)], ...],
+    BeforeValidator(listed),
+    Field(min_length=1, max_length=MOST_SEEDS),
 ]
 
 
