@@ -31,6 +31,7 @@ from potstill.engines.torch.quantised import (
 )
 from potstill.engines.torch.tokenizers import difference_of, one_template, without_row
 from potstill.engines.torch.unread import check_method, check_unread
+from potstill.engines.torch.weights import check_files, check_report, check_values
 from potstill.engines.torch.windows import Window, window_of
 from potstill.errors import PotstillError
 from potstill.tasks.rendering import Messages, check_rendering, render
@@ -268,6 +269,7 @@ def load_model(
     checkpoint = Checkpoint.find(name, spec.trust_remote_code)
     dtype = torch.float32 if trained else getattr(torch, spec.dtype)
     check_method(checkpoint.base, checkpoint.whole_config)
+    check_files(checkpoint.base, checkpoint.whole_config)
     packed = placement(checkpoint.whole_config, spec.device)
     options: dict[str, Any] = {"device_map": spec.device_map} if spec.device_map else {**packed}
     if checkpoint.text_part:
@@ -283,19 +285,17 @@ def load_model(
         output_loading_info=True,
         **options,
     )
-    if missing := sorted(report.get("missing_keys") or ()):
-        raise PotstillError(
-            f'"{checkpoint.base}" lacks {len(missing)} weights of its model (first: {missing[0]})',
-            "give the checkpoint of a causal language model; a classifier or a reward model has "
-            "no head",
-        )
-    check_unread(checkpoint.base, model, report.get("unexpected_keys") or ())
+    check_report(checkpoint.base, report)
+    unread = report.get("unexpected_keys") or ()
+    check_unread(checkpoint.base, model, unread, text_part=checkpoint.text_part)
     if checkpoint.text_part:
         model._weight_conversions = None  # else it is saved under the larger model's names
     if checkpoint.adapter and merged:  # merging into packed weights would round it away
         model = merge_adapter(in_floating_point(model, dtype), name)
     if not (spec.device_map or share or packed):
         model.to(spec.device)
+    if not is_quantised(model):
+        check_values(name, model)
     if getattr(model.config, "rescale_every", 0):  # RWKV would rescale its weights in place
         model.config.rescale_every = 0
     keep_layout(model)
