@@ -29,7 +29,6 @@ from safetensors.torch import load_file, save_file
 
 sys.path.append(str(Path(__file__).parents[1]))  # for a benchmark; pytest has it already
 from checkpoints import CHATML, save, study_table, tokenizer_of, write
-
 from potstill.cli.eval import engine_options
 from potstill.engines.registry import open_engine
 from potstill.errors import PotstillError

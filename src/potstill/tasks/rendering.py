@@ -18,6 +18,7 @@ from typing import Any
 from unittest import mock
 
 from potstill.errors import PotstillError
+from potstill.tasks.template_worker import fixed_clock
 from potstill.tasks.templates import render_template
 from potstill.types import Ids, ModelSpec
 
@@ -47,14 +48,21 @@ def written(tokenizer: Any, text: str | Messages, spec: ModelSpec | None = None)
         spec: has the template's arguments and date; default: none, and the default date.
 
     Raises:
-        PotstillError: the chat template does not accept the messages.
+        PotstillError: the chat template does not accept the messages, or leaves one out.
     """
-    messages = (("user", text),) if isinstance(text, str) else text
+    rendered = _written(tokenizer, text, spec or ModelSpec())
+    if tokenizer.chat_template:
+        _check_whole(tokenizer, text, rendered)
+    return rendered
+
+
+def _written(tokenizer: Any, text: str | Messages, spec: ModelSpec) -> str:
+    """The text of a prompt, which may lack a part of the messages."""
+    messages = _messages(text)
     if not tokenizer.chat_template:
         return plain(messages)
-    spec = spec or ModelSpec()
     try:
-        rendered = _rendered(tokenizer, messages, spec, prompt=True)
+        return _rendered(tokenizer, messages, spec, prompt=True)
     except Exception as error:  # a template is a program: it can raise anything
         if isinstance(error, PotstillError):
             raise
@@ -71,8 +79,6 @@ def written(tokenizer: Any, text: str | Messages, spec: ModelSpec | None = None)
             rule = f"{_named(tokenizer)} does not accept a conversation of {roles}: {reason}"
             hint = "leave the system text out, or write it into chain_of_thought's template"
         raise PotstillError(rule, hint) from error
-    _check_whole(tokenizer, messages, rendered)
-    return rendered
 
 
 def _rendered(tokenizer: Any, messages: Messages, spec: ModelSpec, *, prompt: bool) -> str:
@@ -91,17 +97,18 @@ def _rendered(tokenizer: Any, messages: Messages, spec: ModelSpec, *, prompt: bo
         )
 
 
-def _check_whole(tokenizer: Any, messages: Messages, rendered: str) -> None:
+def _check_whole(tokenizer: Any, text: str | Messages, rendered: str) -> None:
     """Each message must be in the prompt; white space may change, and answers lose thoughts."""
     flat = " ".join(rendered.split())
-    for role, content in messages:
+    for role, content in _messages(text):
         part = content.rpartition("</think>")[2] if role == "assistant" else content
         forms = part, json.dumps(part)[1:-1], json.dumps(part, ensure_ascii=False)[1:-1]
         if not any(" ".join(form.split()) in flat for form in forms):
             raise PotstillError(
                 f"{_named(tokenizer)} leaves out or changes a message of the {role}: "
                 f"{content[:60]!r} is not in {rendered[-100:]!r}",
-                "give the model a template that writes the messages as they are",
+                "give the model a template that writes the messages as they are"
+                + (", or write the system text into the question" if role == "system" else ""),
             )
 
 
@@ -137,13 +144,7 @@ def with_arguments(tokenizer: Any, spec: ModelSpec) -> Any:
 @contextlib.contextmanager
 def _clock(today: datetime.date) -> Iterator[None]:
     """Fix the date of `strftime_now` in this process, for a tokenizer's own rendering."""
-
-    class Fixed(datetime.datetime):
-        @classmethod
-        def now(cls, tz: Any = None) -> Fixed:
-            return cls(today.year, today.month, today.day, tzinfo=tz)
-
-    with mock.patch(CLOCK, Fixed):
+    with mock.patch(CLOCK, fixed_clock(today)):
         yield
 
 
@@ -153,8 +154,11 @@ def plain(text: str | Messages) -> str:
     >>> plain((("system", "Be brief."), ("user", "2 + 2?")))
     'Be brief.\\n2 + 2?\\n'
     """
-    messages = (("user", text),) if isinstance(text, str) else text
-    return "".join(f"{content}\n" for _, content in messages)
+    return "".join(f"{content}\n" for _, content in _messages(text))
+
+
+def _messages(text: str | Messages) -> Messages:
+    return (("user", text),) if isinstance(text, str) else text
 
 
 def check_rendering(
@@ -173,7 +177,7 @@ def check_rendering(
     """
     spec = spec or ModelSpec()
     _check_arguments(name, tokenizer, spec)
-    texts = [written(tokenizer, question, spec) for question in ("A", "B")]
+    texts = [_written(tokenizer, question, spec) for question in ("A", "B")]
     if texts[0] == texts[1]:
         raise PotstillError(
             f'the chat template of "{name}" renders every question as {texts[0][-60:]!r}',

@@ -48,14 +48,7 @@ def main() -> None:
 
 def rendered(utils: Any, request: Mapping[str, Any]) -> str:
     """Render a conversation as transformers does, on a given day."""
-    day = datetime.date.fromisoformat(request["day"])
-
-    class Fixed(datetime.datetime):
-        @classmethod
-        def now(cls, tz: Any = None) -> Fixed:
-            return cls(day.year, day.month, day.day, tzinfo=tz)
-
-    utils.datetime = Fixed  # what `strftime_now` reads
+    utils.datetime = fixed_clock(datetime.date.fromisoformat(request["day"]))
     texts, _ = utils.render_jinja_template(
         conversations=[request["messages"]],
         chat_template=request["template"],
@@ -70,6 +63,17 @@ def rendered(utils: Any, request: Mapping[str, Any]) -> str:
     if (match := ADDRESS.search(text)) and match[0] not in own:
         raise ValueError(f"it writes the address of an object ({match[0].strip()})")
     return text
+
+
+def fixed_clock(day: datetime.date) -> type[datetime.datetime]:
+    """A `datetime` whose `now` is a given day: what `strftime_now` of transformers reads."""
+
+    class Fixed(datetime.datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> Fixed:
+            return cls(day.year, day.month, day.day, tzinfo=tz)
+
+    return Fixed
 
 
 def refuse_randomness() -> None:

@@ -31,7 +31,7 @@ from potstill.engines.torch.quantised import (
 )
 from potstill.engines.torch.tokenizers import difference_of, one_template, without_row
 from potstill.engines.torch.unread import check_method, check_unread
-from potstill.engines.torch.weights import check_files, check_report, check_values
+from potstill.engines.torch.weights import check_files, check_integers, check_report, check_values
 from potstill.engines.torch.windows import Window, window_of
 from potstill.errors import PotstillError
 from potstill.tasks.rendering import Messages, check_rendering, render
@@ -269,7 +269,7 @@ def load_model(
     checkpoint = Checkpoint.find(name, spec.trust_remote_code)
     dtype = torch.float32 if trained else getattr(torch, spec.dtype)
     check_method(checkpoint.base, checkpoint.whole_config)
-    check_files(checkpoint.base, checkpoint.whole_config)
+    stored = check_files(checkpoint.base)
     packed = placement(checkpoint.whole_config, spec.device)
     options: dict[str, Any] = {"device_map": spec.device_map} if spec.device_map else {**packed}
     if checkpoint.text_part:
@@ -288,6 +288,7 @@ def load_model(
     check_report(checkpoint.base, report)
     unread = report.get("unexpected_keys") or ()
     check_unread(checkpoint.base, model, unread, text_part=checkpoint.text_part)
+    check_integers(checkpoint.base, stored, packed=is_quantised(model))
     if checkpoint.text_part:
         model._weight_conversions = None  # else it is saved under the larger model's names
     if checkpoint.adapter and merged:  # merging into packed weights would round it away

@@ -22,24 +22,28 @@ CHUNK = 1 << 20  # bytes that are read at once
 FLOATS = torch.float32, torch.bfloat16, torch.float16, torch.float64
 
 
-def check_files(name: str, config: Any) -> None:
+def check_files(name: str) -> dict[str, Stored]:
     """Check the weight files of a local folder before a model is made; no weights are loaded.
 
     Args:
         name: folder, or hub name, whose files are not checked.
-        config: of the whole model.
+
+    Returns:
+        The tensors by name; empty for a hub name.
 
     Raises:
-        PotstillError: files are missing, damaged or do not fit together, or hold packed integers
-            whose scales nothing describes.
+        PotstillError: files are missing or damaged, or do not fit together.
     """
     folder = Path(name).expanduser()
     stored = stored_weights(folder) if folder.is_dir() else {}
-    for file in sorted({tensor.file for tensor in stored.values()}):
-        _check_end(file, [tensor for tensor in stored.values() if tensor.file == file][-1])
-    packed = any(
-        getattr(part, "quantization_config", None) for part in (config, config.get_text_config())
-    )
+    last = {tensor.file: tensor for tensor in stored.values()}
+    for file, tensor in last.items():
+        _check_end(file, tensor)
+    return stored
+
+
+def check_integers(name: str, stored: Mapping[str, Stored], *, packed: bool) -> None:
+    """Raise a `PotstillError` for packed weights whose scales nothing describes."""
     integers = [
         f"{key}, {tensor.dtype}"
         for key, tensor in stored.items()
