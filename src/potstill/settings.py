@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from potstill.errors import PotstillError
+from potstill.errors import PotstillError, did_you_mean
 from potstill.types import ModelSpec
 
 # Arguments of `apply_chat_template` that are not the template's own.
@@ -16,6 +16,15 @@ RESERVED = frozenset(
     {"conversation", "messages", "chat_template", "add_generation_prompt", "tokenizer_kwargs"}
     | {"continue_final_message", "tokenize", "sanitize_control_tokens", "padding", "truncation"}
     | {"max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask"}
+)
+
+
+# Kinds of devices of torch, with a number where there are several.
+DEVICES = ("cpu", "cuda", "mps", "xpu", "npu", "hpu", "mlu", "musa")
+MAPS = ("auto", "balanced", "balanced_low_0", "sequential")  # of accelerate
+ATTENTION = (
+    *("auto", "eager", "sdpa", "flex_attention"),
+    *("flash_attention_2", "flash_attention_3", "flash_attention_4"),
 )
 
 
@@ -109,7 +118,31 @@ class TorchSettings(Table):
             datetime.date.fromisoformat(spec.date)
         except ValueError:
             raise ValueError(f"date is a day as YYYY-MM-DD, not {spec.date!r}") from None
+        check_placement(spec)
         return spec
+
+
+def check_placement(spec: ModelSpec) -> None:
+    """Raise a `PotstillError` for a device or an attention that no machine has."""
+    named = [("device", spec.device, ("auto",))]
+    named += [("device_map", spec.device_map, MAPS)] if spec.device_map is not None else []
+    for key, value, words in named:
+        kind, colon, number = value.partition(":")
+        device = kind in DEVICES and number.isdecimal() == bool(colon)
+        if not device and value not in words:
+            hint = did_you_mean(kind, (*words, *DEVICES), "devices")
+            raise PotstillError(f'{key} is a device such as "cuda:1", got "{value}"', hint)
+    if "/" in spec.attention and not spec.trust_remote_code:
+        raise PotstillError(
+            f'attention "{spec.attention}" is a kernel of the Hub, whose code would run',
+            "set trust_remote_code = true for this model if you trust it, or leave attention out",
+        )
+    if "/" not in spec.attention and spec.attention not in ATTENTION:
+        raise PotstillError(
+            f'attention is an implementation of transformers, got "{spec.attention}"',
+            did_you_mean(spec.attention, ATTENTION, "implementations")
+            + ', or leave attention out (or write attention = "eager")',
+        )
 
 
 class TinkerSettings(Table):

@@ -22,6 +22,7 @@ from transformers import AutoModelForCausalLM
 
 from potstill.engines.torch.adapters import merge_adapter
 from potstill.engines.torch.checkpoints import TEXT_PART, Checkpoint, read_pretrained
+from potstill.engines.torch.devices import check_device
 from potstill.engines.torch.ends import defaults_note, ends_of, turn_note
 from potstill.engines.torch.quantised import (
     in_floating_point,
@@ -44,10 +45,7 @@ def resolve(spec: ModelSpec) -> ModelSpec:
     if device == "auto":
         rank = os.environ.get("LOCAL_RANK", "0")  # set by torchrun: one GPU per process
         device = f"cuda:{rank}" if torch.cuda.is_available() else "cpu"
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise PotstillError(
-            f'device "{device}" needs a GPU, and torch finds no GPU', 'use device = "cpu"'
-        )
+    check_device(device)
     dtype = spec.dtype
     if dtype == "auto":
         dtype = "bfloat16" if device.startswith("cuda") or spec.device_map else "float32"
