@@ -124,7 +124,7 @@ class TorchSettings(Table):
 
 def check_placement(spec: ModelSpec) -> None:
     """Raise a `PotstillError` for a device or an attention that no machine has."""
-    named = [("device", spec.device, ("auto",))]
+    named: list[tuple[str, str, tuple[str, ...]]] = [("device", spec.device, ("auto",))]
     named += [("device_map", spec.device_map, MAPS)] if spec.device_map is not None else []
     for key, value, words in named:
         kind, colon, number = value.partition(":")

@@ -32,7 +32,13 @@ from potstill.engines.torch.quantised import (
 )
 from potstill.engines.torch.tokenizers import difference_of, one_template, without_row
 from potstill.engines.torch.unread import check_method, check_unread
-from potstill.engines.torch.weights import check_files, check_integers, check_report, check_values
+from potstill.engines.torch.weights import (
+    check_files,
+    check_integers,
+    check_report,
+    check_values,
+    misfit,
+)
 from potstill.engines.torch.windows import Window, window_of
 from potstill.errors import PotstillError
 from potstill.tasks.rendering import Messages, check_rendering, render
@@ -274,15 +280,18 @@ def load_model(
         options |= {"config": checkpoint.config, "key_mapping": TEXT_PART}
     if spec.attention != "auto":
         options["attn_implementation"] = spec.attention
-    model, report = read_pretrained(
-        AutoModelForCausalLM,
-        checkpoint.base,
-        dtype=dtype,
-        use_safetensors=True,
-        trust_remote_code=spec.trust_remote_code,
-        output_loading_info=True,
-        **options,
-    )
+    try:
+        model, report = read_pretrained(
+            AutoModelForCausalLM,
+            checkpoint.base,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=spec.trust_remote_code,
+            output_loading_info=True,
+            **options,
+        )
+    except PotstillError as error:
+        raise misfit(checkpoint.base, checkpoint.config, stored, error) from error
     check_report(checkpoint.base, report)
     unread = report.get("unexpected_keys") or ()
     check_unread(checkpoint.base, model, unread, text_part=checkpoint.text_part)

@@ -6,18 +6,22 @@ it were the checkpoint. `unread` has the weights that a model leaves out.
 
 from __future__ import annotations
 
+import contextlib
 import math
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
 from potstill.engines.model_files import AGAIN, Stored, stored_weights
 from potstill.errors import PotstillError
 
 INTEGERS = frozenset({"I8", "U8", "I16", "U16", "I32", "U32", "I64", "U64", "BOOL"})
+EXPERT = re.compile(r"(.*\.experts\.)(\d+)\.(.*weight)")
 CHUNK = 1 << 20  # bytes that are read at once
 FLOATS = torch.float32, torch.bfloat16, torch.float16, torch.float64
 
@@ -36,6 +40,7 @@ def check_files(name: str) -> dict[str, Stored]:
     """
     folder = Path(name).expanduser()
     stored = stored_weights(folder) if folder.is_dir() else {}
+    _check_experts(name, stored)
     last = {tensor.file: tensor for tensor in stored.values()}
     for file, tensor in last.items():
         _check_end(file, tensor)
@@ -55,6 +60,39 @@ def check_integers(name: str, stored: Mapping[str, Stored], *, packed: bool) -> 
             "quantization_config with their scales",
             "give the checkpoint before quantisation",
         )
+
+
+def _check_experts(name: str, stored: Mapping[str, Stored]) -> None:
+    """transformers stacks the experts of a layer, and does not name one that is missing."""
+    layers: dict[str, tuple[set[int], set[str]]] = {}
+    for key in stored:
+        if match := EXPERT.fullmatch(key):
+            numbers, parts = layers.setdefault(match[1], (set(), set()))
+            numbers.add(int(match[2]))
+            parts.add(match[3])
+    for layer, (numbers, parts) in layers.items():
+        for number in range(max(numbers) + 1):
+            for part in sorted(parts):
+                if (key := f"{layer}{number}.{part}") not in stored:
+                    raise PotstillError(f'"{name}" lacks {key}, which other experts have', AGAIN)
+
+
+def misfit(
+    name: str, config: Any, stored: Mapping[str, Stored], error: PotstillError
+) -> PotstillError:
+    """The error of a model that cannot be loaded, with the weight that does not fit its config."""
+    if not any(word in str(error) for word in ("mismatched_sizes", "conversion of the weights")):
+        return error
+    reason = "the shapes of its weights are not those of its config.json"
+    with contextlib.suppress(Exception), torch.device("meta"):
+        for key, param in AutoModelForCausalLM.from_config(config).named_parameters():
+            if key in stored and stored[key].shape != tuple(param.shape):
+                shapes = list(stored[key].shape), list(param.shape)
+                reason = f"{key} has the shape {shapes[0]}, by config.json it is {shapes[1]}"
+                break
+    return PotstillError(
+        f'"{name}" does not fit: {reason}', "give the config.json of these weights"
+    )
 
 
 def _check_end(file: Path, last: Stored) -> None:
@@ -105,6 +143,9 @@ def check_values(name: str, model: Any) -> None:
             matrices, zeros = matrices + 1, zeros + zero
             if zero and id(param) in ends:
                 raise _empty(name, f"{key} is zero")
+    for key, buffer in model.named_buffers():
+        if buffer.is_floating_point() and not buffer.is_meta and buffer.isnan().any():
+            raise PotstillError(f'"{name}" has weights that are not finite: {key} (NaN)', AGAIN)
     if zeros > matrices / 2:
         raise _empty(name, f"{zeros} of {matrices} matrices are zero")
 
