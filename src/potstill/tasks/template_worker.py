@@ -2,8 +2,8 @@
 
 A template is a program that comes with a model: it may loop for ever, or build a text of any size
 in one operation that no Python code can interrupt. Here the operating system ends it. `templates`
-starts this file as a script; it imports nothing of potstill and no torch. Requests and answers are
-lines of JSON.
+starts this file as a script, with the seconds of CPU time of a text; it imports nothing of potstill
+and no torch. Requests and answers are lines of JSON.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-SECONDS = 5.0  # of CPU time, for one text
 MEMORY = 1 << 30  # bytes, in addition to those of the libraries
 ADDED = 100_000  # characters that a template may add to a conversation
 COPIES = 10  # of the conversation in a text, at most
@@ -36,7 +35,7 @@ def main() -> None:
     limit_memory()
     _send(answers, {"ready": True})
     for line in sys.stdin:
-        with _time_limit():
+        with _time_limit(float(sys.argv[1])):
             try:
                 reply = {"text": rendered(chat_template_utils, json.loads(line))}
             except MemoryError:
@@ -99,11 +98,11 @@ def limit_memory() -> None:
 
 
 @contextlib.contextmanager
-def _time_limit() -> Any:
+def _time_limit(seconds: float) -> Any:
     """End this process after some CPU time; the default action of the signal needs no Python."""
     timed = hasattr(signal, "setitimer")
     if timed:
-        signal.setitimer(signal.ITIMER_PROF, SECONDS)
+        signal.setitimer(signal.ITIMER_PROF, seconds)
     yield
     if timed:
         signal.setitimer(signal.ITIMER_PROF, 0)

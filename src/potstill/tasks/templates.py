@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from potstill.errors import PotstillError
-from potstill.tasks.template_worker import SECONDS
 
+SECONDS = 5.0  # of CPU time, for one text
 WORKER = Path(__file__).with_name("template_worker.py")
 
 
@@ -94,7 +94,7 @@ class Renderer:
         if not self._process:
             path = os.pathsep.join(place for place in sys.path if place)
             self._process = subprocess.Popen(
-                [sys.executable, "-P", str(WORKER)],
+                [sys.executable, "-P", str(WORKER), str(SECONDS)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,

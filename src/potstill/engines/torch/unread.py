@@ -56,7 +56,7 @@ def check_unread(name: str, model: Any, unread: Iterable[str], *, text_part: boo
         return  # its scales have names of their own
     names = sorted(key for key in unread if not key.endswith(CACHE_SCALES))
     modules = dict(model.named_modules())
-    body = next(name for name, part in model.named_children() if any(part.children()))
+    body = next((name for name, part in model.named_children() if any(part.children())), "")
     for key in names:
         module = modules.get(key.rpartition(".")[0])
         extended = module is not None and getattr(module, "weight", None) is not None
