@@ -500,6 +500,9 @@ def without_a_config(path: Path) -> None:
         "ends_that_are_text": ({"eos_token_id": ["</s>"]}, "eos_token_id"),
         "quantised_by_a_number": ({"quantization_config": 5}, "quanti[sz]"),
         "quantised_by_a_stranger": ({"quantization_config": {"quant_method": "x"}}, "quantised"),
+        "outputs_without_names": ({"return_dict": False}, RIGHT),
+        "positions_without_end": ({"max_position_embeddings": 10**15}, RIGHT),
+        "predicted_layers_of_text": ({"num_nextn_predict_layers": "x"}, RIGHT),
         "dtype_that_does_not_exist": ({"dtype": "float7"}, "dtype|float7"),
         "an_encoder": ({"is_encoder_decoder": True}, "encoder-decoder"),
     },
@@ -601,6 +604,8 @@ def tokenizer_with_code(path: Path) -> None:
         "tokenizer_class_that_is_a_number": ({"tokenizer_class": 5}, "tokenizer"),
         "without_an_end": ({"eos_token": None}, RIGHT),
         "end_that_is_a_number": ({"eos_token": 5}, "tokenizer|eos_token"),
+        "length_that_is_text": ({"model_max_length": "long"}, "tokenizer"),
+        "unknown_token_without_text": ({"unk_token": ""}, "tokenizer"),
         "added_tokens_that_are_text": ({"added_tokens_decoder": "x"}, "tokenizer"),
         "added_token_far_away": (
             {"added_tokens_decoder": {str(10**12): {"content": "<far>", "special": True}}},
@@ -727,6 +732,17 @@ def a_folder_with_a_link_to_itself(path: Path) -> None:
     (path / "again").symlink_to(path)
 
 
+@folder(RIGHT)
+def a_folder_with_a_link_to_nowhere(path: Path) -> None:
+    (path / "notes.txt").symlink_to(path / "gone")
+
+
+@folder("safetensors|weights")
+def weights_that_are_a_pipe(path: Path) -> None:
+    (path / ONE).unlink()
+    os.mkfifo(path / ONE)
+
+
 @folder("Permission denied|not be read|cannot read" if os.geteuid() else RIGHT)
 def weights_that_are_locked(path: Path) -> None:
     (path / ONE).chmod(0)
@@ -802,6 +818,7 @@ def adapter_config_of_a_list(path: Path) -> None:
         "adapter_that_imports": {"megatron_config": {"a": 1}, "megatron_core": "hostile_module"},
         "adapter_of_a_negative_rank": {"r": -2},
         "adapter_of_a_text_rank": {"r": "two"},
+        "adapter_that_waits_for_tokens": {"alora_invocation_tokens": [5]},
         "adapter_of_an_unknown_kind": {"peft_type": "EVIL"},
         "adapter_of_a_number": {"peft_type": 5},
         "adapter_of_no_modules": {"target_modules": ["evil"]},
@@ -838,8 +855,8 @@ def as_teacher(path: Path, student: Path) -> np.ndarray:
     task = load_task(**study.task)
     with tempfile.TemporaryDirectory() as scratch:
         key = RunId("mine", "on_policy_gkd", 0)
-        engine = open_study_engine(study, key, task, Path(scratch))
-    return numbers(engine, "teacher")
+        engine = open_study_engine(study, key, task, Path(scratch), Path(scratch) / "cache")
+        return numbers(engine, "teacher")
 
 
 def outcome_of(open_it: Callable[[], np.ndarray], wanted: np.ndarray, canary: Path) -> Outcome:

@@ -155,25 +155,40 @@ COMMANDS = (
 )
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_commands_end_with_a_rule_and_a_hint(
-    tmp_path: Path, model: tuple[Path, np.ndarray], name: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = good(tmp_path / "copy")
-    FOLDERS[name].damage(path)
-    study = study_file(tmp_path, path)
-    task = ["--task", "jsonl", *(f"{k}_path={tmp_path / k}.jsonl" for k in ("train", "test"))]
+def refused(path: Path, capsys: pytest.CaptureFixture[str], *words: object) -> None:
+    """A command ends with a rule that names the folder, and a hint."""
     capsys.readouterr()
-    for words in (["eval", path, *task, "--problems", 3], ["check", study]):
-        assert call(*words) == 2
-        lines = [line for line in capsys.readouterr().err.splitlines() if line]
-        error, hint = lines[-2:]
-        assert error.startswith("error: ") and "/copy" in error, lines
-        assert hint.startswith("hint: ") and len(hint) > 10
-        assert not any("Traceback" in line for line in lines)
+    assert call(*words) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line]
+    error, hint = lines[-2:]
+    assert error.startswith("error: ") and str(path) in error, lines
+    assert hint.startswith("hint: ") and len(hint) > 10
+    assert not any("Traceback" in line for line in lines)
     assert not canary(path).exists()
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_eval_ends_with_a_rule_and_a_hint(
+    tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = good(tmp_path / "copy")
+    FOLDERS[name].damage(path)
+    study_file(tmp_path, path)  # writes the problems too
+    data = [f"{key}_path={tmp_path / key}.jsonl" for key in ("train", "test")]
+    refused(path, capsys, "eval", path, "--task", "jsonl", *data, "--problems", 3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", COMMANDS)
+def test_check_ends_with_a_rule_and_a_hint(
+    tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = good(tmp_path / "copy")
+    FOLDERS[name].damage(path)
+    refused(path, capsys, "check", study_file(tmp_path, path))
+
+
+@pytest.mark.slow
 def test_a_run_without_preflight_records_the_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -300,7 +315,10 @@ def test_an_answer_may_lose_its_thoughts_and_nothing_else() -> None:
     assert written(tokenizer_of(cut), chat) == "7\nEight\n9\n"
     assert "\\n" in written(tokenizer_of("{{ messages[0].content | tojson }}: "), "a\nb")
     with pytest.raises(PotstillError, match="leaves out or changes a message of the assistant"):
-        written(tokenizer_of("{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}"), chat)
+        written(
+            tokenizer_of("{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}"),
+            chat,
+        )
 
 
 def test_a_tokenizer_that_cannot_tell_questions_apart_is_refused(tmp_path: Path) -> None:

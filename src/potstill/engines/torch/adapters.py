@@ -92,7 +92,15 @@ def continue_lora(model: Any, folder: str, adapter: Mapping[str, Any], lora: Lor
 
 def merge_adapter(model: Any, folder: str) -> Any:
     """Add an adapter to the weights of its base."""
-    return _with_adapter(model, folder, trained=False).merge_and_unload()
+    adapted = _with_adapter(model, folder, trained=False)
+    try:
+        return adapted.merge_and_unload()
+    except (NotImplementedError, ValueError, RuntimeError) as error:
+        reason = (str(error).splitlines() or [repr(error)])[0]
+        raise PotstillError(
+            f'the adapter "{folder}" cannot be merged: {reason}',
+            "give a LoRA adapter of an ordinary kind, or a whole model",
+        ) from error
 
 
 def _with_adapter(model: Any, folder: str, *, trained: bool) -> Any:

@@ -28,6 +28,7 @@ HUB = (
     "`huggingface-cli login`)"
 )
 PARTS = {"AutoConfig": "the config of ", "AutoTokenizer": "the tokenizer of "}
+SAMPLE = "Tom has 12."
 ALWAYS_DECODERS = "gpt_neox", "gpt_neox_japanese"  # their code does not read is_decoder
 # Where a vision-language model keeps the weights of its text model.
 TEXT_PART = {
@@ -152,7 +153,15 @@ class Checkpoint:
             tokenizer = read_pretrained(AutoTokenizer, name, trust_remote_code=self.trust)
         except PotstillError as error:
             raise _without_tokenizer(name, error) from error
-        if not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):
+        try:
+            special = {*tokenizer.all_special_tokens, *tokenizer.all_special_ids}
+            tokenizer(SAMPLE, add_special_tokens=False)
+        except Exception as error:  # of its settings
+            raise PotstillError(
+                f'the tokenizer of "{name}" reads no text: {_reason(error)}',
+                "copy the tokenizer files of the original model into the folder",
+            ) from error
+        if not set(tokenizer.get_vocab()) - special:
             raise PotstillError(
                 f'the tokenizer of "{name}" has special tokens only: its vocabulary is missing',
                 "copy tokenizer.json (or tokenizer.model) of the original model into the folder",

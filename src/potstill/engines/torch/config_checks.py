@@ -75,6 +75,9 @@ def check_adapter(name: str, raw: Mapping[str, Any]) -> None:
     if raw.get("megatron_config") is not None:  # peft would import the module in megatron_core
         hint = "give an adapter that was made without Megatron"
         raise _wrong(path, "imports no module", raw, "megatron_config", hint)
+    if raw.get("alora_invocation_tokens") is not None:
+        hint = "give an adapter that is always active, or a whole model"
+        raise _wrong(path, "has no tokens that activate it", raw, "alora_invocation_tokens", hint)
     rank = raw.get("r")
     if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int) or rank < 1):
         raise _wrong(path, "has a rank of at least 1", raw, "r")

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
+from potstill.engines.torch import weights
 from potstill.engines.torch.adapters import merge_adapter
 from potstill.engines.torch.checkpoints import TEXT_PART, Checkpoint, read_pretrained
 from potstill.engines.torch.devices import check_device
@@ -32,13 +33,6 @@ from potstill.engines.torch.quantised import (
 )
 from potstill.engines.torch.tokenizers import difference_of, one_template, without_row
 from potstill.engines.torch.unread import check_method, check_unread
-from potstill.engines.torch.weights import (
-    check_files,
-    check_integers,
-    check_report,
-    check_values,
-    misfit,
-)
 from potstill.engines.torch.windows import Window, window_of
 from potstill.errors import PotstillError
 from potstill.tasks.rendering import Messages, check_rendering, render
@@ -273,7 +267,7 @@ def load_model(
     checkpoint = Checkpoint.find(name, spec.trust_remote_code)
     dtype = torch.float32 if trained else getattr(torch, spec.dtype)
     check_method(checkpoint.base, checkpoint.whole_config)
-    stored = check_files(checkpoint.base)
+    stored = weights.check_files(checkpoint.base)
     packed = placement(checkpoint.whole_config, spec.device)
     options: dict[str, Any] = {"device_map": spec.device_map} if spec.device_map else {**packed}
     if checkpoint.text_part:
@@ -291,11 +285,11 @@ def load_model(
             **options,
         )
     except PotstillError as error:
-        raise misfit(checkpoint.base, checkpoint.config, stored, error) from error
-    check_report(checkpoint.base, report)
+        raise weights.misfit(checkpoint.base, checkpoint.config, stored, error) from error
+    weights.check_report(checkpoint.base, report)
     unread = report.get("unexpected_keys") or ()
     check_unread(checkpoint.base, model, unread, text_part=checkpoint.text_part)
-    check_integers(checkpoint.base, stored, packed=is_quantised(model))
+    weights.check_integers(checkpoint.base, stored, packed=is_quantised(model))
     if checkpoint.text_part:
         model._weight_conversions = None  # else it is saved under the larger model's names
     if checkpoint.adapter and merged:  # merging into packed weights would round it away
@@ -303,9 +297,10 @@ def load_model(
     if not (spec.device_map or share or packed):
         model.to(spec.device)
     if not is_quantised(model):
-        check_values(name, model)
+        weights.check_values(name, model)
     if getattr(model.config, "rescale_every", 0):  # RWKV would rescale its weights in place
         model.config.rescale_every = 0
+    model.config.return_dict = True  # outputs by name, whatever the config says
     keep_layout(model)
     model.requires_grad_(trained and not is_quantised(model))
     return model.eval()  # no dropout: the sampling policy must be the trained policy

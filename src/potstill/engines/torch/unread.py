@@ -69,7 +69,8 @@ def check_unread(name: str, model: Any, unread: Iterable[str], *, text_part: boo
                 if kinds
                 else "its config.json is of another model: give the one that it was trained with",
             )
-    predicted = int(getattr(model.config.get_text_config(), "num_nextn_predict_layers", 0) or 0)
+    predicted = getattr(model.config.get_text_config(), "num_nextn_predict_layers", 0)
+    predicted = predicted if isinstance(predicted, int) else 0
     for key in names:
         for match in NUMBER.finditer(key):
             listed = modules.get(key[: match.start()])
