@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import datetime
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -16,7 +15,7 @@ from pydantic import (
     model_validator,
 )
 
-from potstill.errors import PotstillError, together
+from potstill.errors import PotstillError, did_you_mean, together
 from potstill.fields import is_flag_for_number, shown
 from potstill.types import ModelSpec
 from potstill.urls import Url
@@ -39,11 +38,14 @@ MOST_DOLLARS = 10**9
 MOST_SEED = 2**32 - 1  # numpy's
 SLOWEST = 1e-12  # learning rate; below, no weight changes
 HOT, COLD = 1e3, 1e-3  # temperatures: above, sampling is uniform; below, greedy or not finite
-DEVICES = ("cpu", "cuda", "mps", "xpu", "npu", "hpu", "mtia")
 _URL = r"^(https?://[!-~]+)?$"
-PLACEMENTS = ("auto", "balanced", "balanced_low_0", "sequential")  # accelerate's
-_ATTENTION = re.compile(r"[\w./|:@-]{1,200}", re.ASCII)  # names, and kernels of the Hub
-_DEVICE = re.compile(rf"({'|'.join(DEVICES)})(:\d{{1,3}})?", re.ASCII)
+# Kinds of devices of torch, with a number where there are several.
+DEVICES = ("cpu", "cuda", "mps", "xpu", "npu", "hpu", "mlu", "musa")
+MAPS = ("auto", "balanced", "balanced_low_0", "sequential")  # of accelerate
+ATTENTION = (
+    *("auto", "eager", "sdpa", "flex_attention"),
+    *("flash_attention_2", "flash_attention_3", "flash_attention_4"),
+)
 
 
 class Table(BaseModel):
@@ -145,20 +147,6 @@ class Lora(Table):
     target: Modules = "all-linear"  # modules with adapters, by name
 
 
-def _misplaced(spec: ModelSpec) -> Iterator[str]:
-    """Rules that the placement of a model breaks, whatever the machine."""
-    known = ", ".join(DEVICES)
-    if spec.device != "auto" and not _DEVICE.fullmatch(spec.device):
-        yield f"device is auto, or one of {known} with or without :NUMBER"
-    place = spec.device_map
-    if place is not None and place not in PLACEMENTS and not _DEVICE.fullmatch(place):
-        yield f"device_map is a device, or one of {', '.join(PLACEMENTS)}"
-    if not _ATTENTION.fullmatch(spec.attention):
-        yield f"attention is a name such as sdpa, not {shown(spec.attention)}"
-    if wrong := [key for key in spec.template if not key.isidentifier()]:
-        yield f"template has names that a template can read, not {shown(wrong[0])}"
-
-
 class TorchSettings(Table):
     """The torch engine: this machine's CPU or GPUs."""
 
@@ -181,9 +169,33 @@ class TorchSettings(Table):
             datetime.date.fromisoformat(spec.date)
         except ValueError:
             raise ValueError(f"date is a day as YYYY-MM-DD, not {spec.date!r}") from None
-        if problem := next(_misplaced(spec), ""):
-            raise ValueError(problem)
+        if wrong := [key for key in spec.template if not key.isidentifier()]:
+            raise ValueError(f"template has names that a template can read, not {shown(wrong[0])}")
+        check_placement(spec)
         return spec
+
+
+def check_placement(spec: ModelSpec) -> None:
+    """Raise a `PotstillError` for a device or an attention that no machine has."""
+    named: list[tuple[str, str, tuple[str, ...]]] = [("device", spec.device, ("auto",))]
+    named += [("device_map", spec.device_map, MAPS)] if spec.device_map is not None else []
+    for key, value, words in named:
+        kind, colon, number = value.partition(":")
+        device = kind in DEVICES and re.fullmatch(r"(:[0-9]{1,3})?", colon + number)
+        if not device and value not in words:
+            hint = did_you_mean(kind, (*words, *DEVICES), "devices")
+            raise PotstillError(f'{key} is a device such as "cuda:1", got "{value}"', hint)
+    if "/" in spec.attention and not spec.trust_remote_code:
+        raise PotstillError(
+            f'attention "{spec.attention}" is a kernel of the Hub, whose code would run',
+            "set trust_remote_code = true for this model if you trust it, or leave attention out",
+        )
+    if "/" not in spec.attention and spec.attention not in ATTENTION:
+        raise PotstillError(
+            f'attention is an implementation of transformers, got "{spec.attention}"',
+            did_you_mean(spec.attention, ATTENTION, "implementations")
+            + ', or leave attention out (or write attention = "eager")',
+        )
 
 
 def _is_address(url: Url) -> Url:
@@ -201,7 +213,7 @@ class TinkerSettings(Table):
     name: Literal["tinker"]
     base_url: Address = Url("")  # the student's server; empty: the hosted service
     teacher_url: Address = Url("")  # the teacher's, if another; a server has one base model
-    in_flight: int = Field(64, ge=1, le=10_000)  # requests that wait for an answer at the same time
+    in_flight: int = Field(64, ge=1, le=10_000)  # requests that wait for an answer at once
 
 
 class FakeSettings(Table):

@@ -62,13 +62,14 @@ def check(
     It also states the smallest difference between methods that the study can show. Nothing is
     trained.
     """
-    from potstill.cli.launch import afford, checked, predict, records, refuse
+    from potstill.cli.launch import afford, check_devices, checked, predict, records, refuse
     from potstill.report.sentences import power_record
     from potstill.study.run import prepare
     from potstill.study.storage import StudyFolder, runs_of
 
     study = study_of(words)
     task = prepare(study)
+    check_devices(study)
     facts, able = plan(study, task), powers(study, task, pilot)
     if not as_json:
         print_table([{"setting": k, "value": v} for k, v in readable(facts).items()])

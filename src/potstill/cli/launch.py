@@ -197,6 +197,8 @@ def opened(
     """
     check_out(on, mirror)
     prepare(study)
+    if on == LOCAL:
+        check_devices(study)
     workers = one_engine(study, workers)
     if mirror:
         mirror.remote.check()
@@ -228,6 +230,17 @@ def tidy(folder: StudyFolder, runs: Iterable[RunId]) -> None:
         with run.lock() as locked:
             if locked:
                 run.tidy()
+
+
+def check_devices(study: Study) -> None:
+    """Check that this machine has the devices of a study, unless its runs need a cluster's GPUs."""
+    if study.engine.name != "torch" or study.ray.gpus:
+        return
+    for spec in (study.engine.student, study.engine.teacher):
+        if spec.device not in ("auto", "cpu"):  # torch is imported for another device only
+            from potstill.engines.torch.devices import check_device
+
+            check_device(spec.device)
 
 
 def reset_failed(folder: StudyFolder, runs: Sequence[RunId]) -> None:
