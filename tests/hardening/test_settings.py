@@ -98,8 +98,8 @@ OWN = {"student": "a", "teacher": "b"}
         ({"recipe": {"m": {"hypothesis": [float("nan")]}}}, "a number is finite, got nan"),
         ({"budget": {"usd": 5}}, "budget.usd = 5 is never reached, as all prices are 0"),
         ({"price": {"hour": 10**5000}}, "a whole number is at least -2**63"),
-        ({"engine": {"name": "torch", "student": {"device": "banana"}}}, "device is auto, or one"),
-        ({"engine": {"name": "torch", "student": {"attention": "a b"}}}, "attention is a name"),
+        ({"engine": {"name": "torch", "student": {"device": "banana"}}}, "device is a device"),
+        ({"engine": {"name": "torch", "student": {"attention": "a b"}}}, "attention is an impl"),
         ({"engine": {"name": "torch", "student": {"template": {"": 1}}}}, "template has names"),
         ({"engine": {"name": "tinker", "base_url": "localhost"}}, "engine.base_url"),
         ({"faults": ["\x1b[31m"]}, r'unknown fault "\x1b[31m"'),
@@ -265,12 +265,12 @@ def test_values_that_no_setting_has() -> None:
         ("tokenizer.json", b'{"a": ' + b"9" * 5000 + b"}", "cannot be read"),
         ("tokenizer.json", b"", "cannot be read"),
         ("config.json", b"[" * 10**5, "cannot be read"),
-        ("tokenizer.json", b"[1]", ""),
-        ("tokenizer.json", b'{"model": {"vocab": [1]}}', ""),
-        ("config.json", b"[1]", ""),
+        ("tokenizer.json", b"[1]", "a list instead of an object"),
+        ("tokenizer.json", b'{"model": {"vocab": [1]}}', "cannot be read"),
+        ("config.json", b"[1]", "a list instead of an object"),
     ],
 )
-def test_a_tokenizer_of_another_form_is_refused_or_left_to_the_engine(
+def test_a_tokenizer_of_another_form_is_refused(
     tmp_path: Path, file: str, data: bytes, says: str
 ) -> None:
     for role in ("student", "teacher"):
@@ -280,9 +280,6 @@ def test_a_tokenizer_of_another_form_is_refused_or_left_to_the_engine(
     (tmp_path / "teacher" / file).write_bytes(data)
     pair = {role: str(tmp_path / role) for role in ("student", "teacher")}
     table = {"pair": {"mine": pair}, "train": {"learning_rate": 1e-4}}
-    if not says:
-        assert list(read_study(table).models) == ["mine"]
-        return
     with pytest.raises(PotstillError) as caught:
         read_study(table)
     assert says in str(caught.value)
