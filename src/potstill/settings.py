@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -38,11 +38,7 @@ MOST_DOLLARS = 10**9
 MOST_SEED = 2**32 - 1  # numpy's
 SLOWEST = 1e-12  # learning rate; below, no weight changes
 HOT, COLD = 1e3, 1e-3  # temperatures: above, sampling is uniform; below, greedy or not finite
-DEVICES = ("cpu", "cuda", "mps", "xpu", "npu", "hpu", "mtia")
-_URL = r"^(https?://[!-~]+)?$"
-PLACEMENTS = ("auto", "balanced", "balanced_low_0", "sequential")  # accelerate's
-_ATTENTION = re.compile(r"[\w./|:@-]{1,200}", re.ASCII)  # names, and kernels of the Hub
-_DEVICE = re.compile(rf"({'|'.join(DEVICES)})(:\d{{1,3}})?", re.ASCII)
+_URL = re.compile(r"(https?://[!-~]+)?")
 
 
 class Table(BaseModel):
@@ -101,9 +97,7 @@ class Train(Table):
     batch_size: int = Field(32, ge=1, le=MOST_PROMPTS)  # prompts per step
     max_tokens: int = Field(32, ge=1, le=MOST_TOKENS)  # per completion, prefix included
     learning_rate: float | None = Field(None, ge=SLOWEST)  # unset: the embedded pairs' own
-    on_policy_rate: float = Field(
-        1.0, ge=1e-6, le=1e6
-    )  # multiple of it on the student's own tokens
+    on_policy_rate: float = Field(1.0, ge=1e-6, le=1e6)  # multiple of it on the student's own text
     warmup: int = Field(5, ge=0, le=MOST_STEPS)  # steps of linear warm-up
     temperature: float = Field(1.0, ge=COLD, le=HOT)  # the student's sampling temperature
     teacher_temperature: float = Field(1.0, ge=COLD, le=HOT)  # the teacher's, where it writes
@@ -144,20 +138,6 @@ class Lora(Table):
     target: Modules = "all-linear"  # modules with adapters, by name
 
 
-def _misplaced(spec: ModelSpec) -> Iterator[str]:
-    """Rules that the placement of a model breaks, whatever the machine."""
-    known = ", ".join(DEVICES)
-    if spec.device != "auto" and not _DEVICE.fullmatch(spec.device):
-        yield f"device is auto, or one of {known} with or without :NUMBER"
-    place = spec.device_map
-    if place is not None and place not in PLACEMENTS and not _DEVICE.fullmatch(place):
-        yield f"device_map is a device, or one of {', '.join(PLACEMENTS)}"
-    if not _ATTENTION.fullmatch(spec.attention):
-        yield f"attention is a name such as sdpa, not {shown(spec.attention)}"
-    if wrong := [key for key in spec.template if not key.isidentifier()]:
-        yield f"template has names that a template can read, not {shown(wrong[0])}"
-
-
 class TorchSettings(Table):
     """The torch engine: this machine's CPU or GPUs."""
 
@@ -180,8 +160,8 @@ class TorchSettings(Table):
             datetime.date.fromisoformat(spec.date)
         except ValueError:
             raise ValueError(f"date is a day as YYYY-MM-DD, not {spec.date!r}") from None
-        if problem := next(_misplaced(spec), ""):
-            raise ValueError(problem)
+        if wrong := [key for key in spec.template if not key.isidentifier()]:
+            raise ValueError(f"template has names that a template reads, not {shown(wrong[0])}")
         return spec
 
 
@@ -189,9 +169,16 @@ class TinkerSettings(Table):
     """The tinker engine: a training service, hosted or your own. The key is TINKER_API_KEY."""
 
     name: Literal["tinker"]
-    base_url: str = Field("", pattern=_URL)  # the student's server; empty: the hosted service
-    teacher_url: str = Field("", pattern=_URL)  # the teacher's, if another; a server has one model
+    base_url: str = ""  # the student's server; empty: the hosted service
+    teacher_url: str = ""  # the teacher's, if another; a server of your own has one base model
     in_flight: int = Field(64, ge=1, le=10_000)  # requests that wait for an answer at the same time
+
+    @field_validator("base_url", "teacher_url")
+    @classmethod
+    def _address(cls, url: str) -> str:
+        if not _URL.fullmatch(url):
+            raise ValueError("an address is http://HOST:PORT or https://HOST, or empty")
+        return url
 
 
 class FakeSettings(Table):
