@@ -79,7 +79,7 @@ OWN = {"student": "a", "teacher": "b"}
         ({"seeds": []}, "seeds"),
         ({"seeds": [1, 1]}, "one of them twice"),
         ({"seeds": list(range(1001))}, "seeds"),
-        ({"seeds": [2**32]}, "seeds.0"),
+        ({"seeds": [2**53]}, "seeds.0"),
         ({"seeds": True}, "seeds is a number, got True"),
         ({"seeds": [0, True]}, "seeds is a number"),
         ({"recipe": {f"m{n}": {} for n in range(101)}, "methods": [f"m{n}" for n in range(101)]},
@@ -140,7 +140,7 @@ def test_rules_of_a_race_that_cannot_be_run(toy: Study, rules: dict, says: str) 
 
 
 def test_a_race_has_numbers_left_for_its_seeds(tmp_path: Path) -> None:
-    study = read_study(toy_table(tmp_path, seeds=[2**32 - 5]))
+    study = read_study(toy_table(tmp_path, seeds=[2**53 - 5]))
     with pytest.raises(PotstillError, match="numbers after its seeds"):
         raced(study, Rules())
 
