@@ -144,12 +144,14 @@ def second_device(patch: Callable[[Any, str, Any], None]) -> Iterator[None]:
     """
     from safetensors.torch import save_file
 
+    from potstill import settings
     from potstill.engines.torch import models, proved
 
     def save(tensors: dict[str, Tensor], place: Any) -> None:
         save_file({name: value.cpu() for name, value in tensors.items()}, place)
 
     register()
+    patch(settings, "DEVICES", (*settings.DEVICES, NAME))
     patch(proved, "_plain_weight", lambda weight: weight.dtype in proved.FLOATS)
     patch(models, "save_file", save)  # reads memory, which only the inner tensor has
     before = torch.__future__.get_swap_module_params_on_conversion()

@@ -1,8 +1,8 @@
 """Errors that a user can cause.
 
 Each is a `PotstillError`: the message has the rule and what it got, `hint` what to do. The command
-line prints both lines and exits with code 2. Bugs in potstill are ordinary exceptions and keep
-their traceback.
+line prints both lines and exits with code 2. Neither has a secret of a URL, nor a long value as a
+whole. Bugs in potstill are ordinary exceptions and keep their traceback.
 """
 
 from __future__ import annotations
@@ -11,7 +11,11 @@ import contextlib
 import difflib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+
+from potstill.urls import without_secrets
+
+NOTE = 50  # characters, at most, of the note in the place of what is left out
 
 MOST_LINE = 1000  # characters of a line of a message; names in it can have any length
 MOST_ERRORS = 20  # lines of several errors in one
@@ -39,13 +43,32 @@ def _line(text: str) -> str:
 class PotstillError(ValueError):
     """An invalid request. `str(error)` is the rule and what it got, `error.hint` what to do."""
 
+    longest: ClassVar[int] = 4_000  # characters of the message, and of the hint
+
     def __init__(self, message: str, hint: str = "") -> None:
-        super().__init__(printable(message))
-        self.hint = printable(hint)
+        super().__init__(printable(shown(message, self.longest)))
+        self.hint = printable(shown(hint, self.longest))
 
     def __reduce__(self) -> tuple[type[PotstillError], tuple[str, str]]:
         # so that the hint is kept when a worker process pickles the error
         return type(self), (str(self), self.hint)
+
+
+def shown(text: str, longest: int = PotstillError.longest) -> str:
+    """A message without secrets, and without the middle of what is too long to be read.
+
+    Half a surrogate pair, which no file can hold, is escaped.
+
+    >>> shown("got " + 100 * "x" + ", which is no name", 80)
+    'got xxxxxx... (92 characters left out) ...xx, which is no name'
+    """
+    text = without_secrets(text).encode("utf-8", "backslashreplace").decode("utf-8")
+    if len(text) <= longest:
+        return text
+    tail = longest // 4
+    head = longest - tail - NOTE
+    left_out = len(text) - head - tail
+    return f"{text[:head]}... ({left_out} characters left out) ...{text[-tail:]}"
 
 
 class NonFinite(ArithmeticError):
@@ -92,6 +115,8 @@ def did_you_mean(got: str, choices: Iterable[str], what: str = "choices") -> str
 
 class PotstillErrors(PotstillError):
     """Several errors in one: a numbered line of the message each, and of the hint."""
+
+    longest = 40_000
 
     def __init__(self, errors: Sequence[PotstillError]) -> None:
         self.errors = tuple(errors)

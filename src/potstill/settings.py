@@ -16,9 +16,10 @@ from pydantic import (
     model_validator,
 )
 
-from potstill.errors import PotstillError, together
+from potstill.errors import PotstillError, did_you_mean, together
 from potstill.fields import is_flag_for_number, shown
 from potstill.types import ModelSpec
+from potstill.urls import Url
 
 # Arguments of `apply_chat_template` that are not the template's own.
 RESERVED = frozenset(
@@ -38,7 +39,14 @@ MOST_DOLLARS = 10**9
 MOST_SEED = 2**53 - 1  # exact in JSON, which browsers read as floats
 SLOWEST = 1e-12  # learning rate; below, no weight changes
 HOT, COLD = 1e3, 1e-3  # temperatures: above, sampling is uniform; below, greedy or not finite
-_URL = re.compile(r"(https?://[!-~]+)?")
+_URL = r"^(https?://[!-~]+)?$"
+# Kinds of devices of torch, with a number where there are several.
+DEVICES = ("cpu", "cuda", "mps", "xpu", "npu", "hpu", "mlu", "musa")
+MAPS = ("auto", "balanced", "balanced_low_0", "sequential")  # of accelerate
+ATTENTION = (
+    *("auto", "eager", "sdpa", "flex_attention"),
+    *("flash_attention_2", "flash_attention_3", "flash_attention_4"),
+)
 
 
 class Table(BaseModel):
@@ -161,24 +169,50 @@ class TorchSettings(Table):
         except ValueError:
             raise ValueError(f"date is a day as YYYY-MM-DD, not {spec.date!r}") from None
         if wrong := [key for key in spec.template if not key.isidentifier()]:
-            raise ValueError(f"template has names that a template reads, not {shown(wrong[0])}")
+            raise ValueError(f"template has names that a template can read, not {shown(wrong[0])}")
+        check_placement(spec)
         return spec
+
+
+def check_placement(spec: ModelSpec) -> None:
+    """Raise a `PotstillError` for a device or an attention that no machine has."""
+    named: list[tuple[str, str, tuple[str, ...]]] = [("device", spec.device, ("auto",))]
+    named += [("device_map", spec.device_map, MAPS)] if spec.device_map is not None else []
+    for key, value, words in named:
+        kind, colon, number = value.partition(":")
+        device = kind in DEVICES and re.fullmatch(r"(:[0-9]{1,3})?", colon + number)
+        if not device and value not in words:
+            hint = did_you_mean(kind, (*words, *DEVICES), "devices")
+            raise PotstillError(f'{key} is a device such as "cuda:1", got "{value}"', hint)
+    if "/" in spec.attention and not spec.trust_remote_code:
+        raise PotstillError(
+            f'attention "{spec.attention}" is a kernel of the Hub, whose code would run',
+            "set trust_remote_code = true for this model if you trust it, or leave attention out",
+        )
+    if "/" not in spec.attention and spec.attention not in ATTENTION:
+        raise PotstillError(
+            f'attention is an implementation of transformers, got "{spec.attention}"',
+            did_you_mean(spec.attention, ATTENTION, "implementations")
+            + ', or leave attention out (or write attention = "eager")',
+        )
+
+
+def _is_address(url: Url) -> Url:
+    if not re.fullmatch(_URL, url.full):
+        raise ValueError("must be a URL with http:// or https://, or empty")
+    return url
+
+
+Address = Annotated[Url, AfterValidator(_is_address)]
 
 
 class TinkerSettings(Table):
     """The tinker engine: a training service, hosted or your own. The key is TINKER_API_KEY."""
 
     name: Literal["tinker"]
-    base_url: str = ""  # the student's server; empty: the hosted service
-    teacher_url: str = ""  # the teacher's, if another; a server of your own has one base model
-    in_flight: int = Field(64, ge=1, le=10_000)  # requests that wait for an answer at the same time
-
-    @field_validator("base_url", "teacher_url")
-    @classmethod
-    def _address(cls, url: str) -> str:
-        if not _URL.fullmatch(url):
-            raise ValueError("an address is http://HOST:PORT or https://HOST, or empty")
-        return url
+    base_url: Address = Url("")  # the student's server; empty: the hosted service
+    teacher_url: Address = Url("")  # the teacher's, if another; a server has one base model
+    in_flight: int = Field(64, ge=1, le=10_000)  # requests that wait for an answer at once
 
 
 class FakeSettings(Table):

@@ -14,6 +14,7 @@ from potstill.cli import completion
 from potstill.cli.app import READ, command
 from potstill.cli.options import AsJson
 from potstill.cli.tables import print_json
+from potstill.cli.terminal import echo
 from potstill.errors import PotstillError
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def evaluate(
         print_json(result)
         return
     low, high = result["interval"]
-    print(
+    echo(
         f"strict {result['strict']:.1%} (95 % interval {low:.1%} to {high:.1%}), "
         f"flexible {result['flexible']:.1%}, {result['problems']} problems"
     )
@@ -100,10 +101,11 @@ def evaluate_model(
     """
     from scipy.stats import binomtest
 
+    from potstill.digests import to_json
     from potstill.engines import zoo
     from potstill.engines.registry import open_engine
     from potstill.settings import Pair
-    from potstill.study.storage import example, to_json, write_text
+    from potstill.study.storage import example, write_text
     from potstill.study.validation import check_model
     from potstill.tasks import load_task
     from potstill.training.evaluation import evaluate as evaluated
@@ -156,7 +158,7 @@ def _check_length(engine: Any, problems: Sequence[Problem], max_tokens: int) -> 
         error = window.error(engine.pair.student, size, max_tokens)
         if window.fixed:
             raise error
-        print(f"warning: {error}: the model was not trained beyond", file=sys.stderr)
+        echo(f"warning: {error}: the model was not trained beyond", file=sys.stderr)
 
 
 @contextlib.contextmanager

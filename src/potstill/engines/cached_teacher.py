@@ -87,7 +87,7 @@ def fingerprint(name: str, *placement: object) -> str:
 def _stats(name: str) -> list[tuple[str, int, int]]:
     """Name, size and time of each file of a folder; empty for a hub name."""
     files = sorted(Path(name).glob("*")) if Path(name).is_dir() else []
-    return [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+    return [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.exists()]
 
 
 def _read(file: Path) -> tuple[list[Sample], float] | None:

@@ -5,6 +5,7 @@ Nothing here opens a model or a data set.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import tomllib
@@ -19,7 +20,7 @@ from potstill.engines import zoo
 from potstill.engines.cross_tokenizer.token_bytes import differ
 from potstill.errors import Errors, PotstillError, did_you_mean, together
 from potstill.fields import explain, shown
-from potstill.settings import MOST_STEPS, Pair, Train
+from potstill.settings import MOST_STEPS, Train
 from potstill.study.names import check_study_names
 from potstill.study.reading import DEEPEST, LARGEST, check_values, parse_toml, text_problem
 from potstill.study.schema import EMBEDDED_LEARNING_RATE, PUBLISHED, Study
@@ -27,6 +28,7 @@ from potstill.study.tables import check_tables
 from potstill.study.tracking.registry import check_trackers
 from potstill.study.validation import check_model, check_recipe, check_teachers, check_tokenizers
 from potstill.tasks.reading import read_text
+from potstill.urls import Url, as_urls, remember_variables, whole
 
 MOST_NAMES = 100  # methods, or pairs
 MOST_RUNS = 100_000
@@ -55,6 +57,8 @@ def resolve(study: Study) -> Study:
         _check_published(study)
     with errors:
         _check_adapters(study)
+    with errors:
+        _check_addresses(study)
     with errors:
         _check_recipes(study)
     with errors:
@@ -143,6 +147,17 @@ def _check_adapters(study: Study) -> None:
         )
 
 
+def _check_addresses(study: Study) -> None:
+    """Reject an address from a study's folder, which has none of its secrets."""
+    for key in ("base_url", "teacher_url"):
+        url = getattr(study.engine, key, None)
+        if isinstance(url, Url) and url.incomplete:
+            raise PotstillError(
+                f'engine.{key} is without its secrets, got "{url}"',
+                f"a study's folder never has them: add engine.{key}=URL with the whole address",
+            )
+
+
 def _check_recipes(study: Study) -> None:
     """Check every recipe; an error that several of them share is reported of the first."""
     from potstill.engines.registry import ENGINES
@@ -171,20 +186,7 @@ def _check_pair(study: Study, name: str) -> None:
                 check_model(model, place)
     errors.check()
     if local:
-        check_tokenizers(study, name, _differ(table, pair))
-
-
-def _differ(table: str, pair: Pair) -> bool | None:
-    """True if the tokenizers of a pair differ; None if that is unknown before they are opened."""
-    try:
-        return differ(pair.student, pair.teacher)
-    except (OSError, ValueError, RecursionError) as error:  # not JSON, or not to be read
-        raise PotstillError(
-            f"the tokenizer.json of {table}.student or {table}.teacher cannot be read: {error}",
-            "save the tokenizer again with tokenizer.save_pretrained(folder)",
-        ) from None
-    except (KeyError, TypeError, AttributeError):  # JSON of another form
-        return None
+        check_tokenizers(study, name, differ(pair.student, pair.teacher))
 
 
 def _with_learning_rate(study: Study) -> Study:
@@ -235,6 +237,9 @@ def read_study(
     for text in overrides:
         override(merged, text)
     check_values(merged, where)
+    merged = whole(as_urls(merged))  # its secrets are known then, and cut out of errors
+    with contextlib.suppress(AttributeError, KeyError, TypeError):  # of a table of another form
+        remember_variables(merged["ray"]["runtime_env"]["env_vars"])
     errors, study = Errors(), None
     with errors:
         study = _validated(merged, where)

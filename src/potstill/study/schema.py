@@ -30,6 +30,7 @@ from potstill.settings import (
 )
 from potstill.study.tables import check_names, checked_loss, listed, named, read_recipes
 from potstill.tasks.context import Context, read_context
+from potstill.urls import as_urls
 
 # Selected on the embedded pairs' dev problems with seeds from 100; see LOG.md.
 EMBEDDED_LEARNING_RATE = 1e-4
@@ -121,10 +122,13 @@ class Study(Table):
         return recipe.total_steps(self.train.steps)
 
     def to_toml(self) -> dict[str, Any]:
-        """The table of a study file, with every default."""
-        table = self.model_dump(mode="json", exclude_none=True)
+        """The table of a study file, with every default.
+
+        URLs with secrets are `Url`s: written without them, pickled with them.
+        """
+        table = self.model_dump(mode="json", exclude_none=True, context={"urls": "full"})
         table["pairs"] = list(self.models)
-        return _without_none(table)
+        return dict(as_urls(_without_none(table)))
 
 
 def _without_none(value: Any) -> Any:

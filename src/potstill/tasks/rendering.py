@@ -18,12 +18,16 @@ from typing import Any
 from unittest import mock
 
 from potstill.errors import PotstillError
+from potstill.tasks.template_worker import fixed_clock
+from potstill.tasks.templates import render_template
 from potstill.types import Ids, ModelSpec
 
 # Arguments of templates that know them, unless the study file sets them.
 FIXED = {"enable_thinking": False}  # no hidden reasoning before the answer
 MARK = "{# rendered as in training #}"  # begins a template that has its arguments
 CLOCK = "transformers.utils.chat_template_utils.datetime"  # what `strftime_now` reads
+
+BASE = "transformers.tokenization_utils_base"  # has the method that renders in Python
 
 Messages = tuple[tuple[str, str], ...]  # (role, text): "system", "user" or "assistant"
 
@@ -44,36 +48,73 @@ def written(tokenizer: Any, text: str | Messages, spec: ModelSpec | None = None)
         spec: has the template's arguments and date; default: none, and the default date.
 
     Raises:
-        PotstillError: the chat template does not accept the messages.
+        PotstillError: the chat template does not accept the messages, or leaves one out.
     """
-    messages = (("user", text),) if isinstance(text, str) else text
+    rendered = _written(tokenizer, text, spec or ModelSpec())
+    if tokenizer.chat_template:
+        _check_whole(tokenizer, text, rendered)
+    return rendered
+
+
+def _written(tokenizer: Any, text: str | Messages, spec: ModelSpec) -> str:
+    """The text of a prompt, which may lack a part of the messages."""
+    messages = _messages(text)
     if not tokenizer.chat_template:
         return plain(messages)
-    spec = spec or ModelSpec()
-    turns = [{"role": role, "content": content} for role, content in messages]
-    today = datetime.date.fromisoformat(spec.date)
-    arguments = arguments_of(tokenizer, spec)
     try:
-        with _clock(today):
-            return str(
-                tokenizer.apply_chat_template(
-                    turns, tokenize=False, add_generation_prompt=True, **arguments
-                )
-            )
+        return _rendered(tokenizer, messages, spec, prompt=True)
     except Exception as error:  # a template is a program: it can raise anything
+        if isinstance(error, PotstillError):
+            raise
         roles = ", ".join(dict.fromkeys(role for role, _ in messages))
         reason = str(error).strip() or type(error).__name__
         if isinstance(text, str):
-            rule = f"the chat template does not accept a user's message alone: {reason}"
+            rule = f"{_named(tokenizer)} does not accept a user's message alone: {reason}"
             hint = (
                 "give the model a template that renders one (chat_template.jinja in its folder), "
                 "or set the arguments that it reads, engine.student.template and "
                 "engine.teacher.template"
             )
         else:
-            rule = f"the chat template does not accept a conversation of {roles}: {reason}"
+            rule = f"{_named(tokenizer)} does not accept a conversation of {roles}: {reason}"
             hint = "leave the system text out, or write it into chain_of_thought's template"
         raise PotstillError(rule, hint) from error
+
+
+def _rendered(tokenizer: Any, messages: Messages, spec: ModelSpec, *, prompt: bool) -> str:
+    """Apply the chat template; `prompt`: an assistant's message follows."""
+    turns = [{"role": role, "content": content} for role, content in messages]
+    arguments = arguments_of(tokenizer, spec)
+    if type(tokenizer).apply_chat_template.__module__ == BASE:
+        template = tokenizer.get_chat_template(None, arguments.get("tools"))
+        arguments = {**tokenizer.special_tokens_map, **arguments}
+        return render_template(template, turns, arguments, day=spec.date, prompt=prompt)
+    with _clock(datetime.date.fromisoformat(spec.date)):  # a class with a way of its own
+        return str(
+            tokenizer.apply_chat_template(
+                turns, tokenize=False, add_generation_prompt=prompt, **arguments
+            )
+        )
+
+
+def _check_whole(tokenizer: Any, text: str | Messages, rendered: str) -> None:
+    """Each message must be in the prompt; white space may change, and answers lose thoughts."""
+    flat = " ".join(rendered.split())
+    for role, content in _messages(text):
+        part = content.rpartition("</think>")[2] if role == "assistant" else content
+        forms = part, json.dumps(part)[1:-1], json.dumps(part, ensure_ascii=False)[1:-1]
+        if not any(" ".join(form.split()) in flat for form in forms):
+            raise PotstillError(
+                f"{_named(tokenizer)} leaves out or changes a message of the {role}: "
+                f"{content[:60]!r} is not in {rendered[-100:]!r}",
+                "give the model a template that writes the messages as they are"
+                + (", or write the system text into the question" if role == "system" else ""),
+            )
+
+
+def _named(tokenizer: Any) -> str:
+    name = getattr(tokenizer, "name_or_path", "")
+    return f'the chat template of "{name}"' if name else "the chat template"
 
 
 def arguments_of(tokenizer: Any, spec: ModelSpec) -> dict[str, Any]:
@@ -102,17 +143,8 @@ def with_arguments(tokenizer: Any, spec: ModelSpec) -> Any:
 
 @contextlib.contextmanager
 def _clock(today: datetime.date) -> Iterator[None]:
-    """Templates read the time by `strftime_now`, which transformers takes from the system.
-
-    A function of this name cannot be handed over: arguments of a template are turned into data.
-    """
-
-    class Fixed(datetime.datetime):
-        @classmethod
-        def now(cls, tz: Any = None) -> Fixed:
-            return cls(today.year, today.month, today.day, tzinfo=tz)
-
-    with mock.patch(CLOCK, Fixed):
+    """Fix the date of `strftime_now` in this process, for a tokenizer's own rendering."""
+    with mock.patch(CLOCK, fixed_clock(today)):
         yield
 
 
@@ -122,8 +154,11 @@ def plain(text: str | Messages) -> str:
     >>> plain((("system", "Be brief."), ("user", "2 + 2?")))
     'Be brief.\\n2 + 2?\\n'
     """
-    messages = (("user", text),) if isinstance(text, str) else text
-    return "".join(f"{content}\n" for _, content in messages)
+    return "".join(f"{content}\n" for _, content in _messages(text))
+
+
+def _messages(text: str | Messages) -> Messages:
+    return (("user", text),) if isinstance(text, str) else text
 
 
 def check_rendering(
@@ -142,13 +177,18 @@ def check_rendering(
     """
     spec = spec or ModelSpec()
     _check_arguments(name, tokenizer, spec)
-    texts = [written(tokenizer, question, spec) for question in ("A", "B")]
+    texts = [_written(tokenizer, question, spec) for question in ("A", "B")]
     if texts[0] == texts[1]:
         raise PotstillError(
             f'the chat template of "{name}" renders every question as {texts[0][-60:]!r}',
             "give the model a template that renders messages whose content is a text",
         )
     ids = render(tokenizer, "A", spec)
+    if ids == render(tokenizer, "B", spec):
+        raise PotstillError(
+            f'the tokenizer of "{name}" reads "A" and "B" as the same tokens: {ids[-8:]}',
+            "copy the tokenizer files of the original model into the folder",
+        )
     special = set(tokenizer.all_special_ids) | ends
     if len(ids) > 1 and ids[0] == ids[1] and ids[0] in special:
         token = tokenizer.convert_ids_to_tokens(ids[0])
@@ -174,15 +214,12 @@ def turn_end(tokenizer: Any, spec: ModelSpec) -> int | None:
     if not tokenizer.chat_template:
         return None
     answer = "potstill"
-    turns = [{"role": "user", "content": "A"}, {"role": "assistant", "content": answer}]
     try:
-        with _clock(datetime.date.fromisoformat(spec.date)):
-            text = tokenizer.apply_chat_template(
-                turns, tokenize=False, **arguments_of(tokenizer, spec)
-            )
+        turns = ("user", "A"), ("assistant", answer)
+        text = _rendered(tokenizer, turns, spec, prompt=False)
     except Exception:  # a template that renders no answers has no end of them
         return None
-    after = str(text).rpartition(answer)[2]
+    after = text.rpartition(answer)[2]
     special = set(tokenizer.all_special_ids)
     ids = tokenizer(after, add_special_tokens=False).input_ids
     return next((id for id in ids if id in special), None)

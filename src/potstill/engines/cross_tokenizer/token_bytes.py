@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from potstill.engines.cross_tokenizer.alignment import Ints, Token, inside_a_character
+from potstill.engines.model_files import read_json
 from potstill.errors import PotstillError
 from potstill.types import Ids
 
@@ -179,27 +180,31 @@ def differ(student: str, teacher: str) -> bool | None:
     files = [folder / "tokenizer.json" for folder in folders]
     if not all(file.is_file() for file in files):
         return None
-    student_file, teacher_file = (file.read_bytes() for file in files)
-    if student_file == teacher_file:
+    if files[0].read_bytes() == files[1].read_bytes():
         return False
     rows = min(map(_rows, folders))
-    return _vocabulary(student_file, rows) != _vocabulary(teacher_file, rows)
+    return _vocabulary(files[0], rows) != _vocabulary(files[1], rows)
 
 
 def _rows(folder: Path) -> float:
     """Ids that a model's head has; infinite if its config does not say."""
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return float("inf")
-    size = config.get("vocab_size") or (config.get("text_config") or {}).get("vocab_size")
+    path = folder / "config.json"
+    config = read_json(path) if path.is_file() else {}
+    text = config.get("text_config")
+    size = config.get("vocab_size") or (text if isinstance(text, dict) else {}).get("vocab_size")
     return size if isinstance(size, int) else float("inf")
 
 
-def _vocabulary(raw: bytes, rows: float) -> dict[str, Any]:
+def _vocabulary(file: Path, rows: float) -> dict[str, Any]:
     """The state that determines the ids of a text, of ids that have a row in both heads."""
-    state = json.loads(raw)
-    added = {token["content"]: token["id"] for token in state["added_tokens"]}
-    kept = {key: state["model"].get(key) for key in ("vocab", "merges")}
-    added = {token: id for token, id in added.items() if id < rows}
-    return {"added": added, "pre_tokenizer": state["pre_tokenizer"], **kept}
+    state = read_json(file)
+    try:
+        added = {token["content"]: token["id"] for token in state["added_tokens"]}
+        kept = {key: state["model"].get(key) for key in ("vocab", "merges")}
+        added = {token: id for token, id in added.items() if id < rows}
+        return {"added": added, "pre_tokenizer": state["pre_tokenizer"], **kept}
+    except (LookupError, TypeError, AttributeError) as error:
+        raise PotstillError(
+            f'"{file}" is not a file of the tokenizers library ({type(error).__name__}: {error})',
+            "copy it again from the original model",
+        ) from None

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from potstill.engines.model_files import header
 from potstill.engines.torch.lora_targets import without_lora
+from potstill.engines.torch.weights import check_finite
 from potstill.errors import PotstillError
 from potstill.settings import Lora
 
@@ -88,17 +92,27 @@ def continue_lora(model: Any, folder: str, adapter: Mapping[str, Any], lora: Lor
 
 def merge_adapter(model: Any, folder: str) -> Any:
     """Add an adapter to the weights of its base."""
-    return _with_adapter(model, folder, trained=False).merge_and_unload()
+    adapted = _with_adapter(model, folder, trained=False)
+    try:
+        return adapted.merge_and_unload()
+    except (NotImplementedError, ValueError, RuntimeError) as error:
+        reason = (str(error).splitlines() or [repr(error)])[0]
+        raise PotstillError(
+            f'the adapter "{folder}" cannot be merged: {reason}',
+            "give a LoRA adapter of an ordinary kind, or a whole model",
+        ) from error
 
 
 def _with_adapter(model: Any, folder: str, *, trained: bool) -> Any:
     from peft import PeftModel
 
+    file = Path(folder).expanduser() / "adapter_model.safetensors"
+    tensors = header(file) if file.is_file() else {}
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".is_gradient_checkpointing", FutureWarning)
             warnings.filterwarnings("error", "Found missing adapter keys")
-            return PeftModel.from_pretrained(
+            adapted = PeftModel.from_pretrained(
                 model, folder, is_trainable=trained, use_safetensors=True
             )
     except Exception as error:
@@ -107,6 +121,23 @@ def _with_adapter(model: Any, folder: str, *, trained: bool) -> Any:
             f'cannot read the adapter "{folder}": {lines[0]}',
             "give adapter_model.safetensors, made for the base that adapter_config.json names",
         ) from error
+    _check_adapter(adapted, folder, tensors)
+    return adapted
+
+
+def _check_adapter(model: Any, folder: str, tensors: Collection[str]) -> None:
+    """Every tensor of a LoRA adapter must have a place in the model, and be finite."""
+    modules = dict(model.named_modules())
+    for key in tensors:
+        match = re.fullmatch(r"(.*)\.(lora_\w+?)(?:\.weight)?", key)
+        if match and not getattr(modules.get(match[1]), match[2], None):
+            raise PotstillError(
+                f'the adapter "{folder}" has {key}, which its adapter_config.json leaves out',
+                "give the adapter_config.json that it was trained with",
+            )
+    for name, param in model.named_parameters():
+        if "lora_" in name and not param.is_meta:
+            check_finite(folder, name, param)
 
 
 def coverage(model: Any) -> tuple[float, int, int]:

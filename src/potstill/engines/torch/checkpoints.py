@@ -18,7 +18,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils.hub import cached_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from potstill.engines.model_files import read_json
+from potstill.engines.model_files import check_text, read_json
+from potstill.engines.torch.config_checks import check_adapter, check_config, check_ids
 from potstill.errors import PotstillError
 
 FOLDER = "give a folder with config.json, tokenizer files and *.safetensors"
@@ -26,6 +27,8 @@ HUB = (
     f"{FOLDER}, or a hub name that this machine can reach (gated models need "
     "`huggingface-cli login`)"
 )
+PARTS = {"AutoConfig": "the config of ", "AutoTokenizer": "the tokenizer of "}
+SAMPLE = "Tom has 12."
 ALWAYS_DECODERS = "gpt_neox", "gpt_neox_japanese"  # their code does not read is_decoder
 # Where a vision-language model keeps the weights of its text model.
 TEXT_PART = {
@@ -58,6 +61,7 @@ class Checkpoint:
         adapter = _adapter(name)
         if not adapter:
             return cls(name, trust, name)
+        check_adapter(name, adapter)
         kind, base = adapter.get("peft_type", "LORA"), adapter.get("base_model_name_or_path")
         if (Path(name).expanduser() / "config.json").is_file():
             raise PotstillError(
@@ -91,8 +95,9 @@ class Checkpoint:
                 "put the base model there, or correct base_model_name_or_path in "
                 "adapter_config.json",
             )
-        config = read_pretrained(AutoConfig, self.base, trust_remote_code=self.trust)
-        return config
+        raw = self.stored("config.json")
+        check_config(self.base, raw, self.trust)
+        return read_pretrained(AutoConfig, self.base, trust_remote_code=self.trust)
 
     @cached_property
     def config(self) -> Any:
@@ -143,17 +148,31 @@ class Checkpoint:
         """The tokenizer of the adapter's folder if it has one, else of the base."""
         own = self.adapter and _file(self.name, "tokenizer_config.json")
         name = self.name if own else self.base
+        _check_tokenizer_files(name)
         try:
             tokenizer = read_pretrained(AutoTokenizer, name, trust_remote_code=self.trust)
         except PotstillError as error:
             raise _without_tokenizer(name, error) from error
-        if not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):
+        try:
+            special = {*tokenizer.all_special_tokens, *tokenizer.all_special_ids}
+            tokenizer(SAMPLE, add_special_tokens=False)
+        except Exception as error:  # of its settings
+            raise PotstillError(
+                f'the tokenizer of "{name}" reads no text: {_reason(error)}',
+                "copy the tokenizer files of the original model into the folder",
+            ) from error
+        if not set(tokenizer.get_vocab()) - special:
             raise PotstillError(
                 f'the tokenizer of "{name}" has special tokens only: its vocabulary is missing',
                 "copy tokenizer.json (or tokenizer.model) of the original model into the folder",
             )
         if not tokenizer.chat_template and (file := _file(name, "chat_template.json")):
             tokenizer.chat_template = read_json(Path(file)).get("chat_template")
+        if not isinstance(tokenizer.chat_template, str | dict | None):
+            raise PotstillError(
+                f'the chat template of "{name}" is a text, got {tokenizer.chat_template!r}',
+                "correct chat_template in tokenizer_config.json, or remove it",
+            )
         return tokenizer
 
     @property
@@ -169,9 +188,18 @@ class Checkpoint:
     @property
     def sampled_rows(self) -> int:
         """Number of ids that may be sampled: an export lists the padding rows of its head."""
-        listed = self.stored("generation_config.json").get("suppress_tokens") or []
+        listed = self.generation.get("suppress_tokens") or []
         tail = list(range(self.rows - len(listed), self.rows))
         return tail[0] if listed and listed == tail else self.rows
+
+    @cached_property
+    def generation(self) -> dict[str, Any]:
+        """The object in generation_config.json; empty if there is none."""
+        table = self.stored("generation_config.json")
+        path = Path(self.name) / "generation_config.json"
+        check_ids(path, "eos_token_id", table.get("eos_token_id"))
+        check_ids(path, "suppress_tokens", table.get("suppress_tokens"), several=True)
+        return table
 
     def stored(self, file: str) -> dict[str, Any]:
         """A JSON file of the adapter or else of the base; empty if there is none."""
@@ -190,9 +218,18 @@ def read_pretrained(kind: Any, name: str, **options: Any) -> Any:
     except Exception as error:  # of the files, which come from a user
         if "memory" in f"{type(error).__name__} {error}".lower():
             raise
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        reason = lines[0] if lines else repr(error)
-        raise PotstillError(f'cannot read "{name}": {reason}', _hint(name, error)) from error
+        part = PARTS.get(getattr(kind, "__name__", ""), "")
+        raise PotstillError(
+            f'cannot read {part}"{name}": {_reason(error)}', _hint(name, error)
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    """The first line of an error, with the next one if that has the reason."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines or isinstance(error, TypeError | AttributeError | LookupError):
+        return f"{type(error).__name__}: {lines[0] if lines else 'no reason'}"
+    return " ".join(lines[: 1 + lines[0].endswith(":")])
 
 
 def _hint(name: str, error: Exception) -> str:
@@ -208,6 +245,17 @@ def _hint(name: str, error: Exception) -> str:
     if "safetensors" in text and "no file named" in text:
         return "save it again with model.save_pretrained(folder), which writes safetensors"
     return FOLDER if Path(name).expanduser().exists() else HUB
+
+
+def _check_tokenizer_files(name: str) -> None:
+    """Name a file of a folder's tokenizer that is damaged, before transformers reads it."""
+    folder = Path(name).expanduser()
+    for file in ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer.model", "vocab.txt"):
+        check_text(folder / file)
+    for file in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
+        if (folder / file).is_file():
+            read_json(folder / file)
+    check_text(folder / "chat_template.jinja")
 
 
 def _without_tokenizer(name: str, error: PotstillError) -> PotstillError:

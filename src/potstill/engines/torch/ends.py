@@ -54,7 +54,7 @@ def ends_of(model: Checkpoint, tokenizer: Any, rows: int) -> frozenset[int]:
     Raises:
         PotstillError: there is none.
     """
-    listed = _ids(model.stored("generation_config.json").get("eos_token_id"))
+    listed = _ids(model.generation.get("eos_token_id"))
     config = model.stored("config.json")
     also = _ids(config.get("eos_token_id"))
     also |= _ids((config.get("text_config") or {}).get("eos_token_id"))
@@ -92,7 +92,7 @@ def defaults_note(models: Mapping[str, Checkpoint]) -> tuple[str, ...]:
     """A note for each role whose model comes with decoding defaults."""
     notes = []
     for role, model in models.items():
-        stored = dict(model.stored("generation_config.json"))
+        stored = dict(model.generation)
         if model.sampled_rows < model.rows:
             del stored["suppress_tokens"]  # padding rows, which are not sampled here either
         active = {

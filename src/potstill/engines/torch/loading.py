@@ -20,8 +20,10 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
+from potstill.engines.torch import weights
 from potstill.engines.torch.adapters import merge_adapter
 from potstill.engines.torch.checkpoints import TEXT_PART, Checkpoint, read_pretrained
+from potstill.engines.torch.devices import check_device
 from potstill.engines.torch.ends import defaults_note, ends_of, turn_note
 from potstill.engines.torch.quantised import (
     in_floating_point,
@@ -43,10 +45,7 @@ def resolve(spec: ModelSpec) -> ModelSpec:
     if device == "auto":
         rank = os.environ.get("LOCAL_RANK", "0")  # set by torchrun: one GPU per process
         device = f"cuda:{rank}" if torch.cuda.is_available() else "cpu"
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise PotstillError(
-            f'device "{device}" needs a GPU, and torch finds no GPU', 'use device = "cpu"'
-        )
+    check_device(device)
     dtype = spec.dtype
     if dtype == "auto":
         dtype = "bfloat16" if device.startswith("cuda") or spec.device_map else "float32"
@@ -268,75 +267,40 @@ def load_model(
     checkpoint = Checkpoint.find(name, spec.trust_remote_code)
     dtype = torch.float32 if trained else getattr(torch, spec.dtype)
     check_method(checkpoint.base, checkpoint.whole_config)
+    stored = weights.check_files(checkpoint.base)
     packed = placement(checkpoint.whole_config, spec.device)
     options: dict[str, Any] = {"device_map": spec.device_map} if spec.device_map else {**packed}
     if checkpoint.text_part:
         options |= {"config": checkpoint.config, "key_mapping": TEXT_PART}
     if spec.attention != "auto":
         options["attn_implementation"] = spec.attention
-    model, report = read_pretrained(
-        AutoModelForCausalLM,
-        checkpoint.base,
-        dtype=dtype,
-        use_safetensors=True,
-        trust_remote_code=spec.trust_remote_code,
-        output_loading_info=True,
-        **options,
-    )
-    if missing := sorted(report.get("missing_keys") or ()):
-        raise PotstillError(
-            f'"{checkpoint.base}" lacks {len(missing)} weights of its model (first: {missing[0]})',
-            "give the checkpoint of a causal language model; a classifier or a reward model has "
-            "no head",
+    try:
+        model, report = read_pretrained(
+            AutoModelForCausalLM,
+            checkpoint.base,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=spec.trust_remote_code,
+            output_loading_info=True,
+            **options,
         )
-    check_unread(checkpoint.base, model, report.get("unexpected_keys") or ())
+    except PotstillError as error:
+        raise weights.misfit(checkpoint.base, checkpoint.config, stored, error) from error
+    weights.check_report(checkpoint.base, report)
+    unread = report.get("unexpected_keys") or ()
+    check_unread(checkpoint.base, model, unread, text_part=checkpoint.text_part)
+    weights.check_integers(checkpoint.base, stored, packed=is_quantised(model))
     if checkpoint.text_part:
         model._weight_conversions = None  # else it is saved under the larger model's names
     if checkpoint.adapter and merged:  # merging into packed weights would round it away
         model = merge_adapter(in_floating_point(model, dtype), name)
     if not (spec.device_map or share or packed):
         model.to(spec.device)
+    if not is_quantised(model):
+        weights.check_values(name, model)
     if getattr(model.config, "rescale_every", 0):  # RWKV would rescale its weights in place
         model.config.rescale_every = 0
+    model.config.return_dict = True  # outputs by name, whatever the config says
     keep_layout(model)
     model.requires_grad_(trained and not is_quantised(model))
     return model.eval()  # no dropout: the sampling policy must be the trained policy
-
-
-def checkpoint_activations(model: Any) -> None:
-    """Recompute activations in the backward pass, see `training_mode`.
-
-    The checkpointed layers run in training mode, so their own shares of dropout are set to 0.
-    """
-    enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
-    try:
-        enable({"use_reentrant": False})
-    except ValueError as error:
-        raise PotstillError(
-            f'"{model.config.model_type}" models cannot recompute activations: '
-            f"{str(error).splitlines()[0]}",
-            "leave out gradient_checkpointing",
-        ) from error
-    model.enable_input_require_grads()
-    for module in filter(_recomputes, model.modules()):
-        for name, value in vars(module).items():
-            if "drop" in name and isinstance(value, float):
-                setattr(module, name, 0.0)
-
-
-def training_mode(model: Any, *, dropout: bool, recompute: bool = True) -> None:
-    """Prepare a model for the forward pass of a step: recomputation, and dropout of its adapters.
-
-    `model.train()` would also switch on the model's own dropout, the noise of its router, and the
-    skipping of whole layers: the policy that samples would not be the one that is trained.
-    """
-    model.eval()
-    for module in model.modules():
-        if recompute and _recomputes(module):
-            module.training = True
-        for adapter in getattr(module, "lora_dropout", {}).values():
-            adapter.train(dropout)
-
-
-def _recomputes(module: Any) -> bool:
-    return bool(getattr(module, "gradient_checkpointing", False))
