@@ -36,7 +36,7 @@ MOST_TOKENS = 10**6  # of a completion; windows of models are below it
 MOST_ROWS = 10**9  # tokens of a micro-batch
 MOST_RANK = 2**14  # a LoRA rank above a model's width adds nothing
 MOST_DOLLARS = 10**9
-MOST_SEED = 2**32 - 1  # numpy's
+MOST_SEED = 2**53 - 1  # exact in JSON, which browsers read as floats
 SLOWEST = 1e-12  # learning rate; below, no weight changes
 HOT, COLD = 1e3, 1e-3  # temperatures: above, sampling is uniform; below, greedy or not finite
 _URL = r"^(https?://[!-~]+)?$"
@@ -105,9 +105,7 @@ class Train(Table):
     batch_size: int = Field(32, ge=1, le=MOST_PROMPTS)  # prompts per step
     max_tokens: int = Field(32, ge=1, le=MOST_TOKENS)  # per completion, prefix included
     learning_rate: float | None = Field(None, ge=SLOWEST)  # unset: the embedded pairs' own
-    on_policy_rate: float = Field(
-        1.0, ge=1e-6, le=1e6
-    )  # multiple of it on the student's own tokens
+    on_policy_rate: float = Field(1.0, ge=1e-6, le=1e6)  # multiple of it on the student's own text
     warmup: int = Field(5, ge=0, le=MOST_STEPS)  # steps of linear warm-up
     temperature: float = Field(1.0, ge=COLD, le=HOT)  # the student's sampling temperature
     teacher_temperature: float = Field(1.0, ge=COLD, le=HOT)  # the teacher's, where it writes

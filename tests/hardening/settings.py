@@ -326,12 +326,17 @@ def sample(size: int, seed: int = 0) -> list[Case]:
     return random.Random(seed).sample(cases(), size)
 
 
+def counts(size: int | None = None) -> Counter[str]:
+    """Counts of the outcomes of all cases, or of so many of them."""
+    return outcomes(cases() if size is None else sample(size))
+
+
 def main() -> None:
     chosen = sample(int(sys.argv[1])) if len(sys.argv) > 1 else cases()
     report = partial(print, flush=True)
-    counts = outcomes(chosen, lambda case, result: report(f"{result}: {case}"))
-    print(f"{counts.total():,} cases")
-    for name, count in counts.most_common():
+    found = outcomes(chosen, lambda case, result: report(f"{result}: {case}"))
+    print(f"{found.total():,} cases")
+    for name, count in found.most_common():
         print(f"{count:7,} {name}")
 
 

@@ -79,7 +79,7 @@ OWN = {"student": "a", "teacher": "b"}
         ({"seeds": []}, "seeds"),
         ({"seeds": [1, 1]}, "one of them twice"),
         ({"seeds": list(range(1001))}, "seeds"),
-        ({"seeds": [2**32]}, "seeds.0"),
+        ({"seeds": [2**53]}, "seeds.0"),
         ({"seeds": True}, "seeds is a number, got True"),
         ({"seeds": [0, True]}, "seeds is a number"),
         ({"recipe": {f"m{n}": {} for n in range(101)}, "methods": [f"m{n}" for n in range(101)]},
@@ -98,8 +98,6 @@ OWN = {"student": "a", "teacher": "b"}
         ({"recipe": {"m": {"hypothesis": [float("nan")]}}}, "a number is finite, got nan"),
         ({"budget": {"usd": 5}}, "budget.usd = 5 is never reached, as all prices are 0"),
         ({"price": {"hour": 10**5000}}, "a whole number is at least -2**63"),
-        ({"engine": {"name": "torch", "student": {"device": "banana"}}}, "device is a device"),
-        ({"engine": {"name": "torch", "student": {"attention": "a b"}}}, "attention is an impl"),
         ({"engine": {"name": "torch", "student": {"template": {"": 1}}}}, "template has names"),
         ({"engine": {"name": "tinker", "base_url": "localhost"}}, "engine.base_url"),
         ({"faults": ["\x1b[31m"]}, r'unknown fault "\x1b[31m"'),
@@ -142,7 +140,7 @@ def test_rules_of_a_race_that_cannot_be_run(toy: Study, rules: dict, says: str) 
 
 
 def test_a_race_has_numbers_left_for_its_seeds(tmp_path: Path) -> None:
-    study = read_study(toy_table(tmp_path, seeds=[2**32 - 5]))
+    study = read_study(toy_table(tmp_path, seeds=[2**53 - 5]))
     with pytest.raises(PotstillError, match="numbers after its seeds"):
         raced(study, Rules())
 
@@ -176,9 +174,9 @@ FILES: dict[str, tuple[bytes | Callable[[Path], None], str]] = {
     "brackets": (b"seeds = " + b"[" * 10**5, "nested too deeply"),
     "closed brackets": (b"seeds = " + b"[" * 300 + b"]" * 300, "at most 20 deep in each other"),
     "tables": (b"train = " + b"{a=" * 10**5, "nested too deeply"),
-    "a key of many parts": (b"a." * 10**5 + b"a = 1", "a key has 100 parts or more"),
-    "a quoted key": (b'"a" . ' * 10**5 + b"a = 1", "a key has 100 parts or more"),
-    "parts in a header": (b"[" + b"a." * 10**5 + b"a]", "a key has 100 parts or more"),
+    "a key of many parts": (b"a." * 10**5 + b"a = 1", "a key has 50 parts or more"),
+    "a quoted key": (b'"a" . ' * 10**5 + b"a = 1", "a key has 50 parts or more"),
+    "parts in a header": (b"[" + b"a." * 10**5 + b"a]", "a key has 50 parts or more"),
     "a long key": (b"a" * 10**5 + b" = 1", "a key has at most 200 characters"),
     "a long word": (b"a" * 10**6, "is not TOML"),
     "a date": (b"name = 2024-07-26", 'name: a date or time is text, got 2024-07-26: write "2024'),
@@ -226,7 +224,7 @@ def test_marks_and_line_ends_of_other_systems(tmp_path: Path, form: str) -> None
         (".".join("a" * 30) + "=1", "an override has at most 20 keys, got 30"),
         ("a.b.c." + "d" * 300 + "=1", "a key has at most 200 characters"),
         ("a=" + "1," * LARGEST, "at most 1,048,576 characters"),
-        ("task={" + "a." * 10**5 + "b=1}", "a key has 100 parts or more"),
+        ("task={" + "a." * 10**5 + "b=1}", "a key has 50 parts or more"),
         ("name=\udcff", "a text has characters only"),
         ("name=a\0b", "a text has no NUL character"),
         ('name="abc', "an override that begins with a quote is TOML"),
@@ -260,17 +258,17 @@ def test_values_that_no_setting_has() -> None:
 @pytest.mark.parametrize(
     ("file", "data", "says"),
     [
-        ("tokenizer.json", b"[" * 10**5, "tokenizer.json of pair.mine.student or pair.mine.teach"),
-        ("tokenizer.json", b"nope", "cannot be read"),
-        ("tokenizer.json", b'{"a": ' + b"9" * 5000 + b"}", "cannot be read"),
-        ("tokenizer.json", b"", "cannot be read"),
-        ("config.json", b"[" * 10**5, "cannot be read"),
-        ("tokenizer.json", b"[1]", "a list instead of an object"),
-        ("tokenizer.json", b'{"model": {"vocab": [1]}}', "cannot be read"),
-        ("config.json", b"[1]", "a list instead of an object"),
+        ("tokenizer.json", b"[" * 10**5, "is damaged"),
+        ("tokenizer.json", b"nope", "is damaged"),
+        ("tokenizer.json", b'{"a": ' + b"9" * 5000 + b"}", "is damaged"),
+        ("tokenizer.json", b"", "is damaged: it is empty"),
+        ("tokenizer.json", b"[1]", "has a list instead of an object"),
+        ("tokenizer.json", b'{"model": {"vocab": [1]}}', "is not a file of the tokenizers library"),
+        ("config.json", b"[" * 10**5, "is damaged"),
+        ("config.json", b"[1]", "has a list instead of an object"),
     ],
 )
-def test_a_tokenizer_of_another_form_is_refused(
+def test_a_tokenizer_of_another_form_is_refused_as_the_study_is_read(
     tmp_path: Path, file: str, data: bytes, says: str
 ) -> None:
     for role in ("student", "teacher"):
@@ -282,7 +280,7 @@ def test_a_tokenizer_of_another_form_is_refused(
     table = {"pair": {"mine": pair}, "train": {"learning_rate": 1e-4}}
     with pytest.raises(PotstillError) as caught:
         read_study(table)
-    assert says in str(caught.value)
+    assert says in str(caught.value) and str(tmp_path / "teacher" / file) in str(caught.value)
 
 
 @pytest.mark.parametrize(

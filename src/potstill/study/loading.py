@@ -20,7 +20,7 @@ from potstill.engines import zoo
 from potstill.engines.cross_tokenizer.token_bytes import differ
 from potstill.errors import Errors, PotstillError, did_you_mean, together
 from potstill.fields import explain, shown
-from potstill.settings import MOST_STEPS, Pair, Train
+from potstill.settings import MOST_STEPS, Train
 from potstill.study.names import check_study_names
 from potstill.study.reading import DEEPEST, LARGEST, check_values, parse_toml, text_problem
 from potstill.study.schema import EMBEDDED_LEARNING_RATE, PUBLISHED, Study
@@ -186,20 +186,7 @@ def _check_pair(study: Study, name: str) -> None:
                 check_model(model, place)
     errors.check()
     if local:
-        check_tokenizers(study, name, _differ(table, pair))
-
-
-def _differ(table: str, pair: Pair) -> bool | None:
-    """True if the tokenizers of a pair differ; None if that is unknown before they are opened."""
-    try:
-        return differ(pair.student, pair.teacher)
-    except (OSError, ValueError, RecursionError) as error:  # not JSON, or not to be read
-        raise PotstillError(
-            f"the tokenizer.json of {table}.student or {table}.teacher cannot be read: {error}",
-            "save the tokenizer again with tokenizer.save_pretrained(folder)",
-        ) from None
-    except (KeyError, TypeError, AttributeError):  # JSON of another form
-        return None
+        check_tokenizers(study, name, differ(pair.student, pair.teacher))
 
 
 def _with_learning_rate(study: Study) -> Study:

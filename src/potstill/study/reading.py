@@ -15,15 +15,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from potstill.errors import PotstillError
-from potstill.fields import shown
+from potstill.fields import ELSEWHERE, shown
 
 LARGEST = 2**20  # bytes of a study file
 DEEPEST = 20  # tables and lists in each other
 MOST_VALUES = 100_000
 LONGEST_KEY = 200  # characters
-# A key of 100 parts: tomllib takes the square of their number, or hours for a file of 1 MB.
+# A key of 50 parts: tomllib takes the square of their number, or hours for a file of 1 MB.
 _LONG_KEY = re.compile(
-    r"""(?<![\w-])(?:(?:[\w-]+|"(?:[^"\\\n]|\\.)*"|'[^'\n]*')[ \t]*\.[ \t]*){100}""", re.ASCII
+    r"""(?<![\w-])(?:(?:[\w-]+|"(?:[^"\\\n]|\\.)*"|'[^'\n]*')[ \t]*\.[ \t]*){50}""", re.ASCII
 )
 
 
@@ -42,14 +42,14 @@ def parse_toml(text: str, where: str) -> dict[str, Any]:
     try:
         if not _LONG_KEY.search(text):
             return tomllib.loads(text)
-        reason = "a key has 100 parts or more"
+        reason = "a key has 50 parts or more"
     except tomllib.TOMLDecodeError:
         raise
     except ValueError:  # Python reads 4,300 digits at most
         reason = "a number has thousands of digits"
     except RecursionError:
         reason = "lists or tables are nested too deeply"
-    raise PotstillError(f"{where}: {reason}", "see the files in studies/")
+    raise PotstillError(f"{where}: {reason}", ELSEWHERE)
 
 
 def check_values(table: Mapping[Any, Any], where: str) -> None:
@@ -67,7 +67,7 @@ def check_values(table: Mapping[Any, Any], where: str) -> None:
         if isinstance(value, Mapping):
             if problem := next(filter(None, map(_wrong_key, value)), ""):
                 place = f"{where}: {key}" if key else where
-                raise PotstillError(f"{place}: {problem}", "see the files in studies/")
+                raise PotstillError(f"{place}: {problem}", ELSEWHERE)
             inner = [(f"{key}.{name}" if key else name, one) for name, one in value.items()]
         elif isinstance(value, list | tuple):
             inner = [(f"{key}.{n}", one) for n, one in enumerate(value)]
@@ -78,7 +78,7 @@ def check_values(table: Mapping[Any, Any], where: str) -> None:
             problem = f"a study has at most {MOST_VALUES:,} values"
         if problem:
             place = key if len(key) <= LONGEST_KEY else f"{key[:LONGEST_KEY]}..."
-            raise PotstillError(f"{where}: {place}: {problem}", "see the files in studies/")
+            raise PotstillError(f"{where}: {f'{place}: ' * bool(key)}{problem}", ELSEWHERE)
         stack += [(name, depth + 1, one) for name, one in reversed(inner)]
 
 
