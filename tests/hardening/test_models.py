@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -307,6 +308,19 @@ def test_a_process_that_was_killed_is_started_again() -> None:
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert written(tokenizer, "7") == expected
+
+
+def test_an_interrupt_leaves_no_answer_for_the_next_prompt() -> None:
+    tokenizer = tokenizer_of(CHATML)
+    expected = written(tokenizer, "7")
+    renderer = templates._renderer(os.getpid())
+    process = renderer._process
+    assert process is not None and process.stdout is not None
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        stopped = mock.Mock(side_effect=KeyboardInterrupt)
+        patch.setattr(process, "stdout", mock.Mock(readline=stopped, close=process.stdout.close))
+        written(tokenizer, "8")
+    assert written(tokenizer, "7") == expected and renderer._process is not process
 
 
 def test_an_answer_may_lose_its_thoughts_and_nothing_else() -> None:
