@@ -382,6 +382,11 @@ def weights_that_are_not_there_yet(path: Path) -> None:
     (path / ONE).rename(path / f"{ONE}.incomplete")
 
 
+@folder("download has not ended")
+def weights_that_are_still_written(path: Path) -> None:
+    (path / f"{ONE}.aria2").write_bytes(b"")
+
+
 @folder("safetensors|weights")
 def weights_that_are_a_folder(path: Path) -> None:
     (path / ONE).unlink()
