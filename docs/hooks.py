@@ -1,8 +1,8 @@
 """Hooks of the documentation site: pages whose files are outside docs/.
 
-LOG.md, CONTRIBUTING.md and the notebook stay where readers of the repository look for them. The
-site shows each as a page, and links between them and docs/ work in both places. This file is
-used by mkdocs alone and is not part of the package.
+LOG.md, CONTRIBUTING.md, SECURITY.md and the notebook stay where readers of the repository look for
+them. The site shows each as a page, and links between them and docs/ work in both places. This
+file is used by mkdocs alone and is not part of the package.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = {  # file of the repository: page of the site
     "LOG.md": "log.md",
     "CONTRIBUTING.md": "contributing.md",
+    "SECURITY.md": "security.md",
     "notebooks/quickstart.ipynb": "notebook.md",
 }
 
@@ -34,6 +35,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
             text = "\n\n".join(_blocks(json.loads(text)))
         for folder in ("../docs/", "docs/"):
             text = text.replace(f"]({folder}", "](")
+        for other, target in PAGES.items():
+            text = text.replace(f"]({other}", f"]({target}")
         files.append(File.generated(config, page, content=text))
     return files
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from potstill.engines.fake import FakeEngine
-from potstill.errors import StorageError
+from potstill.errors import PotstillError, StorageError
 from potstill.training import checkpoint
 from potstill.types import Problem, Prompt, Trajectory
 
@@ -62,7 +62,7 @@ def test_entries_of_the_first_format_are_read_by_their_problem(tmp_path: Path) -
     engine, problems = FakeEngine(), [Problem("q", "a3", "k"), Problem("r", "a4", "k")]
     checkpoint.save(tmp_path, 1, engine, [entry(PLAIN)], {})
     file = tmp_path / "step-00000001" / "state.json"
-    state = json.loads(file.read_text())
+    state = {k: v for k, v in json.loads(file.read_text()).items() if k not in ("digest", "files")}
     for old in state["buffer"]:
         old["problem"] = "r"
         del old["prompt"]
@@ -74,15 +74,15 @@ def test_entries_of_the_first_format_are_read_by_their_problem(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("good", "kept"),
     [
-        (None, ["step-00000030"]),
-        (30, ["step-00000030"]),
+        (None, ["step-00000020", "step-00000030"]),
+        (30, ["step-00000020", "step-00000030"]),
         (29, ["step-00000020", "step-00000030"]),
         (20, ["step-00000020", "step-00000030"]),
-        (19, ["step-00000010", "step-00000030"]),
-        (9, ["step-00000030"]),  # none was good
+        (19, ["step-00000010", "step-00000020", "step-00000030"]),
+        (9, ["step-00000020", "step-00000030"]),  # none was good
     ],
 )
-def test_the_newest_and_the_last_good_one_are_kept(
+def test_the_newest_the_one_before_and_the_last_good_one_are_kept(
     tmp_path: Path, good: int | None, kept: list[str]
 ) -> None:
     save(tmp_path, 10, 20, good=10)
@@ -141,10 +141,75 @@ def test_all_is_on_the_disk_before_it_has_its_name(
 def test_a_file_that_is_no_checkpoint_is_no_obstacle(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").touch()
     save(tmp_path, 1, 2)
-    assert names(tmp_path) == ["notes.txt", "step-00000002"]
+    assert names(tmp_path) == ["notes.txt", "step-00000001", "step-00000002"]
+    (tmp_path / "step-more").touch()
+    restored = checkpoint.load(tmp_path, FakeEngine(), [])
+    assert restored is not None and restored[0] == 2
 
 
 def test_a_folder_that_cannot_be_written_is_an_error_of_storage(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(StorageError, match="file"):
         save(tmp_path / "file", 1)
+
+
+def damage(file: Path, how: str) -> None:
+    data = bytearray(file.read_bytes())
+    if how == "flip":
+        data[len(data) // 2] ^= 16
+    elif how == "zero":
+        data[len(data) // 2 :] = bytes(len(data) - len(data) // 2)
+    elif how == "cut":
+        del data[len(data) // 2 :]
+    file.write_bytes(data)
+    if how == "gone":
+        file.unlink()
+
+
+@pytest.mark.parametrize("how", ["flip", "zero", "cut", "gone"])
+@pytest.mark.parametrize("name", ["state.json", "engine.safetensors"])
+def test_a_damaged_one_is_left_out_and_that_is_said(
+    tmp_path: Path, name: str, how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    for step in (10, 20):
+        engine = FakeEngine()
+        engine._tables["student"] += step
+        save(tmp_path, step, engine=engine)
+    damage(tmp_path / "step-00000020" / name, how)
+    other = FakeEngine()
+    restored = checkpoint.load(tmp_path, other, [])
+    assert restored is not None and restored[0] == 10
+    assert np.allclose(other._tables["student"], FakeEngine()._tables["student"] + 10)
+    assert names(tmp_path) == ["step-00000010"]
+    assert "step-00000020 is damaged" in caplog.text and len(caplog.records) == 1
+    assert "step-00000020 is damaged" in other.notes[0]
+    damage(tmp_path / "step-00000010" / "state.json", "cut")
+    assert checkpoint.load(tmp_path, FakeEngine(), []) is None and names(tmp_path) == []
+
+
+def test_a_damaged_one_without_digests_is_left_out_too(tmp_path: Path) -> None:
+    save(tmp_path, 10, 20)
+    file = tmp_path / "step-00000020" / "state.json"
+    state = json.loads(file.read_text())
+    file.write_text(json.dumps({k: state[k] for k in ("step", "extra", "buffer")}))
+    (other,) = (p for p in file.parent.iterdir() if p != file)
+    damage(other, "cut")
+    restored = checkpoint.load(tmp_path, FakeEngine(), [])
+    assert restored is not None and restored[0] == 10
+
+
+def test_a_rollback_needs_a_sound_one(tmp_path: Path) -> None:
+    save(tmp_path, 10, 20)
+    damage(tmp_path / "step-00000010" / "state.json", "flip")
+    with pytest.raises(PotstillError, match="no sound checkpoint up to step 15"):
+        checkpoint.roll_back(tmp_path, FakeEngine(), 15)
+    assert checkpoint.roll_back(tmp_path, FakeEngine(), 20) == 20
+
+
+def test_values_that_are_not_finite_come_back_as_they_were(tmp_path: Path) -> None:
+    scores = np.array([-np.inf, np.nan], np.float32)
+    odd = Trajectory(PLAIN, (6, 7), scores, "teacher", 0, 0, scores)
+    checkpoint.save(tmp_path, 1, FakeEngine(), [odd], {})
+    restored = checkpoint.load(tmp_path, FakeEngine(), [])
+    assert restored is not None
+    assert np.array_equal(restored[1][0].logprobs, scores, equal_nan=True)

@@ -19,8 +19,8 @@ from potstill.report.results import outcome_matrix
 from potstill.report.tables.comparison import to_markdown
 from potstill.stats.comparisons import difference
 from potstill.stats.multiple import holm
-from potstill.study.storage import RunId, StudyFolder
-from studies import small_study, write_study
+from potstill.study.storage import REFERENCES, RunId, StudyFolder
+from studies import rewrite, small_study, write_study
 
 
 def study(path: Path, fate: Any = lambda cell: {}, **changes: Any) -> Path:
@@ -69,13 +69,15 @@ def test_other_problems_are_not_paired_and_that_is_said(tmp_path: Path) -> None:
 
 def test_completions_decide_what_the_same_problems_are(tmp_path: Path) -> None:
     a, b = study(tmp_path / "a"), study(tmp_path / "b")
-    path = StudyFolder(b).cell(RunId("tiny-qwen", "untrained")).path / "examples.jsonl"
-    first, *rest = path.read_text().splitlines()
-    path.write_text("\n".join([json.dumps(json.loads(first) | {"question": "another"}), *rest, ""]))
+    untrained, teacher = (StudyFolder(b).cell(RunId("tiny-qwen", role)) for role in REFERENCES)
+    first, *rest = untrained.texts
+    lines = [json.dumps(row) + "\n" for row in [first | {"question": "another"}, *rest]]
+    (untrained.path / "examples.jsonl").write_text("".join(lines))
+    rewrite(untrained)
     assert "not paired" in compare([a, b]).pairing["tiny-qwen"][0]
-    path.write_text("")  # unknown: the teacher's completions decide
+    (untrained.path / "examples.jsonl").unlink()  # unknown: the teacher's completions decide
     assert "paired by problem;" in compare([a, b]).pairing["tiny-qwen"][0]
-    (path.parents[2] / "teacher" / "all" / "examples.jsonl").write_text("")
+    (teacher.path / "examples.jsonl").unlink()
     assert "by the settings" in compare([a, b]).pairing["tiny-qwen"][0]
 
 

@@ -24,7 +24,7 @@ from potstill.settings import Eval, Train
 from potstill.study.loading import read_study
 from potstill.study.run import run_cell
 from potstill.study.schema import Study
-from potstill.study.storage import RunId, StudyFolder
+from potstill.study.storage import RunFolder, RunId, StudyFolder
 from potstill.tasks import load_task
 from potstill.types import Finding
 
@@ -273,8 +273,7 @@ class TestOnCollapse:
         run = tiny(*self.BROKEN, steps=25)
         assert run["result"]["ended"] is None and run["result"]["steps"] == 25
         assert run["result"]["findings"][0]["kind"] == "collapse"
-        kept = json.loads((run["path"] / "findings.json").read_text())
-        assert kept == run["result"]["findings"]
+        assert RunFolder(run["path"]).findings == run["result"]["findings"]
 
     def test_rollback_without_a_folder_is_refused(self, tmp_path: Path) -> None:
         task = load_task(**toy_table(tmp_path)["task"])

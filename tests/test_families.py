@@ -30,7 +30,7 @@ from potstill.training.rollout import collect
 from potstill.types import Datum, Ids, Limits, ModelSpec, Problem, Prompt, Sample
 
 QUICK = "llama", "gemma2", "gpt_neox", "mamba2", "qwen3_5_text"
-DROPPING = "opt", "bloom", "starcoder2"  # dropout outside of layers of its own
+DROPPING = "opt", "bloom", "starcoder2", "falcon"  # dropout outside of modules for it
 PROMPTS: list[Ids] = [(5, 300, 77, 8, 121, 9), (41,), (200, 17, 33), (88, 6, 250, 4, 61, 90, 301)]
 LIMITS = [7, 4, 9, 1]  # rows leave the batch one after another
 

@@ -33,7 +33,9 @@ HEAVY = {
 
 # The plan of the house, lowest first.
 PACKAGES = (
+    "urls",
     "errors",
+    "digests",
     "fields",
     "types",
     "settings",

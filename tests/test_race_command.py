@@ -19,7 +19,8 @@ from launching import Gate, wait_for
 from potstill.errors import PotstillError
 from potstill.study.loading import read_study
 from potstill.study.race import RaceFolder, Rules, planned_runs, raced
-from potstill.study.storage import RunId, StudyFolder, runs_of
+from potstill.study.storage import RunFolder, RunId, StudyFolder, runs_of
+from studies import rewrite
 from test_cli import call, refused
 from test_study import content
 
@@ -214,10 +215,8 @@ def test_results_of_fresh_seeds_do_not_depend_on_deciding_ones(
     """A lucky deciding seed changes no reported number."""
     out = tmp_path / "out"
     shutil.copytree(whole[1], out)
-    file = out / "cells/toy/on_policy_gkd/1/result.json"
-    record = json.loads(file.read_text())
-    record["outcomes"] = dict.fromkeys(record["outcomes"], "0" * 20)
-    file.write_text(json.dumps(record))
+    nothing = dict.fromkeys(("strict", "flexible"), "0" * 20)
+    rewrite(RunFolder(out / "cells/toy/on_policy_gkd/1"), outcomes=nothing)
     assert call("report", out) == 0
 
     def row(path: Path) -> dict[str, Any]:
@@ -248,10 +247,8 @@ def test_a_race_with_one_finalist_recommends_it(tmp_path: Path, whole: tuple[Pat
     out = tmp_path / "out"
     shutil.copytree(whole[1], out)
     for seed in range(3):  # as bad as stuck while the race decided, and never again
-        file = out / f"cells/toy/kl_anchored/{seed}/result.json"
-        record = json.loads(file.read_text())
-        record["outcomes"] = dict.fromkeys(record["outcomes"], "0" * 20)
-        file.write_text(json.dumps(record))
+        nothing = dict.fromkeys(("strict", "flexible"), "0" * 20)
+        rewrite(RunFolder(out / f"cells/toy/kl_anchored/{seed}"), outcomes=nothing)
     assert call("report", out) == 0
     results = json.loads((out / "results.json").read_text())
     assert results["race"]["toy"]["ended"] == "one left"

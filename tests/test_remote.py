@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from conftest import toy_table
+from potstill.digests import to_json
 from potstill.engines.fake import FakeEngine
 from potstill.errors import PotstillError, StorageError
 from potstill.study.executors.ray import lease, worker
 from potstill.study.executors.ray.lease import Lease, LeaseLost
-from potstill.study.files import to_json
 from potstill.study.loading import read_study
 from potstill.study.remote import Mirror, Remote, source
 from potstill.study.remote import url as url_module

@@ -352,7 +352,9 @@ def test_very_long_runs_are_read_thinned_and_keep_their_gradings(tmp_path: Path)
 
 def test_a_torn_last_line_is_left_and_a_damaged_one_refused(tmp_path: Path) -> None:
     write_study(tmp_path, small_study(methods=["hybrid"], seeds=[0]))
-    path = StudyFolder(tmp_path).cell(RunId("tiny-qwen", "hybrid", 0)).path / "metrics.jsonl"
+    run = StudyFolder(tmp_path).cell(RunId("tiny-qwen", "hybrid", 0))
+    (run.path / "result.json").unlink()
+    path = run.path / "metrics.jsonl"
     whole = path.read_text()
     path.write_text(whole + '{"step": 21, "train')
     assert load(tmp_path).of("tiny-qwen", "hybrid")[0].metrics[-1]["step"] == 20

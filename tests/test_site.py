@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-OUTSIDE = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]  # read where they are, not on the site
+PAGES = ("README.md", "CONTRIBUTING.md", "SECURITY.md")
+OUTSIDE = [ROOT / name for name in PAGES]  # read where they are, not on the site
 DOCUMENTS = [*OUTSIDE, *sorted((ROOT / "docs").glob("*.md"))]
 FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
@@ -35,7 +36,7 @@ def test_every_document_is_a_page(site: Path) -> None:
     pages = {path.stem for path in site.glob("*.html")}
     assert len(pages) > 20
     assert {path.stem for path in (ROOT / "docs").glob("*.md")} <= pages
-    assert {"log", "contributing", "notebook"} <= pages
+    assert {"log", "contributing", "security", "notebook"} <= pages
     assert not (site / "hooks.py").exists()
 
 
@@ -56,7 +57,7 @@ def test_the_reference_shows_signatures_arguments_and_doctests(site: Path) -> No
 
 def test_pages_from_outside_docs_keep_their_links(site: Path) -> None:
     contributing = (site / "contributing.html").read_text(encoding="utf-8")
-    assert 'href="architecture.html"' in contributing
+    assert 'href="architecture.html"' in contributing and 'href="security.html"' in contributing
     assert "data:image/png;base64," in (site / "notebook.html").read_text(encoding="utf-8")
     assert 'src="growth.svg"' in (site / "log.html").read_text(encoding="utf-8")
 

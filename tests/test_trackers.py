@@ -17,6 +17,7 @@ from conftest import free_port, toy_table
 from launching import Gate, command, run_study, wait_for
 from potstill.cli import app
 from potstill.errors import PotstillError
+from potstill.study.file_schemas import metrics_error
 from potstill.study.files import JsonlTail
 from potstill.study.loading import load_study, read_study
 from potstill.study.schema import Study
@@ -24,8 +25,8 @@ from potstill.study.storage import RunId, StudyFolder, runs_of
 from potstill.study.tracking.exporter import following
 from potstill.study.tracking.follower import Follower, troubles
 from potstill.study.tracking.protocol import numbers, run_opener
-from potstill.study.tracking.redact import without_secrets
 from potstill.study.tracking.registry import TRACKERS
+from potstill.urls import without_secrets
 from test_cli import call
 
 KEY = "0123456789abcdef" * 2 + "deadbeef"
@@ -179,7 +180,7 @@ def test_no_number_is_a_gap(name: str, tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_a_growing_file_is_read_once_and_a_new_one_again(tmp_path: Path) -> None:
     file = tmp_path / "metrics.jsonl"
-    lines = JsonlTail(file)
+    lines = JsonlTail(file, "remove it", metrics_error)
     assert lines.new_rows() == []
     file.write_text('{"step": 0}\n{"step": 1}\n{"st')
     assert [row["step"] for row in lines.new_rows()] == [0, 1]

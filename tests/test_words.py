@@ -252,7 +252,8 @@ def package(path: Path) -> str:
     return path.relative_to(SOURCE).parts[0]
 
 
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.*"))]
+PAGES = ("README.md", "CONTRIBUTING.md", "SECURITY.md")
+DOCUMENTS = [*(ROOT / name for name in PAGES), *sorted((ROOT / "docs").glob("*.*"))]
 TEXTS = [path for path in DOCUMENTS if path.suffix in (".md", ".py")]
 TEXTS += sorted((ROOT / "studies").glob("*.toml"))
 CHECKED = [*TEXTS, *(path for path in sources() if package(path) not in EXEMPT)]

@@ -1,6 +1,18 @@
-"""`python -m potstill`."""
+"""`python -m potstill`, and the command `potstill`."""
 
-from potstill.cli import main
+from __future__ import annotations
+
+import sys
+
+
+def main() -> None:
+    """Run the command line and exit; Ctrl-C while it is imported prints no traceback."""
+    try:
+        from potstill.cli import main as run
+    except KeyboardInterrupt:
+        sys.exit(130)
+    run()
+
 
 if __name__ == "__main__":
     main()

@@ -1,8 +1,8 @@
 """Errors that a user can cause.
 
 Each is a `PotstillError`: the message has the rule and what it got, `hint` what to do. The command
-line prints both lines and exits with code 2. Bugs in potstill are ordinary exceptions and keep
-their traceback.
+line prints both lines and exits with code 2. Neither has a secret of a URL, nor a long value as a
+whole. Bugs in potstill are ordinary exceptions and keep their traceback.
 """
 
 from __future__ import annotations
@@ -13,17 +13,51 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from potstill.urls import without_secrets
+
+NOTE = 50  # characters, at most, of the note in the place of what is left out
+
+MOST_ERRORS = 20  # of several in one
+LONGEST = 1000  # characters of a line; names in it can have any length
+MOST_LINES = 200
+
 
 class PotstillError(ValueError):
     """An invalid request. `str(error)` is the rule and what it got, `error.hint` what to do."""
 
     def __init__(self, message: str, hint: str = "") -> None:
-        super().__init__(message)
-        self.hint = hint
+        super().__init__(shown(message))
+        self.hint = shown(hint)
 
     def __reduce__(self) -> tuple[type[PotstillError], tuple[str, str]]:
         # so that the hint is kept when a worker process pickles the error
         return type(self), (str(self), self.hint)
+
+
+def shown(text: str, longest: int = LONGEST) -> str:
+    r"""A message without secrets, and without the middle of lines that are too long to be read.
+
+    Control characters are escaped, and so is half a surrogate pair, which no file can hold.
+
+    >>> shown("got " + 100 * "x" + ", which is no name", 80)
+    'got xxxxxx... (92 characters left out) ...xx, which is no name'
+    >>> shown("got \x1b[31m")
+    'got \\x1b[31m'
+    """
+    lines = without_secrets(text).split("\n")
+    more = len(lines) - MOST_LINES
+    lines = [_line(line, longest) for line in lines[:MOST_LINES]]
+    return "\n".join([*lines, f"and {more:,} more lines"] if more > 0 else lines)
+
+
+def _line(text: str, longest: int) -> str:
+    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    if len(text) <= longest:
+        return text
+    tail = longest // 4
+    head = longest - tail - NOTE
+    left_out = len(text) - head - tail
+    return f"{text[:head]}... ({left_out} characters left out) ...{text[-tail:]}"
 
 
 class NonFinite(ArithmeticError):
@@ -83,7 +117,9 @@ class PotstillErrors(PotstillError):
 
 
 def _numbered(lines: Iterable[str]) -> str:
-    return "".join(f"\n  {n}. {line}" for n, line in enumerate(lines, 1))
+    texts = [f"\n  {n}. {line}" for n, line in enumerate(lines, 1)]
+    more = len(texts) - MOST_ERRORS
+    return "".join(texts[:MOST_ERRORS]) + (f"\n  and {more:,} more" if more > 0 else "")
 
 
 class Errors:

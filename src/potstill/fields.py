@@ -19,6 +19,7 @@ from potstill.errors import PotstillError, PotstillErrors, did_you_mean, togethe
 
 CLOSED = ConfigDict(extra="forbid", allow_inf_nan=False)  # no unknown keys, no infinite numbers
 ELSEWHERE = "see the files in studies/"
+MOST_SHOWN = 150  # characters of a value in a message
 
 T = TypeVar("T")
 
@@ -33,6 +34,21 @@ def limits(rule: str, hint: str = "", **bounds: Any) -> Any:
     """
     extra = {"hint": hint} if hint else None
     return Field(description=rule, json_schema_extra=extra, **bounds)  # type: ignore[arg-type]
+
+
+def shown(value: Any) -> str:
+    """A value in a message: its repr, shortened, for values of any size and depth.
+
+    >>> shown("abc"), shown("a" * 1000) == repr("a" * 150) + "..."
+    ("'abc'", True)
+    """
+    try:
+        text = repr(value[: MOST_SHOWN + 1] if isinstance(value, str | list | tuple) else value)
+    except (ValueError, RecursionError):  # a number of thousands of digits, thousands of brackets
+        return f"a {type(value).__name__} that is too long to print"
+    if isinstance(value, str):
+        return text if len(value) <= MOST_SHOWN else f"{value[:MOST_SHOWN]!r}..."
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
 
 
 def reported(kind: str, also: Sequence[str] = ()) -> Callable[[type[T]], type[T]]:
@@ -58,6 +74,22 @@ def reported(kind: str, also: Sequence[str] = ()) -> Callable[[type[T]], type[T]
         return cls
 
     return decorate
+
+
+def is_flag_for_number(value: Any, annotation: Any) -> bool:
+    """True for true or false, alone or in a list, where the type allows numbers and no flags.
+
+    >>> is_flag_for_number(True, int), is_flag_for_number([1, False], tuple[int, ...])
+    (True, True)
+    >>> is_flag_for_number(True, bool), is_flag_for_number(1, float | None)
+    (False, False)
+    """
+    kinds = _members(annotation)
+    for kind in kinds:
+        if get_origin(kind) in (list, tuple):
+            values = value if isinstance(value, list | tuple) else [value]
+            return any(is_flag_for_number(one, get_args(kind)[0]) for one in values)
+    return isinstance(value, bool) and bool not in kinds and (int in kinds or float in kinds)
 
 
 def explain(
@@ -98,7 +130,7 @@ def _each(
         stated = f"{key} is required, got {', '.join(given or ()) or 'nothing'}"
         hint = f"keys: {', '.join(keys)}"
     else:
-        stated, hint = f"{_rule(key, field, detail['msg'])}, got {got!r}", _hint(field)
+        stated, hint = f"{_rule(key, field, detail['msg'])}, got {shown(got)}", _hint(field)
     return [PotstillError(f"{where}: {stated}", hint)]
 
 

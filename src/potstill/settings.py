@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import datetime
+import re
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
 
-from potstill.errors import PotstillError, did_you_mean
+from potstill.errors import PotstillError, did_you_mean, together
+from potstill.fields import is_flag_for_number, shown
 from potstill.types import ModelSpec
+from potstill.urls import Url
 
 # Arguments of `apply_chat_template` that are not the template's own.
 RESERVED = frozenset(
@@ -19,6 +29,17 @@ RESERVED = frozenset(
 )
 
 
+# The largest values: far above any use, and below what overflows or does not fit in memory.
+MOST_STEPS = 10**7
+MOST_PROMPTS = 10**5  # of a step
+MOST_TOKENS = 10**6  # of a completion; windows of models are below it
+MOST_ROWS = 10**9  # tokens of a micro-batch
+MOST_RANK = 2**14  # a LoRA rank above a model's width adds nothing
+MOST_DOLLARS = 10**9
+MOST_SEED = 2**32 - 1  # numpy's
+SLOWEST = 1e-12  # learning rate; below, no weight changes
+HOT, COLD = 1e3, 1e-3  # temperatures: above, sampling is uniform; below, greedy or not finite
+_URL = r"^(https?://[!-~]+)?$"
 # Kinds of devices of torch, with a number where there are several.
 DEVICES = ("cpu", "cuda", "mps", "xpu", "npu", "hpu", "mlu", "musa")
 MAPS = ("auto", "balanced", "balanced_low_0", "sequential")  # of accelerate
@@ -33,9 +54,38 @@ class Table(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _no_flags(cls, table: Any) -> Any:
+        """Pydantic takes true for 1."""
+        fields = cls.model_fields
+        flags = [
+            PotstillError(f"{key} is a number, got {shown(value)}", "write a number")
+            for key, value in (table.items() if isinstance(table, Mapping) else ())
+            if key in fields and is_flag_for_number(value, fields[key].annotation)
+        ]
+        if flags:
+            raise together(flags)
+        return table
+
     def changed(self, changes: Mapping[str, Any]) -> Self:
         """A copy with other values of some fields, checked like the first."""
         return type(self).model_validate({**self.model_dump(), **changes}) if changes else self
+
+
+Modules = Annotated[
+    Annotated[str, Field(min_length=1)] | tuple[Annotated[str, Field(min_length=1)], ...],
+    Field(min_length=1),
+]
+
+
+def _trains(norm: float) -> float:
+    if 0 < norm < 1e-6:
+        raise ValueError("input should be 0, which is off, or at least 1e-6: less trains nothing")
+    return norm
+
+
+Norm = Annotated[float, Field(ge=0), AfterValidator(_trains)]
 
 
 class Pair(Table):
@@ -51,19 +101,21 @@ class Pair(Table):
 class Train(Table):
     """Length and speed of the training of one run."""
 
-    steps: int = Field(100, ge=1)  # optimizer steps; a recipe's budget multiplies them
-    batch_size: int = Field(32, ge=1)  # prompts per step
-    max_tokens: int = Field(32, ge=1)  # per completion, prefix included
-    learning_rate: float | None = Field(None, gt=0)  # unset: the embedded pairs' own
-    on_policy_rate: float = Field(1.0, gt=0)  # multiple of it on the student's own tokens
-    warmup: int = Field(5, ge=0)  # steps of linear warm-up
-    temperature: float = Field(1.0, gt=0)  # the student's sampling temperature
-    teacher_temperature: float = Field(1.0, gt=0)  # the teacher's, where it writes
-    lora_rank: int = Field(0, ge=0)  # 0 trains all weights
-    lora_alpha: int = Field(0, ge=0)  # adapters are scaled by alpha / rank; 0: twice the rank
+    steps: int = Field(100, ge=1, le=MOST_STEPS)  # times a recipe's budget: optimizer steps
+    batch_size: int = Field(32, ge=1, le=MOST_PROMPTS)  # prompts per step
+    max_tokens: int = Field(32, ge=1, le=MOST_TOKENS)  # per completion, prefix included
+    learning_rate: float | None = Field(None, ge=SLOWEST)  # unset: the embedded pairs' own
+    on_policy_rate: float = Field(
+        1.0, ge=1e-6, le=1e6
+    )  # multiple of it on the student's own tokens
+    warmup: int = Field(5, ge=0, le=MOST_STEPS)  # steps of linear warm-up
+    temperature: float = Field(1.0, ge=COLD, le=HOT)  # the student's sampling temperature
+    teacher_temperature: float = Field(1.0, ge=COLD, le=HOT)  # the teacher's, where it writes
+    lora_rank: int = Field(0, ge=0, le=MOST_RANK)  # 0 trains all weights
+    lora_alpha: int = Field(0, ge=0, le=10**6)  # scale is alpha / rank; 0: twice the rank
     lora_dropout: float = Field(0.0, ge=0, lt=1)  # share of an adapter's inputs that a step drops
-    lora_target: str | tuple[str, ...] = "all-linear"  # modules with adapters, by name
-    max_grad_norm: float = Field(1.0, ge=0)  # clip to this norm; 0 is off
+    lora_target: Modules = "all-linear"  # modules with adapters, by name
+    max_grad_norm: Norm = 1.0  # clip to this norm; 0 is off
     checkpoint_every: int = Field(25, ge=1)  # steps between checkpoints
     on_collapse: Literal["warn", "stop", "rollback"] = "warn"  # rollback: to the last good one
     save: bool = True  # keep each trained student as a model folder
@@ -81,7 +133,7 @@ class Eval(Table):
 
     every: int = Field(25, ge=1)  # steps between evaluations; the last step always has one
     problems: int = Field(500, ge=1)  # held-out problems, the first of the task's test split
-    max_tokens: int = Field(0, ge=0)  # per evaluated completion; 0: as in training
+    max_tokens: int = Field(0, ge=0, le=MOST_TOKENS)  # per evaluated completion; 0: as in training
     probe: int = Field(16, ge=1)  # training problems sampled for score and KL
     probe_every: int = Field(5, ge=1)  # steps between probes
     examples: int = Field(4, ge=0)  # completions kept per evaluation
@@ -90,10 +142,10 @@ class Eval(Table):
 class Lora(Table):
     """LoRA adapters of the student."""
 
-    rank: int = Field(0, ge=0)  # 0 trains all weights
-    alpha: int = Field(0, ge=0)  # scale of the adapters is alpha / rank; 0: twice the rank
+    rank: int = Field(0, ge=0, le=MOST_RANK)  # 0 trains all weights
+    alpha: int = Field(0, ge=0, le=10**6)  # scale is alpha / rank; 0: twice the rank
     dropout: float = Field(0.0, ge=0, lt=1)  # share of an adapter's inputs that a step drops
-    target: str | tuple[str, ...] = "all-linear"  # modules with adapters, by name
+    target: Modules = "all-linear"  # modules with adapters, by name
 
 
 class TorchSettings(Table):
@@ -102,10 +154,10 @@ class TorchSettings(Table):
     name: Literal["torch"] = "torch"
     student: ModelSpec = ModelSpec()
     teacher: ModelSpec = ModelSpec()
-    batch_tokens: int = Field(16_384, ge=1)  # padded tokens per micro-batch: the memory knob
-    sample_tokens: int = Field(16_384, ge=1)  # the same for sampling, which keeps a cache alone
+    batch_tokens: int = Field(16_384, ge=1, le=MOST_ROWS)  # padded tokens per micro-batch: memory
+    sample_tokens: int = Field(16_384, ge=1, le=MOST_ROWS)  # the same for sampling: a cache alone
     gradient_checkpointing: bool = False  # recompute activations to save memory
-    threads: int = Field(1, ge=0)  # CPU threads per run; 0: as many as the worker has cores
+    threads: int = Field(1, ge=0, le=1024)  # CPU threads per run; 0: one per core
     shard_teacher: bool = True  # over the processes of torchrun; false: a whole one in each
     gather_for_sampling: bool = True  # false: sample layer by layer, for what no GPU can hold
 
@@ -118,6 +170,8 @@ class TorchSettings(Table):
             datetime.date.fromisoformat(spec.date)
         except ValueError:
             raise ValueError(f"date is a day as YYYY-MM-DD, not {spec.date!r}") from None
+        if wrong := [key for key in spec.template if not key.isidentifier()]:
+            raise ValueError(f"template has names that a template can read, not {shown(wrong[0])}")
         check_placement(spec)
         return spec
 
@@ -128,7 +182,7 @@ def check_placement(spec: ModelSpec) -> None:
     named += [("device_map", spec.device_map, MAPS)] if spec.device_map is not None else []
     for key, value, words in named:
         kind, colon, number = value.partition(":")
-        device = kind in DEVICES and number.isdecimal() == bool(colon)
+        device = kind in DEVICES and re.fullmatch(r"(:[0-9]{1,3})?", colon + number)
         if not device and value not in words:
             hint = did_you_mean(kind, (*words, *DEVICES), "devices")
             raise PotstillError(f'{key} is a device such as "cuda:1", got "{value}"', hint)
@@ -145,13 +199,22 @@ def check_placement(spec: ModelSpec) -> None:
         )
 
 
+def _is_address(url: Url) -> Url:
+    if not re.fullmatch(_URL, url.full):
+        raise ValueError("must be a URL with http:// or https://, or empty")
+    return url
+
+
+Address = Annotated[Url, AfterValidator(_is_address)]
+
+
 class TinkerSettings(Table):
     """The tinker engine: a training service, hosted or your own. The key is TINKER_API_KEY."""
 
     name: Literal["tinker"]
-    base_url: str = ""  # the student's server; empty: the hosted service
-    teacher_url: str = ""  # the teacher's, if another; a server of your own has one base model
-    in_flight: int = Field(64, ge=1)  # requests that wait for an answer at the same time
+    base_url: Address = Url("")  # the student's server; empty: the hosted service
+    teacher_url: Address = Url("")  # the teacher's, if another; a server has one base model
+    in_flight: int = Field(64, ge=1, le=10_000)  # requests that wait for an answer at once
 
 
 class FakeSettings(Table):
@@ -163,13 +226,13 @@ class FakeSettings(Table):
 class Price(Table):
     """Prices in US dollars of a machine's hours, a service's tokens, or both."""
 
-    hour: float = Field(0.0, ge=0)  # per hour of one run
-    prompt: float = Field(0.0, ge=0)  # per million tokens: read before a completion
-    student_sampled: float = Field(0.0, ge=0)  # per million, evaluations included
-    teacher_sampled: float = Field(0.0, ge=0)  # per million
-    student_scored: float = Field(0.0, ge=0)  # per million
-    teacher_scored: float = Field(0.0, ge=0)  # per million
-    trained: float = Field(0.0, ge=0)  # per million
+    hour: float = Field(0.0, ge=0, le=MOST_DOLLARS)  # per hour of one run
+    prompt: float = Field(0.0, ge=0, le=MOST_DOLLARS)  # per million tokens of prompts
+    student_sampled: float = Field(0.0, ge=0, le=MOST_DOLLARS)  # per million, evaluations included
+    teacher_sampled: float = Field(0.0, ge=0, le=MOST_DOLLARS)  # per million
+    student_scored: float = Field(0.0, ge=0, le=MOST_DOLLARS)  # per million
+    teacher_scored: float = Field(0.0, ge=0, le=MOST_DOLLARS)  # per million
+    trained: float = Field(0.0, ge=0, le=MOST_DOLLARS)  # per million
 
 
 class Budget(Table):
@@ -183,11 +246,18 @@ class Budget(Table):
 class RaySettings(Table):
     """Resources of one run on a Ray cluster, see `potstill study --on`."""
 
-    cpus: float = Field(0.0, ge=0)  # cores; 0: as many as engine.threads, at least one
-    gpus: float = Field(0.0, ge=0)  # below 1, several runs share one
-    memory: float = Field(0.0, ge=0)  # GB reserved; 0: none
-    retries: int = Field(3, ge=0)  # restarts of a run whose worker or node died
+    cpus: float = Field(0.0, ge=0, le=10**5)  # cores; 0: as many as engine.threads, at least one
+    gpus: float = Field(0.0, ge=0, le=10**5)  # below 1, several runs share one
+    memory: float = Field(0.0, ge=0, le=10**6)  # GB reserved; 0: none
+    retries: int = Field(3, ge=0, le=1000)  # restarts of a run whose worker or node died
     runtime_env: dict[str, Any] = Field({}, exclude=True)  # Ray's own; never written: it has keys
+
+    @field_validator("cpus", "gpus")
+    @classmethod
+    def _shared(cls, share: float) -> float:
+        if 0 < share < 1e-4:
+            raise ValueError("Ray counts in units of 0.0001")
+        return share
 
     @field_validator("gpus")
     @classmethod

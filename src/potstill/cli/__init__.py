@@ -1,7 +1,8 @@
 """The command line. Progress goes to stderr, results to stdout; each command imports what it needs
 when it runs.
 
-Exit codes: 0 done, 1 a run failed or the budget is spent, 2 the request was wrong, 130 interrupted.
+Exit codes: 0 done, 1 a run failed or the budget is spent, 2 the request was wrong, 130 interrupted,
+141 the reader of stdout has gone.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from potstill.cli.pages import VERBOSE, Command, Group, with_bold_headings
+from potstill.cli.terminal import Formatter, echo
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +66,7 @@ def command(
 
 def _show_version(flag: bool) -> None:
     if flag:
-        print("\n".join(versions()))
+        echo("\n".join(versions()))
         raise typer.Exit
 
 
@@ -129,9 +130,9 @@ def overview(ctx: Any) -> str:
 
 def be_verbose() -> None:
     """Log to stderr from level INFO on; errors then come with their tracebacks."""
-    logging.basicConfig(
-        level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s"
-    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(Formatter("%(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     logging.getLogger(PROG).setLevel(logging.INFO)
     log.info("%s on %s: %s", ", ".join(versions()), sys.platform, " ".join(sys.argv[1:]))
 

@@ -11,6 +11,7 @@ import typer
 from potstill.cli.app import TOOLS, command
 from potstill.cli.options import AsJson, AsMarkdown, Out, Retry, Words, Workers, study_of
 from potstill.cli.tables import print_json
+from potstill.cli.terminal import echo
 
 
 @command(
@@ -65,17 +66,17 @@ def audit(
         study = auditing.study_of(base, variant)
         folder = StudyFolder(path / "variants" / variant.name)
         if len(folder.results(runs_of(study))) < len(runs_of(study)):
-            print(f"variant {number} of {len(plan)}: {variant.name}", file=sys.stderr)
+            echo(f"variant {number} of {len(plan)}: {variant.name}", file=sys.stderr)
         results = fill(study, folder.path, workers, False, retry_failed, path / ".cache")
         failed += sum(record["status"] == "failed" for record in results.values())
     written = write_audit(base, path, faults)
     if as_json:
         print_json(written)
     else:
-        print(f"{written['verdict']}\n")
+        echo(f"{written['verdict']}\n")
     if markdown:
         entries = auditing.matrix(base, path, faults)
-        print(to_markdown(base, entries, auditing.effects(entries, faults)))
+        echo(to_markdown(base, entries, auditing.effects(entries, faults)))
     if not as_json:
-        print(f"audit: {path / 'audit.html'}")
+        echo(f"audit: {path / 'audit.html'}")
     raise typer.Exit(1 if failed else 0)

@@ -9,6 +9,7 @@ import typer
 from potstill.cli.app import TOOLS, command
 from potstill.cli.options import AsJson, PairName, Words, study_of
 from potstill.cli.tables import print_json, print_table
+from potstill.cli.terminal import echo
 from potstill.errors import PotstillError, did_you_mean
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def bench(
     if as_json:
         print_json(result.to_json())
     else:
-        print(heading(result))
+        echo(heading(result))
         print_table(rows(result), spare=("tokens/s", "of a step"))
 
 

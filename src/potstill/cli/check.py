@@ -12,6 +12,7 @@ import typer
 from potstill.cli.app import RUN, command
 from potstill.cli.options import AsJson, Preflight, Words, study_of
 from potstill.cli.tables import print_json, print_table
+from potstill.cli.terminal import echo
 
 if TYPE_CHECKING:
     from potstill.settings import Price
@@ -80,9 +81,9 @@ def check(
         shown = {pair: power_record(one) for pair, one in able.items()}
         print_json({**facts, "power": shown, "checks": checks, "prediction": predicted})
     elif checks:
-        print()
+        echo()
         print_table(checks)
-        print()
+        echo()
         print_table([labelled(row, hours_of(study)) for row in predicted])
     refuse(checks)
     afford(study, StudyFolder(Path("runs") / study.name), spending, runs_of(study))
@@ -155,9 +156,9 @@ def print_powers(able: Mapping[str, Power]) -> None:
     texts = {pair: " ".join(ability(one)) for pair, one in able.items()}
     if len(set(texts.values())) == 1:
         texts = {"": next(iter(texts.values()))}
-    print()
+    echo()
     for pair, text in texts.items():
-        print(f"{pair}: {text}" if pair else text)
+        echo(f"{pair}: {text}" if pair else text)
 
 
 def readable(facts: Mapping[str, Any]) -> dict[str, str]:

@@ -14,6 +14,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
 from rich.text import Text
 
+from potstill.cli.terminal import printable
 from potstill.diagnostics.preflight import Progress
 
 SLOW = 2.0  # seconds after which a line says that a check is running
@@ -55,7 +56,7 @@ class CheckView:
 
     def __call__(self, pair: str, progress: Progress) -> None:
         self._cancel()
-        name = f"pre-flight of {pair}: {progress.name}"
+        name = printable(f"pre-flight of {pair}: {progress.name}")
         if progress.results is None:
             self._running, self._since = name, time.monotonic()
             if not self.console.is_terminal:

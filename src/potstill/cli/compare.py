@@ -13,6 +13,7 @@ import typer
 from potstill.cli.app import READ, command
 from potstill.cli.options import AsJson, AsMarkdown
 from potstill.cli.tables import print_json, print_table
+from potstill.cli.terminal import echo
 
 if TYPE_CHECKING:
     from potstill.report.compare import Comparison
@@ -43,20 +44,20 @@ def compare(
     Differences are paired by problem where both studies evaluated the same problems. Settings that
     differ are listed. With --markdown or --json no page is written.
     """
+    from potstill.digests import to_json
     from potstill.report.compare import compare as compared
     from potstill.report.pages.comparison import write_comparison
     from potstill.report.tables.comparison import to_markdown
-    from potstill.study.storage import to_json
 
     comparison = compared(folders)
     if as_json:
         print_json(json.loads(to_json(comparison.to_json())))
     elif markdown:
-        print(to_markdown(comparison), end="")
+        echo(to_markdown(comparison), end="")
     else:
         page = write_comparison(comparison, out)
         print_comparison(comparison)
-        print(f"\ncomparison: {page}")
+        echo(f"\ncomparison: {page}")
 
 
 def print_comparison(comparison: Comparison) -> None:
@@ -64,15 +65,15 @@ def print_comparison(comparison: Comparison) -> None:
     letters = [side.letter for side in comparison.sides]
     print_table([{"study": side.letter, "folder": side.label} for side in comparison.sides])
     for pair in comparison.pairs:
-        print(f"\n{pair}, accuracy in %, differences in points")
+        echo(f"\n{pair}, accuracy in %, differences in points")
         rows = _rows(comparison, pair)
         print_table(rows, spare=[f"{letter} 95 %" for letter in letters])
         for note in comparison.pairing[pair]:
-            print(note)
+            echo(note)
     for note in comparison.left:
-        print(note)
+        echo(note)
     if comparison.settings:
-        print("\nsettings that differ")
+        echo("\nsettings that differ")
         heads = ["setting", *letters]
         print_table([dict(zip(heads, row, strict=True)) for row in comparison.settings])
 

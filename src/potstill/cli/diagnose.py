@@ -11,7 +11,8 @@ import typer
 from potstill.cli.app import READ, command
 from potstill.cli.options import AsJson
 from potstill.cli.tables import print_json, print_table
-from potstill.errors import PotstillError
+from potstill.cli.terminal import echo
+from potstill.errors import Errors, PotstillError
 
 if TYPE_CHECKING:
     from potstill.study.storage import RunFolder
@@ -65,10 +66,10 @@ def diagnose(
     for run in runs:
         _print_run(run)
         if signals:
-            print(f"\n{run['run']}")
+            echo(f"\n{run['run']}")
             print_table(_signal_rows(run["signals"]), spare=SPARE)
     sound = sum(all(f["kind"] == "note" for f in run["findings"]) for run in runs)
-    print(f"{sound} of {len(runs)} runs without a finding")
+    echo(f"{sound} of {len(runs)} runs without a finding")
 
 
 def _print_run(run: Mapping[str, Any]) -> None:
@@ -77,12 +78,12 @@ def _print_run(run: Mapping[str, Any]) -> None:
     for finding in run["findings"]:
         verb = VERBS[finding["kind"]]
         step, detected = finding["step"], finding["found"]
-        print(f"{run['run']} {verb} from step {step} on (detected at step {detected})")
-        print(f"  cause:    {finding['cause']}: {finding['meaning']}")
-        print(f"  evidence: {finding['evidence']}")
-        print(f"  advice:   {finding['advice']}")
+        echo(f"{run['run']} {verb} from step {step} on (detected at step {detected})")
+        echo(f"  cause:    {finding['cause']}: {finding['meaning']}")
+        echo(f"  evidence: {finding['evidence']}")
+        echo(f"  advice:   {finding['advice']}")
     if run["ended"]:
-        print(f"  {ended(run['ended'])}")
+        echo(f"  {ended(run['ended'])}")
 
 
 def _signal_rows(signals: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -104,11 +105,14 @@ def diagnosis(path: Path) -> list[dict[str, Any]]:
     """
     from potstill.study.storage import RunFolder
 
-    if (path / "metrics.jsonl").exists():
-        places = [path]
-    else:
-        places = sorted(file.parent for file in path.glob("cells/*/*/*/metrics.jsonl"))
-    runs = [run for run in map(RunFolder, places) if run.metrics]
+    whole = sorted(place for place in path.glob("cells/*/*/*") if place.is_dir())
+    errors, runs = Errors(), []
+    for run in map(RunFolder, whole or [path]):
+        with errors:
+            run.check_files(run.result or {})
+            if run.metrics:
+                runs.append(run)
+    errors.check()
     if not runs:
         raise PotstillError(
             f'"{path}" holds no run with metrics', "give the folder of a study or of a run"

@@ -14,6 +14,7 @@ from potstill.cli import completion
 from potstill.cli.app import READ, command
 from potstill.cli.options import AsJson
 from potstill.cli.tables import print_json
+from potstill.cli.terminal import echo
 from potstill.errors import PotstillError
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def evaluate(
         print_json(result)
         return
     low, high = result["interval"]
-    print(
+    echo(
         f"strict {result['strict']:.1%} (95 % interval {low:.1%} to {high:.1%}), "
         f"flexible {result['flexible']:.1%}, {result['problems']} problems"
     )
@@ -100,10 +101,11 @@ def evaluate_model(
     """
     from scipy.stats import binomtest
 
+    from potstill.digests import to_json
     from potstill.engines import zoo
     from potstill.engines.registry import open_engine
     from potstill.settings import Pair
-    from potstill.study.storage import example, to_json, write_text
+    from potstill.study.storage import example, write_text
     from potstill.study.validation import check_model
     from potstill.tasks import load_task
     from potstill.training.evaluation import evaluate as evaluated
@@ -156,7 +158,7 @@ def _check_length(engine: Any, problems: Sequence[Problem], max_tokens: int) -> 
         error = window.error(engine.pair.student, size, max_tokens)
         if window.fixed:
             raise error
-        print(f"warning: {error}: the model was not trained beyond", file=sys.stderr)
+        echo(f"warning: {error}: the model was not trained beyond", file=sys.stderr)
 
 
 @contextlib.contextmanager
@@ -189,6 +191,7 @@ def engine_options(words: Sequence[str], threads: int) -> TorchSettings:
     from potstill.fields import explain
     from potstill.settings import TorchSettings
     from potstill.study.loading import override
+    from potstill.study.reading import check_values
     from potstill.types import ModelSpec
 
     table: dict[str, Any] = {"threads": threads}
@@ -196,6 +199,7 @@ def engine_options(words: Sequence[str], threads: int) -> TorchSettings:
         key = word.removeprefix("engine.")
         placed = key.split("=")[0].split(".")[0] in ModelSpec.__dataclass_fields__
         override(table, f"student.{key}" if placed else key)
+    check_values(table, "engine")
     if "teacher" in table:
         raise PotstillError(
             "a model that is evaluated alone has no teacher, got engine.teacher",
@@ -215,6 +219,7 @@ def task_options(words: Sequence[str]) -> dict[str, Any]:
     {'difficulty': 3, 'match': 'exact'}
     """
     from potstill.study.loading import parse_value
+    from potstill.study.reading import check_values
 
     options = {}
     for word in words:
@@ -222,4 +227,5 @@ def task_options(words: Sequence[str]) -> dict[str, Any]:
         if not equals:
             raise PotstillError(f'a task option is key=value, got "{word}"', "e.g. difficulty=3")
         options[key.removeprefix("task.")] = parse_value(value)
+    check_values(options, "task")
     return options

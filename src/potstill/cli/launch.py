@@ -6,11 +6,12 @@ import contextlib
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from potstill.cli.checking import CheckView
 from potstill.cli.live import View
+from potstill.cli.terminal import echo
 from potstill.diagnostics.preflight import Check
 from potstill.engines.host import one_of_several
 from potstill.errors import PotstillError
@@ -204,7 +205,8 @@ def opened(
         mirror.pull()
     check()
     folder.check(study)
-    ended = folder.results(runs)
+    ended = folder.results(runs, study)
+    tidy(folder, ended)
     log.info("%s: %d runs, %d of them ended, in %s", study.name, len(runs), len(ended), folder.path)
     with place_of(on, study, workers, mirror) as executor:
         if preflight and len(ended) < len(runs):
@@ -220,6 +222,14 @@ def opened(
                 return results
 
         yield execute
+
+
+def tidy(folder: StudyFolder, runs: Iterable[RunId]) -> None:
+    """Remove what killed processes have left in the folders of runs that have ended."""
+    for run in map(folder.cell, runs):
+        with run.lock() as locked:
+            if locked:
+                run.tidy()
 
 
 def check_devices(study: Study) -> None:
@@ -252,7 +262,7 @@ def _preflight(
     refuse(rows)
     for check in rows:
         if check["status"] == "warning":
-            print(f"warning: {check['name']}: {check['evidence']}", file=sys.stderr)
+            echo(f"warning: {check['name']}: {check['evidence']}", file=sys.stderr)
     afford(study, folder, predicted, runs)
     folder.open(study)
     folder.predicted = predicted

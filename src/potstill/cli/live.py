@@ -21,7 +21,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from potstill.cli.terminal import printable
 from potstill.diagnostics.diagnosis import ended, sentence
+from potstill.errors import shown
 from potstill.report.formatting import count, duration
 from potstill.settings import Price
 from potstill.study.progress import Running, Snapshot, Watcher
@@ -129,7 +131,7 @@ class View:
         if not first:  # runs that ended before this view began are in the report
             self._warn(run, result.get("findings") or [])
         if result["status"] == "failed":
-            self._print(f"[red]failed[/] {run}: {escape(result['cause'])}")
+            self._print(f"[red]failed[/] {run}: {escape(shown(result['cause']))}")
         elif not self.console.is_terminal and not first:
             given_up = f", {ended(result['ended'])}" if result.get("ended") else ""
             self._print(
@@ -147,7 +149,7 @@ class View:
             if key not in self._warned:
                 self._warned.add(key)
                 mark = "note" if note else "[yellow]warning[/]"
-                self._print(f"{mark} {run} {escape(sentence(Finding(**finding)))}")
+                self._print(f"{mark} {run} {escape(shown(sentence(Finding(**finding))))}")
 
     def _warn_of_trackers(self, problems: Mapping[str, str]) -> None:
         """Print each tracker's problem once."""
@@ -155,12 +157,12 @@ class View:
             if tracker not in self._troubled:
                 self._troubled.add(tracker)
                 self._print(
-                    f"[yellow]warning[/] tracker {tracker}, {escape(problem)}; missing metrics are "
-                    f"sent later, or by potstill track {self.folder.path}"
+                    f"[yellow]warning[/] tracker {tracker}, {escape(shown(problem))}; missing "
+                    f"metrics are sent later, or by potstill track {self.folder.path}"
                 )
 
     def _print(self, text: str) -> None:
-        self.console.print(text, highlight=False, soft_wrap=True)
+        self.console.print(printable(text), highlight=False, soft_wrap=True)
 
 
 def _runs(running: Sequence[Running], width: int) -> Table:

@@ -12,6 +12,7 @@ import typer
 from potstill.cli.app import LOOK, command
 from potstill.cli.options import AsJson
 from potstill.cli.tables import print_json, print_table
+from potstill.cli.terminal import echo
 from potstill.errors import PotstillError, did_you_mean
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def ls(
     else:
         print_table(rows)
         if what is None and sys.stdout.isatty():
-            print("\n`potstill ls LIST` shows one of them.")
+            echo("\n`potstill ls LIST` shows one of them.")
 
 
 def lists() -> Records:

@@ -10,7 +10,9 @@ import typer
 from potstill.cli.app import TOOLS, command
 from potstill.cli.options import AsJson
 from potstill.cli.tables import print_json, print_table
+from potstill.cli.terminal import echo
 from potstill.errors import PotstillError
+from potstill.urls import Url
 
 
 @command("probe", TOOLS, "potstill probe http://127.0.0.1:8000")
@@ -55,6 +57,7 @@ def conformance(url: str, model: str = "") -> tuple[list[dict[str, Any]], bool]:
     from potstill.engines.tinker.conformance import ask
     from potstill.engines.tinker.connection import served
 
+    url = Url(url)
     names = served(url)
     if not model and len(names) != 1:
         raise PotstillError(
@@ -64,7 +67,7 @@ def conformance(url: str, model: str = "") -> tuple[list[dict[str, Any]], bool]:
     vocabulary = AutoConfig.from_pretrained(model).get_text_config().vocab_size
     service = Service(url, model, vocabulary)
     try:
-        facts = ask(service, tell=lambda words: print(f"testing: {words}", file=sys.stderr))
+        facts = ask(service, tell=lambda words: echo(f"testing: {words}", file=sys.stderr))
     finally:
         service.close()
     head = {"question": "server", "answer": f"{url}, {model}, SDK {service.sdk}", "verdict": ""}

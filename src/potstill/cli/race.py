@@ -21,6 +21,7 @@ from potstill.cli.options import (
     study_of,
 )
 from potstill.cli.tables import show_report
+from potstill.cli.terminal import echo
 from potstill.errors import PotstillError
 
 if TYPE_CHECKING:
@@ -174,7 +175,7 @@ def _run(
             if mirror:  # or the next pull removes what is here alone
                 mirror.open()
                 mirror.upload(race.file.name)
-        far = Mirror(f"{mirror.remote.url}/{race.screen.path.name}") if mirror else None
+        far = Mirror(mirror.remote.url.below(race.screen.path.name)) if mirror else None
         if far:
             far.path = race.screen.path
         fill(
@@ -203,4 +204,4 @@ def _print_new(course: Course, printed: set[tuple[str, str]]) -> None:
         line = look_line(name, look)
         if (course.pair, line) not in printed:
             printed.add((course.pair, line))
-            print(f"{course.pair}, {line}", file=sys.stderr)
+            echo(f"{course.pair}, {line}", file=sys.stderr)

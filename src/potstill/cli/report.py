@@ -9,6 +9,7 @@ import typer
 from potstill.cli.app import READ, command
 from potstill.cli.options import AsJson, AsMarkdown, StudyPlace
 from potstill.cli.tables import show_report
+from potstill.cli.terminal import echo
 from potstill.errors import PotstillError
 
 
@@ -46,6 +47,6 @@ def report(
     written = write_report(path, figures=figures, within=within / 100)
     mirror.publish()
     if markdown:
-        print(as_markdown(written))
+        echo(as_markdown(written))
     else:
         show_report(written, as_json)

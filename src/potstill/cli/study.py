@@ -23,6 +23,7 @@ from potstill.cli.options import (
     study_of,
 )
 from potstill.cli.tables import print_json, show_report
+from potstill.cli.terminal import echo
 
 if TYPE_CHECKING:
     from potstill.report import Report
@@ -116,7 +117,5 @@ def run(
     if as_json:
         print_json(record)
     elif record["status"] == "done":
-        print(
-            f"{record['pair']} {record['method']} seed {record['seed']}: {record['accuracy']:.1%}"
-        )
+        echo(f"{record['pair']} {record['method']} seed {record['seed']}: {record['accuracy']:.1%}")
     raise typer.Exit(1 if record["status"] == "failed" else 0)

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
+from potstill.cli.terminal import echo
+
 if TYPE_CHECKING:
     from potstill.report import Report
     from potstill.report.results import Row as MethodRow
@@ -47,7 +49,7 @@ def print_table(rows: Sequence[Row], *, spare: Sequence[str] = ()) -> None:
     texts = cleaned(rows)
     if not sys.stdout.isatty():
         for line in separated(texts):
-            print(line)
+            echo(line)
         return
     for line, look in fitted(texts, shutil.get_terminal_size().columns, spare):
         typer.echo(typer.style(line, **LOOKS[look]) if look else line)
@@ -198,7 +200,7 @@ def _paragraph(row: Mapping[str, str], width: int) -> Iterator[tuple[str, Look]]
 
 
 def print_json(value: Any) -> None:
-    print(json.dumps(value, indent=1))
+    echo(json.dumps(value, indent=1))
 
 
 def show_report(report: Report, as_json: bool) -> None:
@@ -209,19 +211,19 @@ def show_report(report: Report, as_json: bool) -> None:
     print_methods(report.rows, report.faults)
     words = (*report.findings, *report.remarks, *report.race, *report.verdict, *report.power)
     for line in words:
-        print(line)
+        echo(line)
     counts = f"{report.done} of {report.cells} runs done"
     counts += f", {report.failed} failed" if report.failed else ""
     counts += f", {report.missing} missing" if report.missing else ""
-    print(f"{report.study}: {counts}\n\nreport: {report.html}")
+    echo(f"{report.study}: {counts}\n\nreport: {report.html}")
 
 
 def print_methods(rows: Sequence[MethodRow], faults: Sequence[str]) -> None:
     """Print a table of methods for each pair, under a banner where faults are on."""
     from potstill.report.tables.methods import faults_line, terminal
 
-    print(faults_line(faults), end="")
+    echo(faults_line(faults), end="")
     for pair in dict.fromkeys(row.pair for row in rows):
-        print(pair)
+        echo(pair)
         print_table(terminal([row for row in rows if row.pair == pair]), spare=SPARE_IN_REPORT)
-        print()
+        echo()

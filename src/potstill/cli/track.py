@@ -9,6 +9,7 @@ import typer
 
 from potstill.cli import completion
 from potstill.cli.app import TOOLS, command
+from potstill.cli.terminal import echo
 from potstill.errors import PotstillError
 
 
@@ -43,5 +44,5 @@ def track(
         pass
     failed = troubles(place, runs_of(study))
     for name in names:
-        print(f"{name}: {failed.get(name, 'complete')}")
+        echo(f"{name}: {failed.get(name, 'complete')}")
     raise typer.Exit(1 if failed.keys() & set(names) else 0)

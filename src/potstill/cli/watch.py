@@ -10,6 +10,7 @@ import typer
 from potstill.cli.app import RUN, command
 from potstill.cli.options import StudyPlace
 from potstill.cli.tables import print_methods, print_table
+from potstill.cli.terminal import echo
 
 
 @command(
@@ -48,4 +49,4 @@ def watch(
     data = load(path)
     print_methods(data.rows, data.study.faults)
     counts = ", ".join(f"{number} {status}" for status, number in data.counts.items())
-    print(f"{data.study.name}: {counts}")
+    echo(f"{data.study.name}: {counts}")

@@ -13,6 +13,7 @@ from potstill.cli.app import LOOK, app, command, zoo_app
 from potstill.cli.ls import listing
 from potstill.cli.options import AsJson
 from potstill.cli.tables import print_json, print_table
+from potstill.cli.terminal import echo
 from potstill.errors import PotstillError, did_you_mean
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def zoo_save(
     """Copy an embedded pair to ordinary model folders, for a server or to look at."""
     from potstill.engines.zoo.save import save_pair
 
-    print(save_pair(pair, out, dtype))
+    echo(save_pair(pair, out, dtype))
 
 
 @command(
@@ -97,7 +98,7 @@ def zoo_build(
     It takes one to three minutes a model.
     """
     for row in build_zoo(pairs or [], out, seed, role):
-        print(
+        echo(
             f"{row['pair']} {row['role']}: {row['accuracy']:.1%} of {row['problems']} problems, "
             f"{row['flexible']:.1%} with the flexible extractor"
         )

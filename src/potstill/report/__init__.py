@@ -84,6 +84,7 @@ def write_report(path: Path, *, figures: bool = False, within: float = 0.01) -> 
     Raises:
         PotstillError: the folder holds no study, or cannot be written.
     """
+    from potstill.digests import to_json
     from potstill.report import data as loading
     from potstill.report import findings, race, sentences, similarity, summary
     from potstill.report.charts import charts, palette
@@ -92,7 +93,7 @@ def write_report(path: Path, *, figures: bool = False, within: float = 0.01) -> 
     from potstill.report.routes import routes
     from potstill.report.tables import column, methods, more
     from potstill.report.tables import race as race_tables
-    from potstill.study.storage import to_json, write_text
+    from potstill.study.storage import write_text
 
     path = Path(path)
     html, results, csv = path / "report.html", path / "results.json", path / "table.csv"

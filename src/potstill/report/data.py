@@ -6,7 +6,6 @@ reported on another machine. A running, a failed and a missing run are all ordin
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections import Counter
@@ -16,22 +15,22 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ValidationError
-
 from potstill.algorithms.methods import METHODS
 from potstill.algorithms.recipe import Recipe
-from potstill.errors import PotstillError
+from potstill.errors import Errors
 from potstill.report.results import Row, family, table
 from potstill.stats.comparisons import Comparisons
+from potstill.study.file_schemas import metrics_error, order_error
+from potstill.study.files import damaged, read_text, rows_of
 from potstill.study.race import Course, courses_of, runs_in
 from potstill.study.schema import Study
-from potstill.study.storage import REFERENCES, RunId, StudyFolder, runs_of
+from potstill.study.storage import REFERENCES, RunFolder, RunId, StudyFolder, runs_of
 
 Status = Literal["done", "failed", "missing"]
 
 ROWS = 600  # of each kind, about, that are kept of a run's metrics
 KEPT = ("step", "tokens", "train/", "eval/", "signal/teacher_loss")  # what a report reads
-STEP = re.compile(r'\{"step": (\d+)')
+STEP = re.compile(r'\{"step": (\d{1,12})\b')
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,25 +129,20 @@ def load(path: Path) -> StudyData:
     """Read a study's folder.
 
     Raises:
-        PotstillError: it is not a study's folder, or its settings cannot be read.
+        PotstillError: it is not a study's folder, or files of it are damaged: all of them.
     """
     folder = StudyFolder(path)
-    settings = folder.settings
-    if settings is None:
-        raise PotstillError(f'"{path}" holds no study', "give a folder that `potstill study` wrote")
-    provenance = settings.pop("provenance", {})
-    try:
-        study = Study.model_validate(settings)
-    except ValidationError as error:
-        first = error.errors()[0]
-        problem = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-        hint = "it was written by another version"
-        raise PotstillError(f'"{path}/study.toml": {problem}', hint) from None
+    study, provenance = folder.read()
     order = list(study.models)
     race = courses_of(folder, study)
     planned = runs_in(race.values(), study) if race else runs_of(study)
     cells = sorted(planned, key=lambda cell: order.index(cell.pair))
-    runs = {cell: _run(study, folder, cell) for cell in cells}
+    ended = folder.results(cells, study)
+    errors, runs = Errors(), {}
+    for cell in cells:
+        with errors:
+            runs[cell] = _run(study, folder, cell, ended.get(cell, {}))
+    errors.check()
     records = {cell: run.record for cell, run in runs.items() if run.record}
     shown = [cell for cell in cells if _reported(race, cell)]
     rows = table(shown, list(study.recipes), records, lambda cell: runs[cell].metrics)
@@ -161,46 +155,36 @@ def _reported(race: Mapping[str, Course], cell: RunId) -> bool:
     return not race or race[cell.pair].reports(cell)
 
 
-def _run(study: Study, folder: StudyFolder, cell: RunId) -> RunData:
+def _run(study: Study, folder: StudyFolder, cell: RunId, record: Mapping[str, Any]) -> RunData:
     place = folder.cell(cell)
     trained = cell.method not in REFERENCES
     total = study.total_steps(study.recipes[cell.method]) if trained else 0
-    rows = list(_rows(place.path / "metrics.jsonl", study, total)) if trained else []
-    return RunData(cell, place.result or {}, rows, total)
+    rows = list(_rows(place, study, total)) if trained else []
+    return RunData(cell, record, rows, total)
 
 
-def _rows(path: Path, study: Study, total: int) -> Iterator[dict[str, Any]]:
+def _rows(place: RunFolder, study: Study, total: int) -> Iterator[dict[str, Any]]:
     """Rows of a run's metrics, thinned by their step alone: equal steps in every seed.
 
     Evaluations and probes are rarer and are thinned on their own. A line that is left out is not
     parsed, so that 10^5 steps take a second, not a minute.
     """
-    if not path.exists():
-        return
+    path = place.path / "metrics.jsonl"
     strides = [_stride(total, n) for n in (1, study.eval.every, study.eval.probe_every)]
-    last = ""
-    with path.open(encoding="utf-8", newline="\n") as file:
-        for line in file:
-            if not line.endswith("\n"):
-                break  # torn: it is being written
-            step = STEP.match(line)
-            if not step or any(int(step[1]) % n == 0 for n in strides):
-                yield _parsed(line, path)
-                last = ""
-            else:
-                last = line
-    if last:
-        yield _parsed(last, path)
+    *lines, _partial = (read_text(path, place.hint) or "").split("\n")
+    kept, steps = [], []
+    for number, line in enumerate(lines, 1):
+        match = STEP.match(line)
+        steps += [int(match[1])] if match else []
+        thinned = match and number < len(lines) and all(steps[-1] % n for n in strides)
+        kept += [] if thinned else [line]
+    rows = rows_of(kept, path, place.hint, metrics_error)
+    if error := order_error(steps if len(steps) == len(lines) else (row["step"] for row in rows)):
+        raise damaged(path, error, place.hint)
+    for row in rows:
+        yield {key: value for key, value in row.items() if key.startswith(KEPT)}
 
 
 def _stride(total: int, every: int) -> int:
     """Steps between two kept rows of a kind that comes every so many steps."""
     return every * max(1, math.ceil(total / every / ROWS))
-
-
-def _parsed(line: str, path: Path) -> dict[str, Any]:
-    try:
-        return {key: value for key, value in json.loads(line).items() if key.startswith(KEPT)}
-    except (json.JSONDecodeError, AttributeError) as error:
-        hint = f'remove the folder "{path.parent}" to run it again'
-        raise PotstillError(f'"{path}" is damaged: {error}', hint) from None

@@ -6,14 +6,14 @@ the spending of all processes, with the cost of failed attempts that had to be r
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from potstill.settings import Budget, Price
-from potstill.study.files import read_json
+from potstill.study.file_schemas import SpentRecord, checked
+from potstill.study.files import read_record, write_record
 from potstill.training.spending import Spent, excess, total
 
 SCREEN = "screen"  # folder of a race's shorter runs, which its budget includes
@@ -54,9 +54,11 @@ class Ledger:
 
     def _run(self, path: Path) -> Spent:
         if path not in self._ended:
-            result, running = read_json(path / "result.json"), read_json(path / ".spent") or {}
+            running = read_spent(path / ".spent")
+            hint = f'remove the folder "{path}" to run it again'
+            result, _ = read_record(path / "result.json", hint) or ({}, False)
             lost = Spent.read(running.get("lost") or {})
-            if not result or result.get("status") != "done":
+            if result.get("status") != "done":
                 return Spent.read(running) + lost
             self._ended[path] = Spent.read(result) + lost
         return self._ended[path]
@@ -75,18 +77,27 @@ class Ledger:
         if self._budget == Budget():
             return self._elsewhere()
         if run not in self._lost:
-            self._lost[run] = _repeated(read_json(run / ".spent") or {}, spent)
+            self._lost[run] = _repeated(read_spent(run / ".spent"), spent)
         if not now and time.monotonic() - self._summed_at < EVERY:
             return self._elsewhere()
         self._summed_at, lost = time.monotonic(), self._lost[run]
         record: dict[str, Any] = {"seconds": spent.seconds, "tokens": dict(spent.tokens)}
         if lost.seconds or lost.tokens:
             record["lost"] = {"seconds": lost.seconds, "tokens": dict(lost.tokens)}
-        partial = run / ".spent.partial"
-        partial.write_text(json.dumps(record))
-        partial.replace(run / ".spent")
+        write_record(run / ".spent", record)
         everything = self.spent(without=run) + spent + lost
         return excess(self._budget, self._price, everything) or self._elsewhere()
+
+
+def read_spent(path: Path) -> dict[str, Any]:
+    """The account in a run's folder; empty if there is none.
+
+    Raises:
+        DamagedFile: it is not what was written.
+    """
+    hint = f'remove "{path}": what its run has spent so far is then not counted'
+    account, _ = read_record(path, hint) or ({}, True)
+    return dict(checked(SpentRecord, account, path, hint))
 
 
 def _repeated(last: Mapping[str, Any], spent: Spent) -> Spent:

@@ -22,10 +22,11 @@ from pathlib import Path
 
 import potstill
 from potstill.diagnostics.preflight import COST, MEMORY, Check, steps_of
+from potstill.digests import to_json
 from potstill.engines.cached_teacher import fingerprint
 from potstill.engines.host import one_of_several
 from potstill.errors import PotstillError
-from potstill.study.files import to_json, write_text
+from potstill.study.files import write_text
 from potstill.study.provenance import provenance
 from potstill.study.schema import Study
 from potstill.tasks import load_task

@@ -5,6 +5,9 @@ Nothing here opens a model or a data set.
 
 from __future__ import annotations
 
+import contextlib
+import os
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,12 +19,20 @@ from potstill.diagnostics.faults import check_faults
 from potstill.engines import zoo
 from potstill.engines.cross_tokenizer.token_bytes import differ
 from potstill.errors import Errors, PotstillError, did_you_mean, together
-from potstill.fields import explain
-from potstill.settings import Train
+from potstill.fields import explain, shown
+from potstill.settings import MOST_STEPS, Pair, Train
+from potstill.study.names import check_study_names
+from potstill.study.reading import DEEPEST, LARGEST, check_values, parse_toml, text_problem
 from potstill.study.schema import EMBEDDED_LEARNING_RATE, PUBLISHED, Study
 from potstill.study.tables import check_tables
 from potstill.study.tracking.registry import check_trackers
 from potstill.study.validation import check_model, check_recipe, check_teachers, check_tokenizers
+from potstill.tasks.reading import read_text
+from potstill.urls import Url, as_urls, remember_variables, whole
+
+MOST_NAMES = 100  # methods, or pairs
+MOST_RUNS = 100_000
+_QUOTED = re.compile(r"""\[?\s*["']""")
 
 
 def resolve(study: Study) -> Study:
@@ -33,6 +44,12 @@ def resolve(study: Study) -> Study:
     errors = Errors()
     _check_unique(study, errors)
     with errors:
+        check_study_names(study)
+    with errors:
+        _check_size(study)
+    with errors:
+        _check_budget(study)
+    with errors:
         check_faults(study.faults)
     with errors:
         check_trackers(study.track)
@@ -40,6 +57,8 @@ def resolve(study: Study) -> Study:
         _check_published(study)
     with errors:
         _check_adapters(study)
+    with errors:
+        _check_addresses(study)
     with errors:
         _check_recipes(study)
     with errors:
@@ -70,8 +89,45 @@ def _check_unique(study: Study, errors: Errors) -> None:
         (study.track, "track"),
     ):
         if len(set(values)) < len(values):
-            message = f"{name} lists {list(values)}, one of them twice"
+            message = f"{name} lists {shown(list(values))}, one of them twice"
             errors.add(PotstillError(message, "list each once"))
+
+
+def _check_size(study: Study) -> None:
+    """Check that there is something to run, and that its runs can be listed."""
+    if not study.methods:
+        raise PotstillError(
+            "methods is empty, so that nothing would be trained",
+            "name some, see `potstill ls methods`, or leave it out for all",
+        )
+    for name in ("methods", "models"):
+        if len(getattr(study, name)) > MOST_NAMES:
+            kind = "methods" if name == "methods" else "pairs"
+            raise PotstillError(
+                f"a study has at most {MOST_NAMES} {kind}, got {len(getattr(study, name))}",
+                "make several studies",
+            )
+    runs = len(study.models) * len(study.methods) * len(study.seeds)
+    if runs > MOST_RUNS:
+        raise PotstillError(
+            f"a study has at most {MOST_RUNS:,} runs, got {runs:,}", "name fewer seeds or methods"
+        )
+    longest = max(map(study.total_steps, study.recipes.values()))
+    if longest > MOST_STEPS:
+        raise PotstillError(
+            f"a run has at most {MOST_STEPS:,} steps, a recipe's budget times train.steps is "
+            f"{longest:,}",
+            "lower train.steps or the budget",
+        )
+
+
+def _check_budget(study: Study) -> None:
+    """Check that a budget in dollars can be reached."""
+    if study.budget.usd is not None and not any(study.price.model_dump().values()):
+        raise PotstillError(
+            f"budget.usd = {study.budget.usd:g} is never reached, as all prices are 0",
+            "set a price, such as price.hour, or budget.hours or budget.tokens",
+        )
 
 
 def _check_adapters(study: Study) -> None:
@@ -89,6 +145,17 @@ def _check_adapters(study: Study) -> None:
             'engine "tinker" trains LoRA adapters, train.lora_rank is 0',
             "set train.lora_rank, 32 is usual",
         )
+
+
+def _check_addresses(study: Study) -> None:
+    """Reject an address from a study's folder, which has none of its secrets."""
+    for key in ("base_url", "teacher_url"):
+        url = getattr(study.engine, key, None)
+        if isinstance(url, Url) and url.incomplete:
+            raise PotstillError(
+                f'engine.{key} is without its secrets, got "{url}"',
+                f"a study's folder never has them: add engine.{key}=URL with the whole address",
+            )
 
 
 def _check_recipes(study: Study) -> None:
@@ -119,7 +186,20 @@ def _check_pair(study: Study, name: str) -> None:
                 check_model(model, place)
     errors.check()
     if local:
-        check_tokenizers(study, name, differ(pair.student, pair.teacher))
+        check_tokenizers(study, name, _differ(table, pair))
+
+
+def _differ(table: str, pair: Pair) -> bool | None:
+    """True if the tokenizers of a pair differ; None if that is unknown before they are opened."""
+    try:
+        return differ(pair.student, pair.teacher)
+    except (OSError, ValueError, RecursionError) as error:  # not JSON, or not to be read
+        raise PotstillError(
+            f"the tokenizer.json of {table}.student or {table}.teacher cannot be read: {error}",
+            "save the tokenizer again with tokenizer.save_pretrained(folder)",
+        ) from None
+    except (KeyError, TypeError, AttributeError):  # JSON of another form
+        return None
 
 
 def _with_learning_rate(study: Study) -> Study:
@@ -149,14 +229,13 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
         path: a TOML file.
         overrides: such as `train.steps=20` or `seeds=0,1`.
     """
-    try:
-        table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not os.path.lexists(os.path.expanduser(path)):
         raise PotstillError(
             f'no study file "{path}"', "see the files in studies/; an override is key=value"
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise PotstillError(f'cannot read "{path}": {error}', "give a TOML file") from None
+        )
+    text = read_text(path, "give a TOML file in UTF-8", LARGEST)
+    try:
+        table = parse_toml(text, str(path))
     except tomllib.TOMLDecodeError as error:
         raise PotstillError(f'"{path}" is not TOML: {error}', "see studies/quick.toml") from None
     table.pop("provenance", None)  # present in the study.toml of a study's folder
@@ -170,6 +249,10 @@ def read_study(
     merged = dict(table)
     for text in overrides:
         override(merged, text)
+    check_values(merged, where)
+    merged = whole(as_urls(merged))  # its secrets are known then, and cut out of errors
+    with contextlib.suppress(AttributeError, KeyError, TypeError):  # of a table of another form
+        remember_variables(merged["ray"]["runtime_env"]["env_vars"])
     errors, study = Errors(), None
     with errors:
         study = _validated(merged, where)
@@ -190,15 +273,24 @@ def _validated(table: Mapping[str, Any], where: str) -> Study:
 def override(table: dict[str, Any], text: str) -> None:
     """Set one value of nested tables, as `a.b=value` names it."""
     key, equals, raw = text.partition("=")
+    hint = "for example train.steps=20"
     if not equals or not key.strip() or not raw.strip():
-        raise PotstillError(f'an override is key=value, got "{text}"', "for example train.steps=20")
+        raise PotstillError(f"an override is key=value, got {shown(text)}", hint)
+    if len(text) > LARGEST:
+        raise PotstillError(f"an override has at most {LARGEST:,} characters, got more", hint)
+    if problem := text_problem(text):
+        raise PotstillError(f"override {shown(key)}: {problem}", hint)
     *path, last = key.strip().split(".")
+    if len(path) >= DEEPEST:
+        raise PotstillError(f"an override has at most {DEEPEST} keys, got {len(path) + 1}", hint)
     for part in path:
         inner = table.get(part, {})
         if isinstance(inner, str):  # task = "gsm8k" is short for a table with that name
             inner = {"name": inner}
         if not isinstance(inner, dict):
-            raise PotstillError(f'override "{key}": "{part}" is not a table', "see the study file")
+            raise PotstillError(
+                f"override {shown(key)}: {shown(part)} is not a table", "see the study file"
+            )
         table[part] = dict(inner)
         table = table[part]
     table[last] = parse_value(raw.strip())
@@ -207,7 +299,14 @@ def override(table: dict[str, Any], text: str) -> None:
 def parse_value(raw: str) -> Any:
     """Parse an override's value: as TOML if possible, else as a list at commas, else as text."""
     try:
-        return tomllib.loads(f"value = {raw}")["value"]
-    except tomllib.TOMLDecodeError:
-        parts = [part.strip() for part in raw.split(",")]
-        return [parse_value(part) for part in parts if part] if len(parts) > 1 else raw
+        table = parse_toml(f"value = {raw}", shown(raw))
+        if len(table) == 1:  # a line end in the value begins no other setting
+            return table["value"]
+    except tomllib.TOMLDecodeError as error:
+        if _QUOTED.match(raw):
+            raise PotstillError(
+                f"an override that begins with a quote is TOML, got {shown(raw)}: {error}",
+                "close the quote, or leave quotes and brackets out",
+            ) from None
+    parts = [part.strip() for part in raw.split(",")]
+    return [parse_value(part) for part in parts if part] if len(parts) > 1 else raw

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from potstill.study.file_schemas import metrics_error
 from potstill.study.files import JsonlTail
 from potstill.study.schema import Study
 from potstill.study.storage import REFERENCES, RunId, StudyFolder
@@ -118,7 +119,8 @@ class Watcher:
         if run_folder.running is None:
             return None
         if key not in self._running:
-            lines = JsonlTail(run_folder.path / "metrics.jsonl")
+            path = run_folder.path / "metrics.jsonl"
+            lines = JsonlTail(path, run_folder.hint, metrics_error)
             self._running[key] = Running(key, self.steps_of(key), lines)
         run = self._running[key]
         run.read()

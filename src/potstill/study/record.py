@@ -1,8 +1,9 @@
 """The record of a run: the fields of its result.json.
 
-Every record has `pair`, `method`, `seed`, `status`, `steps` and `provenance`. A run that is done
-adds an evaluation, its cost and facts about its engine; a run that has failed adds the cause. A
-baseline adds `prompt`: the first held-out problem as its model reads it.
+Every record has `pair`, `method`, `seed`, `status`, `steps`, `settings` (their digest) and
+`provenance`. A run that is done adds an evaluation, its cost and facts about its engine; a run
+that has failed adds the cause. A baseline adds `prompt`: the first held-out problem as its model
+reads it.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from potstill.engines.protocol import Engine
 from potstill.errors import NonFinite
 from potstill.study.provenance import provenance
 from potstill.study.schema import Study
-from potstill.study.storage import RunFolder, RunId
+from potstill.study.storage import RunFolder, RunId, settings_digest
 from potstill.tasks import Task
 from potstill.tasks.overlap import question_key
 from potstill.training.session import Trained
@@ -29,10 +30,11 @@ KINDS = {  # of failures, by exception
 }
 
 
-def complete(key: RunId, outcome: Record) -> Record:
-    """A whole record: the key of the run, its outcome, and provenance."""
+def complete(study: Study, key: RunId, outcome: Record) -> Record:
+    """A whole record: the key of the run, its outcome, the digest of its settings, provenance."""
     identity = {"pair": key.pair, "method": key.method, "seed": key.seed}
-    return {**identity, **outcome, "provenance": provenance()}
+    settings = settings_digest(study, key)
+    return {**identity, **outcome, "settings": settings, "provenance": provenance()}
 
 
 def of_training(trained: Trained, run: RunFolder) -> Record:

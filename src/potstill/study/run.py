@@ -30,10 +30,11 @@ from potstill.diagnostics.preflight import (
     unwatched,
 )
 from potstill.engines.protocol import Engine
-from potstill.errors import PotstillError, StorageError, writing
+from potstill.errors import PotstillError, StorageError, shown, writing
 from potstill.study import record
 from potstill.study.budget import Ledger
 from potstill.study.engine import open_study_engine
+from potstill.study.files import DamagedFile
 from potstill.study.schema import Study
 from potstill.study.storage import REFERENCES, RunFolder, RunId, StudyFolder, example
 from potstill.study.validation import check_routes, check_window
@@ -102,17 +103,19 @@ def run_cell(
     run = folder.cell(key, teacher=by_problem, examples=study.eval.examples, ledger=ledger)
     run.mark_running(True)
     try:
-        task = task or load_task(**study.task)
-        outcome = {"status": "done", **_execute(study, folder, run, key, task, teacher)}
-    except (StorageError, BudgetReached):
+        try:
+            task = task or load_task(**study.task)
+            outcome = {"status": "done", **_execute(study, folder, run, key, task, teacher)}
+        except (StorageError, BudgetReached, DamagedFile):
+            raise
+        except Exception as error:  # any other error is the result of this run
+            cause = record.of_error(error, run)
+            outcome = {k: shown(v) if isinstance(v, str) else v for k, v in cause.items()}
+        result = record.complete(study, key, outcome)
+        run.finish(result)
+        return result
+    finally:
         run.mark_running(False)
-        raise
-    except Exception as error:  # any other error is the result of this run
-        outcome = record.of_error(error, run)
-    result = record.complete(key, outcome)
-    run.finish(result)
-    run.mark_running(False)
-    return result
 
 
 def _execute(
@@ -185,10 +188,16 @@ def _evaluate_baseline(
 
 
 def read_completions(folder: StudyFolder, pair: str) -> TeacherCompletions | None:
-    """The teacher's completions of a pair; None if its baseline failed."""
+    """The teacher's completions of a pair; None if its baseline failed.
+
+    Raises:
+        DamagedFile: they are not those that the baseline recorded.
+    """
     run = folder.cell(RunId(pair, "teacher"))
-    if (run.result or {}).get("status") != "done":
+    result = run.result or {}
+    if result.get("status") != "done":
         return None
+    run.check_files(result, ("examples.jsonl",))
     return TeacherCompletions({row["problem"]: row["text"] for row in run.texts})
 
 

@@ -16,6 +16,7 @@ from potstill.algorithms.methods import METHODS
 from potstill.algorithms.recipe import Recipe
 from potstill.engines import zoo
 from potstill.settings import (
+    MOST_SEED,
     Budget,
     Eval,
     FakeSettings,
@@ -29,9 +30,12 @@ from potstill.settings import (
 )
 from potstill.study.tables import check_names, checked_loss, listed, named, read_recipes
 from potstill.tasks.context import Context, read_context
+from potstill.urls import as_urls
 
 # Selected on the embedded pairs' dev problems with seeds from 100; see LOG.md.
 EMBEDDED_LEARNING_RATE = 1e-4
+
+MOST_SEEDS = 1000  # of a study; a race included
 
 PUBLISHED = ("distribution-cliff",)  # their numbers are in `report.published`
 
@@ -41,7 +45,9 @@ QUICK: dict[str, Any] = {"name": "quick", "seeds": [0, 1, 2]}
 
 Names = Annotated[tuple[str, ...], BeforeValidator(listed)]
 Seeds = Annotated[
-    tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(listed), Field(min_length=1)
+    tuple[Annotated[int, Field(ge=0, le=MOST_SEED)], ...],
+    BeforeValidator(listed),
+    Field(min_length=1, max_length=MOST_SEEDS),
 ]
 
 
@@ -116,10 +122,13 @@ class Study(Table):
         return recipe.total_steps(self.train.steps)
 
     def to_toml(self) -> dict[str, Any]:
-        """The table of a study file, with every default."""
-        table = self.model_dump(mode="json", exclude_none=True)
+        """The table of a study file, with every default.
+
+        URLs with secrets are `Url`s: written without them, pickled with them.
+        """
+        table = self.model_dump(mode="json", exclude_none=True, context={"urls": "full"})
         table["pairs"] = list(self.models)
-        return _without_none(table)
+        return dict(as_urls(_without_none(table)))
 
 
 def _without_none(value: Any) -> Any:

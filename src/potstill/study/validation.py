@@ -5,6 +5,7 @@ All of them run before a model is opened. Types and ranges of single fields are 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from potstill.algorithms.losses import (
 from potstill.algorithms.recipe import Recipe
 from potstill.engines import zoo
 from potstill.errors import PotstillError, did_you_mean
+from potstill.fields import shown
 from potstill.study.schema import Study
 from potstill.tasks import Task
 from potstill.tasks.context.builder import PromptBuilder
@@ -26,6 +28,7 @@ from potstill.tasks.rendering import plain, render
 from potstill.training.rollout import check_prefix
 from potstill.types import ModelSpec, Problem
 
+_HUB_ID = re.compile(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}", re.ASCII)  # OWNER/NAME
 TEMPLATE = 256  # bytes that a chat template may add to a message
 
 
@@ -91,13 +94,16 @@ def check_model(name: str, where: str) -> None:
         name: the reference.
         where: the key that has it, for messages.
     """
-    folder = Path(name).expanduser()
-    local = name.startswith(("/", ".", "~")) or name.count("/") != 1 or folder.exists()
-    if not local:
+    try:
+        folder = Path(name).expanduser()
+        exists, is_folder = folder.exists(), folder.is_dir()
+    except (OSError, RuntimeError):  # too long, not allowed, or the ~ of an unknown user
+        exists = is_folder = False
+    if not exists and _HUB_ID.fullmatch(name):
         return  # only the Hub knows
-    if not folder.is_dir():
+    if not is_folder:
         raise PotstillError(
-            f'{where} = "{name}" is neither a local folder nor a Hub model ID',
+            f'{where} = "{shown(name)[1:-1]}" is neither a local folder nor a Hub model ID',
             "give a model folder, a model ID such as Qwen/Qwen3-4B, or name an embedded pair in "
             f"pairs: {', '.join(zoo.PAIRS)}",
         )
@@ -148,7 +154,7 @@ def check_teachers(where: str, route: str, teachers: Mapping[str, str], engine: 
         )
     if bad := [key for key in teachers if not key or ":" in key]:
         raise PotstillError(
-            f"{where}.teachers: a value of the key is text without a colon, got {bad[0]!r}",
+            f"{where}.teachers: a value of the key is text without a colon, got {shown(bad[0])}",
             "problems without a value are read by teacher",
         )
 

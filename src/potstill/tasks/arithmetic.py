@@ -12,12 +12,14 @@ teachers.
 
 from __future__ import annotations
 
+import math
 import random
 import zlib
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Annotated, Literal
 
+import numpy as np
 from pydantic.dataclasses import dataclass
 
 from potstill.errors import PotstillError
@@ -27,6 +29,9 @@ from potstill.types import Grade, Problem
 
 Split = Literal["train", "dev", "test"]
 Style = Literal["words", "expressions"]
+
+SHARES: dict[Split, float] = {"train": 0.8, "dev": 0.1, "test": 0.1}  # of all expressions
+PATIENCE = 50_000  # draws without a new problem, after which there are no more
 
 NAMES = ("Ann", "Ben", "Eva", "Jon", "Lea", "Max", "Mia", "Tom")
 THINGS = ("apples", "books", "cards", "coins", "nuts", "pens", "shells", "stamps")
@@ -65,12 +70,14 @@ class Arithmetic:
             touching test.
     """
 
-    difficulty: Annotated[int, limits("1 to 8 operations", ge=1, le=8)] = 2
-    digits: Annotated[int, limits("1 to 4 digits", ge=1, le=4)] = 2
+    difficulty: Annotated[int, limits("1 to 8 operations", ge=1, le=8, strict=True)] = 2
+    digits: Annotated[int, limits("1 to 4 digits", ge=1, le=4, strict=True)] = 2
     style: Style = "words"
-    seed: int = 0
-    train_size: Annotated[int, limits("1 to 1,000,000 problems", ge=1, le=10**6)] = 5000
-    test_size: Annotated[int, limits("1 to 100,000 problems", ge=1, le=10**5)] = 1000
+    seed: Annotated[int, limits("below 2**63", gt=-(2**63), lt=2**63, strict=True)] = 0
+    train_size: Annotated[int, limits("1 to 1,000,000 problems", ge=1, le=10**6, strict=True)] = (
+        5000
+    )
+    test_size: Annotated[int, limits("1 to 100,000 problems", ge=1, le=10**5, strict=True)] = 1000
     held_out: Literal["test", "dev"] = "test"
 
     name = "arithmetic"
@@ -90,15 +97,19 @@ class Arithmetic:
         """The first `count` distinct problems of a split, the same for the same seed."""
         rng = random.Random(f"{split}:{self.seed}:{self.difficulty}:{self.digits}")
         distinct: dict[str, Problem] = {}
-        for _ in range(200 * count + 10_000):
+        new = 0  # the draw that gave the last problem
+        for draw in range(0 if count > self._most(split) else 200 * count + 10_000):
             if len(distinct) == count:
                 return list(distinct.values())
+            if draw - new > PATIENCE:
+                break
             expression, steps, total = self._expression(rng)
             if split_of(expression) == split and expression not in distinct:
                 question = (
                     self._story(rng, expression) if self.style == "words" else f"{expression}="
                 )
                 solution = "\n".join([*steps, f"#### {total}"])
+                new = draw
                 distinct[expression] = Problem(
                     f"{split}-{len(distinct)}", question, str(total), solution, _keys(expression)
                 )
@@ -107,6 +118,21 @@ class Arithmetic:
             f"and {self.digits} digits",
             "ask for fewer problems, or raise difficulty or digits",
         )
+
+    def _most(self, split: Split) -> float:
+        """A bound on the number of a split's problems, so that nothing looks for more in vain."""
+        low, high = 10 ** (self.digits - 1), 10**self.digits - 1
+        counts = np.ones(high + 1)  # of expressions by total
+        counts[:low] = 0
+        for _ in range(self.difficulty):
+            size = len(counts)
+            below = np.concatenate([[0.0], np.cumsum(counts)])  # of totals below i
+            to = np.arange(size + high)
+            added = below[np.clip(to - low + 1, 0, size)] - below[np.clip(to - high, 0, size)]
+            taken = below[np.minimum(to + high + 1, size)] - below[np.minimum(to + low, size)]
+            counts = added + taken
+        mean = SHARES[split] * float(counts.sum())
+        return mean + 6 * math.sqrt(mean)  # a split has its share by chance
 
     def _expression(self, rng: random.Random) -> tuple[str, list[str], int]:
         low, high = 10 ** (self.digits - 1), 10**self.digits - 1

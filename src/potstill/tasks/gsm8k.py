@@ -9,17 +9,19 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import AfterValidator
 from pydantic.dataclasses import dataclass
 
 from potstill.errors import PotstillError
 from potstill.fields import CLOSED, reported
 from potstill.tasks.grading import grade_number, strict_number
-from potstill.tasks.jsonl import read_jsonl
+from potstill.tasks.jsonl import read_jsonl, with_question
 from potstill.types import Grade, Problem
 
 HUB = "openai/gsm8k"
+MARK = re.compile(r"<<(?:(?!<<).)*?>>")  # a calculator mark, which has no other in it
 
 
 @reported('task "gsm8k"')
@@ -35,7 +37,9 @@ class GSM8K:
 
     train_path: str = ""
     test_path: str = ""
-    prompt: str = "{question}\nReason step by step and end with the answer after ####."
+    prompt: Annotated[str, AfterValidator(with_question)] = (
+        "{question}\nReason step by step and end with the answer after ####."
+    )
 
     name = "gsm8k"
 
@@ -62,7 +66,7 @@ class GSM8K:
                     'for answers of another form use task = "jsonl"',
                 )
             question = self.prompt.replace("{question}", row["question"])
-            solution = re.sub(r"<<.*?>>", "", row["answer"])
+            solution = MARK.sub("", row["answer"])
             problems.append(Problem(f"{split}-{n - 1}", question, str(number), solution))
         return problems
 

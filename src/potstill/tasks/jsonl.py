@@ -7,64 +7,110 @@ line before anything else happens; an error names the line by its number.
 from __future__ import annotations
 
 import json
+import re
+from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from pydantic import AfterValidator
 from pydantic.dataclasses import dataclass
 
 from potstill.errors import PotstillError
-from potstill.fields import CLOSED, reported
+from potstill.fields import CLOSED, reported, shown
 from potstill.tasks.grading import grade_exact, grade_number, to_number
+from potstill.tasks.reading import read_lines
 from potstill.types import Grade, Problem
 
 
 def read_jsonl(path: str | Path, keys: Sequence[str]) -> list[dict[str, Any]]:
     """Read objects that each have `keys` as non-empty text.
 
+    Numbers become the text that the file has for them, so that no digit is lost.
+
     Raises:
         PotstillError: the file is missing or empty, or a line is empty, malformed or lacks a key.
     """
-    try:
-        text = Path(path).expanduser().read_text(encoding="utf-8-sig")  # with or without a BOM
-    except (OSError, ValueError) as error:  # not UTF-8, or no path at all
-        raise PotstillError(
-            f'cannot read "{path}": {error}', "give a JSON Lines file in UTF-8"
-        ) from None
-    if not text:
-        raise PotstillError(f'"{path}" is empty', "give at least one JSON object, one a line")
     want = "{" + ", ".join(f'"{key}": "..."' for key in keys) + "}"
-    # not splitlines: U+2028 and others of its kind may be part of a JSON string
-    lines = text.removesuffix("\n").split("\n")
-    return [_row(line, f"{path}, line {n}", keys, want) for n, line in enumerate(lines, 1)]
+    hint = f"give a JSON Lines file in UTF-8; every line is one object: {want}"
+    rows = [_row(line, f"{path}, line {n}", keys, hint) for n, line in read_lines(path, hint)]
+    if not rows:
+        raise PotstillError(f'"{path}" is empty', "give at least one JSON object, one a line")
+    return rows
 
 
-def _row(line: str, where: str, keys: Sequence[str], want: str) -> dict[str, Any]:
-    hint = f"every line is one object: {want}"
+def _row(line: str, where: str, keys: Sequence[str], hint: str) -> dict[str, Any]:
     if not line.strip():
         raise PotstillError(f"{where}: the line is empty", hint)
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise PotstillError(
-            f"{where}: not JSON ({error.msg} at column {error.colno})", hint
-        ) from None
+    row = _parsed(line, where, hint)
     if not isinstance(row, dict):
-        raise PotstillError(f"{where}: not an object, got {type(row).__name__}", hint)
+        raise PotstillError(f"{where}: not an object, got {_kind(row)}", hint)
     for key in keys:
         value = row.get(key)
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            row[key] = value = str(value)
         if not isinstance(value, str) or not value.strip():
-            raise PotstillError(f'{where}: "{key}" must be text, got {value!r}', hint)
+            raise PotstillError(f'{where}: "{key}" must be text, got {shown(value)}', hint)
     return row
 
 
-def _text(value: Any) -> str:
+def _parsed(line: str, where: str, hint: str) -> Any:
+    """One JSON value."""
+    try:
+        value = _DECODER.decode(line)
+        if _SURROGATE.search(line):  # half of a character: no tokenizer reads it
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+        return value
+    except json.JSONDecodeError as error:
+        reason = f"not JSON ({error.msg} at column {error.colno})"
+        if "\0" in line:
+            reason += ", it has NUL characters"
+    except RecursionError:
+        reason = "lists or objects are nested too deeply"
+    except UnicodeEncodeError as error:
+        half = f"\\u{ord(error.object[error.start]):04x}"
+        reason = f"{half} is half of a pair of surrogates, not a character"
+    except PotstillError as error:
+        reason = str(error)
+    raise PotstillError(f"{where}: {reason}", hint)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object whose keys are all different; JSON leaves open which of two values counts."""
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        counts = Counter(key for key, _ in pairs)
+        twice = next(key for key in counts if counts[key] > 1)
+        raise PotstillError(f"the key {shown(twice)} is there twice")
+    return row
+
+
+def _no_number(name: str) -> Any:
+    raise PotstillError(f"{name} is not JSON, a number is finite")
+
+
+_DECODER = json.JSONDecoder(
+    object_pairs_hook=_once, parse_int=str, parse_float=str, parse_constant=_no_number
+)
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+def _kind(value: Any) -> str:
+    """A JSON value's type; numbers have become text."""
+    return "a list" if isinstance(value, list) else f"{shown(value)}"
+
+
+def with_question(prompt: str) -> str:
+    """Validator of the text around a question; without it all problems would be the same."""
+    if "{question}" not in prompt:
+        raise PotstillError(
+            f"a prompt has {{question}}, got {shown(prompt)}", "write {question} in its place"
+        )
+    return prompt
+
+
+def as_text(value: Any) -> str:
     """A further value of a record as text; empty if it is neither text nor a number."""
-    plain = isinstance(value, str | int | float) and not isinstance(value, bool)
-    return str(value) if plain else ""
+    return value if isinstance(value, str) else ""
 
 
 @reported('task "jsonl"')
@@ -89,9 +135,16 @@ class Jsonl:
     match: Literal["exact", "numeric"] = "exact"
     question_key: str = "question"
     answer_key: str = "answer"
-    prompt: str = "{question}"
+    prompt: Annotated[str, AfterValidator(with_question)] = "{question}"
 
     name = "jsonl"
+
+    def __post_init__(self) -> None:
+        if self.question_key == self.answer_key:
+            raise PotstillError(
+                f"question_key and answer_key are two keys, got {shown(self.answer_key)} twice",
+                "name the key of each",
+            )
 
     @cached_property
     def train(self) -> Sequence[Problem]:
@@ -113,12 +166,12 @@ class Jsonl:
                 answer = answer.rsplit("####", 1)[-1].strip()
             if self.match == "numeric" and to_number(answer) is None:
                 raise PotstillError(
-                    f"{path}, line {n}: a numeric answer is a number, got {answer!r}",
+                    f"{path}, line {n}: a numeric answer is a number, got {shown(answer)}",
                     'write the number, or set match = "exact"',
                 )
             question = self.prompt.replace("{question}", row[self.question_key])
             own = {self.question_key, self.answer_key}
-            rest = {key: _text(value) for key, value in row.items() if key not in own}
+            rest = {key: as_text(value) for key, value in row.items() if key not in own}
             solution = rest.pop("solution", "")
             problems.append(Problem(f"{split}-{n - 1}", question, answer, solution, rest))
         return problems

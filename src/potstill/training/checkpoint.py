@@ -1,27 +1,33 @@
 """Checkpoints: step, replay buffer, token counts and the engine's state, written atomically.
 
-A checkpoint is written under a temporary name and renamed when it is complete. The newest complete
-one is loaded. Older ones are deleted, except the last one before any symptom of a collapse. Random
-state is not saved: every random number comes from (seed, step).
+A checkpoint is written under a temporary name and renamed when it is complete. It has a digest of
+each of its files. The newest one whose files are as they were written is loaded, so that a damaged
+disk costs steps and changes no number. The one before is kept for that, and the last one before
+any symptom of a collapse. Random state is not saved: every random number comes from (seed, step).
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from potstill.digests import file_digest, seal, unsealed
 from potstill.engines.protocol import Engine
-from potstill.errors import writing
+from potstill.errors import PotstillError, writing
 from potstill.types import Problem, Prompt, Trajectory
 
 _PREFIX = "step-"
+_STATE = "state.json"
 _FLOATS = ("logprobs", "behavior_logprobs")  # float32 survives JSON exactly; old files have one
+
+log = logging.getLogger(__name__)
 
 
 def save(
@@ -32,7 +38,7 @@ def save(
     extra: dict[str, Any],
     good: int | None = None,
 ) -> None:
-    """Write the checkpoint after `step` optimizer steps and delete older ones.
+    """Write the checkpoint after `step` optimizer steps and delete all but the one before.
 
     Args:
         folder: the run's checkpoints.
@@ -44,59 +50,125 @@ def save(
     """
     partial, final = folder / f"partial-{step:08d}", folder / f"{_PREFIX}{step:08d}"
     state = {"step": step, "extra": extra, "buffer": [_to_json(entry) for entry in buffer]}
+    before = [path for path in points(folder) if path != final][-1:]
     with writing(folder):
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         engine.save(partial)
-        (partial / "state.json").write_text(json.dumps(state))
+        digests = {path.name: file_digest(path) for path in sorted(partial.iterdir())}
+        (partial / _STATE).write_text(
+            seal(json.dumps({**state, "files": digests})), encoding="utf-8"
+        )
         for path in partial.iterdir():
             _fsync(path)
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
         _fsync(folder)
-    keep = {final, *_until(folder, step if good is None else good)[-1:]}
+    keep = {final, *before, *_until(folder, step if good is None else good)[-1:]}
     for path in folder.iterdir():
         if path not in keep:
             shutil.rmtree(path, ignore_errors=True)
 
 
 def load(
-    folder: Path, engine: Engine, problems: Sequence[Problem]
+    folder: Path, engine: Engine, problems: Sequence[Problem], until: int | None = None
 ) -> tuple[int, list[Trajectory], dict[str, Any]] | None:
-    """Restore the newest complete checkpoint, or return None if there is none.
+    """Restore the newest sound checkpoint, or return None if there is none.
+
+    Damaged ones are removed, with a warning and a note of the engine.
 
     Args:
         folder: the run's checkpoints.
         engine: the engine to restore.
         problems: the training problems of the run.
+        until: leave out checkpoints after this step; None: none.
 
     Returns:
         The optimizer steps made, the entries of the replay buffer, and `extra` as it was saved.
     """
-    complete = points(folder)
-    if not complete:
-        return None
-    state = json.loads((complete[-1] / "state.json").read_text())
-    engine.load(complete[-1])
     by_id = {problem.id: problem for problem in problems}
 
     def prompt_of(problem: str) -> Prompt:
         return engine.prompt(by_id[problem])
 
+    paths = points(folder) if until is None else _until(folder, until)
+    state = _restore(paths, engine)
+    if state is None:
+        return None
     buffer = [_from_json(entry, prompt_of) for entry in state["buffer"]]
     return state["step"], buffer, state["extra"]
 
 
 def roll_back(folder: Path, engine: Engine, step: int) -> int:
-    """Load the newest checkpoint up to `step` into the engine and return its step."""
-    path = _until(folder, step)[-1]
-    engine.load(path)
-    return step_of(path)
+    """Load the newest sound checkpoint up to `step` into the engine and return its step.
+
+    Raises:
+        PotstillError: all of them are damaged.
+    """
+    state = _restore(_until(folder, step), engine)
+    if state is None:
+        raise PotstillError(
+            f'"{folder}" has no sound checkpoint up to step {step} to go back to',
+            'run it again, or with on_collapse = "stop"',
+        )
+    return int(state["step"])
+
+
+def _restore(paths: Sequence[Path], engine: Engine) -> dict[str, Any] | None:
+    """Load the newest sound checkpoint into the engine and remove those that are damaged."""
+    for path in reversed(paths):
+        try:
+            state = _checked(path)
+            _load(engine, path, state)
+        except _Damaged as error:
+            note = f"checkpoint {path.name} is damaged ({error}); it is left out"
+            log.warning("%s: %s", path.parent.parent, note)
+            engine.notes = (*engine.notes, note)
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            return state
+    return None
+
+
+def _load(engine: Engine, path: Path, state: Mapping[str, Any]) -> None:
+    """Load a checkpoint; without digests, any error means that it is damaged."""
+    try:
+        engine.load(path)
+    except Exception as error:
+        if "files" in state:
+            raise
+        raise _Damaged(error) from error
+
+
+class _Damaged(ValueError):
+    """A checkpoint is not what was written."""
+
+
+def _checked(path: Path) -> dict[str, Any]:
+    """The state of a checkpoint whose files are as they were written.
+
+    One of a version without digests has to have what a state needs.
+    """
+    try:
+        state = unsealed((path / _STATE).read_text(encoding="utf-8"))
+        needed = {"step", "extra", "buffer"}
+        if not needed <= state.keys() or state["step"] != step_of(path):
+            raise ValueError(f"{_STATE} is not that of step {step_of(path)}")
+        digests = state.get("files", {})
+        names = {file.name for file in path.iterdir()} - {_STATE}
+        if "files" in state and names != digests.keys():
+            raise ValueError(f"it has the files {sorted(names)}, not {sorted(digests)}")
+        for name, digest in digests.items():
+            if file_digest(path / name) != digest:
+                raise ValueError(f"{name} has changed since it was written")
+    except (OSError, ValueError) as error:
+        raise _Damaged(error) from None
+    return state
 
 
 def points(folder: Path) -> list[Path]:
     """Paths of the complete checkpoints, oldest first."""
-    return sorted(folder.glob(f"{_PREFIX}*"))
+    return sorted(folder.glob(_PREFIX + "[0-9]" * 8))
 
 
 def step_of(path: Path) -> int:

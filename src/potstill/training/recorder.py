@@ -14,6 +14,7 @@ class Recorder(Protocol):
     """Stores one run: the study's run folder on disk, or `Memory`."""
 
     checkpoints: Path | None  # folder of the run's checkpoints
+    durable: bool  # its metrics are there after an interruption
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
@@ -39,6 +40,7 @@ class Memory:
     metrics: list[dict[str, Any]] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
     checkpoints: Path | None = None
+    durable: bool = False
 
     def rewind(self, step: int) -> None:
         self.metrics = [row for row in self.metrics if row["step"] <= step]

@@ -54,20 +54,21 @@ class Session:
     def resume(self, recipe: Recipe) -> tuple[int, Buffer]:
         """Restore the last checkpoint, or record step 0; returns the first step to make."""
         folder, usage = self.recorder.checkpoints, self.meter.usage
-        restored = (
-            checkpoint.load(folder, self.meter, self.evaluator.task.train) if folder else None
-        )
+        last = max((row["step"] for row in self.recorder.metrics), default=0)
+        until = last if self.recorder.durable else None  # beyond, its metrics would have a gap
+        problems = self.evaluator.task.train
+        restored = checkpoint.load(folder, self.meter, problems, until) if folder else None
         step, entries, counts = restored or (-1, [], None)
         usage.recall(counts)
         self.recorder.rewind(step)
         self.monitor.recall(self.recorder.metrics)
-        if folder and not restored and self.settings.on_collapse == "rollback":
-            checkpoint.save(folder, 0, self.meter, [], usage.state())
         if not self.recorder.metrics:
             with usage.clock("diagnosis"):
                 row = self.monitor.start(self.evaluator.task, len(self.evaluator.problems))
             if row is not None:
                 self.recorder.record(row, None)
+        if folder and not restored and self.settings.on_collapse == "rollback":
+            checkpoint.save(folder, 0, self.meter, [], usage.state())  # with step 0's cost
         capacity = recipe.replay.capacity * self.settings.batch_size if recipe.replay else 0
         return max(step, 0), Buffer(capacity, entries)
 

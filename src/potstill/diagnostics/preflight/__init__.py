@@ -31,7 +31,7 @@ from potstill.diagnostics.preflight.memo import Memo
 from potstill.diagnostics.preflight.memory import fits
 from potstill.diagnostics.preflight.rehearsal import Rehearsal
 from potstill.diagnostics.preflight.steps import change_points, trained_as_written
-from potstill.errors import PotstillError
+from potstill.errors import PotstillError, shown
 
 __all__ = [
     "CHECKS",
@@ -200,7 +200,7 @@ def unrunnable(name: str, error: Exception) -> Check:
     """The failed check of an exception that the models' own code raised."""
     log.info("check %s", name, exc_info=error)
     lines = str(error).strip().splitlines() or [""]
-    evidence = f"the models cannot be run: {type(error).__name__}: {lines[0]}"
+    evidence = shown(f"the models cannot be run: {type(error).__name__}: {lines[0]}")
     hint = "--verbose shows where; compare the versions of torch and transformers"
     if "memory" in evidence.lower():
         hint = "lower engine.batch_tokens and engine.sample_tokens, or use a smaller model"

@@ -25,6 +25,7 @@ from potstill.training.rollout import student_prompts
 from potstill.training.spending import Spent, total
 from potstill.types import Role
 
+MOST_COUNTED = 10_000  # steps of a run that are counted one by one
 REFINED = 0.5  # share of the budget within which the measurements are repeated and enlarged
 
 
@@ -148,12 +149,16 @@ def _line(made: Sequence[tuple[int, Spent]], problems: int) -> Spent:
 def _training(
     recipe: Recipe, steps: Mapping[StepKind, Step], settings: Train, cache: set[tuple[int, ...]]
 ) -> Spent:
-    """Cost of all steps of a run, each with the kind of its stretch; adds to the cache."""
+    """Cost of all steps of a run, each with the kind of its stretch; adds to the cache.
+
+    Of a long run, steps at equal distances are counted for all.
+    """
     count, batch = recipe.total_steps(settings.steps), settings.batch_size
     stretches = moments(recipe)
     kinds: Counter[StepKind] = Counter()
     saved = 0.0
-    for step in range(count):
+    parts = min(count, MOST_COUNTED)
+    for step in (part * count // parts for part in range(parts)):
         moment = next(t for end, t in stretches if step / count < end)
         dealt = student_prompts(recipe.on_policy(moment), batch, step, 0)
         kind = kind_at(recipe, moment, batch, dealt)
@@ -162,8 +167,9 @@ def _training(
         if calls and calls <= cache:
             saved += steps[kind].cached
         cache |= calls
-    spent = total(steps[kind].spent * times for kind, times in kinds.items())
-    return replace(spent, seconds=spent.seconds - saved, saved=saved)
+    each = count / parts  # exactly 1 for a run of so many steps
+    spent = total(steps[kind].spent * (times * each) for kind, times in kinds.items())
+    return replace(spent, seconds=spent.seconds - saved * each, saved=saved * each)
 
 
 def _range(seconds: Sequence[float]) -> str:

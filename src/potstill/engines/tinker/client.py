@@ -31,6 +31,7 @@ from potstill.engines.tinker.connection import (
 )
 from potstill.errors import PotstillError
 from potstill.types import Floats, Ids, Sample
+from potstill.urls import Url
 
 ADAM = {"beta1": 0.9, "beta2": 0.95, "eps": 1e-8}
 
@@ -60,7 +61,7 @@ class Service:
 
     def __init__(self, url: str, model: str, vocabulary: int, in_flight: int = 64) -> None:
         self.sdk = check_sdk()
-        self.url, self.model, self.vocabulary = url, model, vocabulary
+        self.url, self.model, self.vocabulary = Url(url), model, vocabulary
         self.in_flight = in_flight
         self.client = self._connect()
 

@@ -19,6 +19,7 @@ from potstill.engines.tinker.client import Sampler, Service, Trainer, TrainingRo
 from potstill.engines.tinker.connection import settle
 from potstill.errors import PotstillError
 from potstill.types import Floats, Ids
+from potstill.urls import without_secrets
 
 Verdict = Literal["good", "adapted to", "not used", "refused", "unknown"]
 Reduction = Literal["sum", "sequence mean"]
@@ -168,7 +169,7 @@ def _reject(service: Service, fact: Fact) -> None:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [repr(error)])[0][:160]
+    return without_secrets((str(error).strip().splitlines() or [repr(error)])[0])[:160]
 
 
 def shift(server: Server) -> Fact:

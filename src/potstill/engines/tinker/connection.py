@@ -7,6 +7,8 @@ reported on stderr.
 
 from __future__ import annotations
 
+import base64
+import http.client
 import importlib.metadata
 import os
 import sys
@@ -16,8 +18,10 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+from urllib.parse import unquote
 
 from potstill.errors import PotstillError
+from potstill.urls import Url, full, split_user
 
 SDK = "0.25"  # the oldest that can train; SkyRL 0.4 cannot sample for a newer one
 KEY = "TINKER_API_KEY"
@@ -77,7 +81,10 @@ def connect(url: str) -> Any:
     """Return the SDK's client of a server; the key is read from the environment."""
     import tinker
 
-    options: dict[str, Any] = {"base_url": url} if url else {}
+    address, headers = without_user(url)
+    options: dict[str, Any] = {"base_url": address} if url else {}
+    if headers:
+        options["default_headers"] = headers
     if not os.environ.get(KEY):
         if not url:
             raise PotstillError(
@@ -86,20 +93,34 @@ def connect(url: str) -> Any:
             )
         options["api_key"] = LOCAL_KEY
     if url:
-        _check_reachable(url)
+        _check_reachable(Url(url), address, headers)
     return tinker.ServiceClient(**options)
 
 
-def _check_reachable(url: str) -> None:
+def _check_reachable(url: Url, address: str, headers: dict[str, str]) -> None:
     """Raise `Unreachable` at once if no server answers; the SDK would retry for minutes."""
     try:
-        with urllib.request.urlopen(f"{url.rstrip('/')}/api/v1/healthz", timeout=10):
+        health = f"{address.rstrip('/')}/api/v1/healthz"
+        with urllib.request.urlopen(urllib.request.Request(health, headers=headers), timeout=10):
             pass
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         raise Unreachable(
             f"{url} does not answer as a training service: {error}",
             "start it, and give its full address",
         ) from error
+
+
+def without_user(url: str) -> tuple[str, dict[str, str]]:
+    """An address without user info, which the SDK ignores, and the header that carries it.
+
+    >>> without_user("http://me:pw@host:8000")
+    ('http://host:8000', {'Authorization': 'Basic bWU6cHc='})
+    """
+    user, rest = split_user(full(url).partition("://")[2])
+    if not user:
+        return full(url), {}
+    encoded = base64.b64encode(unquote(user).encode()).decode()
+    return f"{url.partition('://')[0]}://{rest}", {"Authorization": f"Basic {encoded}"}
 
 
 def served(url: str) -> list[str]:

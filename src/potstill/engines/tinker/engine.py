@@ -99,7 +99,7 @@ class TinkerEngine(Prompting):
         student_url, in_flight = settings.base_url, settings.in_flight
         teacher_url = settings.teacher_url or student_url
         service = teacher_service = Service(student_url, student, self.vocabulary, in_flight)
-        if (teacher_url, teacher) != (student_url, student):
+        if (teacher_url.full, teacher) != (student_url.full, student):
             teacher_service = Service(teacher_url, teacher, self.vocabulary, in_flight)
         self._services: dict[Role, Service] = {"student": service, "init": service}
         self._services["teacher"] = teacher_service

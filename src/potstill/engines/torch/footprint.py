@@ -22,8 +22,9 @@ from torch.utils._pytree import tree_leaves
 
 from potstill.engines.host import free_host_memory
 from potstill.engines.torch.lm_head import SLICE
-from potstill.engines.torch.loading import training_mode, without_adapters
+from potstill.engines.torch.loading import without_adapters
 from potstill.engines.torch.loss_terms import BLOCK, needs_rows
+from potstill.engines.torch.recomputing import training_mode
 from potstill.types import Datum, Loss, Prompt, Role, Term
 
 MOMENTS = 2  # of AdamW, of the size of the trained weights

@@ -26,10 +26,10 @@ from potstill.engines.torch.fsdp import Sharded, gathered, scattered
 from potstill.engines.torch.loading import (
     ModelPair,
     autocast,
-    checkpoint_activations,
     load_model,
 )
 from potstill.engines.torch.quantised import check_adapters
+from potstill.engines.torch.recomputing import checkpoint_activations
 from potstill.engines.torch.roofline import gpu_memory
 from potstill.engines.torch.sharing import Sharing, sharing_of
 from potstill.errors import PotstillError

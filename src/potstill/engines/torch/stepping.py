@@ -22,10 +22,11 @@ from potstill.engines.prompts import addressed
 from potstill.engines.torch.distributed import World
 from potstill.engines.torch.fsdp import gathered
 from potstill.engines.torch.lm_head import States, matched_states, read
-from potstill.engines.torch.loading import ModelPair, training_mode
+from potstill.engines.torch.loading import ModelPair
 from potstill.engines.torch.loss_terms import Columns, Tally, idle, needs_rows, take
 from potstill.engines.torch.models import Models
 from potstill.engines.torch.quantised import cannot_train
+from potstill.engines.torch.recomputing import training_mode
 from potstill.errors import NonFinite
 from potstill.types import Datum, Ids, Loss, Role, StepStats
 
@@ -130,8 +131,11 @@ class Stepper:
         targets: dict[Role, States] = {}
         for role in sorted({loss.to for loss in losses if needs_rows(loss)}):
             with torch.no_grad(), self.models.use(role) as model:
+                model.eval()  # it may be the student's, without its adapters
                 states = self._read(role, model, data)
                 targets[role] = matched_states(states, data, role)
+        with self.models.use("student") as model:
+            training_mode(model, dropout=dropout)  # for what the backward pass computes again
         columns = Columns(data, losses, student.hidden.device)
         if columns.spans is not None:  # a span may cross slices, so all tokens come first
             now = [

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from potstill.diagnostics.faults import FAULTS
+from potstill.digests import to_json
 from potstill.report.audit import (
     ALL,
     CLEAN,
@@ -25,7 +26,7 @@ from potstill.report.pages import bundle
 from potstill.report.tables.column import markdown
 from potstill.study.provenance import provenance
 from potstill.study.schema import Study
-from potstill.study.storage import to_json, write_text
+from potstill.study.storage import write_text
 
 
 def write_audit(base: Study, path: Path, faults: Sequence[str]) -> dict[str, Any]:

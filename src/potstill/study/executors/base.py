@@ -95,7 +95,7 @@ def execute(
     finally:
         scheduler.stop()
     on_poll()
-    return folder.results(keys)
+    return folder.results(keys, study)
 
 
 def unfinished(folder: StudyFolder, keys: Sequence[RunId]) -> list[RunId]:
@@ -139,15 +139,17 @@ def run_if_free(
         raise BudgetReached(f"the budget is spent: {limit}")
     run = folder.cell(key)
     with run.lock() as locked:
+        if locked:
+            run.tidy()
         if locked and run.result is None:
             run_cell(study, folder, key, task, ledger)
             return True
     return False
 
 
-def record_crash(folder: StudyFolder, key: RunId, cause: str) -> None:
+def record_crash(study: Study, folder: StudyFolder, key: RunId, cause: str) -> None:
     """Record a run as failed after its workers have crashed too often."""
     run = folder.cell(key)
     run.path.mkdir(parents=True, exist_ok=True)  # they may have crashed before they made it
     outcome = {"status": "failed", "cause": cause, "steps": run.steps}
-    run.finish(record.complete(key, outcome))
+    run.finish(record.complete(study, key, outcome))

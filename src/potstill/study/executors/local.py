@@ -2,8 +2,9 @@
 
 Workers share nothing but the study's folder. Each takes the first run that is pending, can start
 and is not locked by another process, so several studies may share a folder. A worker that crashes
-is replaced: its run continues once from its checkpoint, and fails at the second crash. Workers
-exit when the process that started them is gone.
+is replaced: its run continues once from its checkpoint, and fails at the second crash. Processes
+that are started here exit when the one that started them is gone, and send it their errors through
+a pipe: a disk may be full.
 """
 
 from __future__ import annotations
@@ -11,19 +12,21 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import pickle
 import platform
+import signal
 import threading
 import time
+import traceback
 from collections import Counter
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, wait
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from typing import Any
 
 from potstill.diagnostics.preflight import Check, Progress
 from potstill.engines import zoo
-from potstill.errors import PotstillError, StorageError
+from potstill.errors import PotstillError
 from potstill.study.executors.base import (
     EXIT_TIMEOUT,
     PairWatch,
@@ -45,8 +48,8 @@ from potstill.tasks import load_task
 from potstill.training.spending import BudgetReached
 
 MAX_CRASHES = 2  # worker crashes after which a run has failed
-POLL = 0.1  # seconds between two looks at the progress of pre-flight
-_STORAGE_EXIT = 74  # a worker's exit code when storage is unavailable (EX_IOERR)
+_CONTEXT = multiprocessing.get_context("spawn")
+_ERROR_EXIT = 74  # a worker's exit code when it has sent an error (EX_IOERR)
 _BUDGET_EXIT = 75  # and when the budget is spent (EX_TEMPFAIL)
 
 
@@ -87,8 +90,8 @@ class LocalScheduler:
         self.keys = list(keys or runs_of(study))
         self.crashes: Counter[RunId] = Counter()
         self.idle_crashes = 0  # in a row, of workers without a run
-        self._context = multiprocessing.get_context("spawn")
         self._processes: dict[int, SpawnProcess] = {}  # by slot, which determines their cores
+        self._errors: dict[int, Connection] = {}  # from the process in each slot
 
     def run(self, on_poll: Callable[[], None], every: float = 0.5) -> Results:
         """Execute the pending runs; see `execute`."""
@@ -98,7 +101,7 @@ class LocalScheduler:
         for slot, process in list(self._processes.items()):
             if not process.is_alive():
                 del self._processes[slot]
-                self._handle_exit(process)
+                self._handle_exit(process, self._errors.pop(slot))
         for slot in range(min(self.workers, len(pending))):
             if slot not in self._processes:
                 self._processes[slot] = self._start(slot)
@@ -117,16 +120,14 @@ class LocalScheduler:
 
     def _start(self, slot: int) -> SpawnProcess:
         cores = worker_cores(slot, self.workers, available_cores())
-        process = self._context.Process(
-            target=_worker,
-            args=(self.study.to_toml(), self.folder, self.keys, os.getpid(), cores),
-        )
-        process.start()
-        return process
+        self._errors[slot], sending = _CONTEXT.Pipe(duplex=False)
+        table = self.study.to_toml()
+        return _started(_worker, (table, self.folder, self.keys, cores), sending)
 
-    def _handle_exit(self, process: SpawnProcess) -> None:
-        if process.exitcode == _STORAGE_EXIT:
-            self._raise_storage()
+    def _handle_exit(self, process: SpawnProcess, errors: Connection) -> None:
+        if process.exitcode == _ERROR_EXIT:
+            with contextlib.suppress(EOFError):  # it has exited so for another reason
+                raise errors.recv()
         if process.exitcode == _BUDGET_EXIT:
             check_budget(self, self.study, self.folder, self.keys)
         if process.exitcode:
@@ -138,9 +139,8 @@ class LocalScheduler:
         Raises:
             PotstillError: worker after worker crashes without a run.
         """
-        mark = {"pid": process.pid, "host": platform.node()}
         pending = unfinished(self.folder, self.keys)
-        held = [key for key in pending if self.folder.cell(key).running == mark]
+        held = [key for key in pending if self._marked(key, process)]
         self.idle_crashes = 0 if held else self.idle_crashes + 1
         code = process.exitcode or 0
         if self.idle_crashes > MAX_CRASHES * self.workers:
@@ -151,16 +151,13 @@ class LocalScheduler:
         for key in held:
             self.crashes[key] += 1
             if self.crashes[key] >= MAX_CRASHES:
-                reason = f"signal {-code}" if code < 0 else f"exit code {code}"
-                crashed = f"its worker process died {MAX_CRASHES} times ({reason})"
-                record_crash(self.folder, key, f"{crashed}; memory may have run out")
+                crashed = f"its worker process died {MAX_CRASHES} times ({_end_of(process)})"
+                record_crash(self.study, self.folder, key, f"{crashed}; memory may have run out")
 
-    def _raise_storage(self) -> None:
-        note = self.folder.path / ".storage-error"
-        text = note.read_text() if note.exists() else "a write failed"
-        raise StorageError(
-            text, "free space, then run the same command again: finished runs are kept"
-        )
+    def _marked(self, key: RunId, process: SpawnProcess) -> bool:
+        """True if the process was executing the run."""
+        mark = self.folder.cell(key).mark or {}
+        return (mark.get("pid"), mark.get("host")) == (process.pid, platform.node())
 
 
 def _workers_for(study: Study) -> int:
@@ -174,36 +171,94 @@ def _workers_for(study: Study) -> int:
 def preflight_study(
     study: Study, watch: PairWatch = unwatched_pair, *, repeat: bool = False
 ) -> dict[str, list[Check]]:
-    """Run the pre-flight checks of every pair in a process of its own, which frees its memory."""
-    context = multiprocessing.get_context("spawn")
-    queue = context.SimpleQueue()
-    start = partial(ProcessPoolExecutor, 1, mp_context=context)
-    with start(initializer=_report_to, initargs=(queue,)) as pool:
-        table = study.to_toml()
-        jobs = {pair: pool.submit(_preflight, table, pair, repeat) for pair in study.models}
-        running = set(jobs.values())
-        while running:
-            running = wait(running, timeout=POLL).not_done
-            while not queue.empty():
-                watch(*queue.get())
-        return {pair: job.result() for pair, job in jobs.items()}
+    """Run the pre-flight checks of every pair in a process of its own, which frees its memory.
+
+    Raises:
+        PotstillError: a pair cannot be checked, or the process died.
+    """
+    messages, sending = _CONTEXT.Pipe(duplex=False)
+    process = _started(_preflight, (study.to_toml(), repeat), sending)
+    results: dict[str, list[Check]] = {}
+    try:
+        while len(results) < len(study.models):
+            message = messages.recv()
+            if isinstance(message, Exception):
+                raise message
+            pair, content = message
+            if isinstance(content, Progress):
+                watch(pair, content)
+            else:
+                results[pair] = content
+        return results
+    except EOFError:
+        process.join()
+        raise PotstillError(
+            f"the process of pre-flight died ({_end_of(process)})",
+            "memory may have run out: a smaller batch or model needs less",
+        ) from None
+    finally:
+        process.terminate()
+        process.join()
 
 
-_queues: list[Any] = []  # of this process, to report the progress of pre-flight
+def _preflight(table: dict[str, Any], repeat: bool, sending: Connection) -> None:
+    """The process of pre-flight: send progress, then the checks of each pair."""
+    try:
+        study = read_study(table)
+        for pair in study.models:
+
+            def watch(progress: Progress, pair: str = pair) -> None:
+                sending.send((pair, progress))
+
+            keeper = keeper_of(study, pair, repeat=repeat)
+            sending.send((pair, list(preflight_pair(study, pair, watch=watch, keeper=keeper))))
+    except Exception as error:
+        sending.send(_sendable(error))
 
 
-def _report_to(queue: Any) -> None:
-    _queues.append(queue)
+def _sendable(error: Exception) -> Exception:
+    """The error, or its traceback as text if it cannot be sent to another process."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError("".join(traceback.format_exception(error)))
+    error.add_note("".join(traceback.format_tb(error.__traceback__)))
+    return error
 
 
-def _preflight(table: dict[str, Any], pair: str, repeat: bool) -> list[Check]:
-    study = read_study(table)
+def _started(target: Callable[..., None], args: Sequence[Any], sending: Connection) -> SpawnProcess:
+    """Start a process with the arguments and its end of a pipe.
 
-    def watch(progress: Progress) -> None:
-        for queue in _queues:
-            queue.put((pair, progress))
+    It never sees Ctrl-C, which a terminal sends to all processes: this process handles it.
+    """
+    process = _CONTEXT.Process(target=_guarded, args=(target, os.getpid(), *args, sending))
+    with _interrupts_blocked():
+        process.start()
+    sending.close()
+    return process
 
-    return preflight_pair(study, pair, watch=watch, keeper=keeper_of(study, pair, repeat=repeat))
+
+def _guarded(target: Callable[..., None], parent: int, *args: Any) -> None:
+    threading.Thread(target=_exit_with, args=(parent,), daemon=True).start()
+    target(*args)
+
+
+@contextlib.contextmanager
+def _interrupts_blocked() -> Iterator[None]:
+    """Hold back SIGINT; processes that are started in the block never get it."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _end_of(process: SpawnProcess) -> str:
+    code = process.exitcode or 0
+    return f"signal {-code}" if code < 0 else f"exit code {code}"
 
 
 def worker_cores(slot: int, workers: int, available: Sequence[int]) -> frozenset[int]:
@@ -229,17 +284,16 @@ def _worker(
     table: dict[str, Any],
     folder: StudyFolder,
     keys: Sequence[RunId],
-    parent: int,
     cores: frozenset[int],
+    sending: Connection,
 ) -> None:
     """The worker process: execute runs until none is unfinished."""
     with contextlib.suppress(OSError):  # sandboxes may forbid it; it only saves time
         if cores:
             os.sched_setaffinity(0, cores)
-    threading.Thread(target=_exit_with, args=(parent,), daemon=True).start()
-    study = read_study(table)
-    task, ledger = load_task(**study.task), folder.ledger(study)
     try:
+        study = read_study(table)
+        task, ledger = load_task(**study.task), folder.ledger(study)
         while pending := unfinished(folder, keys):
             for key in runnable(folder, pending):
                 if run_if_free(study, folder, key, task, ledger):
@@ -248,10 +302,9 @@ def _worker(
                 time.sleep(0.2)  # other workers hold what is left, or a teacher baseline is due
     except BudgetReached:
         os._exit(_BUDGET_EXIT)
-    except StorageError as error:
-        with contextlib.suppress(OSError):  # the disk may be full; the exit code is enough
-            (folder.path / ".storage-error").write_text(str(error))
-        os._exit(_STORAGE_EXIT)
+    except PotstillError as error:  # of storage, or of a damaged file
+        sending.send(error)
+        os._exit(_ERROR_EXIT)
 
 
 def _exit_with(parent: int) -> None:

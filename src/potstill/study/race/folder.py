@@ -15,7 +15,7 @@ from typing import Any
 
 from potstill.errors import PotstillError
 from potstill.study.budget import SCREEN
-from potstill.study.files import read_json, to_json, write_text
+from potstill.study.files import DamagedFile, read_record, write_record
 from potstill.study.race.course import Course, Records, course
 from potstill.study.race.decision import Decision, Drop
 from potstill.study.race.rules import Rules, screening
@@ -23,6 +23,7 @@ from potstill.study.schema import Study
 from potstill.study.storage import RunId, StudyFolder, runs_of
 
 FILE = "race.json"
+AGAIN = "run the same `potstill race` command again: it is written from the runs"
 
 Courses = dict[str, Course]  # by pair
 
@@ -54,7 +55,7 @@ class RaceFolder:
 
     def check(self, rules: Rules) -> None:
         """Raise if the folder holds a race with other rules, or a study that is not a race."""
-        if "rules" in (read_json(self.file) or {}):
+        if "rules" in self._table():
             stored, given = self.rules.model_dump(), rules.model_dump()
             changes = [f"{k}: {stored[k]} -> {given[k]}" for k in given if stored[k] != given[k]]
             if changes:
@@ -70,10 +71,11 @@ class RaceFolder:
     def courses(self, study: Study, rules: Rules | None = None) -> Courses:
         """The race on each pair, as far as its records go."""
         rules = rules or self.rules
-        records = self.folder.results(runs_of(study))
+        records = self.folder.results(runs_of(study), study)
         screened: Records = {}
         if rules.screen:
-            screened = self.screen.results(runs_of(screening(study)))
+            screening_study = screening(study)
+            screened = self.screen.results(runs_of(screening_study), screening_study)
         stored = self._stored()
         return {
             pair: course(pair, list(study.methods), study.seeds, rules, records, screened, stored)
@@ -88,22 +90,30 @@ class RaceFolder:
             "fresh": list(rules.fresh_of(study.seeds)),
             "pairs": {pair: to_table(course) for pair, course in courses.items()},
         }
-        write_text(self.file, to_json(table) + "\n")
+        write_record(self.file, table)
 
     def _read(self) -> dict[str, Any]:
-        table = read_json(self.file)
-        if table is None or "rules" not in table:
-            raise PotstillError(
-                f'"{self.file}" is missing or damaged',
-                "run the same `potstill race` command again: it is written from the runs",
-            )
+        table = self._table()
+        if not isinstance(table.get("rules"), dict):
+            raise PotstillError(f'"{self.file}" is missing or damaged', AGAIN)
+        return table
+
+    def _table(self) -> dict[str, Any]:
+        """The table in race.json; empty where it is missing or damaged."""
+        try:
+            table, _ = read_record(self.file, AGAIN) or ({}, True)
+        except DamagedFile:
+            return {}
         return table
 
     def _stored(self) -> dict[str, Decision]:
         """The looks in race.json by digest; none where the file is missing or damaged."""
-        pairs = (read_json(self.file) or {}).get("pairs", {}).values()
-        looks = [look for pair in pairs for look in [pair["screen"], *pair["looks"]] if look]
-        return {look["digest"]: _from_table(look) for look in looks}
+        try:
+            pairs = self._table().get("pairs", {}).values()
+            looks = [look for pair in pairs for look in [pair["screen"], *pair["looks"]] if look]
+            return {look["digest"]: _from_table(look) for look in looks}
+        except (KeyError, TypeError, AttributeError):  # of another shape
+            return {}
 
 
 def to_table(course: Course) -> dict[str, Any]:

@@ -8,29 +8,32 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, ValidationError
 
 from potstill.errors import PotstillError
-from potstill.fields import explain, limits
-from potstill.settings import Table
+from potstill.fields import explain, limits, shown
+from potstill.settings import MOST_SEED, Table
 from potstill.stats.comparisons import VERDICT_SEEDS
 from potstill.study.race.decision import levels
-from potstill.study.schema import Study
+from potstill.study.schema import MOST_SEEDS, Study
 
 SCREEN = 4  # the screen trains for one part of so many of the steps
 
 
 def _checked(looks: tuple[int, ...]) -> tuple[int, ...]:
     if not looks or min(looks) < 1:
-        raise PotstillError(
-            f"looks are 1 seed or more, got {', '.join(map(str, looks))}", "for example 1,3,5,10"
-        )
+        raise PotstillError(f"looks are 1 seed or more, got {shown(looks)}", "for example 1,3,5,10")
     if list(looks) != sorted(set(looks)):
         raise PotstillError(
-            f"looks are numbers of seeds that grow, got {', '.join(map(str, looks))}",
+            f"looks are numbers of seeds that grow, got {shown(looks)}",
             "for example 1,3,5,10",
         )
     if 2 in looks:
         raise PotstillError(
-            f"two seeds allow no verdict, got a look at 2 of {', '.join(map(str, looks))}",
+            f"two seeds allow no verdict, got a look at 2 of {shown(looks)}",
             f"look at 1 seed, and from {VERDICT_SEEDS} on",
+        )
+    if looks[-1] > MOST_SEEDS:
+        raise PotstillError(
+            f"a race has at most {MOST_SEEDS:,} seeds, got a look at {shown(looks[-1])}",
+            "for example 1,3,5,10",
         )
     if looks[-1] < VERDICT_SEEDS:
         raise PotstillError(
@@ -99,7 +102,17 @@ def raced(study: Study, rules: Rules) -> Study:
             f"a race has at least two methods, got {', '.join(study.methods)}",
             "name more in methods, see `potstill ls methods`",
         )
+    if rules.seeds > MOST_SEEDS:
+        raise PotstillError(
+            f"a race has at most {MOST_SEEDS:,} seeds, got looks and fresh of {shown(rules.seeds)}",
+            "lower fresh, or the last look",
+        )
     first = max(study.seeds) + 1
+    if first + rules.seeds > MOST_SEED:
+        raise PotstillError(
+            f"a race uses the {rules.seeds} numbers after its seeds, the last is {first - 1:,}",
+            f"use seeds below {MOST_SEED - rules.seeds:,}",
+        )
     seeds = (*study.seeds, *range(first, first + rules.seeds))[: rules.seeds]
     return study.model_copy(update={"seeds": seeds})
 

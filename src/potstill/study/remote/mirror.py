@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from potstill.errors import PotstillError
 from potstill.study.remote.names import MIRRORED, REPORT, RESULT, RUNNING
 from potstill.study.remote.url import Remote, is_url
+from potstill.urls import cut, full
 
 
 class Source(Protocol):
@@ -58,6 +59,7 @@ class Mirror:
             if name.rpartition("/")[2] in MIRRORED
         }
         for name, version in versions.items():
+            self._check_inside(name)
             changed = self._versions.get(name) != version
             if changed and self.remote.download(name, self.path / name):
                 self._versions[name] = version
@@ -65,6 +67,15 @@ class Mirror:
         for name in local - versions.keys():
             (self.path / name).unlink(missing_ok=True)
             self._versions.pop(name, None)
+
+    def _check_inside(self, name: str) -> None:
+        """Raise if a link in the copy leads out of it."""
+        folder = (self.path / name).parent
+        if not folder.resolve().is_relative_to(self.path.resolve()):
+            raise PotstillError(
+                f'"{folder}" is a link that leads out of "{self.path}"',
+                f'remove the folder "{self.path}": it is a copy, and is made again',
+            )
 
     def open(self) -> None:
         """Upload a study that was opened in the copy, and remove results that it has dropped."""
@@ -87,20 +98,30 @@ class Mirror:
 
     def lease(self, run: str) -> dict[str, Any]:
         """The lease on a run as of the last `pull`; empty if there is none."""
+        file = self.path / "cells" / run / RUNNING
         try:
-            return dict(json.loads((self.path / "cells" / run / RUNNING).read_bytes()))
+            lease = json.loads(file.read_bytes())
         except FileNotFoundError:
             return {}
+        except ValueError:
+            lease = None
+        if not (isinstance(lease, dict) and {"driver", "attempt"} <= lease.keys()):
+            raise PotstillError(
+                f'"{self.remote.url}/cells/{run}/{RUNNING}" is damaged',
+                "remove it: it only names the process that executes the run",
+            )
+        return lease
 
 
 def folder_name(url: str) -> str:
-    """A unique and readable folder name for a URL.
+    """A unique and readable folder name for a URL, without its secrets.
 
     >>> folder_name("s3://bucket/my study")
     's3-bucket-my-study-1b0d271a'
     """
+    url = cut(url)
     readable = re.sub(r"[^\w.]+", "-", url).strip("-")[-60:]
-    return f"{readable}-{hashlib.sha256(url.encode()).hexdigest()[:8]}"
+    return f"{readable}-{hashlib.sha256(url.encode('utf-8', 'replace')).hexdigest()[:8]}"
 
 
 def source(place: str) -> tuple[Source, Path]:
@@ -111,11 +132,12 @@ def source(place: str) -> tuple[Source, Path]:
     """
     if not is_url(place):
         return LocalFolder(Path(place)), Path(place)
-    study, _, run = place.rstrip("/").partition("/cells/")
+    study, _, run = full(place).rstrip("/").partition("/cells/")
     mirror = Mirror(study)
     if mirror.remote.read("study.toml") is None:
         raise PotstillError(
-            f'"{study}" holds no study', "give the URL that `potstill study --out` was given"
+            f'"{mirror.remote.url}" holds no study',
+            "give the URL that `potstill study --out` was given",
         )
     mirror.pull()
     return mirror, mirror.path / "cells" / run if run else mirror.path

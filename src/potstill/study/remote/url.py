@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+from urllib.parse import unquote
 
 from potstill.errors import PotstillError, StorageError
+from potstill.urls import Url, full
 
 GRACE = 60.0  # seconds for which storage may fail while runs execute
 # Protocols without shared writes.
@@ -35,19 +37,26 @@ class Remote:
     def __init__(self, url: str) -> None:
         import fsspec
 
-        self.url = url.rstrip("/")
-        protocol = url.partition("://")[0]
+        self.url = Url(full(url).rstrip("/"))
+        protocol = self.url.partition("://")[0]
         if protocol in NOT_SHARED:
             raise PotstillError(
-                f'"{url}" does not support shared writes',
+                f'"{self.url}" does not support shared writes',
                 "give a folder, or a URL such as s3://bucket/study or file:///shared/study",
             )
+        if self.url.incomplete:
+            raise PotstillError(
+                f'"{self.url}" is without its secrets', "give the whole URL, as it was at first"
+            )
+        example = "for example s3://bucket/study"
         try:
-            self._fs, self._root = fsspec.core.url_to_fs(self.url, use_listings_cache=False)
+            self._fs, self._root = fsspec.core.url_to_fs(self.url.full, use_listings_cache=False)
         except ImportError as error:
-            raise PotstillError(f'"{url}": {error}', "install the package it names") from None
+            raise PotstillError(f'"{self.url}": {error}', "install the package it names") from None
         except ValueError as error:
-            raise PotstillError(f'"{url}": {error}', "for example s3://bucket/study") from None
+            raise PotstillError(f'"{self.url}": {error}', example) from None
+        except Exception as error:  # of a cloud's own package, such as a key that it cannot read
+            raise PotstillError(f'"{self.url}": {type(error).__name__}: {error}', example) from None
         self._atomic = protocol in OBJECT_STORES
         self._folders: set[str] = set()  # known to exist
         self._name = uuid.uuid4().hex[:12]  # of temporary files, as others may write the same file
@@ -70,14 +79,25 @@ class Remote:
             ) from error
 
     def tree(self, below: str = "") -> dict[str, dict[str, Any]]:
-        """Every file below a folder with its metadata; empty if the folder does not exist."""
+        """Every file below a folder with its metadata; empty if the folder does not exist.
+
+        Raises:
+            PotstillError: a name that would be a file outside this folder, or none that can be.
+        """
         root = self._path("").rstrip("/") + "/"
         with self._storage_errors(below):
             try:
                 files = self._fs.find(self._path(below), detail=True)
             except FileNotFoundError:
                 return {}
-        return {path.removeprefix(root): info for path, info in files.items()}
+        names = {path.removeprefix(root): info for path, info in files.items()}
+        for name in names:
+            if reason := _unusable(name, names):
+                raise PotstillError(
+                    f'"{self.url}" has a file named {name!r}, which {reason}',
+                    "no study has such a file: remove it, and find out who can write there",
+                )
+        return names
 
     def read(self, name: str) -> bytes | None:
         """A file's content; None if it does not exist."""
@@ -138,6 +158,19 @@ class Remote:
         """Raise if nothing can be written; leaves no file behind."""
         self.write(".potstill", b"")
         self.remove(".potstill")
+
+
+def _unusable(name: str, names: Collection[str]) -> str:
+    """The reason not to write a file of a listing below a folder; empty if there is none."""
+    parts = name.split("/")
+    if any(char in name for char in "\\\0"):
+        return "has a backslash or a NUL character"
+    if not name or {"", ".", ".."} & {*parts, *unquote(name).split("/")}:
+        return "is not below it"
+    for i in range(1, len(parts)):
+        if "/".join(parts[:i]) in names:
+            return f"is below another file, {'/'.join(parts[:i])!r}"
+    return ""
 
 
 class GracePeriod:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import platform
 import shutil
@@ -14,11 +13,24 @@ from typing import Any
 
 import filelock
 
+from potstill.digests import file_digest, sealed, unsealed
 from potstill.errors import writing
-from potstill.study.budget import Ledger
-from potstill.study.files import read_json, read_lines, to_json, write_text
+from potstill.study import file_schemas as schemas
+from potstill.study.budget import Ledger, read_spent
+from potstill.study.files import (
+    damaged,
+    read_lines,
+    read_record,
+    read_text,
+    write_record,
+    write_text,
+)
+from potstill.study.processes import is_alive, started_at
+from potstill.study.storage.keys import RunId
 from potstill.training.spending import Spent
 from potstill.types import Evaluation, Finding, Graded
+
+FILES = ("metrics.jsonl", "examples.jsonl")  # that grow, and are whole when a run has ended
 
 
 class RunFolder:
@@ -29,7 +41,10 @@ class RunFolder:
         teacher: the teacher's completions by problem id, stored next to the student's.
         examples: completions kept per evaluation.
         ledger: enforces the study's budget.
+        key: the run; None: any.
     """
+
+    durable = True
 
     def __init__(
         self,
@@ -37,45 +52,122 @@ class RunFolder:
         teacher: Mapping[str, str] | None = None,
         examples: int = 4,
         ledger: Ledger | None = None,
+        key: RunId | None = None,
     ) -> None:
-        self.path = path
+        self.path, self.key = path, key
         self.checkpoints: Path | None = path / "checkpoints"
         self.teacher, self.examples, self.ledger = teacher or {}, examples, ledger
 
     @property
+    def hint(self) -> str:
+        """Advice for a damaged file of the run."""
+        return f'remove the folder "{self.path}" to run it again; the other runs are kept'
+
+    @property
     def result(self) -> dict[str, Any] | None:
-        """The run's record; None until it has ended."""
+        """The run's record; None until it has ended.
+
+        Raises:
+            DamagedFile: it is not what was written, or another run's.
+        """
         path = self.path / "result.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        stored = read_record(path, self.hint)
+        if stored is None:
+            return None
+        record, is_sealed = stored
+        if not is_sealed:
+            schemas.checked(schemas.ResultRecord, record, path, self.hint)
+        if self.key and "pair" in record:
+            key = RunId(record["pair"], record["method"], record["seed"])
+            if key != self.key:
+                raise damaged(path, f"it is the record of {key}", self.hint)
+        return record
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
-        """The recorded steps."""
-        return read_lines(self.path / "metrics.jsonl")
+        """The recorded steps.
+
+        Raises:
+            DamagedFile: a line is not what was written, or a step is there twice.
+        """
+        path = self.path / "metrics.jsonl"
+        rows = read_lines(path, self.hint, schemas.metrics_error)
+        if error := schemas.order_error(row["step"] for row in rows):
+            raise damaged(path, error, self.hint)
+        return rows
 
     @property
     def steps(self) -> int:
         """Recorded steps, without parsing them: one line each, after one line for step 0."""
         path = self.path / "metrics.jsonl"
-        return max(0, path.read_bytes().count(b"\n") - 1) if path.exists() else 0
+        return max(0, path.read_bytes().count(b"\n") - 1) if path.is_file() else 0
 
     @property
     def texts(self) -> list[dict[str, Any]]:
-        """The stored completions."""
-        return read_lines(self.path / "examples.jsonl")
+        """The stored completions.
+
+        Raises:
+            DamagedFile: a line is not what was written.
+        """
+        return read_lines(self.path / "examples.jsonl", self.hint, schemas.example_error)
 
     @property
     def findings(self) -> list[dict[str, Any]]:
-        """The diagnosis so far."""
-        try:
-            return list(json.loads((self.path / "findings.json").read_text(encoding="utf-8")))
-        except FileNotFoundError:
+        """The diagnosis so far.
+
+        Raises:
+            DamagedFile: it is not what was written.
+        """
+        path = self.path / "findings.json"
+        text = read_text(path, self.hint)
+        if text is None:
             return []
+        if text.lstrip().startswith("["):  # of a version without digests
+            text = f'{{"findings": {text}}}'
+        try:
+            stored = unsealed(text.rstrip("\n"))
+        except ValueError as error:
+            raise damaged(path, error, self.hint) from None
+        schemas.checked(schemas.FindingsRecord, stored, path, self.hint)
+        return list(stored["findings"])
+
+    def check_files(self, record: Mapping[str, Any], names: Sequence[str] = FILES) -> None:
+        """Raise if the run has ended with other metrics or completions than are there now.
+
+        Completions may have been removed to save space; metrics may not.
+
+        Args:
+            record: the run's.
+            names: the files to check.
+
+        Raises:
+            DamagedFile: a file was changed, cut or exchanged.
+        """
+        digests = record.get("files", {})
+        for name in digests.keys() & set(names):
+            path, digest = self.path / name, digests[name]
+            try:
+                now = file_digest(path)
+            except OSError as error:
+                raise damaged(path, error.strerror, self.hint) from None
+            if now != digest and (now is not None or name == "metrics.jsonl"):
+                what = "it is missing" if now is None else "it has changed since the run ended"
+                raise damaged(path, what, self.hint)
+
+    @property
+    def mark(self) -> dict[str, Any] | None:
+        """pid and host of the process that executes the run, or died doing so."""
+        path = self.path / ".running"
+        stored = read_record(path, f'remove "{path}"')
+        return stored and dict(schemas.checked(schemas.MarkRecord, stored[0], path, "remove it"))
 
     @property
     def running(self) -> dict[str, Any] | None:
-        """pid and host of the process that executes the run."""
-        return read_json(self.path / ".running")
+        """pid and host of the process that executes the run; None if it is known to be dead."""
+        mark = self.mark
+        if mark and mark["host"] == platform.node():
+            return mark if is_alive(mark["pid"], mark.get("started", "")) else None
+        return mark
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[bool]:
@@ -99,16 +191,17 @@ class RunFolder:
         if running:
             with writing(self.path):
                 self.path.mkdir(parents=True, exist_ok=True)
-            write_text(mark, to_json({"pid": os.getpid(), "host": platform.node()}))
+            pid = os.getpid()
+            process = {"pid": pid, "host": platform.node(), "started": started_at(pid)}
+            write_record(mark, process)
         else:
             mark.unlink(missing_ok=True)
 
     def rewind(self, step: int) -> None:
         """Remove all that was recorded after a step."""
-        for name in ("metrics.jsonl", "examples.jsonl"):
-            path = self.path / name
-            kept = [row for row in read_lines(path) if row["step"] <= step]
-            write_text(path, "".join(to_json(row) + "\n" for row in kept))
+        for name, rows in (("metrics.jsonl", self.metrics), ("examples.jsonl", self.texts)):
+            kept = [row for row in rows if row["step"] <= step]
+            write_text(self.path / name, "".join(sealed(row) + "\n" for row in kept))
 
     def record(self, metrics: dict[str, Any], evaluation: Evaluation | None) -> None:
         """Append the metrics of one step, and some completions of its evaluation."""
@@ -131,14 +224,32 @@ class RunFolder:
 
     def note(self, findings: Sequence[Finding]) -> None:
         """Write the diagnosis so far, if it has changed."""
-        text = to_json([asdict(finding) for finding in findings]) + "\n"
         path = self.path / "findings.json"
-        if text != (path.read_text(encoding="utf-8") if path.exists() else "[]\n"):
+        now = [asdict(finding) for finding in findings]
+        text = sealed({"findings": now}) + "\n"
+        if text != read_text(path, self.hint) and (now or path.exists()):
             write_text(path, text)
 
     def finish(self, result: dict[str, Any]) -> None:
-        """Write the result, which ends the run, and remove its checkpoints."""
-        write_text(self.path / "result.json", to_json(result) + "\n")
+        """Write the result, which ends the run, and remove what only a running one needs.
+
+        The digests of the run's files are added to it as `files`.
+        """
+        with writing(self.path):
+            files = {name: file_digest(self.path / name) for name in FILES}
+        result["files"] = files
+        write_record(self.path / "result.json", result)
+        self._tidy(result)
+
+    def tidy(self) -> None:
+        """Remove what a killed process has left behind; the lock of the run must be held."""
+        for partial in self.path.glob(".*.[0-9]*"):  # of `write_text`
+            partial.unlink(missing_ok=True)
+        if (result := self.result) is not None:
+            self._tidy(result)
+            (self.path / ".running").unlink(missing_ok=True)
+
+    def _tidy(self, result: Mapping[str, Any]) -> None:
         shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
         if result["status"] == "done":  # of a failed run, .spent remains the only record
             self._close_account()
@@ -151,9 +262,9 @@ class RunFolder:
     def _close_account(self) -> None:
         """Reduce .spent to the cost of failed attempts; result.json has the rest."""
         path = self.path / ".spent"
-        spent = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        spent = read_spent(path)
         if "lost" in spent:
-            write_text(path, to_json({"lost": spent["lost"]}))
+            write_record(path, {"lost": spent["lost"]})
         else:
             path.unlink(missing_ok=True)
 
@@ -163,7 +274,7 @@ class RunFolder:
     def _append(self, name: str, rows: list[dict[str, Any]]) -> None:
         path = self.path / name
         with writing(path), path.open("a", encoding="utf-8") as file:
-            file.write("".join(to_json(row) + "\n" for row in rows))
+            file.write("".join(sealed(row) + "\n" for row in rows))
 
 
 def example(step: int, row: Graded) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
@@ -10,22 +9,24 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import filelock
 import tomli_w
 from pydantic import ValidationError
 
-from potstill.errors import PotstillError, writing
+from potstill.digests import digest_of
+from potstill.errors import Errors, PotstillError, writing
 from potstill.study.budget import Ledger
-from potstill.study.files import to_json, write_text
+from potstill.study.file_schemas import SpentRecord, checked
+from potstill.study.files import damaged, read_record, read_text, write_record, write_text
 from potstill.study.provenance import provenance
 from potstill.study.schema import Study
+from potstill.study.storage.identity import GROWING, NAMED, NEUTRAL, settings_digest
 from potstill.study.storage.keys import RunId
 from potstill.study.storage.run_folder import RunFolder
 from potstill.training.spending import Spent
 
-# Costs, where runs are executed and who is sent their metrics: none of it changes a number.
-NEUTRAL = ("price", "budget", "ray", "track", "published")
-GROWING = ("methods", "pairs", "seeds")  # may gain values and lose none
-NAMED = ("pair", "recipe")  # tables of named tables; names may be added
+OTHER_OUT = "use another --out"
+PATIENCE = 30  # seconds to wait for another process that opens the same folder
 
 
 class StudyFolder:
@@ -42,14 +43,22 @@ class StudyFolder:
 
     @property
     def settings(self) -> dict[str, Any] | None:
-        """The table in study.toml; None in a new folder."""
-        file = self.path / "study.toml"
-        if not file.exists():
+        """The table in study.toml; None in a new folder.
+
+        Raises:
+            DamagedFile: it cannot be read.
+        """
+        text = read_text(self._file, OTHER_OUT)
+        if text is None:
             return None
         try:
-            return tomllib.loads(file.read_text(encoding="utf-8"))
-        except tomllib.TOMLDecodeError as error:
-            raise PotstillError(f'"{file}" is damaged: {error}', "use another --out") from None
+            return tomllib.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise damaged(self._file, error, OTHER_OUT) from None
+
+    @property
+    def _file(self) -> Path:
+        return self.path / "study.toml"
 
     @property
     def study(self) -> Study:
@@ -58,20 +67,38 @@ class StudyFolder:
         Raises:
             PotstillError: there is none, or another version of potstill wrote it.
         """
+        return self.read()[0]
+
+    def read(self) -> tuple[Study, dict[str, str]]:
+        """The study in study.toml, and the provenance with which it was opened.
+
+        Raises:
+            PotstillError: there is none, it was changed, or another version of potstill wrote it.
+        """
         table = self.settings
         if table is None:
             raise PotstillError(
                 f'"{self.path}" holds no study', "give a folder that `potstill study` wrote"
             )
-        table.pop("provenance", None)
+        facts = table.pop("provenance", None)
+        if not isinstance(facts, Mapping):  # every version writes it
+            raise damaged(self._file, "it has no [provenance]", OTHER_OUT)
+        facts = dict(facts)
+        written = facts.pop("digest", None)
+        if written is not None and written != _digest(self._file.read_text(encoding="utf-8")):
+            raise damaged(
+                self._file,
+                "it has changed since potstill wrote it",
+                f'undo the change, or run `potstill study FILE --out "{self.path}"` with the '
+                "settings that you want",
+            )
         try:
-            return Study.model_validate(table)
+            return Study.model_validate(table), facts
         except ValidationError as error:
             first = error.errors()[0]
             key = ".".join(map(str, first["loc"]))
             raise PotstillError(
-                f'"{self.path}/study.toml": {key}: {first["msg"]}',
-                "it was written by another version",
+                f'"{self._file}": {key}: {first["msg"]}', "it was written by another version"
             ) from None
 
     def open(self, study: Study) -> None:
@@ -83,8 +110,18 @@ class StudyFolder:
         self.check(study)
         with writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-        text = tomli_w.dumps({**study.to_toml(), "provenance": provenance()})
-        write_text(self.path / "study.toml", text)
+        lock = filelock.FileLock(self.path / ".lock", timeout=PATIENCE)
+        try:
+            with writing(self.path), lock:
+                self.check(study)  # again: two studies that start at once both found it empty
+                settings = tomli_w.dumps(study.to_toml())
+                facts = {**provenance(), "digest": digest_of(settings)}
+                write_text(self._file, f"{settings}{_PROVENANCE}{tomli_w.dumps(facts)}")
+        except filelock.Timeout:
+            raise PotstillError(
+                f'another process has been opening "{self.path}" for {PATIENCE} s',
+                "wait until it has ended, or use another --out",
+            ) from None
 
     def check(self, study: Study) -> None:
         """Raise what `open` would raise, without changing the folder."""
@@ -94,9 +131,7 @@ class StudyFolder:
         )
         stored = self.settings
         if stored is None and occupied:
-            raise PotstillError(
-                f'"{self.path}" is not empty and not a study folder', "use another --out"
-            )
+            raise PotstillError(f'"{self.path}" is not empty and not a study folder', OTHER_OUT)
         if stored is not None:
             stored.pop("provenance", None)
             current = study.to_toml()
@@ -116,14 +151,19 @@ class StudyFolder:
     @property
     def predicted(self) -> dict[str, dict[str, Spent]]:
         """Predicted cost of a run by pair and method; empty if pre-flight was skipped."""
+        path = self.path / "predicted.json"
+        hint = f'remove "{path}": the next pre-flight writes it again'
+        stored, _ = read_record(path, hint) or ({}, True)
         try:
-            stored = json.loads((self.path / "predicted.json").read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return {}
-        return {
-            pair: {method: Spent.read(cost) for method, cost in costs.items()}
-            for pair, costs in stored.items()
-        }
+            return {
+                pair: {
+                    method: Spent.read(checked(SpentRecord, cost, path, hint))
+                    for method, cost in costs.items()
+                }
+                for pair, costs in stored.items()
+            }
+        except AttributeError:
+            raise damaged(path, "a pair has no table", hint) from None
 
     @predicted.setter
     def predicted(self, costs: Mapping[str, Mapping[str, Spent]]) -> None:
@@ -131,7 +171,7 @@ class StudyFolder:
             pair: {method: asdict(cost) for method, cost in by_method.items()}
             for pair, by_method in costs.items()
         }
-        write_text(self.path / "predicted.json", to_json(table) + "\n")
+        write_record(self.path / "predicted.json", table)
 
     def ledger(self, study: Study, elsewhere: Callable[[], str] = str) -> Ledger:
         """The account of the study's runs against its budget; `elsewhere` as for `Ledger`."""
@@ -145,12 +185,46 @@ class StudyFolder:
         ledger: Ledger | None = None,
     ) -> RunFolder:
         """The folder of one run; the options are those of `RunFolder`."""
-        return RunFolder(self.path / "cells" / str(key), teacher, examples, ledger)
+        return RunFolder(self.path / "cells" / str(key), teacher, examples, ledger, key)
 
-    def results(self, keys: Sequence[RunId]) -> dict[RunId, dict[str, Any]]:
-        """Records of those runs that have ended, in the given order."""
-        results = {key: self.cell(key).result for key in keys}
-        return {key: result for key, result in results.items() if result is not None}
+    def results(
+        self, keys: Sequence[RunId], study: Study | None = None
+    ) -> dict[RunId, dict[str, Any]]:
+        """Records of those runs that have ended, in the given order.
+
+        Args:
+            keys: the runs.
+            study: refuse a record of other settings, and files that its run did not end with.
+
+        Raises:
+            PotstillError: records that cannot be used, all of them.
+        """
+        results, errors = {}, Errors()
+        for key in keys:
+            with errors:
+                run = self.cell(key)
+                if (record := run.result) is not None:
+                    results[key] = record
+                    if study is not None:
+                        _check_settings_of(record, run, settings_digest(study, key))
+                        run.check_files(record)
+        errors.check()
+        return results
+
+
+def _check_settings_of(record: Mapping[str, Any], run: RunFolder, settings: str) -> None:
+    if record.get("settings", settings) != settings:
+        raise PotstillError(
+            f'"{run.path}" was run with other settings than its study.toml has now', run.hint
+        )
+
+
+_PROVENANCE = "\n[provenance]\n"
+
+
+def _digest(text: str) -> str:
+    """The digest of the settings in a study.toml, which are above its provenance."""
+    return digest_of(text.rpartition(_PROVENANCE)[0])
 
 
 def _with_defaults(settings: dict[str, Any]) -> dict[str, Any]:
@@ -182,14 +256,18 @@ def _changes(stored: dict[str, Any], current: dict[str, Any]) -> list[str]:
     for key in sorted((stored.keys() | current.keys()) - set(NEUTRAL)):
         old, new = stored.get(key), current.get(key)
         if key in GROWING:
-            lost = [value for value in old or [] if value not in (new or [])]
+            lost = [value for value in _listed(old) if value not in _listed(new)]
             changes += [f"{key} lost {lost}"] if lost else []
         elif key in NAMED:
-            names = old or {}
-            changes += [f"{key}.{name}" for name in names if (new or {}).get(name) != names[name]]
+            before, after = (table if isinstance(table, dict) else {} for table in (old, new))
+            changes += [f"{key}.{name}" for name in before if after.get(name) != before[name]]
         elif isinstance(old, dict) and isinstance(new, dict):
             fields = sorted(f for f in old.keys() | new.keys() if old.get(f) != new.get(f))
             changes += [f"{key}.{field}: {old.get(field)} -> {new.get(field)}" for field in fields]
         elif old != new and key != "name":
             changes.append(f"{key}: {old} -> {new}")
     return changes
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [] if value is None else [value]

@@ -20,6 +20,7 @@ import filelock
 from potstill.study.files import write_text
 from potstill.study.storage import StudyFolder
 from potstill.study.tracking.follower import Follower
+from potstill.study.tracking.log import without_secrets_in_log
 
 EVERY = 0.5  # seconds between two readings of the folder
 PATIENCE = 120.0  # seconds that a study waits for its trackers after its last run
@@ -81,7 +82,8 @@ def main(path: Path, tracker: str) -> None:
 
     threading.Thread(target=wait_for_end_of_input, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the study, which ends this process
-    with filelock.FileLock(path / "track" / f".{tracker}.lock"):  # one process per folder
+    lock = filelock.FileLock(path / "track" / f".{tracker}.lock")  # one process per folder
+    with without_secrets_in_log(), lock:
         follower = Follower(folder.study, folder, tracker)
         while not closed.wait(EVERY):
             follower.update()

@@ -6,7 +6,6 @@ tried again half a minute later.
 
 from __future__ import annotations
 
-import json
 import time
 import uuid
 from collections.abc import Sequence
@@ -14,11 +13,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from potstill.study.files import JsonlTail, to_json, write_text
+from potstill.study.file_schemas import NoteRecord, checked, metrics_error
+from potstill.study.files import JsonlTail, read_record, write_record
 from potstill.study.schema import Study
 from potstill.study.storage import REFERENCES, RunId, StudyFolder, runs_of
 from potstill.study.tracking.protocol import RunInfo, TrackerRun, numbers, run_opener
-from potstill.study.tracking.redact import without_secrets
+from potstill.urls import without_secrets
 
 RETRY = 30.0  # seconds until a tracker that failed is tried again
 LONGEST = 300  # characters of a message
@@ -61,10 +61,7 @@ class Follower:
 
     def note(self, key: RunId) -> Note:
         """The note of a run, or a new one."""
-        try:
-            return Note(**json.loads(self._note_file(key).read_text(encoding="utf-8")))
-        except FileNotFoundError:
-            return Note(uuid.uuid4().hex[:12])
+        return _note_in(self._note_file(key)) or Note(uuid.uuid4().hex[:12])
 
     def close(self) -> None:
         """Close the open runs, which are to be continued."""
@@ -82,7 +79,7 @@ class Follower:
     def _write(self, key: RunId, note: Note) -> None:
         file = self._note_file(key)
         file.parent.mkdir(exist_ok=True)
-        write_text(file, to_json(asdict(note)) + "\n")
+        write_record(file, asdict(note))
 
     def _update(self, key: RunId, note: Note) -> None:
         """Send the new rows of one run, and write its note."""
@@ -103,7 +100,8 @@ class Follower:
     def _send(self, key: RunId, note: Note, result: dict[str, Any] | None) -> None:
         if key not in self._open:
             self._write(key, note)  # the id first, so that a run is found again after a crash
-            rows = JsonlTail(self._folder.cell(key).path / "metrics.jsonl")
+            place = self._folder.cell(key)
+            rows = JsonlTail(place.path / "metrics.jsonl", place.hint, metrics_error)
             self._open[key] = run_opener(self._tracker)(self._info(key, note)), rows
         run, tail = self._open[key]
         new = [(row["step"], numbers(row)) for row in tail.new_rows() if row["step"] > run.last]
@@ -127,6 +125,17 @@ class Follower:
         return RunInfo(self._study.name, str(key), note.id, config, folder)
 
 
+def _note_in(file: Path) -> Note | None:
+    """The note in a file; None if there is none.
+
+    Raises:
+        DamagedFile: it is not what was written.
+    """
+    hint = f'remove "{file}": its tracker is then sent the run as a new one'
+    stored = read_record(file, hint)
+    return Note(**checked(NoteRecord, stored[0], file, hint)) if stored else None
+
+
 def troubles(folder: StudyFolder, keys: Sequence[RunId]) -> dict[str, str]:
     """The first error of each tracker that has one, by tracker."""
     errors = {
@@ -135,7 +144,6 @@ def troubles(folder: StudyFolder, keys: Sequence[RunId]) -> dict[str, str]:
     }
     for key in keys:
         for file in sorted((folder.cell(key).path / "tracking").glob("*.json")):
-            note = json.loads(file.read_text(encoding="utf-8"))
-            if note["trouble"]:
-                errors.setdefault(file.stem, f"{key}: {note['trouble']}")
+            if (note := _note_in(file)) and note.trouble:
+                errors.setdefault(file.stem, f"{key}: {note.trouble}")
     return errors

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +18,14 @@ from potstill.tasks import Task
 from potstill.tasks.context import Context
 from potstill.tasks.context.kinds import Draft, FewShot, Hint, Retrieval
 from potstill.tasks.context.retrieval import Search
-from potstill.tasks.jsonl import read_jsonl
+from potstill.tasks.jsonl import as_text, read_jsonl
 from potstill.tasks.overlap import question_key
+from potstill.tasks.reading import LONGEST_LINE, read_text
 from potstill.tasks.rendering import Messages
 from potstill.types import Problem
 
 TEXTS = (".txt", ".md")
+MOST_ENTRIES = 100_000  # of a folder; more is not meant, such as all of a disk
 
 
 class PromptBuilder:
@@ -145,8 +148,8 @@ class PromptBuilder:
                     f"{part.path}, line {n}",
                     row["question"],
                     row["answer"],
-                    str(row.get("solution") or ""),
-                    {key: str(value) for key, value in row.items()},
+                    as_text(row.get("solution")),
+                    {key: as_text(value) for key, value in row.items()},
                 )
                 for n, row in enumerate(rows, 1)
             ]
@@ -165,16 +168,23 @@ class PromptBuilder:
 
 def _read(part: Retrieval) -> list[str]:
     """The documents, those of a folder in the order of their names."""
-    path = Path(part.path).expanduser()
-    if not path.is_dir():
-        return [row[part.key] for row in read_jsonl(path, (part.key,))]
-    files = sorted(file for file in path.rglob("*") if file.suffix in TEXTS and file.is_file())
     try:
-        texts = [file.read_text(encoding="utf-8").strip() for file in files]
-    except (OSError, UnicodeDecodeError) as error:
+        path = Path(part.path).expanduser()
+        folder = path.is_dir()
+        entries = list(islice(path.rglob("*"), MOST_ENTRIES + 1))
+        files = sorted(file for file in entries if file.suffix in TEXTS and file.is_file())
+    except (OSError, ValueError, RuntimeError) as error:  # a NUL or the ~ of an unknown user
         raise PotstillError(
-            f'cannot read the documents in "{part.path}": {error}', "give texts in UTF-8"
+            f'cannot read the documents in "{part.path}": {error}', "give a folder or a file"
         ) from None
+    if not folder:
+        return [row[part.key] for row in read_jsonl(path, (part.key,))]
+    if len(entries) > MOST_ENTRIES:
+        raise PotstillError(
+            f'a folder of documents has at most {MOST_ENTRIES:,} entries, "{part.path}" has more',
+            "give a smaller folder, or a JSON Lines file",
+        )
+    texts = [read_text(file, "give texts in UTF-8", LONGEST_LINE).strip() for file in files]
     if not any(texts):
         raise PotstillError(
             f'"{part.path}" holds no document',

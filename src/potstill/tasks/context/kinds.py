@@ -16,7 +16,7 @@ from pydantic import AfterValidator
 from pydantic.dataclasses import dataclass
 
 from potstill.errors import PotstillError
-from potstill.fields import CLOSED, limits, reported
+from potstill.fields import CLOSED, limits, reported, shown
 from potstill.tasks.rendering import Messages
 from potstill.types import Problem
 
@@ -70,7 +70,7 @@ def _with(*names: str) -> AfterValidator:
         for name in names:
             if template.count("{" + name + "}") != 1:
                 raise PotstillError(
-                    f"a template has {{{name}}} once, got {template!r}",
+                    f"a template has {{{name}}} once, got {shown(template)}",
                     f"write {{{name}}} in its place",
                 )
         return template
@@ -80,7 +80,9 @@ def _with(*names: str) -> AfterValidator:
 
 def _filled(text: str) -> str:
     if not text.strip():
-        raise PotstillError(f"a text is not empty, got {text!r}", "write the teacher's instruction")
+        raise PotstillError(
+            f"a text is not empty, got {shown(text)}", "write the teacher's instruction"
+        )
     return text
 
 
@@ -110,9 +112,9 @@ class FewShot:
             otherwise the answer.
     """
 
-    n: Annotated[int, limits("a whole number, at least 1", "4 is usual", ge=1)] = 4
+    n: Annotated[int, limits("a whole number, at least 1", "4 is usual", ge=1, strict=True)] = 4
     by: Literal["seed", "similarity"] = "seed"
-    seed: int = 0
+    seed: Annotated[int, limits("0 to 2**63 - 1", ge=0, lt=2**63, strict=True)] = 0
     path: str = ""
     answer: str = ""
     kind: ClassVar[str] = "few_shot"
@@ -156,8 +158,8 @@ class Retrieval:
         template: the documents and the question.
     """
 
-    path: str
-    k: Annotated[int, limits("a whole number, at least 1", "3 is usual", ge=1)] = 3
+    path: Annotated[str, limits("a folder or a file", min_length=1)]
+    k: Annotated[int, limits("a whole number, at least 1", "3 is usual", ge=1, strict=True)] = 3
     key: str = "text"
     template: Annotated[str, _with("documents", "question")] = "{documents}\n\n{question}"
     kind: ClassVar[str] = "retrieval"

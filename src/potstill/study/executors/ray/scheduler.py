@@ -201,7 +201,7 @@ class RayScheduler:
         if self.folder.cell(key).result is not None:
             return  # it crashed after its result was written
         times = "once" if crashes == 1 else f"{crashes} times"
-        record_crash(self.folder, key, f"its worker or node died {times} ({cause})")
+        record_crash(self.study, self.folder, key, f"its worker or node died {times} ({cause})")
         if self._mirror:
             self._mirror.upload(f"cells/{key}/{RESULT}")
             for name in ("checkpoints", RUNNING):

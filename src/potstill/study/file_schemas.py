@@ -1,0 +1,195 @@
+"""Rules for the contents of a study's files.
+
+A record whose digest fits is what potstill wrote, and is checked for being in its place. One
+without a digest comes from an older version, from another program or from a damaged disk: every
+field is checked, and a field that no version had is refused.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, get_type_hints
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
+
+from potstill.study.files import damaged
+from potstill.types import Finding
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Amount = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=0)]
+Outcomes = Annotated[str, Field(pattern=r"^[01]*$")]  # one character a problem
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+FIELDS: dict[str, Any] = {name: (kind, ...) for name, kind in get_type_hints(Finding).items()}
+FindingRecord = create_model("FindingRecord", __base__=_Strict, **FIELDS)
+
+
+class FindingsRecord(_Strict):
+    """The file findings.json."""
+
+    findings: list[FindingRecord]  # type: ignore[valid-type]
+
+
+class SpentRecord(_Strict):
+    """The file .spent, or a prediction; `lost` is the cost of earlier attempts."""
+
+    seconds: Amount = 0.0
+    tokens: dict[str, Amount] = {}
+    flops: Amount | dict[str, Amount] | None = None
+    saved: Amount | dict[str, Amount] = 0.0
+    lost: SpentRecord | None = None
+
+
+class MarkRecord(BaseModel):
+    """The file .running; a cluster's lease has more fields."""
+
+    model_config = ConfigDict(strict=True)
+
+    pid: Annotated[int, Field(gt=0)]
+    host: str
+    started: str = ""
+
+
+class NoteRecord(_Strict):
+    """The file tracking/TRACKER.json."""
+
+    id: Annotated[str, Field(min_length=1)]
+    sent: Annotated[int, Field(ge=-1)]
+    ended: bool
+    trouble: str
+
+
+class ResultRecord(_Strict):
+    """The file result.json."""
+
+    pair: str
+    method: str
+    seed: int | None
+    status: Literal["done", "failed"]
+    steps: Count
+    provenance: dict[str, str]
+    settings: str = ""
+    files: dict[str, str | None] = {}
+    cause: str = ""
+    traceback: str = ""
+    ended: dict[str, Count] | None = None
+    findings: list[FindingRecord] = []  # type: ignore[valid-type]
+    accuracy: Share | None = None
+    flexible: Share | None = None
+    format: Share | None = None
+    problems: Count | None = None
+    outcomes: dict[str, Outcomes] | None = None
+    routes: list[str] = []
+    clusters: list[Count] = []
+    prompt: str = ""
+    tokens: dict[str, Amount] = {}
+    flops: Amount | dict[str, Amount] | None = None
+    seconds: Amount | None = None
+    activity: dict[str, Amount] = {}
+    saved: Amount | dict[str, Amount] = 0.0
+    devices: Count | None = None
+    peak_bytes: Count | None = None
+    notes: list[str] = []
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        """A run that is done has an evaluation, whose numbers agree with its outcomes."""
+        if self.status == "failed":
+            if not self.cause:
+                raise ValueError("a failed run has a cause")
+            return self
+        if self.outcomes is None or self.problems is None or self.seconds is None:
+            raise ValueError("a run that is done has outcomes, problems and seconds")
+        for name, share in (("strict", self.accuracy), ("flexible", self.flexible)):
+            outcomes = self.outcomes.get(name)
+            if outcomes is None or share is None or len(outcomes) != self.problems:
+                raise ValueError(f'its "{name}" outcomes are not those of {self.problems} problems')
+            mean = outcomes.count("1") / max(1, len(outcomes))
+            if not math.isclose(share, mean, abs_tol=1e-9):
+                raise ValueError(
+                    f'the mean of its "{name}" outcomes is {mean:g}, it says {share:g}'
+                )
+        for name, values in (("routes", self.routes), ("clusters", self.clusters)):
+            if values and len(values) != self.problems:
+                raise ValueError(f"{name} has {len(values)} entries for {self.problems} problems")
+        return self
+
+
+def checked(
+    model: type[BaseModel], value: Mapping[str, Any], path: Path, hint: str
+) -> Mapping[str, Any]:
+    """The value, if it fits the model.
+
+    Raises:
+        DamagedFile: with the first thing that is wrong.
+    """
+    try:
+        model.model_validate(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        message = first["msg"].removeprefix("Value error, ")
+        raise damaged(path, f"{key}: {message}" if key else message, hint) from None
+    return value
+
+
+NUMBERS = ("train/", "eval/", "signal/", "check/")  # metrics that are a number or null
+SHARES = ("eval/accuracy", "eval/flexible", "train/accuracy")
+
+
+def metrics_error(row: Mapping[str, Any]) -> str:
+    """The error in a row of metrics.jsonl; empty if it has none."""
+    if not _is_count(row.get("step")):
+        return f"step is {row.get('step')!r:.40}, not a whole number"
+    for name, value in row.items():
+        if name.startswith(NUMBERS) and not (value is None or _is_number(value)):
+            return f"{name} is {value!r:.40}, not a number"
+        if name in SHARES and value is not None and not 0 <= value <= 1:
+            return f"{name} is {value:g}, not between 0 and 1"
+    tokens = row.get("tokens")
+    return "" if tokens is None or _is_number(tokens) else f"tokens is {tokens!r:.40}"
+
+
+TEXTS = ("question", "answer", "text", "teacher")
+
+
+def example_error(row: Mapping[str, Any]) -> str:
+    """The error in a row of examples.jsonl; empty if it has none."""
+    if not _is_count(row.get("step")):
+        return f"step is {row.get('step')!r:.40}, not a whole number"
+    if not isinstance(row.get("problem"), str):
+        return f"problem is {row.get('problem')!r:.40}, not a name"
+    for name in TEXTS:
+        if not isinstance(row.get(name), str | None):
+            return f"{name} is {row[name]!r:.40}, not a text"
+    for name in ("strict", "flexible", "ended"):
+        if not isinstance(row.get(name), bool | None):
+            return f"{name} is {row[name]!r:.40}, not true or false"
+    return ""
+
+
+def order_error(steps: Iterable[int]) -> str:
+    """The error in the steps of metrics, one row each; empty if they have none."""
+    last: int | None = None
+    for step in steps:
+        if last is None and step > 1:
+            return f"it begins with step {step}"
+        if last is not None and step != last + 1:
+            return f"step {step} follows step {last}"
+        last = step
+    return ""
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0

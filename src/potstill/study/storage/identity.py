@@ -1,0 +1,44 @@
+"""The digest of the settings that one run is executed with.
+
+Every record carries it, so that runs with other settings are never averaged as if they were
+seeds of one method.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from potstill.digests import digest_of
+from potstill.study.schema import Study
+from potstill.study.storage.keys import REFERENCES, RunId
+
+# Costs, where runs are executed and who is sent their metrics: none of it changes a number.
+NEUTRAL = ("price", "budget", "ray", "track", "published")
+GROWING = ("methods", "pairs", "seeds")  # may gain values and lose none
+NAMED = ("pair", "recipe")  # tables of named tables; names may be added
+_UNUSED = {"name", *NEUTRAL, *GROWING, *NAMED}
+
+
+def settings_digest(study: Study, run: RunId) -> str:
+    """The digest of all settings that can change a number of the run.
+
+    Settings with their defaults are left out: a setting that a later version adds leaves the
+    digests of earlier runs as they are.
+    """
+    changed = study.model_dump(mode="json", exclude_defaults=True)
+    used = {key: value for key, value in changed.items() if key not in _UNUSED}
+    used["engine"] = {**used.get("engine", {}), "name": study.engine.name}
+    used["pair"] = changed.get("pair", {}).get(run.pair, run.pair)
+    if run.method not in REFERENCES:
+        used["recipe"] = _recipe(changed.get("recipe", {}), run.method)
+    return digest_of(json.dumps(used, sort_keys=True))
+
+
+def _recipe(tables: dict[str, dict[str, Any]], name: str) -> list[Any]:
+    """A recipe's table and those that it is derived from, down to a built-in method."""
+    chain: list[Any] = []
+    while name in tables:
+        chain.append(tables[name])
+        name = str(tables[name].get("from", ""))
+    return [*chain, name]
