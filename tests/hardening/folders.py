@@ -382,6 +382,11 @@ def weights_that_are_not_there_yet(path: Path) -> None:
     (path / ONE).rename(path / f"{ONE}.incomplete")
 
 
+@folder("download has not ended")
+def weights_that_are_still_written(path: Path) -> None:
+    (path / f"{ONE}.aria2").write_bytes(b"")
+
+
 @folder("safetensors|weights")
 def weights_that_are_a_folder(path: Path) -> None:
     (path / ONE).unlink()
@@ -504,6 +509,10 @@ def without_a_config(path: Path) -> None:
         "positions_without_end": ({"max_position_embeddings": 10**15}, RIGHT),
         "predicted_layers_of_text": ({"num_nextn_predict_layers": "x"}, RIGHT),
         "dtype_that_does_not_exist": ({"dtype": "float7"}, "dtype|float7"),
+        "architecture_of_another_family": (
+            {"architectures": ["GemmaForCausalLM"]},
+            "of one family",
+        ),
         "an_encoder": ({"is_encoder_decoder": True}, "encoder-decoder"),
     },
 )
@@ -790,6 +799,18 @@ def adapter_with_more_tensors(path: Path) -> None:
     key = "base_model.model.model.layers.0.self_attn.k_proj.lora_{}.weight"
     more = {key.format("A"): torch.ones(2, 32), key.format("B"): torch.ones(32, 2)}
     edit_adapter(path, lambda weights: weights.update(more))
+
+
+@each(
+    "leaves out",
+    {
+        "adapter_with_a_bias": "self_attn.q_proj.lora_B.bias",
+        "adapter_with_a_norm": "extra_norm.weight",
+    },
+)
+def adapter_with_one_more(path: Path, key: str) -> None:
+    key = f"base_model.model.model.layers.0.{key}"
+    edit_adapter(path, lambda weights: weights.update({key: torch.ones(32)}))
 
 
 @folder("adapter")

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from folders import (
     CHATML,
     FOLDERS,
     LOOP,
+    Q_PROJ,
     RIGHT,
     as_eval,
     canary,
@@ -35,6 +37,7 @@ from transformers import AutoTokenizer
 from checkpoints import save, study_table, tokenizer_of
 from families import FAMILIES, write_pair
 from potstill.engines import zoo
+from potstill.engines.torch.engine import TorchEngine
 from potstill.engines.torch.loading import load_model
 from potstill.errors import PotstillError
 from potstill.tasks import rendering, templates
@@ -128,6 +131,16 @@ def test_a_large_weight_in_float16_is_named(tmp_path: Path) -> None:
     with pytest.raises(PotstillError, match=r"lm_head\.weight \(infinite, read as float16\)") as no:
         load_model(str(path), ModelSpec(device="cpu", dtype="float16"), trained=False)
     assert "bfloat16" in no.value.hint
+
+
+def test_a_matrix_of_zeros_is_a_note(tmp_path: Path) -> None:
+    path = good(tmp_path / "m")
+    change(path, lambda weights: weights[Q_PROJ].zero_())
+    notes = str(TorchEngine(str(path), str(path)).notes)
+    assert f"zeros in 1 of 16 matrices (first: {Q_PROJ})" in notes
+    change(path, lambda weights: weights["model.embed_tokens.weight"].zero_())
+    with pytest.raises(PotstillError, match=r"without a value: model\.embed_tokens"):
+        TorchEngine(str(path), str(path))
 
 
 # --- the command line
@@ -307,6 +320,19 @@ def test_a_process_that_was_killed_is_started_again() -> None:
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert written(tokenizer, "7") == expected
+
+
+def test_an_interrupt_leaves_no_answer_for_the_next_prompt() -> None:
+    tokenizer = tokenizer_of(CHATML)
+    expected = written(tokenizer, "7")
+    renderer = templates._renderer(os.getpid())
+    process = renderer._process
+    assert process is not None and process.stdout is not None
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        stopped = mock.Mock(side_effect=KeyboardInterrupt)
+        patch.setattr(process, "stdout", mock.Mock(readline=stopped, close=process.stdout.close))
+        written(tokenizer, "8")
+    assert written(tokenizer, "7") == expected and renderer._process is not process
 
 
 def test_an_answer_may_lose_its_thoughts_and_nothing_else() -> None:

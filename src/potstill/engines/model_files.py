@@ -18,6 +18,7 @@ from potstill.errors import PotstillError
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 POINTER = b"version https://git-lfs.github.com"
 AGAIN = "download it again, or copy it again from the original model"
+UNFINISHED = ".aria2", ".part", ".crdownload", ".incomplete"  # files next to a download
 HEADER = 100_000_000  # bytes; the largest header that safetensors reads
 
 
@@ -128,6 +129,9 @@ def header(path: Path) -> dict[str, Stored]:
         PotstillError: the file is something else, or is cut off.
     """
     size = path.stat().st_size
+    for mark in UNFINISHED:
+        if (other := path.with_name(path.name + mark)).exists():
+            raise _damaged(path, f"{other.name} is there, so its download has not ended")
     with path.open("rb") as file:
         start = file.read(64)
         if not size:

@@ -7,6 +7,7 @@ one is rendered. A template that exceeds a limit ends it; the next one gets a ne
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import json
 import os
@@ -68,9 +69,14 @@ class Renderer:
         with self._lock:
             process = self._ready()
             assert process.stdin and process.stdout
-            process.stdin.write(json.dumps(request, default=_placeholder) + "\n")
-            process.stdin.flush()
-            line = process.stdout.readline()
+            try:
+                process.stdin.write(json.dumps(request, default=_placeholder) + "\n")
+                process.stdin.flush()
+                line = process.stdout.readline()
+            except BaseException:  # an interrupt: the next request would get this one's answer
+                process.kill()
+                self.close()
+                raise
             if not line.endswith("\n"):
                 raise TemplateError(self._ended())
         reply = json.loads(line)
@@ -83,7 +89,8 @@ class Renderer:
         process, self._process = self._process, None
         if process:
             assert process.stdin and process.stdout
-            process.stdin.close()
+            with contextlib.suppress(OSError):  # it has ended, and cannot read the rest
+                process.stdin.close()
             process.stdout.close()
             process.wait()
 

@@ -16,6 +16,9 @@ from potstill.engines.torch.weights import check_finite
 from potstill.errors import PotstillError
 from potstill.settings import Lora
 
+# Parts of names that peft adds to those in an adapter's file.
+PEFT_PARTS = re.compile(r"\.(default|base_layer|original_module|modules_to_save)(?=\.|$)")
+
 
 def add_lora(model: Any, lora: Lora | int) -> Any:
     """Add LoRA adapters to all linear layers except the head; only the adapters are trained."""
@@ -126,15 +129,13 @@ def _with_adapter(model: Any, folder: str, *, trained: bool) -> Any:
 
 
 def _check_adapter(model: Any, folder: str, tensors: Collection[str]) -> None:
-    """Every tensor of a LoRA adapter must have a place in the model, and be finite."""
-    modules = dict(model.named_modules())
-    for key in tensors:
-        match = re.fullmatch(r"(.*)\.(lora_\w+?)(?:\.weight)?", key)
-        if match and not getattr(modules.get(match[1]), match[2], None):
-            raise PotstillError(
-                f'the adapter "{folder}" has {key}, which its adapter_config.json leaves out',
-                "give the adapter_config.json that it was trained with",
-            )
+    """Every tensor of an adapter must have a place in the model, and be finite."""
+    places = {PEFT_PARTS.sub("", name) for name in model.state_dict()}
+    if unread := sorted(key for key in tensors if PEFT_PARTS.sub("", key) not in places):
+        raise PotstillError(
+            f'the adapter "{folder}" has {unread[0]}, which its adapter_config.json leaves out',
+            "give the adapter_config.json that it was trained with",
+        )
     for name, param in model.named_parameters():
         if "lora_" in name and not param.is_meta:
             check_finite(folder, name, param)

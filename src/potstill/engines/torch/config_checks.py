@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
 from potstill.engines.model_files import check_numbers
 from potstill.errors import PotstillError
 
@@ -52,6 +54,18 @@ def check_config(name: str, raw: Mapping[str, Any], trust: bool) -> None:
             if key.lstrip("_").removesuffix("_internal") in KERNELS and not trust:
                 _check_kernel(path, table, key, value)
     check_ids(path, "eos_token_id", raw.get("eos_token_id"))
+    _check_family(path, raw)
+
+
+def _check_family(path: Path, raw: Mapping[str, Any]) -> None:
+    """Families share names of weights and differ in their use, as Llama and Gemma do."""
+    kind, classes = raw.get("model_type"), raw.get("architectures")
+    own = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(kind or "")
+    name = classes[0] if isinstance(classes, list) and classes else None
+    known = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+    if own and own.endswith(("ForCausalLM", "LMHeadModel")) and name != own and name in known:
+        hint = f"give the file that the model was trained with; {kind} has {own}"
+        raise _wrong(path, f"is of one family, {kind} or another", raw, "architectures", hint)
 
 
 def check_ids(path: Path, key: str, value: Any, *, several: bool = False) -> None:

@@ -296,8 +296,7 @@ def load_model(
         model = merge_adapter(in_floating_point(model, dtype), name)
     if not (spec.device_map or share or packed):
         model.to(spec.device)
-    if not is_quantised(model):
-        weights.check_values(name, model)
+    model.weight_notes = () if is_quantised(model) else weights.check_values(name, model)
     if getattr(model.config, "rescale_every", 0):  # RWKV would rescale its weights in place
         model.config.rescale_every = 0
     model.config.return_dict = True  # outputs by name, whatever the config says

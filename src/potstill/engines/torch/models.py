@@ -59,6 +59,7 @@ class Models:
         self.held: dict[Role, Any] = {}
         self._shards: dict[Role, Sharded] = {}
         self._sharing: dict[Role, Sharing] = {}
+        self._weight_notes: tuple[str, ...] = ()
         student = self._load("student")
         self.coverage = coverage(student) if self.lora else None
         self.trained = {n: p for n, p in student.named_parameters() if p.requires_grad}
@@ -112,7 +113,7 @@ class Models:
     def notes(self) -> tuple[str, ...]:
         """Decisions about the models that are loaded, for the run's record."""
         lines = (line for sharing in self._sharing.values() for line in sharing.notes())
-        return tuple(dict.fromkeys(lines))
+        return tuple(dict.fromkeys((*self._weight_notes, *lines)))
 
     def gathered_embeddings(self, role: Role) -> contextlib.AbstractContextManager[object]:
         """Gather a sharded model's embedding and head, as long as `lm_head.States` are used."""
@@ -149,6 +150,7 @@ class Models:
                 share=self.together(role),
                 merged=not adapted,
             )
+            self._weight_notes += model.weight_notes
             if adapted:
                 check_adapters(model, name)
             if adapted and self.pair.student_adapter:

@@ -128,26 +128,33 @@ def check_report(name: str, report: Mapping[str, Any]) -> None:
         )
 
 
-def check_values(name: str, model: Any) -> None:
-    """Raise a `PotstillError` for weights that are not finite, and for tables that are all zero.
+def check_values(name: str, model: Any) -> tuple[str, ...]:
+    """Check that weights are finite and have values, in one pass on the device that has them.
 
-    One pass over the weights, on the device that has them.
+    Returns:
+        A note about matrices of zeros: some models begin with them, others lack a part of a file.
+
+    Raises:
+        PotstillError: weights are not finite, or too many are zero.
     """
-    matrices = zeros = 0
+    matrices, zeros = 0, list[str]()
     tables = [model.get_input_embeddings(), model.get_output_embeddings()]
     ends = {id(getattr(table, "weight", None)) for table in tables}
     for key, param in _floating(model):
         low, high = check_finite(name, key, param)
         if param.ndim > 1:
-            zero = low == high == 0
-            matrices, zeros = matrices + 1, zeros + zero
-            if zero and id(param) in ends:
+            matrices += 1
+            zeros += [key] if low == high == 0 else []
+            if zeros and zeros[-1] == key and id(param) in ends:
                 raise _empty(name, f"{key} is zero")
     for key, buffer in model.named_buffers():
         if buffer.is_floating_point() and not buffer.is_meta and buffer.isnan().any():
             raise PotstillError(f'"{name}" has weights that are not finite: {key} (NaN)', AGAIN)
-    if zeros > matrices / 2:
-        raise _empty(name, f"{zeros} of {matrices} matrices are zero")
+    if len(zeros) > matrices / 2:
+        raise _empty(name, f"{len(zeros)} of {matrices} matrices are zero")
+    if not zeros:
+        return ()
+    return (f'"{name}" has zeros in {len(zeros)} of {matrices} matrices (first: {zeros[0]})',)
 
 
 def check_finite(name: str, key: str, param: Tensor) -> tuple[float, float]:
