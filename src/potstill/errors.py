@@ -11,58 +11,47 @@ import contextlib
 import difflib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from potstill.urls import without_secrets
 
 NOTE = 50  # characters, at most, of the note in the place of what is left out
 
-MOST_LINE = 1000  # characters of a line of a message; names in it can have any length
-MOST_ERRORS = 20  # lines of several errors in one
-
-
-def printable(text: str) -> str:
-    r"""A message as a terminal can show it: control characters escaped, long lines cut.
-
-    >>> printable("got \x1b[31m")
-    'got \\x1b[31m'
-    >>> len(printable("a" * 10_000))
-    1000
-    """
-    return "\n".join(map(_line, text.split("\n")))
-
-
-def _line(text: str) -> str:
-    if len(text) > MOST_LINE:
-        text = f"{text[: MOST_LINE - 300]} ... {text[-295:]}"
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+MOST_ERRORS = 20  # of several in one
+LONGEST = 1000  # characters of a line; names in it can have any length
+MOST_LINES = 200
 
 
 class PotstillError(ValueError):
     """An invalid request. `str(error)` is the rule and what it got, `error.hint` what to do."""
 
-    longest: ClassVar[int] = 4_000  # characters of the message, and of the hint
-
     def __init__(self, message: str, hint: str = "") -> None:
-        super().__init__(printable(shown(message, self.longest)))
-        self.hint = printable(shown(hint, self.longest))
+        super().__init__(shown(message))
+        self.hint = shown(hint)
 
     def __reduce__(self) -> tuple[type[PotstillError], tuple[str, str]]:
         # so that the hint is kept when a worker process pickles the error
         return type(self), (str(self), self.hint)
 
 
-def shown(text: str, longest: int = PotstillError.longest) -> str:
-    """A message without secrets, and without the middle of what is too long to be read.
+def shown(text: str, longest: int = LONGEST) -> str:
+    r"""A message without secrets, and without the middle of lines that are too long to be read.
 
-    Half a surrogate pair, which no file can hold, is escaped.
+    Control characters are escaped, and so is half a surrogate pair, which no file can hold.
 
     >>> shown("got " + 100 * "x" + ", which is no name", 80)
     'got xxxxxx... (92 characters left out) ...xx, which is no name'
+    >>> shown("got \x1b[31m")
+    'got \\x1b[31m'
     """
-    text = without_secrets(text).encode("utf-8", "backslashreplace").decode("utf-8")
+    lines = without_secrets(text).split("\n")
+    more = len(lines) - MOST_LINES
+    lines = [_line(line, longest) for line in lines[:MOST_LINES]]
+    return "\n".join([*lines, f"and {more:,} more lines"] if more > 0 else lines)
+
+
+def _line(text: str, longest: int) -> str:
+    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
     if len(text) <= longest:
         return text
     tail = longest // 4
@@ -115,8 +104,6 @@ def did_you_mean(got: str, choices: Iterable[str], what: str = "choices") -> str
 
 class PotstillErrors(PotstillError):
     """Several errors in one: a numbered line of the message each, and of the hint."""
-
-    longest = 40_000
 
     def __init__(self, errors: Sequence[PotstillError]) -> None:
         self.errors = tuple(errors)

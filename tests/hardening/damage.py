@@ -326,7 +326,8 @@ def outcome(
         error = any(line.startswith("error: ") and len(line) > 12 for line in lines)
         hint = any(line.startswith("hint: ") and len(line) > 12 for line in lines)
         parts = Path(name).parts
-        named = parts[-1] in ended.err or "/".join(parts[1:4]) in ended.err
+        run = "/".join(parts[1:4])
+        named = parts[-1] in ended.err or (len(parts) > 4 and run in ended.err)
         return "refused" if error and hint and named else "unnamed"
     if ended.code != wanted.code:
         return "wrong"

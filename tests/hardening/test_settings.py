@@ -98,6 +98,8 @@ OWN = {"student": "a", "teacher": "b"}
         ({"recipe": {"m": {"hypothesis": [float("nan")]}}}, "a number is finite, got nan"),
         ({"budget": {"usd": 5}}, "budget.usd = 5 is never reached, as all prices are 0"),
         ({"price": {"hour": 10**5000}}, "a whole number is at least -2**63"),
+        ({"engine": {"name": "torch", "student": {"device": "banana"}}}, "device is a device"),
+        ({"engine": {"name": "torch", "student": {"attention": "a b"}}}, "attention is an impl"),
         ({"engine": {"name": "torch", "student": {"template": {"": 1}}}}, "template has names"),
         ({"engine": {"name": "tinker", "base_url": "localhost"}}, "engine.base_url"),
         ({"faults": ["\x1b[31m"]}, r'unknown fault "\x1b[31m"'),

@@ -22,8 +22,8 @@ from potstill.cli.checking import CheckView
 from potstill.cli.live import View
 from potstill.cli.terminal import Guarded, OutputLost, abandon, echo, printable, streams
 from potstill.diagnostics.preflight import Check, Progress
+from potstill.digests import to_json
 from potstill.errors import PotstillError
-from potstill.study.files import to_json
 from potstill.study.loading import read_study
 from potstill.study.storage import RunId, StudyFolder, runs_of
 from test_cli import call, refused
@@ -126,13 +126,13 @@ def test_errors_print_hostile_names_and_long_values_safely(
 ) -> None:
     table = toy_table(tmp_path)
     table["train"][f"a{HOSTILE[:-6]}"] = 1
-    table["methods"] = ["m" * 10**6]
-    table["seeds"] = [2] * 10**5
+    table["methods"] = ["m" * 10**5]
+    table["seeds"] = [2] * 10**4
     file = tmp_path / "s.toml"
     file.write_text(tomli_w.dumps(table).replace("\ud800", ""), encoding="utf-8", errors="replace")
     assert call("check", file) == 2
     out, err = capsys.readouterr()
-    assert out == "" and is_harmless(err) and len(err) < 60_000 and "2 errors" in err
+    assert out == "" and is_harmless(err) and len(err) < 60_000 and "a key has no control c" in err
     word = HOSTILE.replace("\ud800", "\udcff")  # as Python reads a byte that is not UTF-8
     refused(capsys, call("check", f"x{word}.toml"), "\\x1b[2J")
     refused(capsys, call(f"x{word}"), "\\x1b[2J")

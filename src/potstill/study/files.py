@@ -55,13 +55,19 @@ def read_text(path: Path, hint: str) -> str | None:
         DamagedFile: it is not a file, cannot be read, or is not UTF-8.
     """
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise damaged(path, "it is not a file", hint)
-        return path.read_bytes().decode("utf-8")
+        state = path.stat()
     except (FileNotFoundError, NotADirectoryError):
         if path.is_symlink():
             raise damaged(path, "it is a link to nothing", hint) from None
         return None
+    except ValueError:  # a name that no file can have
+        return None
+    except OSError as error:
+        raise damaged(path, error.strerror, hint) from None
+    if not stat.S_ISREG(state.st_mode):  # a pipe would be waited for
+        raise damaged(path, "it is not a file", hint)
+    try:
+        return path.read_bytes().decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise damaged(path, getattr(error, "strerror", None) or error, hint) from None
 
