@@ -199,7 +199,7 @@ def test_a_checkpoint_keeps_what_tokens_were_drawn_from(tmp_path: Path, temperat
         np.testing.assert_array_equal(before.behavior_logprobs, after.behavior_logprobs)
         assert after.logprobs.dtype == after.behavior_logprobs.dtype == np.float32
     file = tmp_path / "step-00000004" / "state.json"
-    state = json.loads(file.read_text())
+    state = {k: v for k, v in json.loads(file.read_text()).items() if k not in ("digest", "files")}
     for entry in state["buffer"]:
         del entry["behavior_logprobs"]  # as an earlier version wrote it
     file.write_text(json.dumps(state))

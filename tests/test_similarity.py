@@ -14,7 +14,7 @@ from potstill.report.summary import trust
 from potstill.report.tables.more import similarity_markdown
 from potstill.stats.comparisons import Difference, Interval
 from potstill.study.storage import RunId, StudyFolder
-from studies import small_study, write_study
+from studies import rewrite, small_study, write_study
 
 HALF = Interval(0.5, 0.45, 0.55)
 LIKE = Similarity(
@@ -55,6 +55,7 @@ def scored(folder: StudyFolder, cells: list[RunId], score: float) -> None:
         last = {**place.metrics[-1], "eval/avg_score": score, "eval/format": 1.0}
         place.rewind(last["step"] - 1)
         place.record(last, None)
+        rewrite(place)
 
 
 def test_a_report_warns_wherever_it_is_read(tmp_path: Path) -> None:

@@ -33,19 +33,23 @@ def watch(
     results when the last run ends; Ctrl-C does not stop the study.
     """
     from potstill.cli.live import View, running
-    from potstill.report.data import load
+    from potstill.report.data import load, planned
+    from potstill.study.race import courses_of
     from potstill.study.remote import source
+    from potstill.study.storage import StudyFolder
 
     mirror, path = source(place)
-    data = load(path)
-    with View(data.study, data.folder, list(data.runs)) as view:
+    folder = StudyFolder(path)
+    study = folder.study
+    runs = planned(study, courses_of(folder, study))
+    with View(study, folder, runs) as view:
         view.tick()
         while not (once or view.whole):
             sleep(every)
             mirror.pull()
             view.tick()
     if once and not view.whole:
-        print_table(running(data.study, data.folder, list(data.runs)))
+        print_table(running(study, folder, runs))
     data = load(path)
     print_methods(data.rows, data.study.faults)
     counts = ", ".join(f"{number} {status}" for status, number in data.counts.items())

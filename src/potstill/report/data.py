@@ -133,10 +133,8 @@ def load(path: Path) -> StudyData:
     """
     folder = StudyFolder(path)
     study, provenance = folder.read()
-    order = list(study.models)
     race = courses_of(folder, study)
-    planned = runs_in(race.values(), study) if race else runs_of(study)
-    cells = sorted(planned, key=lambda cell: order.index(cell.pair))
+    cells = planned(study, race)
     ended = folder.results(cells, study)
     errors, runs = Errors(), {}
     for cell in cells:
@@ -149,6 +147,13 @@ def load(path: Path) -> StudyData:
     known = {(cell.pair, cell.method) for cell in shown}
     rows = [row for row in rows if (row.pair, row.method) in known]
     return StudyData(folder, study, provenance, runs, rows, race)
+
+
+def planned(study: Study, race: Mapping[str, Course]) -> list[RunId]:
+    """The runs of a grid, or of a race so far, pair by pair."""
+    order = list(study.models)
+    runs = runs_in(race.values(), study) if race else runs_of(study)
+    return sorted(runs, key=lambda run: order.index(run.pair))
 
 
 def _reported(race: Mapping[str, Course], cell: RunId) -> bool:

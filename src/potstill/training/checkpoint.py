@@ -55,11 +55,11 @@ def save(
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         engine.save(partial)
-        digests = {path.name: file_digest(path) for path in sorted(partial.iterdir())}
+        digests = {name: file_digest(partial / name) for name in _files(partial)}
         (partial / _STATE).write_text(
             seal(json.dumps({**state, "files": digests})), encoding="utf-8"
         )
-        for path in partial.iterdir():
+        for path in partial.rglob("*"):
             _fsync(path)
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
@@ -155,7 +155,7 @@ def _checked(path: Path) -> dict[str, Any]:
         if not needed <= state.keys() or state["step"] != step_of(path):
             raise ValueError(f"{_STATE} is not that of step {step_of(path)}")
         digests = state.get("files", {})
-        names = {file.name for file in path.iterdir()} - {_STATE}
+        names = set(_files(path)) - {_STATE}
         if "files" in state and names != digests.keys():
             raise ValueError(f"it has the files {sorted(names)}, not {sorted(digests)}")
         for name, digest in digests.items():
@@ -164,6 +164,11 @@ def _checked(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise _Damaged(error) from None
     return state
+
+
+def _files(folder: Path) -> list[str]:
+    """Names of all files below a folder."""
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir())
 
 
 def points(folder: Path) -> list[Path]:
