@@ -26,7 +26,7 @@ WORKER = Path(__file__).with_name("template_worker.py")
 
 
 class TemplateError(ValueError):
-    """A template raised an error or exceeded a limit; the text is the reason."""
+    """A template or a pattern raised an error or exceeded a limit; the text is the reason."""
 
 
 def render_template(
@@ -51,6 +51,16 @@ def render_template(
     """
     request = {"template": template, "messages": [*messages], "arguments": dict(arguments)}
     return _renderer(os.getpid()).render({**request, "day": day, "prompt": prompt})
+
+
+def check_patterns(patterns: Sequence[str], names: Sequence[str]) -> None:
+    """Match regular expressions with names, in the same process and within its limits.
+
+    Raises:
+        TemplateError: a pattern is wrong, or takes too long.
+    """
+    if patterns:
+        _renderer(os.getpid()).render({"patterns": [*patterns], "names": [*names]})
 
 
 class Renderer:
