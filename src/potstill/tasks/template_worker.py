@@ -101,7 +101,7 @@ def refuse_randomness() -> None:
 
 
 def limit_memory() -> None:
-    """Limit the address space, where the system can."""
+    """Limit the address space and the size of files, where the system can."""
     with contextlib.suppress(ImportError, ValueError, OSError):
         import resource
 
@@ -109,6 +109,7 @@ def limit_memory() -> None:
             used = int(pages.read().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))  # it writes no file
 
 
 @contextlib.contextmanager
