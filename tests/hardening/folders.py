@@ -780,6 +780,11 @@ def edit_adapter(path: Path, edit: Callable[[Weights], Any]) -> None:
 
 
 @folder(RIGHT)
+def adapter_of_a_pattern(path: Path) -> None:
+    adapter(path, target_modules=r".*\.(q_proj|down_proj)")
+
+
+@folder(RIGHT)
 def adapter_that_changes_nothing(path: Path) -> None:
     adapter(path)
 
@@ -839,6 +844,15 @@ def adapter_config_of_a_list(path: Path) -> None:
         "adapter_that_imports": {"megatron_config": {"a": 1}, "megatron_core": "hostile_module"},
         "adapter_of_a_negative_rank": {"r": -2},
         "adapter_of_a_text_rank": {"r": "two"},
+        "adapter_whose_pattern_never_ends": (
+            {"target_modules": r"([a-z_.0-9]+)*[A-Z]"},
+            "takes more than",
+        ),
+        "adapter_of_a_wrong_pattern": {"target_modules": "(q_proj"},
+        "adapter_whose_ranks_never_end": (
+            {"rank_pattern": {r"([a-z_.0-9]+)*[A-Z]": 4}},
+            "takes more than",
+        ),
         "adapter_that_waits_for_tokens": {"alora_invocation_tokens": [5]},
         "adapter_of_an_unknown_kind": {"peft_type": "EVIL"},
         "adapter_of_a_number": {"peft_type": 5},

@@ -1,7 +1,8 @@
 """The process that renders chat templates, with limits on time, memory and length.
 
 A template is a program that comes with a model: it may loop for ever, or build a text of any size
-in one operation that no Python code can interrupt. Here the operating system ends it. `templates`
+in one operation that no Python code can interrupt. So may a regular expression, by which an adapter
+names modules. Here the operating system ends them. `templates`
 starts this file as a script, with the seconds of CPU time of a text; it imports nothing of potstill
 and no torch. Requests and answers are lines of JSON.
 """
@@ -15,7 +16,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 MEMORY = 1 << 30  # bytes, in addition to those of the libraries
@@ -37,7 +38,12 @@ def main() -> None:
     for line in sys.stdin:
         with _time_limit(float(sys.argv[1])):
             try:
-                reply = {"text": rendered(chat_template_utils, json.loads(line))}
+                request = json.loads(line)
+                if "patterns" in request:
+                    match(request["patterns"], request["names"])
+                    reply = {"text": ""}
+                else:
+                    reply = {"text": rendered(chat_template_utils, request)}
             except MemoryError:
                 reply = {"error": f"it needs more than {MEMORY >> 30} GB of memory"}
             except Exception as error:  # a template is a program: it can raise anything
@@ -64,6 +70,14 @@ def rendered(utils: Any, request: Mapping[str, Any]) -> str:
     return text
 
 
+def match(patterns: Sequence[str], names: Sequence[str]) -> None:
+    """Try every pattern on every name, in the ways that peft tries them."""
+    for pattern in patterns:
+        for name in names:
+            re.fullmatch(pattern, name)
+            re.match(rf"(.*\.)?({pattern})$", name)
+
+
 def fixed_clock(day: datetime.date) -> type[datetime.datetime]:
     """A `datetime` whose `now` is a given day: what `strftime_now` of transformers reads."""
 
@@ -87,7 +101,7 @@ def refuse_randomness() -> None:
 
 
 def limit_memory() -> None:
-    """Limit the address space, where the system can."""
+    """Limit the address space and the size of files, where the system can."""
     with contextlib.suppress(ImportError, ValueError, OSError):
         import resource
 
@@ -95,6 +109,7 @@ def limit_memory() -> None:
             used = int(pages.read().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))  # it writes no file
 
 
 @contextlib.contextmanager

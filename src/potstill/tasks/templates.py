@@ -11,6 +11,7 @@ import contextlib
 import functools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -22,11 +23,12 @@ from typing import Any
 from potstill.errors import PotstillError
 
 SECONDS = 5.0  # of CPU time, for one text
+SECRET = re.compile("KEY|TOKEN|SECRET|PASSWORD", re.IGNORECASE)  # variables that it does not need
 WORKER = Path(__file__).with_name("template_worker.py")
 
 
 class TemplateError(ValueError):
-    """A template raised an error or exceeded a limit; the text is the reason."""
+    """A template or a pattern raised an error or exceeded a limit; the text is the reason."""
 
 
 def render_template(
@@ -53,6 +55,16 @@ def render_template(
     return _renderer(os.getpid()).render({**request, "day": day, "prompt": prompt})
 
 
+def check_patterns(patterns: Sequence[str], names: Sequence[str]) -> None:
+    """Match regular expressions with names, in the same process and within its limits.
+
+    Raises:
+        TemplateError: a pattern is wrong, or takes too long.
+    """
+    if patterns:
+        _renderer(os.getpid()).render({"patterns": [*patterns], "names": [*names]})
+
+
 class Renderer:
     """A process that renders templates, started when it is needed."""
 
@@ -67,14 +79,15 @@ class Renderer:
             TemplateError: see `render_template`.
         """
         with self._lock:
-            process = self._ready()
-            assert process.stdin and process.stdout
             try:
+                process = self._ready()
+                assert process.stdin and process.stdout
                 process.stdin.write(json.dumps(request, default=_placeholder) + "\n")
                 process.stdin.flush()
                 line = process.stdout.readline()
             except BaseException:  # an interrupt: the next request would get this one's answer
-                process.kill()
+                if self._process:
+                    self._process.kill()
                 self.close()
                 raise
             if not line.endswith("\n"):
@@ -100,13 +113,14 @@ class Renderer:
             self.close()
         if not self._process:
             path = os.pathsep.join(place for place in sys.path if place)
+            env = {key: text for key, text in os.environ.items() if not SECRET.search(key)}
             self._process = subprocess.Popen(
                 [sys.executable, "-P", str(WORKER), str(SECONDS)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 encoding="ascii",
-                env={**os.environ, "PYTHONPATH": path},
+                env={**env, "PYTHONPATH": path},
             )
             assert self._process.stdout
             if not self._process.stdout.readline():

@@ -11,10 +11,12 @@ from typing import Any
 import torch
 
 from potstill.engines.model_files import header
+from potstill.engines.torch.checkpoints import Checkpoint
 from potstill.engines.torch.lora_targets import without_lora
 from potstill.engines.torch.weights import check_finite
 from potstill.errors import PotstillError
 from potstill.settings import Lora
+from potstill.tasks.templates import check_patterns
 
 # Parts of names that peft adds to those in an adapter's file.
 PEFT_PARTS = re.compile(r"\.(default|base_layer|original_module|modules_to_save)(?=\.|$)")
@@ -112,6 +114,7 @@ def _with_adapter(model: Any, folder: str, *, trained: bool) -> Any:
     file = Path(folder).expanduser() / "adapter_model.safetensors"
     tensors = header(file) if file.is_file() else {}
     try:
+        check_patterns(_patterns(Checkpoint.find(folder).adapter), [*dict(model.named_modules())])
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".is_gradient_checkpointing", FutureWarning)
             warnings.filterwarnings("error", "Found missing adapter keys")
@@ -126,6 +129,16 @@ def _with_adapter(model: Any, folder: str, *, trained: bool) -> Any:
         ) from error
     _check_adapter(adapted, folder, tensors)
     return adapted
+
+
+def _patterns(adapter: Mapping[str, Any]) -> list[str]:
+    """Regular expressions in an adapter's settings, which peft matches with the modules' names."""
+    keys = "target_modules", "exclude_modules", "layers_pattern", "modules_to_save"
+    values = [adapter.get(key) for key in keys]
+    values += [[*(adapter.get(key) or {})] for key in ("rank_pattern", "alpha_pattern")]
+    several = [value if isinstance(value, list) else [value] for value in values]
+    texts = [text for value in several for text in value if isinstance(text, str)]
+    return [text for text in texts if not re.fullmatch(r"[\w.-]*", text)]  # the others are names
 
 
 def _check_adapter(model: Any, folder: str, tensors: Collection[str]) -> None:
