@@ -112,7 +112,7 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], metavar="PART")
     parser.add_argument("--kills", type=int, default=300)
     parser.add_argument("--damages", type=int, default=1000)
-    parser.add_argument("--settings", type=int, default=20_000)
+    parser.add_argument("--settings", type=int, default=21_000)
     args = parser.parse_args()
     numbers = {"kills": args.kills, "damage": args.damages, "settings": args.settings}
     warnings.simplefilter("ignore")

@@ -9,7 +9,7 @@ import typer
 from potstill.cli.app import READ, command
 from potstill.cli.options import AsJson, AsMarkdown, StudyPlace
 from potstill.cli.tables import show_report
-from potstill.cli.terminal import echo
+from potstill.cli.terminal import echo, working
 from potstill.errors import PotstillError
 
 
@@ -44,7 +44,8 @@ def report(
     if within > 100:
         raise PotstillError(f"--within is at most 100 points, got {within:g}", "1 is the default")
     mirror, path = source(place)
-    written = write_report(path, figures=figures, within=within / 100)
+    with working("writing the report"):
+        written = write_report(path, figures=figures, within=within / 100)
     mirror.publish()
     if markdown:
         echo(as_markdown(written))

@@ -23,7 +23,7 @@ from potstill.cli.options import (
     study_of,
 )
 from potstill.cli.tables import print_json, show_report
-from potstill.cli.terminal import echo
+from potstill.cli.terminal import echo, working
 
 if TYPE_CHECKING:
     from potstill.report import Report
@@ -61,7 +61,8 @@ def study(
     folder = mirror.path if mirror else Path(out or Path("runs") / chosen.name)
 
     def reported() -> Report:
-        report = write_report(folder, figures=figures)
+        with working("writing the report"):
+            report = write_report(folder, figures=figures)
         if mirror:
             mirror.publish()
         show_report(report, as_json)

@@ -165,3 +165,12 @@ class Formatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         return printable(super().format(record))
+
+
+@contextlib.contextmanager
+def working(text: str) -> Iterator[None]:
+    """Show on a terminal's stderr that something goes on; elsewhere nothing."""
+    from rich.console import Console
+
+    with Console(stderr=True).status(text):
+        yield
