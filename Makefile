@@ -57,6 +57,7 @@ test-browser: .venv/ready chromium
 test-all: .venv/ready
 	@echo "make test, and in addition:"
 	@$(BIN)/pytest -q --collect-only -m "slow or cluster or server or browser" | grep :: | sed 's/\[.*//' | uniq -c
+	-$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt atheris  # or fuzzing is skipped
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

@@ -34,6 +34,7 @@ HEAVY = {
 # The plan of the house, lowest first.
 PACKAGES = (
     "urls",
+    "interrupts",
     "errors",
     "digests",
     "fields",

@@ -4,26 +4,32 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tomli_w
 from damage import say
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from conftest import toy_table
 from launching import run_study
 from potstill.digests import sealed, unsealed
 from potstill.engines.fake import FakeEngine
+from potstill.study.budget import read_spent
 from potstill.study.files import DamagedFile
 from potstill.study.loading import read_study
 from potstill.study.processes import is_alive, started_at
 from potstill.study.run import run_cell
 from potstill.study.schema import Study
 from potstill.study.storage import RunFolder, RunId, StudyFolder, settings_digest
+from potstill.tasks.templates import TemplateError, render_template
 
 CELL = RunId("toy", "hybrid", 0)
 
@@ -93,6 +99,16 @@ def test_a_record_of_another_run_is_refused(out: Path) -> None:
     cells = out / "cells/toy"
     shutil.copy(cells / "untrained/all/result.json", cells / "hybrid/0/result.json")
     refused(out, "it is the record of toy/untrained/all", "report", "study")
+
+
+def test_a_sound_record_of_another_kind_is_refused(out: Path) -> None:
+    run = StudyFolder(out).cell(CELL).path
+    whole = (run / "result.json").read_text()
+    (run / "result.json").write_text(sealed({"pid": 1, "host": "x"}) + "\n")
+    refused(out, "it is a record of another kind", "report", "study")
+    (run / "result.json").unlink()
+    (run / "metrics.jsonl").write_text(whole)
+    refused(out, "step is None, not a whole number", "report", "watch", "diagnose")
 
 
 def test_metrics_that_were_cut_or_changed_are_refused(out: Path) -> None:
@@ -270,3 +286,90 @@ def test_a_race_of_digests_between_old_and_new_lines(tmp_path: Path) -> None:
         (tmp_path / "metrics.jsonl").write_text(text)
         with pytest.raises(DamagedFile, match=r"follows|begins"):
             _ = run.metrics
+
+
+TEXTS = st.text(max_size=200) | st.binary(max_size=200).map(lambda b: b.decode("latin-1"))
+LEAVES = st.none() | st.booleans() | st.integers(-(2**60), 2**60) | st.text(max_size=20)
+RECORDS = st.dictionaries(
+    st.text(min_size=1, max_size=9).filter(lambda key: key != "digest"),
+    st.recursive(
+        LEAVES | st.floats(allow_nan=False, allow_infinity=False),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
+        max_leaves=8,
+    ),
+    min_size=1,
+    max_size=5,
+)
+
+
+@given(RECORDS)
+def test_a_record_comes_back_as_it_was(record: dict[str, Any]) -> None:
+    assert unsealed(sealed(record)) == record
+    assert "\n" not in sealed(record)
+
+
+@given(RECORDS, st.integers(0), st.integers(0, 7))
+def test_no_flipped_bit_of_a_record_goes_unnoticed(
+    record: dict[str, Any], place: int, bit: int
+) -> None:
+    """It is refused, or the digest's own name is broken and every value is as it was."""
+    data = bytearray(sealed(record).encode("utf-8", "surrogatepass"))
+    data[place % len(data)] ^= 1 << bit
+    try:
+        back = unsealed(data.decode("utf-8", "surrogatepass"))
+    except ValueError:
+        return
+    assert {key: back.get(key) for key in record} == record
+
+
+@given(TEXTS, st.sampled_from(["result.json", "metrics.jsonl", "findings.json", ".spent"]))
+def test_any_text_in_a_file_is_read_or_refused_by_name(text: str, name: str) -> None:
+    with tempfile.TemporaryDirectory() as place:
+        run = RunFolder(Path(place))
+        (run.path / name).write_text(text, encoding="utf-8", errors="replace")
+        try:
+            _ = run.result, run.metrics, run.findings, read_spent(run.path / ".spent")
+        except DamagedFile as error:
+            assert name in str(error) and error.hint
+
+
+@pytest.mark.slow
+def test_a_minute_of_fuzzing_finds_nothing(whole: tuple[Study, Path], tmp_path: Path) -> None:
+    pytest.importorskip("atheris")
+    sources = [*whole[1].glob("cells/*/hybrid/0/*.json*"), whole[1] / "study.toml"]
+    for number, file in enumerate(sources):
+        for first in range(9):
+            (tmp_path / f"{number}-{first}").write_bytes(bytes([first]) + file.read_bytes())
+    script = Path(__file__).parent / "fuzz_records.py"
+    words = [sys.executable, str(script), "-max_total_time=60", "-max_len=4096", str(tmp_path)]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    runs = re.search(r"Done (\d+) runs", done.stderr)
+    assert runs and int(runs.group(1)) > 1000, done.stderr[-1000:]
+
+
+# Pieces of templates, so that many that are drawn do something.
+PIECES = st.sampled_from(
+    [
+        *(
+            "{{ messages[0].content }}",
+            "{% for m in messages %}",
+            "{% endfor %}",
+            "{{ m.content }}",
+        ),
+        *("{% if add_generation_prompt %}", "{% endif %}", "{{", "}}", "{% raw %}", "{{ 1/0 }}"),
+        *("{{ messages|tojson }}", "{{ x.__class__ }}", "{% set x = 2 %}", "{{ 'a' * 10**9 }}"),
+    ]
+)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(PIECES | st.text(max_size=5), max_size=6).map("".join))
+def test_any_template_gives_a_text_or_is_refused(template: str) -> None:
+    messages = [{"role": "user", "content": "q"}]
+    try:
+        text = render_template(template, messages, {}, day="2024-07-26", prompt=True)
+    except TemplateError as error:
+        assert str(error)
+    else:
+        assert isinstance(text, str) and len(text) < 10**7

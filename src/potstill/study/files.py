@@ -100,8 +100,7 @@ def rows_of(
 ) -> list[dict[str, Any]]:
     """The rows in complete lines of a growing file, without their digests.
 
-    Once a line has a digest, all that follow have one. Lines without one are checked by
-    `row_error`.
+    Once a line has a digest, all that follow have one.
 
     Raises:
         DamagedFile: a line cannot be read, or its digest does not fit.
@@ -111,9 +110,8 @@ def rows_of(
     for number, line in enumerate(lines, 1):
         try:
             rows.append(unsealed(line))
-            if is_sealed(line):
-                strict = True
-            elif reason := "it has no digest" if strict else row_error(rows[-1]):
+            lacks, strict = strict and not is_sealed(line), is_sealed(line)
+            if reason := "it has no digest" if lacks else row_error(rows[-1]):
                 raise ValueError(reason)
         except ValueError as error:
             raise damaged(path, f"line {number}: {error}", hint) from None

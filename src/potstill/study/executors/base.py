@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 from potstill.diagnostics.preflight import Check, Progress
+from potstill.interrupts import check_interrupts
 from potstill.study import record
 from potstill.study.budget import Ledger
 from potstill.study.run import run_cell
@@ -89,6 +90,7 @@ def execute(
     try:
         check_budget(scheduler, study, folder, keys)
         while pending := unfinished(folder, keys):
+            check_interrupts()
             scheduler.poll(pending)
             on_poll()
             time.sleep(every)

@@ -28,6 +28,7 @@ from typing import Any
 from potstill.diagnostics.preflight import Check, Progress
 from potstill.engines import zoo
 from potstill.errors import PotstillError
+from potstill.interrupts import check_interrupts
 from potstill.study.executors.base import (
     EXIT_TIMEOUT,
     PairWatch,
@@ -182,6 +183,7 @@ def preflight_study(
     results: dict[str, list[Check]] = {}
     try:
         while len(results) < len(study.models):
+            check_interrupts()
             message = messages.recv()
             if isinstance(message, Exception):
                 raise message

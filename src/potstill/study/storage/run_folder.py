@@ -77,6 +77,8 @@ class RunFolder:
         record, is_sealed = stored
         if not is_sealed:
             schemas.checked(schemas.ResultRecord, record, path, self.hint)
+        elif record.get("status") not in ("done", "failed"):
+            raise damaged(path, "it is a record of another kind", self.hint)
         if self.key and "pair" in record:
             key = RunId(record["pair"], record["method"], record["seed"])
             if key != self.key:
