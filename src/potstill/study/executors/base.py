@@ -102,14 +102,14 @@ def execute(
 
 def unfinished(folder: StudyFolder, keys: Sequence[RunId]) -> list[RunId]:
     """Runs without a result."""
-    return [key for key in keys if folder.cell(key).result is None]
+    return [key for key in keys if not folder.cell(key).ended]
 
 
 def runnable(folder: StudyFolder, pending: Sequence[RunId]) -> Iterator[RunId]:
     """Pending runs that can start: training needs the teacher baseline of its pair."""
     for key in pending:
         teacher = folder.cell(RunId(key.pair, "teacher"))
-        if key.method in REFERENCES or teacher.result is not None:
+        if key.method in REFERENCES or teacher.ended:
             yield key
 
 
@@ -143,7 +143,7 @@ def run_if_free(
     with run.lock() as locked:
         if locked:
             run.tidy()
-        if locked and run.result is None:
+        if locked and not run.ended:
             run_cell(study, folder, key, task, ledger)
             return True
     return False

@@ -86,6 +86,11 @@ class RunFolder:
         return record
 
     @property
+    def ended(self) -> bool:
+        """Whether there is a record, without reading it."""
+        return (self.path / "result.json").exists()
+
+    @property
     def metrics(self) -> list[dict[str, Any]]:
         """The recorded steps.
 
