@@ -87,7 +87,7 @@ class RunFolder:
 
     @property
     def ended(self) -> bool:
-        """Whether there is a record, without reading it."""
+        """True if there is a record, which is not read."""
         return (self.path / "result.json").exists()
 
     @property
