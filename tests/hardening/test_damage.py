@@ -51,12 +51,12 @@ def faults_of(folder: Folder, numbers: range) -> list[str]:
 
 def test_a_sample_is_right_or_refused(folder: Folder) -> None:
     assert len(WAYS) >= 20 and len(folder.files) >= 25
-    assert faults_of(folder, range(24)) == []
+    assert faults_of(folder, range(14)) == []
 
 
 @pytest.mark.slow
 def test_a_thousand_are_right_or_refused(folder: Folder) -> None:
-    assert faults_of(folder, range(24, 1024)) == []
+    assert faults_of(folder, range(14, 1014)) == []
 
 
 def test_outcomes_are_told_apart() -> None:
