@@ -56,6 +56,7 @@ def conformance(url: str, model: str = "") -> tuple[list[dict[str, Any]], bool]:
     from potstill.engines.tinker.client import Service
     from potstill.engines.tinker.conformance import ask
     from potstill.engines.tinker.connection import served
+    from potstill.engines.torch.checkpoints import read_pretrained
 
     url = Url(url)
     names = served(url)
@@ -64,7 +65,7 @@ def conformance(url: str, model: str = "") -> tuple[list[dict[str, Any]], bool]:
             f"{url} serves {len(names)} base models", f"choose one with --model: {', '.join(names)}"
         )
     model = model or names[0]
-    vocabulary = AutoConfig.from_pretrained(model).get_text_config().vocab_size
+    vocabulary = read_pretrained(AutoConfig, model).get_text_config().vocab_size
     service = Service(url, model, vocabulary)
     try:
         facts = ask(service, tell=lambda words: echo(f"testing: {words}", file=sys.stderr))
