@@ -17,21 +17,28 @@ import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 TESTS = Path(__file__).parents[1] / "tests"
 sys.path += [str(TESTS), str(TESTS / "hardening")]
 
+STREAMS = 2  # studies that are killed at the same time
 FAULTS = ("traceback", "wrong", "leaked")
 COLUMNS = ("tried", "right", "refused", *FAULTS)
 
 
 def kills(number: int) -> Counter[str]:
     """Kills, and the studies that then reached other numbers or left something behind."""
+    with ThreadPoolExecutor(STREAMS) as pool:
+        return sum(pool.map(_kills, [-(-number // STREAMS)] * STREAMS, range(STREAMS)), Counter())
+
+
+def _kills(number: int, seed: int) -> Counter[str]:
     from kills import killed
 
     with tempfile.TemporaryDirectory() as place:
-        study = killed(Path(place), number, seed=2)
+        study = killed(Path(place), number, seed)
     print(dict(study.counts), *study.faults, sep="\n", file=sys.stderr)
     tried = sum(study.counts.values())
     traces = sum("Traceback" in fault for fault in study.faults)

@@ -320,6 +320,7 @@ def test_repetition_counts_neighbours() -> None:
     assert repetition(()) == repetition((1,)) == 0.0
 
 
+@pytest.mark.slow
 def test_the_published_faults_are_all_named_when_all_are_on(tiny: Tiny) -> None:
     named: set[str] = set()
     for method in ("teacher_seeded", "mixture", "kl_anchored"):

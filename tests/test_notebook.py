@@ -9,6 +9,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 PATH = Path(__file__).parents[1] / "notebooks" / "quickstart.ipynb"
 
 
@@ -33,6 +35,7 @@ def shown(notebook: Any) -> str:
     return "\n".join(str(one.get("text") or one["data"]) for one in outputs)
 
 
+@pytest.mark.slow
 def test_the_notebook_runs(tmp_path: Path) -> None:
     notebook = executed(tmp_path)
     text = shown(notebook)

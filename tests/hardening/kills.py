@@ -69,10 +69,10 @@ class Killed:
         self.usual = time.monotonic() - begin
         self.right = contents(self.place / "whole")
 
-    def _start(self, out: Path) -> subprocess.Popen[bytes]:
+    def _start(self, out: Path, *more: str) -> subprocess.Popen[bytes]:
         words = [sys.executable, "-m", "potstill", "study", self.file, "--out", out]
         return subprocess.Popen(
-            [*map(str, words), "--workers", "2", "--no-figures"],
+            [*map(str, words), "--no-figures", *more],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             start_new_session=True,
@@ -98,8 +98,11 @@ class Killed:
             self.faults.append(f"left behind: {left}")
 
     def _kill(self, out: Path) -> None:
-        process = self._start(out)
-        time.sleep(self.rng.uniform(0.0, 1.2 * self.usual))
+        workers, preflight = self.rng.choice("12"), self.rng.random() < 0.5
+        process = self._start(
+            out, "--workers", workers, "--preflight" if preflight else "--no-preflight"
+        )
+        time.sleep(self.rng.uniform(0.0, self.usual))
         try:
             main = psutil.Process(process.pid)
             children = [c for c in main.children(recursive=True) if "spawn_main" in _words(c)]
