@@ -34,6 +34,7 @@ WITHIN = 0.2
 # Further off, by up to 0.3: linear attention in small or recomputed pieces, and a head apart.
 FURTHER = {
     ("falcon", "activations"),
+    ("bloom", "micro-batches"),  # 1.08 to 1.29 in three runs of the same code
     ("bamba", "recomputed"),
     ("recurrent_gemma", "recomputed"),
     ("jamba", "recomputed"),
