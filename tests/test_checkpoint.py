@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 
@@ -213,3 +214,31 @@ def test_values_that_are_not_finite_come_back_as_they_were(tmp_path: Path) -> No
     restored = checkpoint.load(tmp_path, FakeEngine(), [])
     assert restored is not None
     assert np.array_equal(restored[1][0].logprobs, scores, equal_nan=True)
+
+
+def test_what_says_nothing_about_a_checkpoint_leaves_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Too many open files, or no memory for one without digests, as an older version wrote it."""
+    save(tmp_path, 10)
+
+    def busy(path: Path) -> str:
+        raise OSError(errno.EMFILE, "Too many open files", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "file_digest", busy)
+        with pytest.raises(StorageError, match="Too many open files"):
+            checkpoint.load(tmp_path, FakeEngine(), [])
+    file = tmp_path / "step-00000010" / "state.json"
+    state = json.loads(file.read_text())
+    file.write_text(json.dumps({k: state[k] for k in ("step", "extra", "buffer")}))
+
+    def full(self: FakeEngine, folder: Path) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FakeEngine, "load", full)
+        with pytest.raises(RuntimeError, match="allocate"):
+            checkpoint.load(tmp_path, FakeEngine(), [])
+    restored = checkpoint.load(tmp_path, FakeEngine(), [])
+    assert restored is not None and restored[0] == 10

@@ -15,6 +15,7 @@ from potstill.cli.launch import checked, fill, predict
 from potstill.errors import PotstillError
 from potstill.settings import Budget, Price
 from potstill.study.budget import Ledger
+from potstill.study.files import write_record
 from potstill.study.loading import read_study
 from potstill.study.schema import Study
 from potstill.study.storage import RunFolder, RunId, StudyFolder, runs_of
@@ -88,7 +89,7 @@ def test_a_ledger_sums_what_ended_and_what_runs(tmp_path: Path) -> None:
     def write(cell: str, name: str, record: dict) -> Path:
         path = tmp_path / "p" / cell / "0"
         path.mkdir(parents=True, exist_ok=True)
-        (path / name).write_text(json.dumps(record))
+        write_record(path / name, record)
         return path
 
     write("a", "result.json", {"status": "done", "seconds": 5.0, "tokens": {"trained": 1}})

@@ -64,6 +64,19 @@ class NonFinite(ArithmeticError):
     """A loss, a gradient or a log-probability is not finite. The run fails; the study continues."""
 
 
+def out_of_memory(error: Exception) -> bool:
+    """True if memory ran out, of this machine or of a GPU; each library has its own error for it.
+
+    >>> out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried ..."))
+    True
+    >>> out_of_memory(ValueError("/data/memory/model is not a folder"))
+    False
+    """
+    text = str(error).lower()
+    named = type(error).__name__ in ("MemoryError", "OutOfMemoryError")
+    return named or "out of memory" in text or "allocate memory" in text
+
+
 class StorageError(PotstillError):
     """Storage is unavailable. Aborts the study; finished runs are kept."""
 

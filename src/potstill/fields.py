@@ -36,10 +36,10 @@ def limits(rule: str, hint: str = "", **bounds: Any) -> Any:
     return Field(description=rule, json_schema_extra=extra, **bounds)  # type: ignore[arg-type]
 
 
-def shown(value: Any) -> str:
+def brief(value: Any) -> str:
     """A value in a message: its repr, shortened, for values of any size and depth.
 
-    >>> shown("abc"), shown("a" * 1000) == repr("a" * 150) + "..."
+    >>> brief("abc"), brief("a" * 1000) == repr("a" * 150) + "..."
     ("'abc'", True)
     """
     try:
@@ -130,7 +130,7 @@ def _each(
         stated = f"{key} is required, got {', '.join(given or ()) or 'nothing'}"
         hint = f"keys: {', '.join(keys)}"
     else:
-        stated, hint = f"{_rule(key, field, detail['msg'])}, got {shown(got)}", _hint(field)
+        stated, hint = f"{_rule(key, field, detail['msg'])}, got {brief(got)}", _hint(field)
     return [PotstillError(f"{where}: {stated}", hint)]
 
 

@@ -17,7 +17,7 @@ from pydantic import (
 )
 
 from potstill.errors import PotstillError, did_you_mean, together
-from potstill.fields import is_flag_for_number, shown
+from potstill.fields import brief, is_flag_for_number
 from potstill.types import ModelSpec
 from potstill.urls import Url
 
@@ -60,7 +60,7 @@ class Table(BaseModel):
         """Pydantic takes true for 1."""
         fields = cls.model_fields
         flags = [
-            PotstillError(f"{key} is a number, got {shown(value)}", "write a number")
+            PotstillError(f"{key} is a number, got {brief(value)}", "write a number")
             for key, value in (table.items() if isinstance(table, Mapping) else ())
             if key in fields and is_flag_for_number(value, fields[key].annotation)
         ]
@@ -169,7 +169,7 @@ class TorchSettings(Table):
         except ValueError:
             raise ValueError(f"date is a day as YYYY-MM-DD, not {spec.date!r}") from None
         if wrong := [key for key in spec.template if not key.isidentifier()]:
-            raise ValueError(f"template has names that a template can read, not {shown(wrong[0])}")
+            raise ValueError(f"template has names that a template can read, not {brief(wrong[0])}")
         check_placement(spec)
         return spec
 

@@ -183,6 +183,22 @@ def other(file: Path, rng: random.Random) -> None:
     return None
 
 
+CLOCKS = ("seconds", "activity", "saved", "peak_bytes", "provenance", "digest")
+
+
+def recorded(out: Path) -> dict[str, Any]:
+    """What a study has recorded, without clock times, and what is left in its runs' folders."""
+    found: dict[str, Any] = {}
+    for file in sorted(path for path in out.glob("cells/*/*/*/*") if path.name != ".spent"):
+        name = str(file.relative_to(out))
+        if file.name == "result.json":
+            record = json.loads(file.read_text())
+            found[name] = {key: record[key] for key in record if key not in CLOCKS}
+        else:
+            found[name] = file.read_bytes() if file.is_file() else "folder"
+    return found
+
+
 WAYS: tuple[Damage, ...] = (
     *(cut, flip, digit, zero, double, double_line, drop_line, utf16, bom, crlf, empty, rubbish),
     *(directory, loop, dangling, pipe, shape, value, field, other),
@@ -247,7 +263,7 @@ class Folder:
             for path in self.whole.rglob("*")
             if path.is_file() and path.name not in WRITTEN_ANEW and "student" not in path.parts
         )
-        self.said = {command: self._run(command, self._copy()) for command in COMMANDS}
+        self.said = {command: self._run(command, self.copied()) for command in COMMANDS}
 
     def _take_back(self, table: dict[str, Any]) -> None:
         """Repeat one run until it is interrupted in its fifth step; a collapse is noted."""
@@ -270,7 +286,8 @@ class Folder:
         run.mark_running(True)
         assert run.result is None and run.steps == 4 and list(run.path.glob("checkpoints/step-*"))
 
-    def _copy(self) -> Path:
+    def copied(self) -> Path:
+        """A fresh copy of the whole folder, in the place of the last one."""
         copy = self.place / "copy" / "out"
         shutil.rmtree(copy.parent, ignore_errors=True)
         shutil.copytree(self.whole, copy, symlinks=True)
@@ -303,7 +320,7 @@ class Folder:
         """One damage, decided by its number: its name, the outcome, and what was said."""
         rng = random.Random(number)
         name, way, command = rng.choice(self.files), rng.choice(WAYS), rng.choice(COMMANDS)
-        folder = self._copy()
+        folder = self.copied()
         way(folder / name, rng)
         ended, numbers = self._run(command, folder)
         wanted, right = self.said[command]

@@ -7,7 +7,6 @@ a study that was never killed, and no process may be left.
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import shutil
@@ -18,29 +17,15 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import psutil
 import tomli_w
+from damage import recorded
 
 from conftest import toy_table
 
-CLOCKS = ("seconds", "activity", "saved", "peak_bytes", "provenance", "digest")
 GONE = 15.0  # seconds within which the processes of a killed one have to be gone
 LONGEST = 120.0
-
-
-def contents(out: Path) -> dict[str, Any]:
-    """What a study has recorded, without clock times, and what is left in its runs' folders."""
-    found: dict[str, Any] = {}
-    for file in sorted(path for path in out.glob("cells/*/*/*/*") if path.name != ".spent"):
-        name = str(file.relative_to(out))
-        if file.name == "result.json":
-            record = json.loads(file.read_text())
-            found[name] = {key: record[key] for key in record if key not in CLOCKS}
-        else:
-            found[name] = file.read_bytes() if file.is_file() else "folder"
-    return found
 
 
 @dataclass
@@ -67,7 +52,7 @@ class Killed:
         begin = time.monotonic()
         self._finish(self.place / "whole")
         self.usual = time.monotonic() - begin
-        self.right = contents(self.place / "whole")
+        self.right = recorded(self.place / "whole")
 
     def _start(self, out: Path, *more: str) -> subprocess.Popen[bytes]:
         words = [sys.executable, "-m", "potstill", "study", self.file, "--out", out]
@@ -91,7 +76,7 @@ class Killed:
         for _ in range(kills):
             self._kill(out)
         self._finish(out)
-        if (now := contents(out)) != self.right:
+        if (now := recorded(out)) != self.right:
             names = sorted(n for n in now | self.right if now.get(n) != self.right.get(n))
             self.faults.append(f"seed {self.seed}: other numbers in {names}")
         for left in [*out.rglob(".*.[0-9]*"), *out.rglob("partial-*"), *out.rglob(".running")]:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import pytest
-from damage import Said, say
+from damage import Said, recorded, say
 from full_disk import FullDisk
 
 from conftest import toy_table
@@ -19,40 +17,35 @@ from potstill.study.loading import read_study
 from potstill.study.schema import Study
 from potstill.study.storage import StudyFolder, runs_of
 
-CLOCKS = ("seconds", "activity", "saved", "peak_bytes", "provenance", "digest")
 
-
-@pytest.fixture(scope="module")
-def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
+def made(place: Path) -> tuple[Study, Path]:
+    """A study, and the folder in which it is done."""
     train = {"steps": 3, "checkpoint_every": 2, "on_collapse": "rollback"}
+    (place / "task").mkdir()
     table = toy_table(
-        tmp_path_factory.mktemp("task"),
+        place / "task",
         methods=["replay_buffer"],
         seeds=[0],
         train=train,
         budget={"tokens": 10**9},
     )
-    return read_study(table)
+    study = read_study(table)
+    return study, run_study(study, place / "whole" / "out", workers=0).path
 
 
 @pytest.fixture(scope="module")
-def whole(study: Study, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return run_study(study, tmp_path_factory.mktemp("whole") / "out", workers=0).path
+def whole_study(tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, Path]:
+    return made(tmp_path_factory.mktemp("whole"))
 
 
-def contents(out: Path) -> dict[str, Any]:
-    """What a study has recorded, without clock times, and all that is left in its runs' folders."""
-    found: dict[str, Any] = {}
-    for file in sorted(p for p in out.glob("cells/*/*/*/*") if p.is_file()):
-        if file.name == ".spent":  # has the cost of the steps that were made twice
-            continue
-        name = str(file.relative_to(out))
-        if file.name == "result.json":
-            record = json.loads(file.read_text())
-            found[name] = {key: record[key] for key in record if key not in CLOCKS}
-        else:
-            found[name] = file.read_bytes()
-    return found
+@pytest.fixture
+def study(whole_study: tuple[Study, Path]) -> Study:
+    return whole_study[0]
+
+
+@pytest.fixture
+def whole(whole_study: tuple[Study, Path]) -> Path:
+    return whole_study[1]
 
 
 def full(study: Study, whole: Path, place: Path, at: int, stays: bool) -> str:
@@ -67,26 +60,14 @@ def full(study: Study, whole: Path, place: Path, at: int, stays: bool) -> str:
             assert "No space left" in str(error) and str(place) in str(error), error
             assert error.hint
             said = "refused"
-    failed = [run.status for run in _ended(study, out) if run.status == "failed"]
-    assert not failed, "a full disk is not the failure of a run"
+    ended = StudyFolder(out).results(runs_of(study)).values()
+    assert all(record["status"] == "done" for record in ended), "the disk is no run's failure"
     run_study(study, out, workers=0)
-    now, then = contents(out), contents(whole)
+    now, then = recorded(out), recorded(whole)
     differ = {name: (now.get(name), then.get(name)) for name in now | then}
     assert {name: pair for name, pair in differ.items() if pair[0] != pair[1]} == {}
     assert not [p for p in out.rglob("*") if "partial" in p.name or p.name.startswith(".result")]
     return said
-
-
-class _Ended:
-    def __init__(self, record: dict[str, Any]) -> None:
-        self.status = record["status"]
-
-
-def _ended(study: Study, out: Path) -> list[_Ended]:
-    folder = StudyFolder(out)
-    if not (out / "study.toml").exists():
-        return []
-    return [_Ended(record) for record in folder.results(runs_of(study)).values()]
 
 
 def writes_of(study: Study, place: Path) -> int:

@@ -253,6 +253,37 @@ def run_study_until(
     return folder
 
 
+def test_a_damaged_checkpoint_is_in_the_record(tmp_path: Path) -> None:
+    from damage import UNFINISHED, Folder
+
+    folder = Folder(tmp_path)
+    copy = folder.copied()
+    run = StudyFolder(copy).cell(UNFINISHED)
+    file = run.path / "checkpoints/step-00000004/engine.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    ended = say("study", folder.file, "--out", copy, "--no-preflight", "--no-figures")
+    assert ended.code == 0
+    (note,) = (run.result or {})["notes"]
+    assert "step-00000004 is damaged (engine.safetensors has changed" in note
+
+
+def test_other_things_in_the_place_of_files_and_folders(out: Path) -> None:
+    (out / "cells/toy/hybrid/0/.x.1").mkdir()
+    assert say("study", out.parent / "toy.toml", "--out", out, "--no-figures").code == 0
+    shutil.rmtree(out / "cells/toy")
+    (out / "cells/toy").write_text("x")
+    refused(out, "Not a directory", "report", "watch", "study")
+    refused(out / "study.toml", "holds no study", "report", "watch")
+
+
+def test_the_account_of_runs_is_of_checked_records(out: Path, study: Study) -> None:
+    file = out / "cells/toy/hybrid/0/result.json"
+    record = unsealed(file.read_text().rstrip("\n"))
+    file.write_text(json.dumps({**record, "tokens": [1, 2]}))
+    with pytest.raises(DamagedFile, match="tokens"):
+        StudyFolder(out).ledger(study).spent()
+
+
 def test_a_damaged_file_in_a_worker_stops_the_study_with_its_name(
     tmp_path: Path, study: Study
 ) -> None:

@@ -15,7 +15,7 @@ from potstill.cli.app import READ, command
 from potstill.cli.options import AsJson
 from potstill.cli.tables import print_json
 from potstill.cli.terminal import echo
-from potstill.errors import PotstillError
+from potstill.errors import PotstillError, out_of_memory
 
 if TYPE_CHECKING:
     from potstill.settings import TorchSettings
@@ -171,7 +171,7 @@ def _running(model: str) -> Iterator[None]:
     except Exception as error:
         lines = str(error).strip().splitlines() or [""]
         hint = "--verbose shows where; compare the versions of torch and transformers"
-        if "memory" in f"{type(error).__name__} {lines[0]}".lower():
+        if out_of_memory(error):
             hint = "lower --max-tokens, or set engine.sample_tokens or engine.dtype=bfloat16"
         raise PotstillError(
             f'"{model}" cannot be run: {type(error).__name__}: {lines[0]}', hint

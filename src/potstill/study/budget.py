@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from potstill.settings import Budget, Price
-from potstill.study.file_schemas import SpentRecord, checked
+from potstill.study.file_schemas import SpentRecord, checked, read_result
 from potstill.study.files import read_record, write_record
 from potstill.training.spending import Spent, excess, total
 
@@ -56,7 +56,7 @@ class Ledger:
         if path not in self._ended:
             running = read_spent(path / ".spent")
             hint = f'remove the folder "{path}" to run it again'
-            result, _ = read_record(path / "result.json", hint) or ({}, False)
+            result = read_result(path / "result.json", hint) or {}
             lost = Spent.read(running.get("lost") or {})
             if result.get("status") != "done":
                 return Spent.read(running) + lost

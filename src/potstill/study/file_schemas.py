@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Self, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 
-from potstill.study.files import damaged
+from potstill.study.files import damaged, read_record
 from potstill.types import Finding
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -138,6 +138,23 @@ def checked(
         message = first["msg"].removeprefix("Value error, ")
         raise damaged(path, f"{key}: {message}" if key else message, hint) from None
     return value
+
+
+def read_result(path: Path, hint: str) -> dict[str, Any] | None:
+    """The record in a result.json; None if there is no such file.
+
+    Raises:
+        DamagedFile: it is not what was written.
+    """
+    stored = read_record(path, hint)
+    if stored is None:
+        return None
+    record, is_sealed = stored
+    if not is_sealed:
+        checked(ResultRecord, record, path, hint)
+    elif record.get("status") not in ("done", "failed"):
+        raise damaged(path, "it is a record of another kind", hint)
+    return record
 
 
 NUMBERS = ("train/", "eval/", "signal/", "check/")  # metrics that are a number or null

@@ -56,7 +56,7 @@ def read_text(path: Path, hint: str) -> str | None:
     """
     try:
         state = path.stat()
-    except (FileNotFoundError, NotADirectoryError):
+    except FileNotFoundError:
         if path.is_symlink():
             raise damaged(path, "it is a link to nothing", hint) from None
         return None

@@ -19,7 +19,7 @@ from potstill.diagnostics.faults import check_faults
 from potstill.engines import zoo
 from potstill.engines.cross_tokenizer.token_bytes import differ
 from potstill.errors import Errors, PotstillError, did_you_mean, together
-from potstill.fields import explain, shown
+from potstill.fields import brief, explain
 from potstill.settings import MOST_STEPS, Train
 from potstill.study.names import check_study_names
 from potstill.study.reading import DEEPEST, LARGEST, check_values, parse_toml, text_problem
@@ -89,7 +89,7 @@ def _check_unique(study: Study, errors: Errors) -> None:
         (study.track, "track"),
     ):
         if len(set(values)) < len(values):
-            message = f"{name} lists {shown(list(values))}, one of them twice"
+            message = f"{name} lists {brief(list(values))}, one of them twice"
             errors.add(PotstillError(message, "list each once"))
 
 
@@ -262,11 +262,11 @@ def override(table: dict[str, Any], text: str) -> None:
     key, equals, raw = text.partition("=")
     hint = "for example train.steps=20"
     if not equals or not key.strip() or not raw.strip():
-        raise PotstillError(f"an override is key=value, got {shown(text)}", hint)
+        raise PotstillError(f"an override is key=value, got {brief(text)}", hint)
     if len(text) > LARGEST:
         raise PotstillError(f"an override has at most {LARGEST:,} characters, got more", hint)
     if problem := text_problem(text):
-        raise PotstillError(f"override {shown(key)}: {problem}", hint)
+        raise PotstillError(f"override {brief(key)}: {problem}", hint)
     *path, last = key.strip().split(".")
     if len(path) >= DEEPEST:
         raise PotstillError(f"an override has at most {DEEPEST} keys, got {len(path) + 1}", hint)
@@ -276,7 +276,7 @@ def override(table: dict[str, Any], text: str) -> None:
             inner = {"name": inner}
         if not isinstance(inner, dict):
             raise PotstillError(
-                f"override {shown(key)}: {shown(part)} is not a table", "see the study file"
+                f"override {brief(key)}: {brief(part)} is not a table", "see the study file"
             )
         table[part] = dict(inner)
         table = table[part]
@@ -286,13 +286,13 @@ def override(table: dict[str, Any], text: str) -> None:
 def parse_value(raw: str) -> Any:
     """Parse an override's value: as TOML if possible, else as a list at commas, else as text."""
     try:
-        table = parse_toml(f"value = {raw}", shown(raw))
+        table = parse_toml(f"value = {raw}", brief(raw))
         if len(table) == 1:  # a line end in the value begins no other setting
             return table["value"]
     except tomllib.TOMLDecodeError as error:
         if _QUOTED.match(raw):
             raise PotstillError(
-                f"an override that begins with a quote is TOML, got {shown(raw)}: {error}",
+                f"an override that begins with a quote is TOML, got {brief(raw)}: {error}",
                 "close the quote, or leave quotes and brackets out",
             ) from None
     parts = [part.strip() for part in raw.split(",")]

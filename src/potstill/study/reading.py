@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from potstill.errors import PotstillError
-from potstill.fields import ELSEWHERE, shown
+from potstill.fields import ELSEWHERE, brief
 
 LARGEST = 2**20  # bytes of a study file
 DEEPEST = 20  # tables and lists in each other
@@ -85,10 +85,10 @@ def check_values(table: Mapping[Any, Any], where: str) -> None:
 def _wrong_key(key: Any) -> str:
     """The fault of a key; "" if it has none."""
     if not isinstance(key, str):
-        return f"a key is text, got {shown(key)}"
+        return f"a key is text, got {brief(key)}"
     if len(key) > LONGEST_KEY:
         return f"a key has at most {LONGEST_KEY} characters, got {len(key)}"
-    return "" if key.isprintable() else f"a key has no control characters, got {shown(key)}"
+    return "" if key.isprintable() else f"a key has no control characters, got {brief(key)}"
 
 
 def _wrong(value: Any) -> str:
@@ -98,7 +98,7 @@ def _wrong(value: Any) -> str:
     if isinstance(value, bool):
         return ""
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
-        return f"a whole number is at least -2**63 and below 2**63, got {shown(value)}"
+        return f"a whole number is at least -2**63 and below 2**63, got {brief(value)}"
     if isinstance(value, float) and not math.isfinite(value):
         return f"a number is finite, got {value}"
     if isinstance(value, datetime.date | datetime.time):
@@ -109,7 +109,7 @@ def _wrong(value: Any) -> str:
 def text_problem(text: str) -> str:
     """The fault of a text that no study can hold; "" if it has none."""
     if "\0" in text:
-        return f"a text has no NUL character, got {shown(text)}"
+        return f"a text has no NUL character, got {brief(text)}"
     try:
         text.encode()
     except UnicodeEncodeError as error:

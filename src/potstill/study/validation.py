@@ -20,7 +20,7 @@ from potstill.algorithms.losses import (
 from potstill.algorithms.recipe import Recipe
 from potstill.engines import zoo
 from potstill.errors import PotstillError, did_you_mean
-from potstill.fields import shown
+from potstill.fields import brief
 from potstill.study.schema import Study
 from potstill.tasks import Task
 from potstill.tasks.context.builder import PromptBuilder
@@ -103,7 +103,7 @@ def check_model(name: str, where: str) -> None:
         return  # only the Hub knows
     if not is_folder:
         raise PotstillError(
-            f'{where} = "{shown(name)[1:-1]}" is neither a local folder nor a Hub model ID',
+            f'{where} = "{brief(name)[1:-1]}" is neither a local folder nor a Hub model ID',
             "give a model folder, a model ID such as Qwen/Qwen3-4B, or name an embedded pair in "
             f"pairs: {', '.join(zoo.PAIRS)}",
         )
@@ -154,7 +154,7 @@ def check_teachers(where: str, route: str, teachers: Mapping[str, str], engine: 
         )
     if bad := [key for key in teachers if not key or ":" in key]:
         raise PotstillError(
-            f"{where}.teachers: a value of the key is text without a colon, got {shown(bad[0])}",
+            f"{where}.teachers: a value of the key is text without a colon, got {brief(bad[0])}",
             "problems without a value are read by teacher",
         )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from potstill.errors import PotstillError, did_you_mean
@@ -32,6 +33,22 @@ class Task(Protocol):
 
     def grade(self, problem: Problem, text: str) -> Grade:
         """Grade one completion; one that cannot be read is wrong, never an exception."""
+
+
+@dataclass(frozen=True)
+class Resplit:
+    """A task with other problems to train on, or held out."""
+
+    task: Task
+    train: Sequence[Problem]
+    test: Sequence[Problem]
+
+    @property
+    def name(self) -> str:
+        return self.task.name
+
+    def grade(self, problem: Problem, text: str) -> Grade:
+        return self.task.grade(problem, text)
 
 
 TASKS: dict[str, tuple[str, str, str]] = {  # name: (module, class, description)

@@ -18,7 +18,7 @@ from pydantic import AfterValidator
 from pydantic.dataclasses import dataclass
 
 from potstill.errors import PotstillError
-from potstill.fields import CLOSED, reported, shown
+from potstill.fields import CLOSED, brief, reported
 from potstill.tasks.grading import grade_exact, grade_number, to_number
 from potstill.tasks.reading import read_lines
 from potstill.types import Grade, Problem
@@ -49,7 +49,7 @@ def _row(line: str, where: str, keys: Sequence[str], hint: str) -> dict[str, Any
     for key in keys:
         value = row.get(key)
         if not isinstance(value, str) or not value.strip():
-            raise PotstillError(f'{where}: "{key}" must be text, got {shown(value)}', hint)
+            raise PotstillError(f'{where}: "{key}" must be text, got {brief(value)}', hint)
     return row
 
 
@@ -80,7 +80,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(row) < len(pairs):
         counts = Counter(key for key, _ in pairs)
         twice = next(key for key in counts if counts[key] > 1)
-        raise PotstillError(f"the key {shown(twice)} is there twice")
+        raise PotstillError(f"the key {brief(twice)} is there twice")
     return row
 
 
@@ -96,14 +96,14 @@ _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 def _kind(value: Any) -> str:
     """A JSON value's type; numbers have become text."""
-    return "a list" if isinstance(value, list) else f"{shown(value)}"
+    return "a list" if isinstance(value, list) else f"{brief(value)}"
 
 
 def with_question(prompt: str) -> str:
     """Validator of the text around a question; without it all problems would be the same."""
     if "{question}" not in prompt:
         raise PotstillError(
-            f"a prompt has {{question}}, got {shown(prompt)}", "write {question} in its place"
+            f"a prompt has {{question}}, got {brief(prompt)}", "write {question} in its place"
         )
     return prompt
 
@@ -142,7 +142,7 @@ class Jsonl:
     def __post_init__(self) -> None:
         if self.question_key == self.answer_key:
             raise PotstillError(
-                f"question_key and answer_key are two keys, got {shown(self.answer_key)} twice",
+                f"question_key and answer_key are two keys, got {brief(self.answer_key)} twice",
                 "name the key of each",
             )
 
@@ -166,7 +166,7 @@ class Jsonl:
                 answer = answer.rsplit("####", 1)[-1].strip()
             if self.match == "numeric" and to_number(answer) is None:
                 raise PotstillError(
-                    f"{path}, line {n}: a numeric answer is a number, got {shown(answer)}",
+                    f"{path}, line {n}: a numeric answer is a number, got {brief(answer)}",
                     'write the number, or set match = "exact"',
                 )
             question = self.prompt.replace("{question}", row[self.question_key])

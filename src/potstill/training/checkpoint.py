@@ -8,6 +8,7 @@ any symptom of a collapse. Random state is not saved: every random number comes 
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -19,12 +20,14 @@ from typing import Any
 import numpy as np
 
 from potstill.digests import file_digest, seal, unsealed
-from potstill.engines.protocol import Engine
-from potstill.errors import PotstillError, writing
+from potstill.engines.protocol import Engine, bare
+from potstill.errors import PotstillError, StorageError, out_of_memory, writing
 from potstill.types import Problem, Prompt, Trajectory
 
 _PREFIX = "step-"
 _STATE = "state.json"
+# Errors of a damaged file. Others, such as too many open files, say nothing about the checkpoint.
+_BROKEN = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL, errno.ELOOP, errno.EIO}
 _FLOATS = ("logprobs", "behavior_logprobs")  # float32 survives JSON exactly; old files have one
 
 log = logging.getLogger(__name__)
@@ -123,7 +126,8 @@ def _restore(paths: Sequence[Path], engine: Engine) -> dict[str, Any] | None:
         except _Damaged as error:
             note = f"checkpoint {path.name} is damaged ({error}); it is left out"
             log.warning("%s: %s", path.parent.parent, note)
-            engine.notes = (*engine.notes, note)
+            inner = bare(engine)
+            inner.notes = (*inner.notes, note)  # of the engine whose notes the record has
             shutil.rmtree(path, ignore_errors=True)
         else:
             return state
@@ -135,7 +139,7 @@ def _load(engine: Engine, path: Path, state: Mapping[str, Any]) -> None:
     try:
         engine.load(path)
     except Exception as error:
-        if "files" in state:
+        if "files" in state or out_of_memory(error):
             raise
         raise _Damaged(error) from error
 
@@ -148,6 +152,10 @@ def _checked(path: Path) -> dict[str, Any]:
     """The state of a checkpoint whose files are as they were written.
 
     One of a version without digests has to have what a state needs.
+
+    Raises:
+        _Damaged: a file is not what was written.
+        StorageError: the checkpoint cannot be read now; it is left as it is.
     """
     try:
         state = unsealed((path / _STATE).read_text(encoding="utf-8"))
@@ -161,7 +169,13 @@ def _checked(path: Path) -> dict[str, Any]:
         for name, digest in digests.items():
             if file_digest(path / name) != digest:
                 raise ValueError(f"{name} has changed since it was written")
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        if error.errno in _BROKEN:
+            raise _Damaged(error) from None
+        raise StorageError(
+            f'cannot read "{path}": {error.strerror}', "run the same command again"
+        ) from error
+    except ValueError as error:
         raise _Damaged(error) from None
     return state
 

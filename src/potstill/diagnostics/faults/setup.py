@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
 from potstill.algorithms.losses import TruncatedReverseKL
 from potstill.algorithms.recipe import CLIP_RATIO, Recipe
 from potstill.diagnostics.faults.base import Fault
-from potstill.tasks import Task
+from potstill.tasks import Resplit
 from potstill.training.run import RunSpec
-from potstill.types import Problem
 
 
 class AnchorAbsent(Fault):
@@ -48,28 +44,6 @@ class TopKWithoutTail(Fault):
         return dataclasses.replace(run, recipe=recipe)
 
 
-@dataclass(frozen=True)
-class TrainedOn:
-    """A task that is evaluated on its own training problems."""
-
-    task: Task
-
-    @property
-    def name(self) -> str:
-        return self.task.name
-
-    @property
-    def train(self) -> Sequence[Problem]:
-        return self.task.train
-
-    @property
-    def test(self) -> Sequence[Problem]:
-        return self.task.train
-
-    def grade(self, problem: Problem, text: str) -> Any:
-        return self.task.grade(problem, text)
-
-
 class EvalOnTrain(Fault):
     """Accuracy is measured on training problems."""
 
@@ -80,7 +54,7 @@ class EvalOnTrain(Fault):
     published = True
 
     def apply(self, run: RunSpec) -> RunSpec:
-        return dataclasses.replace(run, task=TrainedOn(run.task))
+        return dataclasses.replace(run, task=Resplit(run.task, run.task.train, run.task.train))
 
 
 class SeedsIgnored(Fault):

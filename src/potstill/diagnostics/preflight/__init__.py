@@ -31,7 +31,7 @@ from potstill.diagnostics.preflight.memo import Memo
 from potstill.diagnostics.preflight.memory import fits
 from potstill.diagnostics.preflight.rehearsal import Rehearsal
 from potstill.diagnostics.preflight.steps import change_points, trained_as_written
-from potstill.errors import PotstillError, shown
+from potstill.errors import PotstillError, out_of_memory, shown
 
 __all__ = [
     "CHECKS",
@@ -202,6 +202,6 @@ def unrunnable(name: str, error: Exception) -> Check:
     lines = str(error).strip().splitlines() or [""]
     evidence = shown(f"the models cannot be run: {type(error).__name__}: {lines[0]}")
     hint = "--verbose shows where; compare the versions of torch and transformers"
-    if "memory" in evidence.lower():
+    if out_of_memory(error):
         hint = "lower engine.batch_tokens and engine.sample_tokens, or use a smaller model"
     return Check(name, "refused", evidence, hint)

@@ -15,14 +15,14 @@ from potstill.diagnostics.preflight.memo import Memo
 from potstill.diagnostics.preflight.step_kinds import StepKind, kinds_at, moments
 from potstill.engines.protocol import Engine
 from potstill.settings import Eval, Train
-from potstill.tasks import Task
+from potstill.tasks import Resplit, Task
 from potstill.training import objective
 from potstill.training.evaluation import TeacherCompletions, evaluate
 from potstill.training.metering import Metered, Usage
 from potstill.training.rollout import collect, draw
 from potstill.training.run import RunSpec
 from potstill.training.spending import Spent
-from potstill.types import Grade, Limits, Problem, Role, Trajectory
+from potstill.types import Limits, Role, Trajectory
 
 REPEATS = 2  # steps of each kind
 PROBLEMS = (4, 48, 144)  # problems of the evaluations
@@ -38,28 +38,6 @@ class Step:
 
     spent: Spent
     cached: float  # seconds of the teacher's sampling
-
-
-@dataclass(frozen=True)
-class HeldOut:
-    """A task whose held-out problems are its training problems."""
-
-    task: Task
-
-    @property
-    def name(self) -> str:
-        return self.task.name
-
-    @property
-    def train(self) -> Sequence[Problem]:
-        return self.task.test
-
-    @property
-    def test(self) -> Sequence[Problem]:
-        return self.task.test
-
-    def grade(self, problem: Problem, text: str) -> Grade:
-        return self.task.grade(problem, text)
 
 
 class Timing:
@@ -199,7 +177,7 @@ class Timing:
         engine, settings, task = self.engine, self.settings, self.task
         count = min(self.evaluation.probe, self.evaluated) if most else self.evaluation.probe
         smaller = self.evaluation.model_copy(update={"probe": count})
-        task = HeldOut(task) if most else task
+        task = Resplit(task, task.test, task.test) if most else task
         part = self._batch[:: max(1, len(self._batch) // (most or len(self._batch)))]
         limit = self.evaluation.max_tokens or settings.max_tokens
         teacher = TeacherCompletions.generate(engine, task, task.train[:count], limit)

@@ -14,7 +14,7 @@ from potstill.engines.model_files import header
 from potstill.engines.torch.checkpoints import Checkpoint
 from potstill.engines.torch.lora_targets import without_lora
 from potstill.engines.torch.weights import check_finite
-from potstill.errors import PotstillError
+from potstill.errors import PotstillError, out_of_memory
 from potstill.settings import Lora
 from potstill.tasks.templates import check_patterns
 
@@ -101,6 +101,8 @@ def merge_adapter(model: Any, folder: str) -> Any:
     try:
         return adapted.merge_and_unload()
     except (NotImplementedError, ValueError, RuntimeError) as error:
+        if out_of_memory(error):
+            raise
         reason = (str(error).splitlines() or [repr(error)])[0]
         raise PotstillError(
             f'the adapter "{folder}" cannot be merged: {reason}',
@@ -122,6 +124,8 @@ def _with_adapter(model: Any, folder: str, *, trained: bool) -> Any:
                 model, folder, is_trainable=trained, use_safetensors=True
             )
     except Exception as error:
+        if out_of_memory(error):
+            raise
         lines = str(error).strip().splitlines() or [repr(error)]
         raise PotstillError(
             f'cannot read the adapter "{folder}": {lines[0]}',

@@ -20,7 +20,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 
 from potstill.engines.model_files import check_text, read_json
 from potstill.engines.torch.config_checks import check_adapter, check_config, check_ids
-from potstill.errors import PotstillError
+from potstill.errors import PotstillError, out_of_memory
 
 FOLDER = "give a folder with config.json, tokenizer files and *.safetensors"
 HUB = (
@@ -216,7 +216,7 @@ def read_pretrained(kind: Any, name: str, **options: Any) -> Any:
     except (PotstillError, MemoryError):
         raise
     except Exception as error:  # of the files, which come from a user
-        if "memory" in f"{type(error).__name__} {error}".lower():
+        if out_of_memory(error):
             raise
         part = PARTS.get(getattr(kind, "__name__", ""), "")
         raise PotstillError(

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, ValidationError
 
 from potstill.errors import PotstillError
-from potstill.fields import explain, limits, shown
+from potstill.fields import brief, explain, limits
 from potstill.settings import MOST_SEED, Table
 from potstill.stats.comparisons import VERDICT_SEEDS
 from potstill.study.race.decision import levels
@@ -19,20 +19,20 @@ SCREEN = 4  # the screen trains for one part of so many of the steps
 
 def _checked(looks: tuple[int, ...]) -> tuple[int, ...]:
     if not looks or min(looks) < 1:
-        raise PotstillError(f"looks are 1 seed or more, got {shown(looks)}", "for example 1,3,5,10")
+        raise PotstillError(f"looks are 1 seed or more, got {brief(looks)}", "for example 1,3,5,10")
     if list(looks) != sorted(set(looks)):
         raise PotstillError(
-            f"looks are numbers of seeds that grow, got {shown(looks)}",
+            f"looks are numbers of seeds that grow, got {brief(looks)}",
             "for example 1,3,5,10",
         )
     if 2 in looks:
         raise PotstillError(
-            f"two seeds allow no verdict, got a look at 2 of {shown(looks)}",
+            f"two seeds allow no verdict, got a look at 2 of {brief(looks)}",
             f"look at 1 seed, and from {VERDICT_SEEDS} on",
         )
     if looks[-1] > MOST_SEEDS:
         raise PotstillError(
-            f"a race has at most {MOST_SEEDS:,} seeds, got a look at {shown(looks[-1])}",
+            f"a race has at most {MOST_SEEDS:,} seeds, got a look at {brief(looks[-1])}",
             "for example 1,3,5,10",
         )
     if looks[-1] < VERDICT_SEEDS:
@@ -104,7 +104,7 @@ def raced(study: Study, rules: Rules) -> Study:
         )
     if rules.seeds > MOST_SEEDS:
         raise PotstillError(
-            f"a race has at most {MOST_SEEDS:,} seeds, got looks and fresh of {shown(rules.seeds)}",
+            f"a race has at most {MOST_SEEDS:,} seeds, got looks and fresh of {brief(rules.seeds)}",
             "lower fresh, or the last look",
         )
     first = max(study.seeds) + 1

@@ -44,7 +44,7 @@ class RunFolder:
         key: the run; None: any.
     """
 
-    durable = True
+    durable = True  # see `Recorder`
 
     def __init__(
         self,
@@ -71,15 +71,8 @@ class RunFolder:
             DamagedFile: it is not what was written, or another run's.
         """
         path = self.path / "result.json"
-        stored = read_record(path, self.hint)
-        if stored is None:
-            return None
-        record, is_sealed = stored
-        if not is_sealed:
-            schemas.checked(schemas.ResultRecord, record, path, self.hint)
-        elif record.get("status") not in ("done", "failed"):
-            raise damaged(path, "it is a record of another kind", self.hint)
-        if self.key and "pair" in record:
+        record = schemas.read_result(path, self.hint)
+        if record and self.key and "pair" in record:
             key = RunId(record["pair"], record["method"], record["seed"])
             if key != self.key:
                 raise damaged(path, f"it is the record of {key}", self.hint)
@@ -165,8 +158,9 @@ class RunFolder:
     def mark(self) -> dict[str, Any] | None:
         """pid and host of the process that executes the run, or died doing so."""
         path = self.path / ".running"
-        stored = read_record(path, f'remove "{path}"')
-        return stored and dict(schemas.checked(schemas.MarkRecord, stored[0], path, "remove it"))
+        hint = f'remove "{path}"'
+        stored = read_record(path, hint)
+        return stored and dict(schemas.checked(schemas.MarkRecord, stored[0], path, hint))
 
     @property
     def running(self) -> dict[str, Any] | None:
@@ -251,7 +245,8 @@ class RunFolder:
     def tidy(self) -> None:
         """Remove what a killed process has left behind; the lock of the run must be held."""
         for partial in self.path.glob(".*.[0-9]*"):  # of `write_text`
-            partial.unlink(missing_ok=True)
+            if partial.is_file():
+                partial.unlink(missing_ok=True)
         if (result := self.result) is not None:
             self._tidy(result)
             (self.path / ".running").unlink(missing_ok=True)

@@ -48,7 +48,7 @@ class StudyFolder:
         Raises:
             DamagedFile: it cannot be read.
         """
-        text = read_text(self._file, OTHER_OUT)
+        text = read_text(self._file, OTHER_OUT) if self.path.is_dir() else None
         if text is None:
             return None
         try:

@@ -25,7 +25,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from potstill.errors import Errors, PotstillError, did_you_mean
-from potstill.fields import explain, shown
+from potstill.fields import brief, explain
 from potstill.tasks.context.kinds import KINDS, ContextPart, Hint
 
 __all__ = ["KINDS", "Context", "read_context"]
@@ -71,7 +71,7 @@ def _hybrid(tables: Any, where: str) -> Context:
     """Several contexts in order."""
     if not isinstance(tables, list | tuple) or not tables:
         raise PotstillError(
-            f"{where} is a list of contexts, got {shown(tables)}",
+            f"{where} is a list of contexts, got {brief(tables)}",
             "write hybrid = [{ system = ... }, { few_shot = ... }]",
         )
     parts: list[ContextPart] = []
@@ -80,7 +80,7 @@ def _hybrid(tables: Any, where: str) -> Context:
         with errors:
             if not isinstance(table, Mapping):
                 raise PotstillError(
-                    f"{where}: a context is a table, got {shown(table)}", "write { few_shot = 4 }"
+                    f"{where}: a context is a table, got {brief(table)}", "write { few_shot = 4 }"
                 )
             if "hybrid" in table:
                 raise PotstillError(f"{where} holds a hybrid", "write one list of all parts")

@@ -16,7 +16,7 @@ from pydantic import AfterValidator
 from pydantic.dataclasses import dataclass
 
 from potstill.errors import PotstillError
-from potstill.fields import CLOSED, limits, reported, shown
+from potstill.fields import CLOSED, brief, limits, reported
 from potstill.tasks.rendering import Messages
 from potstill.types import Problem
 
@@ -70,7 +70,7 @@ def _with(*names: str) -> AfterValidator:
         for name in names:
             if template.count("{" + name + "}") != 1:
                 raise PotstillError(
-                    f"a template has {{{name}}} once, got {shown(template)}",
+                    f"a template has {{{name}}} once, got {brief(template)}",
                     f"write {{{name}}} in its place",
                 )
         return template
@@ -81,7 +81,7 @@ def _with(*names: str) -> AfterValidator:
 def _filled(text: str) -> str:
     if not text.strip():
         raise PotstillError(
-            f"a text is not empty, got {shown(text)}", "write the teacher's instruction"
+            f"a text is not empty, got {brief(text)}", "write the teacher's instruction"
         )
     return text
 
