@@ -27,10 +27,11 @@ from benchmarks.gpu_section import strict
 from potstill.algorithms.recipe import Recipe
 from potstill.algorithms.schedules import constant
 from potstill.engines.torch.engine import TorchEngine
+from potstill.problems import Problem
 from potstill.settings import TorchSettings
 from potstill.training.objective import build
 from potstill.training.rollout import collect
-from potstill.types import Datum, Ids, Limits, ModelSpec, Problem, Prompt, Sample
+from potstill.types import Datum, Ids, Limits, ModelSpec, Prompt, Sample
 
 TESTS = Path(__file__).parents[1] / "tests"
 PROMPTS: list[Ids] = [(5, 300, 77, 8, 121, 9), (41,), (200, 17, 33), (88, 6, 250, 4, 61, 90, 301)]

@@ -11,10 +11,11 @@ import numpy as np
 from benchmarks.beside import Work, peak_memory, serve
 from potstill import METHODS, open_engine
 from potstill.engines.protocol import Engine
+from potstill.problems import Problem
 from potstill.settings import TorchSettings
 from potstill.training.objective import build
 from potstill.training.rollout import collect
-from potstill.types import Limits, ModelSpec, Problem, Prompt, Trajectory
+from potstill.types import Limits, ModelSpec, Prompt, Trajectory
 
 
 def step(engine: Engine, job: dict[str, Any], at: int) -> dict[str, float]:

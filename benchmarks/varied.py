@@ -41,11 +41,12 @@ from potstill.engines import zoo
 from potstill.engines.fake import answer
 from potstill.engines.protocol import Engine
 from potstill.engines.registry import open_engine
+from potstill.problems import Problem
 from potstill.settings import Eval, Pair, Train
 from potstill.tasks import Task, load_task
 from potstill.training.loop import train
 from potstill.training.run import RunSpec
-from potstill.types import Problem, Role
+from potstill.types import Role
 
 PAIRS = ("tiny-llama", "tiny-qwen")
 HELD_OUT = 32
@@ -206,7 +207,7 @@ class Letters:
         self.graded = graded == "yes"
 
     def grade(self, problem: Problem, text: str) -> Any:
-        from potstill.types import Grade
+        from potstill.problems import Grade
 
         right = self.graded and text == problem.answer
         return Grade(right, right)

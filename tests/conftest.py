@@ -22,13 +22,14 @@ from potstill.algorithms.recipe import Recipe
 from potstill.diagnostics.monitor import Monitor
 from potstill.engines.fake import answer
 from potstill.engines.protocol import Engine
+from potstill.problems import Problem
 from potstill.settings import Eval, Train
 from potstill.study.loading import read_study
 from potstill.study.schema import Study
 from potstill.tasks import Task
 from potstill.training.loop import Trained, train
 from potstill.training.run import RunSpec
-from potstill.types import Problem, Prompt
+from potstill.types import Prompt
 
 ROOT = Path(__file__).parents[1]
 

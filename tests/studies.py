@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 
 from potstill.algorithms.recipe import Recipe
+from potstill.problems import Evaluation, Grade, Graded, Problem
 from potstill.study.loading import read_study
 from potstill.study.provenance import provenance
 from potstill.study.schema import Study
 from potstill.study.storage import REFERENCES, RunFolder, RunId, StudyFolder, example, runs_of
-from potstill.types import Evaluation, Grade, Graded, Problem
 
 UNTRAINED, TEACHER = 0.48, 0.88  # share of problems solved
 GAIN = {"off_policy": 0.10, "kl_anchored": 0.04, "mixture": 0.06, "reverse_curriculum": -0.2}

@@ -11,8 +11,9 @@ import pytest
 
 from potstill.engines.fake import FakeEngine
 from potstill.errors import PotstillError, StorageError
+from potstill.problems import Problem
 from potstill.training import checkpoint
-from potstill.types import Problem, Prompt, Trajectory
+from potstill.types import Prompt, Trajectory
 
 PROMPT = Prompt((1, 2), (1, 2, 3), problem="p", route="maths", begun=(4,), foreign=(7, 8))
 PLAIN = Prompt((5,), (5,), problem="q")

@@ -20,6 +20,7 @@ from potstill.engines.fake import FakeEngine
 from potstill.engines.protocol import bare
 from potstill.engines.registry import open_engine
 from potstill.errors import PotstillError, PotstillErrors
+from potstill.problems import Problem
 from potstill.settings import Eval, Pair, Train
 from potstill.study.loading import read_study
 from potstill.study.run import prepare
@@ -33,7 +34,7 @@ from potstill.tasks.rendering import render
 from potstill.training.objective import build
 from potstill.training.recorder import Memory
 from potstill.training.rollout import collect
-from potstill.types import Limits, Problem
+from potstill.types import Limits
 
 TASK = Arithmetic(train_size=200, test_size=60)
 HINT = {"hint": {"template": "Hint:\n{hint}\n{question}"}}

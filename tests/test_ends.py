@@ -30,8 +30,8 @@ from potstill.engines.torch.ends import ends_of
 from potstill.engines.torch.engine import TorchEngine
 from potstill.engines.torch.loading import ModelPair
 from potstill.errors import PotstillError
+from potstill.problems import Problem
 from potstill.study.loading import read_study
-from potstill.types import Problem
 
 
 def greedy(engine: TorchEngine, text: str, limit: int = 12) -> tuple[int, ...]:

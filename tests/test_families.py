@@ -24,10 +24,11 @@ from potstill.engines.torch.decoding import fits
 from potstill.engines.torch.engine import TorchEngine
 from potstill.engines.torch.lm_head import PLAIN
 from potstill.engines.torch.proved import sliced_head
+from potstill.problems import Problem
 from potstill.settings import TorchSettings
 from potstill.training.objective import build
 from potstill.training.rollout import collect
-from potstill.types import Datum, Ids, Limits, ModelSpec, Problem, Prompt, Sample
+from potstill.types import Datum, Ids, Limits, ModelSpec, Prompt, Sample
 
 QUICK = "llama", "gemma2", "gpt_neox", "mamba2", "qwen3_5_text"
 DROPPING = "opt", "bloom", "starcoder2", "falcon"  # dropout outside of modules for it

@@ -16,6 +16,7 @@ from potstill.diagnostics.faults import FAULTS, PUBLISHED, DataFault, apply
 from potstill.engines.fake import EOS, FakeEngine
 from potstill.engines.protocol import Wrapper, bare
 from potstill.errors import PotstillError
+from potstill.problems import Problem
 from potstill.report import as_markdown, write_report
 from potstill.report.audit import FULL
 from potstill.settings import Eval, Train
@@ -27,7 +28,7 @@ from potstill.training.objective import build
 from potstill.training.recorder import Memory
 from potstill.training.rollout import collect
 from potstill.training.run import RunSpec
-from potstill.types import Datum, Limits, Problem, StepStats
+from potstill.types import Datum, Limits, StepStats
 
 STUDIES = Path(__file__).parents[1] / "studies"
 

@@ -39,6 +39,7 @@ PACKAGES = (
     "digests",
     "fields",
     "types",
+    "problems",
     "settings",
     "stats",
     "algorithms",

@@ -13,13 +13,14 @@ from potstill.algorithms.recipe import Recipe
 from potstill.engines.fake import FakeEngine
 from potstill.engines.torch.engine import TorchEngine
 from potstill.errors import PotstillError
+from potstill.problems import Problem
 from potstill.settings import Eval, Train
 from potstill.study.loading import read_study
 from potstill.study.run import preflight_pair
 from potstill.tasks import load_task
 from potstill.training.recorder import Memory
 from potstill.training.rollout import collect, generator
-from potstill.types import Limits, Problem
+from potstill.types import Limits
 
 LIMITS = Limits(10, 1.0, 1.0)
 PROBLEMS = [Problem(str(i), f"Tom has {i} apples", "0") for i in range(8)]

@@ -47,10 +47,11 @@ from checkpoints import CHATML, QUESTIONS, ROWS, config_of, save, study_table, t
 from potstill.engines.torch.engine import TorchEngine
 from potstill.engines.torch.windows import window_of
 from potstill.errors import PotstillError
+from potstill.problems import Problem
 from potstill.settings import Lora, TorchSettings
 from potstill.study.loading import read_study
 from potstill.study.run import preflight_pair
-from potstill.types import ModelSpec, Problem, Prompt
+from potstill.types import ModelSpec, Prompt
 from test_cli import call
 from test_torch_engine import batch_of
 

@@ -17,6 +17,7 @@ from potstill.algorithms.recipe import Recipe, Replay, recipe_from_toml
 from potstill.algorithms.schedules import linear
 from potstill.engines.fake import FakeEngine
 from potstill.errors import PotstillError, PotstillErrors
+from potstill.problems import Problem
 from potstill.settings import Eval, Train
 from potstill.study.loading import read_study
 from potstill.study.storage import runs_of
@@ -27,7 +28,7 @@ from potstill.training.objective import build
 from potstill.training.recorder import Memory
 from potstill.training.replay import Buffer
 from potstill.training.rollout import collect
-from potstill.types import Datum, Limits, Problem
+from potstill.types import Datum, Limits
 
 STEPS, BATCH, TOKENS = 20, 10, 24
 LIMITS = Limits(TOKENS, 1.0, 1.0)

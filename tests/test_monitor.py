@@ -16,21 +16,12 @@ from potstill.diagnostics.diagnosis import diagnose
 from potstill.diagnostics.faults.explaining import candidates
 from potstill.diagnostics.monitor import Monitor
 from potstill.diagnostics.probe import Probe, loop, mean, repetition
+from potstill.problems import Grade, Problem
 from potstill.settings import Eval, Train
 from potstill.training.evaluation import TeacherCompletions
 from potstill.training.rollout import draw, generator
 from potstill.training.run import RunSpec
-from potstill.types import (
-    Expectation,
-    Finding,
-    Grade,
-    Ids,
-    Problem,
-    Prompt,
-    Sample,
-    StepStats,
-    Trajectory,
-)
+from potstill.types import Expectation, Finding, Ids, Prompt, Sample, StepStats, Trajectory
 
 EOS = 9
 WORDS = {5: "five", 6: "six", 7: "seven", 8: "eight", EOS: ""}

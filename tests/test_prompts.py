@@ -25,11 +25,12 @@ from potstill.diagnostics.preflight import Check
 from potstill.engines.cross_tokenizer.token_bytes import differ
 from potstill.engines.torch.engine import TorchEngine
 from potstill.errors import PotstillError
+from potstill.problems import Problem
 from potstill.settings import TorchSettings
 from potstill.study.loading import read_study
 from potstill.study.run import preflight_pair
 from potstill.tasks.rendering import render, written
-from potstill.types import ModelSpec, Problem, Prompt
+from potstill.types import ModelSpec, Prompt
 
 DATED = "Today is {{ strftime_now('%d %b %Y') }}, or {{ date_string }}.\n" + CHATML
 THINKING = CHATML + "{% if not enable_thinking %}<think>\n\n</think>\n\n{% endif %}"

@@ -12,9 +12,10 @@ from potstill.algorithms.recipe import Recipe
 from potstill.algorithms.schedules import linear
 from potstill.engines.fake import FakeEngine
 from potstill.errors import PotstillError
+from potstill.problems import Problem
 from potstill.training import rollout
 from potstill.training.rollout import check_prefix, collect, draw, student_prompts
-from potstill.types import Ids, Limits, Problem, Role, Sample
+from potstill.types import Ids, Limits, Role, Sample
 
 LIMITS = Limits(9, 0.7, 1.3)
 EOS = next(iter(FakeEngine.eos))

@@ -23,9 +23,10 @@ from potstill.algorithms.schedules import (
 )
 from potstill.engines.fake import FakeEngine
 from potstill.errors import PotstillError
+from potstill.problems import Problem
 from potstill.settings import Train
 from potstill.training.rollout import collect, generator, student_prompts
-from potstill.types import Limits, Problem
+from potstill.types import Limits
 
 ALL = [constant(0.7), linear(20, 0, until=0.5), cosine(1, 0.1), switch(0, 1, at=0.5)]
 

@@ -23,10 +23,11 @@ from potstill.engines.cross_tokenizer.engine import ENGINE
 from potstill.engines.protocol import Engine
 from potstill.engines.torch.decoding import fits
 from potstill.engines.torch.loading import load_model
+from potstill.problems import Problem
 from potstill.settings import TorchSettings
 from potstill.training.objective import build
 from potstill.training.rollout import collect
-from potstill.types import Datum, Limits, ModelSpec, Problem, Prompt
+from potstill.types import Datum, Limits, ModelSpec, Prompt
 from second_device import DEVICE, NAME, OnCard, available, second_device
 
 PROMPTS = [Prompt.of(ids) for ids in ((5, 300, 77, 8, 121, 9), (41,), (200, 17, 33))]

@@ -17,6 +17,7 @@ from potstill.diagnostics.preflight.reference import observed, reference
 from potstill.engines.fake import FakeEngine
 from potstill.engines.torch.engine import TorchEngine
 from potstill.errors import PotstillError
+from potstill.problems import Problem
 from potstill.settings import Eval, Train
 from potstill.study.loading import read_study
 from potstill.study.run import preflight_pair
@@ -25,7 +26,7 @@ from potstill.training.filtering import MEMORY, RolloutFilter
 from potstill.training.objective import build, losses_for
 from potstill.training.recorder import Memory
 from potstill.training.rollout import collect
-from potstill.types import Limits, Problem, Prompt, Trajectory
+from potstill.types import Limits, Prompt, Trajectory
 
 SETTINGS = Train(steps=8, batch_size=10, max_tokens=24, learning_rate=0.3, checkpoint_every=3)
 GRADING = Eval(every=4, problems=20, probe=8, probe_every=2)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from potstill.errors import PotstillError, PotstillErrors
+from potstill.problems import Grade, Problem
 from potstill.tasks import check_disjoint, load_task
 from potstill.tasks.arithmetic import Arithmetic, split_of
 from potstill.tasks.grading import (
@@ -21,7 +22,6 @@ from potstill.tasks.grading import (
 )
 from potstill.tasks.gsm8k import GSM8K
 from potstill.tasks.overlap import overlap
-from potstill.types import Grade, Problem
 
 GSM8K_FILES = Path(__file__).parents[2] / "shared" / "data" / "gsm8k"
 

@@ -22,11 +22,12 @@ from potstill.engines.tinker.connection import check_sdk, connect
 from potstill.engines.tinker.engine import TinkerEngine
 from potstill.engines.tinker.parts import stats_of
 from potstill.errors import PotstillError
+from potstill.problems import Problem
 from potstill.settings import Pair
 from potstill.study.loading import read_study
 from potstill.training.objective import build
 from potstill.training.rollout import collect
-from potstill.types import Datum, Limits, Problem, Prompt, Sample, Term
+from potstill.types import Datum, Limits, Prompt, Sample, Term
 
 SAMPLED = REVERSE_KL_SAMPLED
 

@@ -20,10 +20,11 @@ from potstill.engines.torch import loss_terms as terms
 from potstill.engines.torch.batching import micro_batches
 from potstill.engines.torch.engine import TorchEngine
 from potstill.errors import NonFinite, PotstillError
+from potstill.problems import Problem
 from potstill.settings import TorchSettings
 from potstill.training.objective import build
 from potstill.training.rollout import collect
-from potstill.types import Datum, Limits, ModelSpec, Problem
+from potstill.types import Datum, Limits, ModelSpec
 
 
 def open_pair(models: Path, family: str = "qwen", **settings: object) -> TorchEngine:

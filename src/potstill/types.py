@@ -1,4 +1,4 @@
-"""Types that every package shares: problems, prompts, trajectories, training data, evaluations.
+"""Types that every package shares: prompts, trajectories, training data, losses, findings.
 
 Frozen values with numpy arrays, so that they can be pickled, saved and compared without torch. The
 comment of a field gives its shape: P prompt tokens, T completion tokens, V vocabulary ids. Nats.
@@ -32,32 +32,6 @@ def teacher_role(name: str) -> Role:
 def is_teacher(role: Role) -> bool:
     """True for the role of any teacher."""
     return role.split(":")[0] == "teacher"
-
-
-@dataclass(frozen=True)
-class Problem:
-    """A question with its reference answer."""
-
-    id: str  # unique within the task, e.g. "test-17"
-    question: str  # what the models read, before any chat template
-    answer: str  # the final answer only, e.g. "42"
-    solution: str = ""  # a worked solution, if the task has one
-    extra: Mapping[str, str] = field(default_factory=dict, compare=False)  # other keys of the data
-
-    def text(self, key: str) -> str:
-        """The text under "solution", "answer" or a key of the data; "" if there is none."""
-        fields = {"solution": self.solution, "answer": self.answer}
-        return fields[key] if key in fields else self.extra.get(key, "")
-
-
-@dataclass(frozen=True)
-class Grade:
-    """Grade of a completion: `strict` requires the answer's format, `flexible` its value only."""
-
-    strict: bool
-    flexible: bool
-    # True if an answer has the task's format, correct or not; None if the task has no format
-    format: bool | None = field(default=None, compare=False)
 
 
 class Written:
@@ -284,45 +258,15 @@ ACTIVITIES = (
 
 
 @dataclass(frozen=True)
-class Graded:
-    """A completion with its grade."""
+class Truncation:
+    """Tokens that a sampler may draw from, after the temperature; the others have probability 0.
 
-    problem: Problem
-    text: str
-    grade: Grade
-    tokens: int  # completion tokens, EOS included
-    ended: bool  # by EOS; False if the limit truncated it
+    They are applied in this order, each to what the one before has left.
+    """
 
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Graded completions, in the order of the problems."""
-
-    rows: tuple[Graded, ...]
-
-    @property
-    def strict(self) -> float:
-        """Accuracy of the strict extractor."""
-        return float(np.mean([row.grade.strict for row in self.rows]))
-
-    @property
-    def flexible(self) -> float:
-        """Accuracy of the flexible extractor."""
-        return float(np.mean([row.grade.flexible for row in self.rows]))
-
-    @property
-    def format(self) -> float | None:
-        """Share of completions with an answer in the task's format; None if there is no format."""
-        formats = [row.grade.format for row in self.rows if row.grade.format is not None]
-        return float(np.mean(formats)) if formats else None
-
-    @property
-    def outcomes(self) -> dict[str, str]:
-        """Per-problem outcomes as strings of 0 and 1, by extractor."""
-        return {
-            name: "".join("01"[getattr(row.grade, name)] for row in self.rows)
-            for name in ("strict", "flexible")
-        }
+    top_k: int = 0  # so many likeliest tokens; 0: all
+    top_p: float = 1.0  # the fewest likeliest tokens with at least this probability in total
+    min_p: float = 0.0  # those with at least this share of the likeliest token's probability
 
 
 @dataclass(frozen=True)

@@ -32,13 +32,13 @@ from checkpoints import CHATML, save, study_table, tokenizer_of, write
 from potstill.cli.eval import engine_options
 from potstill.engines.registry import open_engine
 from potstill.errors import PotstillError
+from potstill.problems import Problem
 from potstill.settings import Pair
 from potstill.study.engine import open_study_engine
 from potstill.study.loading import read_study
 from potstill.study.storage import RunId
 from potstill.study.validation import check_model
 from potstill.tasks import load_task
-from potstill.types import Problem
 
 RIGHT = ""  # expected: the numbers of the good model
 ONE, FIRST, SECOND = (

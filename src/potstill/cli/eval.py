@@ -18,8 +18,8 @@ from potstill.cli.terminal import echo
 from potstill.errors import PotstillError, out_of_memory
 
 if TYPE_CHECKING:
+    from potstill.problems import Problem
     from potstill.settings import TorchSettings
-    from potstill.types import Problem
 
 
 @command(

@@ -23,6 +23,7 @@ from potstill.algorithms.recipe import Recipe
 from potstill.algorithms.schedules import constant
 from potstill.engines.host import one_of_several
 from potstill.errors import PotstillError
+from potstill.problems import Problem
 from potstill.settings import Train
 from potstill.study.engine import open_study_engine
 from potstill.study.schema import Study
@@ -30,7 +31,7 @@ from potstill.study.storage import RunId
 from potstill.tasks import load_task
 from potstill.training.objective import build, losses_for
 from potstill.training.rollout import collect, draw
-from potstill.types import Limits, Problem
+from potstill.types import Limits
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ from potstill.errors import PotstillError, did_you_mean
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-    from potstill.types import Evaluation, Role
+    from potstill.problems import Evaluation
+    from potstill.types import Role
 
 ROLES = ("student", "teacher", "both")
 PROBLEMS = 500  # held-out problems behind an accuracy of an embedded model

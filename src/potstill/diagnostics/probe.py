@@ -12,10 +12,11 @@ from itertools import pairwise
 import numpy as np
 
 from potstill.engines.protocol import Engine
+from potstill.problems import Problem
 from potstill.tasks import Task
 from potstill.training.evaluation import TeacherCompletions
 from potstill.training.rollout import generator
-from potstill.types import Floats, Ids, Problem, Reading, Role, Sample
+from potstill.types import Floats, Ids, Reading, Role, Sample
 
 PERIODS = 16  # tokens of the longest loop that is found
 
@@ -44,7 +45,7 @@ class Probe:
         self.engine, self.task, self.problems = engine, task, problems
         self.max_tokens, self.seed, self.teacher = max_tokens, seed, teacher
         self.prompts = [engine.prompt(problem) for problem in problems]
-        self.outcomes: list[bool] = []  # of the student's latest completions
+        self.outcomes: list[float] = []  # strict grades of the student's latest completions
         samples = engine.sample(
             "teacher", self.prompts, self._limits, 0.0, np.random.default_rng(0)
         )
@@ -73,11 +74,11 @@ class Probe:
         return {
             **{f"signal/teacher_{name}": value for name, value in variety.items()},
             "signal/teacher_accuracy": float(teacher.mean()),
-            "signal/teacher_only": int((teacher & ~student).sum()),
-            "signal/student_only": int((student & ~teacher).sum()),
+            "signal/teacher_only": int((teacher > student).sum()),
+            "signal/student_only": int((student > teacher).sum()),
         }
 
-    def _graded(self, role: Role, completions: Sequence[Ids]) -> list[bool]:
+    def _graded(self, role: Role, completions: Sequence[Ids]) -> list[float]:
         rows = zip(self.problems, self.prompts, completions, strict=True)
         return [
             self.task.grade(

@@ -26,7 +26,8 @@ from potstill.engines.host import host_memory
 from potstill.engines.prompts import Prompting
 from potstill.engines.registry import ENGINES
 from potstill.errors import NonFinite
-from potstill.tasks.rendering import Messages, plain
+from potstill.problems import Messages
+from potstill.tasks.rendering import plain
 from potstill.types import (
     Datum,
     Expectation,

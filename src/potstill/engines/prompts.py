@@ -11,10 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
+from potstill.problems import Messages, Problem
 from potstill.tasks.context.builder import PromptBuilder
 from potstill.tasks.grading import THOUGHT
-from potstill.tasks.rendering import Messages
-from potstill.types import Datum, Ids, Problem, Prompt, Role
+from potstill.types import Datum, Ids, Prompt, Role
 
 T = TypeVar("T")
 
@@ -57,11 +57,11 @@ class Prompting:
         return cached[1]
 
     def _rendered(self, problem: Problem) -> Prompt:
-        student = teacher = self.encode(problem.question)
+        student = teacher = self.encode(problem.conversation)
         if self._builder:
             teacher = self._teacher_ids(self._builder.conversation(problem))
         elif self.two_renderings:
-            teacher = self._teacher_ids(problem.question)
+            teacher = self._teacher_ids(problem.conversation)
         route = problem.text(self._route) if self._route else ""
         return Prompt(student, teacher, problem.id, route)
 

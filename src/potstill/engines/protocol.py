@@ -18,15 +18,14 @@ import numpy as np
 from potstill.engines.cross_tokenizer.alignment import Ints, Span
 from potstill.engines.cross_tokenizer.token_bytes import TokenBytes
 from potstill.engines.flops import Machine, Size
+from potstill.problems import Messages, Problem
 from potstill.tasks.context.builder import PromptBuilder
-from potstill.tasks.rendering import Messages
 from potstill.types import (
     Datum,
     Expectation,
     Floats,
     Ids,
     Loss,
-    Problem,
     Prompt,
     Reading,
     Role,

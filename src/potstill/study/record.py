@@ -13,13 +13,13 @@ from typing import Any
 
 from potstill.engines.protocol import Engine
 from potstill.errors import NonFinite
+from potstill.problems import Evaluation
 from potstill.study.provenance import provenance
 from potstill.study.schema import Study
 from potstill.study.storage import RunFolder, RunId, settings_digest
 from potstill.tasks import Task
 from potstill.tasks.overlap import question_key
 from potstill.training.session import Trained
-from potstill.types import Evaluation
 
 Record = dict[str, Any]
 

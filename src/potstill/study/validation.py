@@ -21,12 +21,13 @@ from potstill.algorithms.recipe import Recipe
 from potstill.engines import zoo
 from potstill.errors import PotstillError, did_you_mean
 from potstill.fields import brief
+from potstill.problems import Problem
 from potstill.study.schema import Study
 from potstill.tasks import Task
 from potstill.tasks.context.builder import PromptBuilder
 from potstill.tasks.rendering import plain, render
 from potstill.training.rollout import check_prefix
-from potstill.types import ModelSpec, Problem
+from potstill.types import ModelSpec
 
 _HUB_ID = re.compile(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}", re.ASCII)  # OWNER/NAME
 TEMPLATE = 256  # bytes that a chat template may add to a message

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from potstill.errors import PotstillError, did_you_mean
+from potstill.problems import Grade, Problem
 from potstill.tasks.overlap import overlap
-from potstill.types import Grade, Problem
 
 
 class Task(Protocol):

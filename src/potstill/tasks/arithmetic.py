@@ -24,8 +24,8 @@ from pydantic.dataclasses import dataclass
 
 from potstill.errors import PotstillError
 from potstill.fields import CLOSED, limits, reported
+from potstill.problems import Grade, Problem
 from potstill.tasks.grading import grade_number
-from potstill.types import Grade, Problem
 
 Split = Literal["train", "dev", "test"]
 Style = Literal["words", "expressions"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from decimal import Decimal, InvalidOperation
 
-from potstill.types import Grade
+from potstill.problems import Grade
 
 NUMBER = r"-?\$?-?(?:[0-9][0-9,]*(?:\.[0-9]+)?|\.[0-9]+)"
 THOUGHT = ("<think>", "</think>")  # around the hidden reasoning of models that think

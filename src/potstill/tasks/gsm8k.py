@@ -16,9 +16,9 @@ from pydantic.dataclasses import dataclass
 
 from potstill.errors import PotstillError
 from potstill.fields import CLOSED, reported
+from potstill.problems import Grade, Problem
 from potstill.tasks.grading import grade_number, strict_number
 from potstill.tasks.jsonl import read_jsonl, with_question
-from potstill.types import Grade, Problem
 
 HUB = "openai/gsm8k"
 MARK = re.compile(r"<<(?:(?!<<).)*?>>")  # a calculator mark, which has no other in it

@@ -19,9 +19,9 @@ from pydantic.dataclasses import dataclass
 
 from potstill.errors import PotstillError
 from potstill.fields import CLOSED, brief, reported
+from potstill.problems import Grade, Problem
 from potstill.tasks.grading import grade_exact, grade_number, to_number
 from potstill.tasks.reading import read_lines
-from potstill.types import Grade, Problem
 
 
 def read_jsonl(path: str | Path, keys: Sequence[str]) -> list[dict[str, Any]]:

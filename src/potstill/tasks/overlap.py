@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from potstill.types import Problem
+from potstill.problems import Problem
 
 
 def question_key(text: str) -> str:

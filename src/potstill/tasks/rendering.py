@@ -18,6 +18,7 @@ from typing import Any
 from unittest import mock
 
 from potstill.errors import PotstillError
+from potstill.problems import Messages
 from potstill.tasks.template_worker import fixed_clock
 from potstill.tasks.templates import render_template
 from potstill.types import Ids, ModelSpec
@@ -28,8 +29,6 @@ MARK = "{# rendered as in training #}"  # begins a template that has its argumen
 CLOCK = "transformers.utils.chat_template_utils.datetime"  # what `strftime_now` reads
 
 BASE = "transformers.tokenization_utils_base"  # has the method that renders in Python
-
-Messages = tuple[tuple[str, str], ...]  # (role, text): "system", "user" or "assistant"
 
 
 def render(tokenizer: Any, text: str | Messages, spec: ModelSpec | None = None) -> Ids:

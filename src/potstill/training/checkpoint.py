@@ -22,7 +22,8 @@ import numpy as np
 from potstill.digests import file_digest, seal, unsealed
 from potstill.engines.protocol import Engine, bare
 from potstill.errors import PotstillError, StorageError, out_of_memory, writing
-from potstill.types import Problem, Prompt, Trajectory
+from potstill.problems import Problem
+from potstill.types import Prompt, Trajectory
 
 _PREFIX = "step-"
 _STATE = "state.json"

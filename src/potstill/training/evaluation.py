@@ -13,9 +13,10 @@ from itertools import pairwise
 import numpy as np
 
 from potstill.engines.protocol import Engine
+from potstill.problems import Evaluation, Graded, Problem
 from potstill.settings import Eval
 from potstill.tasks import Task
-from potstill.types import Evaluation, Graded, Problem, Role
+from potstill.types import Role
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ import numpy as np
 
 from potstill.algorithms.recipe import Recipe
 from potstill.engines.protocol import Engine
+from potstill.problems import Grade
 from potstill.tasks import Task
 from potstill.types import Trajectory
 
@@ -51,16 +52,16 @@ class RolloutFilter:
         """The trajectories to train on."""
         kept, self.metrics = list(fresh), {}
         if self.success is not None:
-            graded = [self._correct(t) for t in fresh if t.source == "student"]
+            graded = [self._grade(t).strict for t in fresh if t.source == "student"]
             if graded:
                 self._success = MEMORY * self._success + (1 - MEMORY) * float(np.mean(graded))
             self.metrics["train/success"] = self._success
         if self.recipe.reject_wrong:
-            kept = [t for t in fresh if t.source == "student" or self._correct(t)]
+            kept = [t for t in fresh if t.source == "student" or self._grade(t).correct]
             self.metrics["train/rejected"] = float(len(fresh) - len(kept))
         return kept
 
-    def _correct(self, t: Trajectory) -> bool:
+    def _grade(self, t: Trajectory) -> Grade:
         problem = self._problems[t.problem]
         text = self.engine.opening(t.prompt, t.source) + self.engine.decode(t.completion)
-        return self.task.grade(problem, text).strict
+        return self.task.grade(problem, text)

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from potstill.types import Evaluation, Finding
+from potstill.problems import Evaluation
+from potstill.types import Finding
 
 
 class Recorder(Protocol):

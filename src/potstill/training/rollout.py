@@ -16,8 +16,9 @@ from potstill.algorithms.recipe import Recipe
 from potstill.algorithms.schedules import whole
 from potstill.engines.protocol import Engine
 from potstill.errors import PotstillError
+from potstill.problems import Problem
 from potstill.training.speculative import interleave, with_behavior
-from potstill.types import Limits, Problem, Role, Trajectory
+from potstill.types import Limits, Role, Trajectory
 
 GOLDEN = (5**0.5 - 1) / 2
 

@@ -13,6 +13,7 @@ from typing import Any
 from potstill.algorithms.recipe import Recipe
 from potstill.engines.protocol import Engine, bare
 from potstill.errors import PotstillError
+from potstill.problems import Evaluation
 from potstill.settings import Eval, Train
 from potstill.tasks import Task
 from potstill.training import checkpoint
@@ -22,7 +23,7 @@ from potstill.training.monitoring import MonitorFactory, RunMonitor, Unmonitored
 from potstill.training.recorder import Recorder
 from potstill.training.replay import Buffer
 from potstill.training.spending import BudgetReached
-from potstill.types import Evaluation, StepStats, Trajectory
+from potstill.types import StepStats, Trajectory
 
 
 @dataclass(frozen=True)

@@ -211,8 +211,7 @@ def _compared(rehearsal: Rehearsal, count: int) -> Check:
     teacher, student = (
         evaluate(rehearsal.engine, role, task, problems, limit) for role in ("teacher", "student")
     )
-    outcomes = zip(teacher.outcomes["strict"], student.outcomes["strict"], strict=True)
-    lost = sum(q < p for q, p in outcomes)
+    lost = int((teacher.by_problem["strict"] < student.by_problem["strict"]).sum())
     evidence = (
         f"the teacher solves {teacher.strict:.0%} of {len(problems)} held-out problems, "
         f"the student {student.strict:.0%}"

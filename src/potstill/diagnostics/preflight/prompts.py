@@ -7,7 +7,8 @@ from typing import Any
 
 from potstill.diagnostics.preflight.check import Check
 from potstill.diagnostics.preflight.rehearsal import Rehearsal
-from potstill.types import Problem, Role
+from potstill.problems import Problem
+from potstill.types import Role
 
 PROBED = 32  # problems of each split whose prompts are rendered
 LONGEST = 16  # longest problems, whose prompts are measured

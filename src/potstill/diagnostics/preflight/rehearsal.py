@@ -15,10 +15,11 @@ from potstill.diagnostics.preflight.budget import CheckSize, TimeBudget
 from potstill.diagnostics.preflight.reference import forward_gap
 from potstill.engines.protocol import CrossTokenizer, Engine, Wrapper, bare
 from potstill.errors import writing
+from potstill.problems import Problem
 from potstill.settings import Eval, Train
 from potstill.training.rollout import draw, generator
 from potstill.training.run import RunSpec
-from potstill.types import Datum, Floats, Limits, Problem, Reading, Role, StepStats
+from potstill.types import Datum, Floats, Limits, Reading, Role, StepStats
 
 # Sizes of a rehearsed step and of the samples on which the models are compared.
 STEP_SIZES = (CheckSize(2, 16), CheckSize(4, 32), CheckSize(12, 64))

@@ -40,13 +40,12 @@ from potstill.engines.prompts import Prompting
 from potstill.engines.torch.distributed import distributed
 from potstill.engines.torch.engine import TorchEngine
 from potstill.errors import PotstillError
-from potstill.tasks.rendering import Messages
+from potstill.problems import Messages, Problem
 from potstill.types import (
     Datum,
     Expectation,
     Floats,
     Ids,
-    Problem,
     Prompt,
     Reading,
     Role,

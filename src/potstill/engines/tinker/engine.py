@@ -29,8 +29,9 @@ from potstill.engines.tinker.parts import WeightedTerm, behind, completion, row,
 from potstill.engines.torch.loading import ModelPair
 from potstill.engines.torch.thoughts import decoder_of
 from potstill.errors import NonFinite, PotstillError
+from potstill.problems import Messages
 from potstill.settings import TinkerSettings
-from potstill.tasks.rendering import Messages, render
+from potstill.tasks.rendering import render
 from potstill.types import (
     Datum,
     Expectation,

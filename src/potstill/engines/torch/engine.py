@@ -31,8 +31,8 @@ from potstill.engines.torch.roofline import least_decoding, measure, size_of
 from potstill.engines.torch.sampling import generate
 from potstill.engines.torch.stepping import Stepper, read_states
 from potstill.engines.torch.thoughts import decoder_of
+from potstill.problems import Messages
 from potstill.settings import Lora, TorchSettings
-from potstill.tasks.rendering import Messages
 from potstill.types import (
     Datum,
     Expectation,

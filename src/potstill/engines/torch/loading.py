@@ -35,7 +35,8 @@ from potstill.engines.torch.tokenizers import difference_of, one_template, witho
 from potstill.engines.torch.unread import check_method, check_unread
 from potstill.engines.torch.windows import Window, window_of
 from potstill.errors import PotstillError
-from potstill.tasks.rendering import Messages, check_rendering, render
+from potstill.problems import Messages
+from potstill.tasks.rendering import check_rendering, render
 from potstill.types import Ids, ModelSpec, Role, is_teacher
 
 

@@ -28,11 +28,11 @@ from transformers import (
 )
 
 from potstill.engines import zoo
+from potstill.problems import Messages, Problem
 from potstill.tasks.arithmetic import Arithmetic
 from potstill.tasks.context import read_context
 from potstill.tasks.context.builder import PromptBuilder
-from potstill.tasks.rendering import Messages, render
-from potstill.types import Problem
+from potstill.tasks.rendering import render
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"

@@ -15,6 +15,7 @@ import filelock
 
 from potstill.digests import file_digest, sealed, unsealed
 from potstill.errors import writing
+from potstill.problems import Evaluation, Graded
 from potstill.study import file_schemas as schemas
 from potstill.study.budget import Ledger, read_spent
 from potstill.study.files import (
@@ -28,7 +29,7 @@ from potstill.study.files import (
 from potstill.study.processes import is_alive, started_at
 from potstill.study.storage.keys import RunId
 from potstill.training.spending import Spent
-from potstill.types import Evaluation, Finding, Graded
+from potstill.types import Finding
 
 FILES = ("metrics.jsonl", "examples.jsonl")  # that grow, and are whole when a run has ended
 

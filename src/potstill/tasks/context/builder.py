@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from potstill.errors import PotstillError
+from potstill.problems import Messages, Problem
 from potstill.tasks import Task
 from potstill.tasks.context import Context
 from potstill.tasks.context.kinds import Draft, FewShot, Hint, Retrieval
@@ -21,8 +22,6 @@ from potstill.tasks.context.retrieval import Search
 from potstill.tasks.jsonl import as_text, read_jsonl
 from potstill.tasks.overlap import question_key
 from potstill.tasks.reading import LONGEST_LINE, read_text
-from potstill.tasks.rendering import Messages
-from potstill.types import Problem
 
 TEXTS = (".txt", ".md")
 MOST_ENTRIES = 100_000  # of a folder; more is not meant, such as all of a disk

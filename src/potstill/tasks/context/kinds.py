@@ -17,8 +17,7 @@ from pydantic.dataclasses import dataclass
 
 from potstill.errors import PotstillError
 from potstill.fields import CLOSED, brief, limits, reported
-from potstill.tasks.rendering import Messages
-from potstill.types import Problem
+from potstill.problems import Messages, Problem
 
 
 class Library(Protocol):
