@@ -19,6 +19,7 @@ from potstill.study.schema import Study
 from potstill.study.storage import RunFolder, RunId, settings_digest
 from potstill.tasks import Task
 from potstill.tasks.overlap import question_key
+from potstill.training.completing import held_out
 from potstill.training.session import Trained
 
 Record = dict[str, Any]
@@ -53,13 +54,18 @@ def of_training(trained: Trained, run: RunFolder) -> Record:
 
 
 def of_evaluation(evaluation: Evaluation) -> Record:
-    return {
-        "accuracy": evaluation.strict,
-        "flexible": evaluation.flexible,
+    """Its outcomes by problem and their means, which are null where the task has no grader."""
+    graded = evaluation.graded
+    record: Record = {
+        "accuracy": evaluation.strict if graded else None,
+        "flexible": evaluation.flexible if graded else None,
         "format": evaluation.format,
-        "problems": len(evaluation.rows),
+        "problems": evaluation.problems,
         "outcomes": evaluation.outcomes,
     }
+    if evaluation.samples > 1:
+        record["samples"] = evaluation.samples
+    return record | ({"estimator": evaluation.estimator} if evaluation.estimator else {})
 
 
 def of_problems(study: Study, pair: str, task: Task) -> Record:
@@ -69,13 +75,13 @@ def of_problems(study: Study, pair: str, task: Task) -> Record:
     number for each problem, the same for one question, if some question is there twice.
     """
     route = study.models[pair].route
-    held_out = task.test[: study.eval.problems]
-    facts: Record = {"routes": [problem.text(route) for problem in held_out]} if route else {}
+    evaluated = held_out(task, study.eval)
+    facts: Record = {"routes": [problem.text(route) for problem in evaluated]} if route else {}
     numbers: dict[str, int] = {}
     clusters = [
-        numbers.setdefault(question_key(problem.question), len(numbers)) for problem in held_out
+        numbers.setdefault(question_key(problem.question), len(numbers)) for problem in evaluated
     ]
-    return facts | ({"clusters": clusters} if len(numbers) < len(held_out) else {})
+    return facts | ({"clusters": clusters} if len(numbers) < len(evaluated) else {})
 
 
 def of_engine(engine: Engine) -> Record:
