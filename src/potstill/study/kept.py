@@ -154,10 +154,11 @@ def _hash(value: object) -> str:
     return hashlib.sha256(repr(value).encode()).hexdigest()
 
 
-def _problems(study: Study) -> tuple[str, str]:
-    """Digests of all problems of the task, wherever they come from."""
+def _problems(study: Study) -> tuple[str, str, str]:
+    """Digests of all problems of the task, wherever they come from, and of its grader."""
     task = load_task(**study.task)
-    return problems_digest(task.train), problems_digest(task.test)
+    grader = getattr(task, "grader_identity", "")
+    return problems_digest(task.train), problems_digest(task.test), grader
 
 
 def _files(value: object) -> Iterator[tuple[str, str]]:
