@@ -1,7 +1,7 @@
 """Problems, and what models make of them: grades, graded completions, evaluations.
 
-Frozen values, so that they can be pickled, saved and compared without torch. Reading problems from
-files and grading completions is left to `tasks`.
+Frozen values, so that they can be pickled, saved and compared without torch. Readers of files and
+graders are in `tasks`.
 """
 
 from __future__ import annotations

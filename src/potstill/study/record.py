@@ -31,11 +31,18 @@ KINDS = {  # of failures, by exception
 }
 
 
-def complete(study: Study, key: RunId, outcome: Record) -> Record:
-    """A whole record: the key of the run, its outcome, the digest of its settings, provenance."""
+def complete(study: Study, key: RunId, outcome: Record, inputs: str = "") -> Record:
+    """A whole record: the key of the run, its outcome, digests of settings and inputs, provenance.
+
+    Args:
+        study: the settings.
+        key: the run.
+        outcome: the run's own part.
+        inputs: the digest of its problems and models; "": unknown, as it failed before.
+    """
     identity = {"pair": key.pair, "method": key.method, "seed": key.seed}
-    settings = settings_digest(study, key)
-    return {**identity, **outcome, "settings": settings, "provenance": provenance()}
+    digests = {"settings": settings_digest(study, key), "inputs": inputs}
+    return {**identity, **outcome, **digests, "provenance": provenance()}
 
 
 def of_training(trained: Trained, run: RunFolder) -> Record:

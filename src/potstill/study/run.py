@@ -35,6 +35,7 @@ from potstill.study import record
 from potstill.study.budget import Ledger
 from potstill.study.engine import open_study_engine
 from potstill.study.files import DamagedFile
+from potstill.study.inputs import inputs_of
 from potstill.study.schema import Study
 from potstill.study.storage import REFERENCES, RunFolder, RunId, StudyFolder, example
 from potstill.study.validation import check_routes, check_window
@@ -103,16 +104,20 @@ def run_cell(
     by_problem = teacher.by_problem if teacher else None
     run = folder.cell(key, teacher=by_problem, examples=study.eval.examples, ledger=ledger)
     run.mark_running(True)
+    digest = ""
     try:
         try:
             task = task or load_task(**study.task)
+            inputs = inputs_of(study, task, [key.pair])
+            folder.check_inputs(inputs)
+            digest = inputs.digest(key.pair)
             outcome = {"status": "done", **_execute(study, folder, run, key, task, teacher)}
         except (StorageError, BudgetReached, DamagedFile):
             raise
         except Exception as error:  # any other error is the result of this run
             cause = record.of_error(error, run)
             outcome = {k: shown(v) if isinstance(v, str) else v for k, v in cause.items()}
-        result = record.complete(study, key, outcome)
+        result = record.complete(study, key, outcome, digest)
         run.finish(result)
         return result
     finally:
