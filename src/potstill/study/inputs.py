@@ -19,6 +19,7 @@ from potstill.fields import brief
 from potstill.problems import Problem
 from potstill.study.schema import Study
 from potstill.tasks import Task
+from potstill.training.completing import held_out
 
 LOCAL = ("torch",)  # engines whose models are files
 
@@ -96,7 +97,7 @@ def inputs_of(study: Study, task: Task, pairs: Iterable[str] | None = None) -> I
     """
     data = {
         "training problems": problems_digest(task.train),
-        "graded problems": problems_digest(task.test[: study.eval.problems]),
+        "graded problems": problems_digest(held_out(task, study.eval)),
     }
     if identity := getattr(task, "grader_identity", ""):
         data["grader"] = digest_of(identity)
