@@ -25,7 +25,7 @@ from potstill.errors import PotstillError, out_of_memory
 FOLDER = "give a folder with config.json, tokenizer files and *.safetensors"
 HUB = (
     f"{FOLDER}, or a hub name that this machine can reach (gated models need "
-    "`huggingface-cli login`)"
+    "`hf auth login`)"
 )
 PARTS = {"AutoConfig": "the config of ", "AutoTokenizer": "the tokenizer of "}
 SAMPLE = "Tom has 12."
