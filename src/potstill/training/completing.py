@@ -77,7 +77,8 @@ def _sample(
             [(prompts[i].problem, i % settings.samples) for i in indices], settings.seed or 0
         )
         chosen, limits = [prompts[i] for i in indices], [max_tokens] * len(indices)
-        return engine.sample(role, chosen, limits, settings.temperature, rng)
+        truncation = settings.truncation
+        return engine.sample(role, chosen, limits, settings.temperature, rng, truncation=truncation)
 
     return by_reader(role, prompts, call)
 
