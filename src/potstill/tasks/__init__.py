@@ -24,6 +24,10 @@ class Task(Protocol):
         """The key in `TASKS`."""
 
     @property
+    def graded(self) -> bool:
+        """True if completions are graded; False for prompts alone."""
+
+    @property
     def train(self) -> Sequence[Problem]:
         """Problems to train on."""
 
@@ -47,6 +51,10 @@ class Resplit:
     def name(self) -> str:
         return self.task.name
 
+    @property
+    def graded(self) -> bool:
+        return self.task.graded
+
     def grade(self, problem: Problem, text: str) -> Grade:
         return self.task.grade(problem, text)
 
@@ -56,6 +64,11 @@ TASKS: dict[str, tuple[str, str, str]] = {  # name: (module, class, description)
         "potstill.tasks.arithmetic",
         "Arithmetic",
         "generated word problems in GSM8K's answer format",
+    ),
+    "data": (
+        "potstill.tasks.data",
+        "Data",
+        "your own data: JSONL, JSON, CSV, Parquet, folders or the hub; questions, prompts, chats",
     ),
     "gsm8k": (
         "potstill.tasks.gsm8k",

@@ -81,6 +81,7 @@ class Arithmetic:
     held_out: Literal["test", "dev"] = "test"
 
     name = "arithmetic"
+    graded = True
 
     @cached_property
     def train(self) -> Sequence[Problem]:
