@@ -37,6 +37,7 @@ PACKAGES = (
     "interrupts",
     "errors",
     "digests",
+    "caches",
     "fields",
     "types",
     "problems",

@@ -18,7 +18,7 @@ from pydantic import (
 
 from potstill.errors import PotstillError, did_you_mean, together
 from potstill.fields import brief, is_flag_for_number
-from potstill.types import ModelSpec
+from potstill.types import ModelSpec, Truncation
 from potstill.urls import Url
 
 # Arguments of `apply_chat_template` that are not the template's own.
@@ -33,6 +33,7 @@ RESERVED = frozenset(
 MOST_STEPS = 10**7
 MOST_PROMPTS = 10**5  # of a step
 MOST_TOKENS = 10**6  # of a completion; windows of models are below it
+MOST_SAMPLES = 10**4  # of a problem
 MOST_ROWS = 10**9  # tokens of a micro-batch
 MOST_RANK = 2**14  # a LoRA rank above a model's width adds nothing
 MOST_DOLLARS = 10**9
@@ -127,14 +128,51 @@ class Train(Table):
 
 
 class Eval(Table):
-    """Held-out problems and intervals of the evaluations."""
+    """Held-out problems, their completions, and intervals of the evaluations."""
 
     every: int = Field(25, ge=1)  # steps between evaluations; the last step always has one
-    problems: int = Field(500, ge=1)  # held-out problems, the first of the task's test split
+    problems: int = Field(500, ge=1)  # held-out problems of the task's test split
+    seed: int | None = Field(None, ge=0, le=MOST_SEED)  # draws them; unset: the first ones
+    samples: int = Field(1, ge=1, le=MOST_SAMPLES)  # completions of each problem
+    temperature: float = Field(0.0, ge=0, le=HOT)  # of these; 0 is greedy
+    top_k: int = Field(0, ge=0, le=MOST_TOKENS)  # likeliest tokens to draw from; 0: all
+    top_p: float = Field(1.0, gt=0, le=1)  # fewest likeliest tokens with this probability
+    min_p: float = Field(0.0, ge=0, lt=1)  # least share of the likeliest token's probability
+    pass_at: tuple[Annotated[int, Field(ge=1)], ...] = ()  # values k of pass@k, at most samples
     max_tokens: int = Field(0, ge=0, le=MOST_TOKENS)  # per evaluated completion; 0: as in training
     probe: int = Field(16, ge=1)  # training problems sampled for score and KL
     probe_every: int = Field(5, ge=1)  # steps between probes
     examples: int = Field(4, ge=0)  # completions kept per evaluation
+
+    @property
+    def truncation(self) -> Truncation:
+        """The tokens that evaluated completions are drawn from."""
+        return Truncation(self.top_k, self.top_p, self.min_p)
+
+    @model_validator(mode="after")
+    def _can_be_drawn(self) -> Self:
+        """Greedy completions of one prompt are all the same."""
+        if 0 < self.temperature < COLD:
+            raise PotstillError(
+                f"eval.temperature is 0 (greedy) or at least {COLD:g}, got {self.temperature:g}",
+                "write 0, or a temperature such as 0.7",
+            )
+        plain = type(self).model_fields
+        names = ("samples", "top_k", "top_p", "min_p")
+        drawn = [name for name in names if getattr(self, name) != plain[name].default]
+        if self.temperature == 0 and drawn:
+            raise PotstillError(
+                f"eval.{drawn[0]} = {getattr(self, drawn[0])} draws completions, and "
+                "eval.temperature is 0, which is greedy",
+                "write eval.temperature = 1.0, or leave both out",
+            )
+        if self.pass_at and max(self.pass_at) > self.samples:
+            raise PotstillError(
+                f"pass@k needs k samples of a problem: eval.pass_at has {max(self.pass_at)}, "
+                f"eval.samples is {self.samples}",
+                f"write eval.samples = {max(self.pass_at)} or more",
+            )
+        return self
 
 
 class Lora(Table):

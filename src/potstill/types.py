@@ -245,6 +245,8 @@ class StepStats:
     losses: dict[str, float] = field(default_factory=dict)  # "student", "teacher", "anchor"
     clipped: float | None = None  # share of importance ratios; None: no loss with a limit
     optimizer: float = field(default=0.0, compare=False)  # seconds after the gradients
+    # (N,) the weighted sum of each datum's terms, by `measure`; None: unknown to the engine
+    by_datum: npt.NDArray[np.float64] | None = field(default=None, compare=False)
 
 
 # Kinds of completion tokens in training: their sum is the budget at which methods are compared.

@@ -18,6 +18,7 @@ from potstill.errors import PotstillError
 from potstill.study.executors.base import Executor, Results
 from potstill.study.executors.local import LocalExecutor
 from potstill.study.executors.ray import check_address, open_cluster
+from potstill.study.inputs import Inputs, inputs_of
 from potstill.study.race import is_race
 from potstill.study.remote import Mirror
 from potstill.study.run import prepare
@@ -196,7 +197,7 @@ def opened(
         A function that executes those of the given runs that have not ended, under the live view.
     """
     check_out(on, mirror)
-    prepare(study)
+    inputs = inputs_of(study, prepare(study))
     if on == LOCAL:
         check_devices(study)
     workers = one_engine(study, workers)
@@ -204,14 +205,14 @@ def opened(
         mirror.remote.check()
         mirror.pull()
     check()
-    folder.check(study)
+    folder.check(study, inputs)
     ended = folder.results(runs, study)
     tidy(folder, ended)
     log.info("%s: %d runs, %d of them ended, in %s", study.name, len(runs), len(ended), folder.path)
     with place_of(on, study, workers, mirror) as executor:
         if preflight and len(ended) < len(runs):
-            _preflight(study, folder, executor, runs)
-        folder.open(study)
+            _preflight(study, folder, executor, runs, inputs)
+        folder.open(study, inputs)
 
         def execute(runs: Sequence[RunId]) -> Results:
             with View(study, folder, runs) as view:
@@ -251,7 +252,7 @@ def reset_failed(folder: StudyFolder, runs: Sequence[RunId]) -> None:
 
 
 def _preflight(
-    study: Study, folder: StudyFolder, executor: Executor, runs: Sequence[RunId]
+    study: Study, folder: StudyFolder, executor: Executor, runs: Sequence[RunId], inputs: Inputs
 ) -> None:
     """Refuse a study that fails pre-flight or its budget; keep what the runs are predicted to cost.
 
@@ -264,7 +265,7 @@ def _preflight(
         if check["status"] == "warning":
             echo(f"warning: {check['name']}: {check['evidence']}", file=sys.stderr)
     afford(study, folder, predicted, runs)
-    folder.open(study)
+    folder.open(study, inputs)
     folder.predicted = predicted
 
 

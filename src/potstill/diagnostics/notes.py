@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from potstill.diagnostics.symptoms import is_probe
+
 Row = Mapping[str, Any]
 
 JUMP, RISE = 3.0, 0.7  # a jump: gradient norm over its median, and rise of the loss in nats
@@ -148,7 +150,7 @@ def _distances(
     rows: Sequence[Row],
 ) -> tuple[list[Row], dict[str, list[tuple[float, float]]]]:
     """The probes, and each known distance at step 0 with that at each of the last two probes."""
-    probes = [r for r in rows if r.get("signal/teacher_loss") is not None]
+    probes = [r for r in rows if is_probe(r)]
     if not probes or probes[0]["step"] != 0:
         return [], {}
     known = [name for name in DISTANCES if all(r.get(name) is not None for r in probes)]

@@ -193,20 +193,23 @@ class FakeEngine(Prompting):
         """Return the losses of the data, and add their gradient to `gradient`."""
         loss, parts = 0.0, defaultdict[str, list[float]](list)
         clipped: list[bool] = []
-        for datum in data:
+        by_datum = np.zeros(len(data))
+        for number, datum in enumerate(data):
             before = np.array([datum.prompt.read_by("student")[-1], *datum.completion[:-1]])
             logp = log_softmax(self._tables["student"][before])
             for term in datum.terms:
                 counted = term.weights != 0  # the others count nowhere: 0 x inf is not a number
                 values, slope = self._term(datum, term, logp)
-                loss += float((term.weights * np.where(counted, values, 0.0)).sum())
+                weighted = float((term.weights * np.where(counted, values, 0.0)).sum())
+                loss, by_datum[number] = loss + weighted, by_datum[number] + weighted
                 np.add.at(gradient, before[counted], term.weights[counted, None] * slope[counted])
                 part = "anchor" if term.loss.to == "init" else datum.source
                 parts[part].extend(values[counted])
                 if isinstance(term.loss, SampledLoss) and term.loss.clip_ratio is not None:
                     clipped.extend(_moved(term.loss, datum, logp)[1][counted])
         means = {key: float(np.mean(v)) for key, v in parts.items() if v}
-        return StepStats(loss, 0.0, means, float(np.mean(clipped)) if clipped else None)
+        share = float(np.mean(clipped)) if clipped else None
+        return StepStats(loss, 0.0, means, share, by_datum=by_datum)
 
     def _term(self, datum: Datum, term: Term, logp: Table) -> tuple[Table, Table]:
         """Return per-token values (T,) of a term and their gradients (T, V), before weighting."""

@@ -76,6 +76,7 @@ class ResultRecord(_Strict):
     steps: Count
     provenance: dict[str, str]
     settings: str = ""
+    inputs: str = ""
     files: dict[str, str | None] = {}
     cause: str = ""
     traceback: str = ""

@@ -21,12 +21,14 @@ from functools import lru_cache
 from pathlib import Path
 
 import potstill
+from potstill.caches import cache_folder
 from potstill.diagnostics.preflight import COST, MEMORY, Check, steps_of
 from potstill.digests import to_json
 from potstill.engines.cached_teacher import fingerprint
 from potstill.engines.host import one_of_several
 from potstill.errors import PotstillError
 from potstill.study.files import write_text
+from potstill.study.inputs import problems_digest
 from potstill.study.provenance import provenance
 from potstill.study.schema import Study
 from potstill.tasks import load_task
@@ -43,14 +45,8 @@ log = logging.getLogger(__name__)
 
 
 def default_folder() -> Path | None:
-    """The folder of kept results: POTSTILL_CACHE, or potstill in the user's cache."""
-    if own := os.environ.get("POTSTILL_CACHE"):
-        return Path(own).expanduser() / "preflight"
-    try:
-        cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    except RuntimeError:
-        return None
-    return Path(cache) / "potstill" / "preflight"
+    """The folder of kept results."""
+    return cache_folder("preflight")
 
 
 def keeper_of(
@@ -158,13 +154,11 @@ def _hash(value: object) -> str:
     return hashlib.sha256(repr(value).encode()).hexdigest()
 
 
-def _problems(study: Study) -> str:
-    """All problems of the task, wherever they come from."""
+def _problems(study: Study) -> tuple[str, str, str]:
+    """Digests of all problems of the task, wherever they come from, and of its grader."""
     task = load_task(**study.task)
-    hasher = hashlib.sha256()
-    for problem in (*task.train, *task.test):
-        hasher.update(repr(problem).encode())
-    return hasher.hexdigest()
+    grader = getattr(task, "grader_identity", "")
+    return problems_digest(task.train), problems_digest(task.test), grader
 
 
 def _files(value: object) -> Iterator[tuple[str, str]]:

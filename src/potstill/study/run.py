@@ -35,17 +35,19 @@ from potstill.study import record
 from potstill.study.budget import Ledger
 from potstill.study.engine import open_study_engine
 from potstill.study.files import DamagedFile
+from potstill.study.inputs import inputs_of
 from potstill.study.schema import Study
 from potstill.study.storage import REFERENCES, RunFolder, RunId, StudyFolder, example
 from potstill.study.validation import check_routes, check_window
 from potstill.tasks import Task, check_disjoint, load_task
 from potstill.tasks.context.builder import PromptBuilder
-from potstill.training.evaluation import TeacherCompletions, evaluate
+from potstill.training.completing import complete, held_out
+from potstill.training.evaluation import GREEDY, TeacherCompletions, evaluate
 from potstill.training.loop import train
 from potstill.training.metering import Metered, Usage
 from potstill.training.run import RunSpec
 from potstill.training.spending import BudgetReached
-from potstill.types import ModelSpec, Role
+from potstill.types import Ids, ModelSpec, Role
 
 
 def prepare(study: Study) -> Task:
@@ -59,19 +61,19 @@ def prepare(study: Study) -> Task:
             raise PotstillError(
                 f"{name} asks for {needed} problems, the task has {available}", f"lower {name}"
             )
-    held_out = task.test[: study.eval.problems]
-    check_disjoint(task, held_out)
+    evaluated = held_out(task, study.eval)
+    check_disjoint(task, evaluated)
     for pair in study.models.values():
         if pair.route:
-            check_routes(pair.route, pair.teachers, task, held_out)
+            check_routes(pair.route, pair.teachers, task, evaluated)
     for name, context in study.contexts.items():
         prompts = PromptBuilder(context, task)
-        prompts.check(held_out)
+        prompts.check(evaluated)
         if study.engine.name != "fake":
             tokens = max(study.train.max_tokens, study.graded_tokens)
             spec = study.engine.teacher if study.engine.name == "torch" else ModelSpec()
             for teacher in (study.models[name].teacher, *study.models[name].teachers.values()):
-                check_window(prompts, teacher, held_out, tokens, spec)
+                check_window(prompts, teacher, evaluated, tokens, spec)
     return task
 
 
@@ -102,16 +104,20 @@ def run_cell(
     by_problem = teacher.by_problem if teacher else None
     run = folder.cell(key, teacher=by_problem, examples=study.eval.examples, ledger=ledger)
     run.mark_running(True)
+    digest = ""
     try:
         try:
             task = task or load_task(**study.task)
+            inputs = inputs_of(study, task, [key.pair])
+            folder.check_inputs(inputs)
+            digest = inputs.digest(key.pair)
             outcome = {"status": "done", **_execute(study, folder, run, key, task, teacher)}
         except (StorageError, BudgetReached, DamagedFile):
             raise
         except Exception as error:  # any other error is the result of this run
             cause = record.of_error(error, run)
             outcome = {k: shown(v) if isinstance(v, str) else v for k, v in cause.items()}
-        result = record.complete(study, key, outcome)
+        result = record.complete(study, key, outcome, digest)
         run.finish(result)
         return result
     finally:
@@ -168,17 +174,21 @@ def _evaluate_baseline(
     run.rewind(-1)
     usage = Usage(engine)
     meter = Metered(engine, usage, "evaluation")
-    evaluation = evaluate(meter, role, task, task.test[: study.eval.problems], study.graded_tokens)
-    graded = list(evaluation.rows)
+    problems, tokens = held_out(task, study.eval), study.graded_tokens
+    evaluation = evaluate(meter, role, task, problems, tokens, study.eval)
+    examples = [example(0, row) for row in evaluation.rows]
     if role == "teacher":
+        if not evaluation.graded:  # the student's loss is measured on exactly these tokens
+            examples = [{**e, "ids": r.ids} for e, r in zip(examples, evaluation.rows, strict=True)]
         probe = task.train[: study.eval.probe]
-        graded += evaluate(meter, role, task, probe, study.graded_tokens).rows
-    run.add_completions([example(0, row) for row in graded])
+        rows, _, _ = complete(meter, role, task, probe, tokens, GREEDY)
+        examples += [example(0, row) for row in rows]
+    run.add_completions(examples)
     return {
         "steps": 0,
         **record.of_evaluation(evaluation),
         **record.of_problems(study, key.pair, task),
-        "prompt": engine.rendered(engine.prompt(task.test[0]), role),
+        "prompt": engine.rendered(engine.prompt(problems[0]), role),
         "tokens": dict(+usage.tokens),
         "flops": usage.flops,
         "seconds": round(time.perf_counter() - start, 3),
@@ -198,7 +208,13 @@ def read_completions(folder: StudyFolder, pair: str) -> TeacherCompletions | Non
     if result.get("status") != "done":
         return None
     run.check_files(result, ("examples.jsonl",))
-    return TeacherCompletions({row["problem"]: row["text"] for row in run.texts})
+    texts: dict[str, str] = {}
+    tokens: dict[str, list[Ids]] = {}
+    for row in run.texts:
+        texts.setdefault(row["problem"], row["text"])
+        if "ids" in row:
+            tokens.setdefault(row["problem"], []).append(tuple(row["ids"]))
+    return TeacherCompletions(texts, tokens)
 
 
 def preflight_pair(

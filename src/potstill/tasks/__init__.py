@@ -24,16 +24,17 @@ class Task(Protocol):
         """The key in `TASKS`."""
 
     @property
-    def graded(self) -> bool:
-        """True if completions are graded; False for prompts alone."""
-
-    @property
     def train(self) -> Sequence[Problem]:
         """Problems to train on."""
 
     @property
     def test(self) -> Sequence[Problem]:
         """Held-out problems, none of them in `train`."""
+
+    @property
+    def graded(self) -> bool:
+        """False if the task has prompts alone and no grader; then `grade` is never called."""
+        return True
 
     def grade(self, problem: Problem, text: str) -> Grade:
         """Grade one completion; one that cannot be read is wrong, never an exception."""
@@ -53,10 +54,15 @@ class Resplit:
 
     @property
     def graded(self) -> bool:
-        return self.task.graded
+        return is_graded(self.task)
 
     def grade(self, problem: Problem, text: str) -> Grade:
         return self.task.grade(problem, text)
+
+
+def is_graded(task: Task) -> bool:
+    """True if a task has a grader; a class of a user's own need not say so."""
+    return getattr(task, "graded", True)
 
 
 TASKS: dict[str, tuple[str, str, str]] = {  # name: (module, class, description)

@@ -81,7 +81,6 @@ class Arithmetic:
     held_out: Literal["test", "dev"] = "test"
 
     name = "arithmetic"
-    graded = True
 
     @cached_property
     def train(self) -> Sequence[Problem]:
@@ -90,6 +89,10 @@ class Arithmetic:
     @cached_property
     def test(self) -> Sequence[Problem]:
         return self.problems(self.held_out, self.test_size)
+
+    @property
+    def graded(self) -> bool:
+        return True
 
     def grade(self, problem: Problem, text: str) -> Grade:
         return grade_number(problem.answer, text)

@@ -37,9 +37,9 @@ class Trained:
     ended: dict[str, int] | None = None  # after a collapse: see `Session.end_if_collapsed`
 
     @property
-    def accuracy(self) -> float:
-        """Share of held-out problems solved, strict extractor."""
-        return self.evaluation.strict
+    def accuracy(self) -> float | None:
+        """Share of held-out problems solved, strict extractor; None if the task has no grader."""
+        return self.evaluation.strict if self.evaluation.graded else None
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Session:
         self.monitor.recall(self.recorder.metrics)
         if not self.recorder.metrics:
             with usage.clock("diagnosis"):
-                row = self.monitor.start(self.evaluator.task, len(self.evaluator.problems))
+                row = self.monitor.start(self.evaluator.problems)
             if row is not None:
                 self.recorder.record(row, None)
         if folder and not restored and self.settings.on_collapse == "rollback":

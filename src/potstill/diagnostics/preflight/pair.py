@@ -30,6 +30,7 @@ from potstill.diagnostics.preflight.rehearsal import (
 from potstill.diagnostics.sampler import SAMPLER_GAP, sampler_gap
 from potstill.tasks.overlap import overlap
 from potstill.training import objective
+from potstill.training.completing import held_out
 from potstill.training.evaluation import evaluate
 from potstill.training.rollout import collect
 from potstill.training.run import RunSpec
@@ -75,7 +76,7 @@ def tokenizers(rehearsal: Rehearsal) -> list[Check]:
 def disjoint(rehearsal: Rehearsal) -> list[Check]:
     """Check that no evaluated problem is a training problem."""
     task, name = rehearsal.any_run().task, "train and test"
-    evaluated = task.test[: rehearsal.evaluation.problems]
+    evaluated = held_out(task, rehearsal.evaluation)
     if shared := overlap(task.train, evaluated):
         share = f"{len(shared)} of {len(evaluated)}"
         evidence = f"{share} evaluated problems are training problems ({shared[0][0].id}, ...)"
@@ -207,7 +208,7 @@ def _compared(rehearsal: Rehearsal, count: int) -> Check:
     """The check of the capability gap on a number of held-out problems."""
     task = rehearsal.any_run().task
     limit = rehearsal.evaluation.max_tokens or rehearsal.settings.max_tokens
-    problems = task.test[:count]
+    problems = held_out(task, rehearsal.evaluation, count)
     teacher, student = (
         evaluate(rehearsal.engine, role, task, problems, limit) for role in ("teacher", "student")
     )

@@ -8,6 +8,7 @@ from typing import Any
 from potstill.diagnostics.preflight.check import Check
 from potstill.diagnostics.preflight.rehearsal import Rehearsal
 from potstill.problems import Problem
+from potstill.training.completing import held_out
 from potstill.types import Role
 
 PROBED = 32  # problems of each split whose prompts are rendered
@@ -17,7 +18,7 @@ LONGEST = 16  # longest problems, whose prompts are measured
 def _problems(rehearsal: Rehearsal) -> tuple[list[Problem], list[Problem]]:
     """Training problems and evaluated problems."""
     task = rehearsal.any_run().task
-    return list(task.train), list(task.test[: rehearsal.evaluation.problems])
+    return list(task.train), held_out(task, rehearsal.evaluation)
 
 
 def special_tokens(rehearsal: Rehearsal) -> list[Check]:

@@ -17,6 +17,7 @@ from potstill.engines.protocol import Engine
 from potstill.settings import Eval, Train
 from potstill.tasks import Resplit, Task
 from potstill.training import objective
+from potstill.training.completing import held_out
 from potstill.training.evaluation import TeacherCompletions, evaluate
 from potstill.training.metering import Metered, Usage
 from potstill.training.rollout import collect, draw
@@ -160,12 +161,14 @@ class Timing:
     def _time_evaluations(self, count: int) -> None:
         """Time an evaluation of both models on a number of problems."""
         limit = self.evaluation.max_tokens or self.settings.max_tokens
-        for role, made in self.evaluations.items():
+        problems, teacher = held_out(self.task, self.evaluation, count), None
+        for role in ("teacher", "student"):
             start, usage = time.perf_counter(), Usage(self.engine)
             meter = Metered(self.engine, usage, "evaluation")
             with self._recomputing():
-                evaluate(meter, role, self.task, self.task.test[:count], limit)
-            made.append((count, _spent(start, usage)))
+                made = evaluate(meter, role, self.task, problems, limit, self.evaluation, teacher)
+            self.evaluations[role].append((count, _spent(start, usage)))
+            teacher = teacher or TeacherCompletions.of(made.rows)  # a run has them as well
 
     def _time_probe(self, most: int | None = None) -> None:
         """Time one probe with the checks before it.

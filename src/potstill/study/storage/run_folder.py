@@ -288,8 +288,8 @@ def example(step: int, row: Graded) -> dict[str, Any]:
         "question": row.problem.question,
         "answer": row.problem.answer,
         "text": row.text,
-        "strict": row.grade.strict,
-        "flexible": row.grade.flexible,
+        "strict": row.grade and row.grade.strict,
+        "flexible": row.grade and row.grade.flexible,
         "tokens": row.tokens,
         "ended": row.ended,
     }

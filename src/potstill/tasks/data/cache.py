@@ -17,6 +17,7 @@ import filelock
 import pyarrow as pa
 
 import potstill
+from potstill.caches import cache_folder
 from potstill.digests import file_digest
 from potstill.tasks.data.records import Record
 from potstill.tasks.data.table import VERSION, in_memory, mapped, write
@@ -26,17 +27,6 @@ PACKED = 8  # times that compressed sources grow
 PACKED_NAMES = (".gz", ".parquet", ".arrow")
 
 log = logging.getLogger(__name__)
-
-
-def folder() -> Path | None:
-    """The folder of tables: POTSTILL_CACHE, or potstill in the user's cache."""
-    if own := os.environ.get("POTSTILL_CACHE"):
-        return Path(own).expanduser() / "data"
-    try:
-        cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    except RuntimeError:
-        return None
-    return Path(cache) / "potstill" / "data"
 
 
 def table_of(
@@ -49,7 +39,7 @@ def table_of(
         options: all that they depend on besides; its repr is part of the key.
         records: reads them.
     """
-    place = folder()
+    place = cache_folder("data")
     if place is None or _size(files) < LARGE:
         return in_memory(records())
     path = place / f"{_key(files, options)}.arrow"
