@@ -58,7 +58,7 @@ def written(tokenizer: Any, text: str | Messages, spec: ModelSpec | None = None)
 
 
 def is_raw(text: str | Messages) -> bool:
-    """True for a raw text, which is no message of a conversation."""
+    """True for a raw text instead of a conversation."""
     return not isinstance(text, str) and any(role == RAW for role, _ in text)
 
 
@@ -160,9 +160,7 @@ def plain(text: str | Messages) -> str:
     >>> plain((("system", "Be brief."), ("user", "2 + 2?")))
     'Be brief.\\n2 + 2?\\n'
     """
-    return "".join(
-        content if role == RAW else f"{content}\n" for role, content in _messages(text)
-    )
+    return "".join(content if role == RAW else f"{content}\n" for role, content in _messages(text))
 
 
 def _messages(text: str | Messages) -> Messages:

@@ -184,16 +184,18 @@ class Data:
             read = (r for source in sources for r, _ in self._reading.records(source()))
             yield from islice(read, stop)
 
-        table = table_of(files, (self._reading, stop), records)
+        table = table_of(files, (self._reading, self.grader, stop), records)
         if not table.num_rows:
             raise PotstillError(f'"{where}" is empty', "give at least one row of data")
         return table
 
     @cached_property
     def _reading(self) -> Reading:
-        wanted = self.grader != "none"
+        has_grades = self.grader != "none"
         reference = numeric if self.grader == "numeric" else str
-        return Reading(self.columns, self.system, self.prompt, self.prompt_words, wanted, reference)
+        return Reading(
+            self.columns, self.system, self.prompt, self.prompt_words, has_grades, reference
+        )
 
 
 def numeric(answer: str) -> str:

@@ -11,16 +11,16 @@ import hashlib
 import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import filelock
 import pyarrow as pa
 
-import potstill
 from potstill.caches import cache_folder
 from potstill.digests import file_digest
 from potstill.tasks.data.records import Record
-from potstill.tasks.data.table import VERSION, in_memory, mapped, write
+from potstill.tasks.data.table import in_memory, mapped, write
 
 LARGE = 8 * 2**20  # bytes of sources from which on their table is a file
 PACKED = 8  # times that compressed sources grow
@@ -71,6 +71,16 @@ def _opened(path: Path) -> pa.Table | None:
         return None
 
 
+@lru_cache(1)
+def _source() -> str:
+    """A digest of the modules that make tables, which an installation may have changed."""
+    here = Path(__file__).parent
+    hasher = hashlib.sha256()
+    for path in sorted([*here.glob("*.py"), *here.parent.glob("*.py")]):
+        hasher.update(path.read_bytes())
+    return hasher.hexdigest()
+
+
 def _size(files: Sequence[Path]) -> int:
     """Bytes of the sources, about what they have when they are unpacked."""
     sizes = ((path, path.stat().st_size) for path in files if path.is_file())
@@ -79,6 +89,6 @@ def _size(files: Sequence[Path]) -> int:
 
 def _key(files: Sequence[Path], options: object) -> str:
     """The digest of the sources, the options and the version that reads them."""
-    parts = [VERSION, potstill.__version__, options]
+    parts = [_source(), options]
     parts += [(str(path), file_digest(path)) for path in files]
     return hashlib.sha256(repr(parts).encode("utf-8", "surrogatepass")).hexdigest()[:32]

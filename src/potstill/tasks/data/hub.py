@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from potstill.errors import PotstillError
-from potstill.tasks.data.sources import BATCH, Row, readable, rows_of_batch
+from potstill.tasks.data.sources import BATCH, DataRow, readable, rows_of_batch
 
 MESSAGE = 300  # characters of the library's error that are shown
 
@@ -52,7 +52,7 @@ def _hint(dataset: str, message: str) -> str:
     return "check its name and the network, or set train_path and test_path to local files"
 
 
-def rows_of_split(split: Any, where: str) -> Iterator[Row]:
+def rows_of_split(split: Any, where: str) -> Iterator[DataRow]:
     """The rows of a split."""
     n, names = 0, readable(split.features.arrow_schema)
     chosen = split.select_columns(names) if len(names) < len(split.column_names) else split
@@ -60,7 +60,7 @@ def rows_of_split(split: Any, where: str) -> Iterator[Row]:
         for batch in table.to_batches():
             for values in rows_of_batch(batch):
                 n += 1
-                yield Row(f"{where}, row {n}", values)
+                yield DataRow(f"{where}, row {n}", values)
 
 
 def files_of_split(split: Any) -> list[Path]:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from potstill.errors import PotstillError
 from potstill.fields import brief
 from potstill.problems import Messages, Problem
 from potstill.tasks.data.conversations import messages_of, split
-from potstill.tasks.data.shapes import Columns, Shape, shape_of
-from potstill.tasks.data.sources import Row
+from potstill.tasks.data.shapes import Columns, DataShape, shape_of
+from potstill.tasks.data.sources import DataRow
 from potstill.tasks.data.values import check_characters, number, text_of
 
 HINT = "a text is not blank, and a number is finite; leave the row out, or map another column"
@@ -48,7 +48,7 @@ class Record(NamedTuple):
 
 @dataclass(frozen=True)
 class Reading:
-    """How rows are read.
+    """Makes records from rows.
 
     Args:
         columns: the user's mapping.
@@ -65,15 +65,15 @@ class Reading:
     prompt: str = "{question}"
     words: int = 32
     graded: bool = True
-    reference: Callable[[str], str] = str
+    reference: Callable[[str], str] = field(default=str, repr=False)
 
-    def records(self, rows: Iterable[Row]) -> Iterator[tuple[Record, Shape]]:
+    def records(self, rows: Iterable[DataRow]) -> Iterator[tuple[Record, DataShape]]:
         """The records of the rows of one file, and the shape that all of them have.
 
         Raises:
             PotstillError: a row cannot be read, with its place.
         """
-        first, place, known = None, "", dict[tuple[str, ...], Shape]()
+        first, place, known = None, "", dict[tuple[str, ...], DataShape]()
         for row in rows:
             names = tuple(row.values)
             if names not in known:
@@ -88,7 +88,7 @@ class Reading:
                 first, place = first or shape, place or row.where
             yield self.record(row, known[names]), known[names]
 
-    def record(self, row: Row, shape: Shape) -> Record:
+    def record(self, row: DataRow, shape: DataShape) -> Record:
         """The record of a row."""
         where, values = row
         if values.get("tools"):
@@ -129,7 +129,7 @@ class Reading:
         )
 
     def _prompt(
-        self, values: Mapping[str, Any], shape: Shape, where: str
+        self, values: Mapping[str, Any], shape: DataShape, where: str
     ) -> tuple[Messages, str | None]:
         """The conversation that ends in the question, and the last reply if there is one."""
         value, name, reply = values[shape.prompt], shape.prompt, None
@@ -204,7 +204,7 @@ def _optional(values: Mapping[str, Any], name: str, where: str) -> str:
     return check_characters(text, name, where, HINT)
 
 
-def _extra(values: Mapping[str, Any], shape: Shape, where: str) -> dict[str, str]:
+def _extra(values: Mapping[str, Any], shape: DataShape, where: str) -> dict[str, str]:
     """The texts and numbers of other columns, for contexts and for choosing teachers."""
     rest = {}
     for name in values:

@@ -47,7 +47,7 @@ LIKELY = {
 
 
 @dataclass(frozen=True)
-class Shape:
+class DataShape:
     """The columns of a problem's parts; "" or () where there are none."""
 
     kind: Kind
@@ -93,11 +93,11 @@ def check_columns(columns: Columns) -> None:
         )
 
 
-def shape_of(found: Iterable[str], columns: Columns, where: str, graded: bool = True) -> Shape:
+def shape_of(names: Iterable[str], columns: Columns, where: str, graded: bool = True) -> DataShape:
     """The shape of a row.
 
     Args:
-        found: its columns.
+        names: its columns.
         columns: the user's mapping.
         where: its place.
         graded: False if the user wants no grades, so that no answer is missed.
@@ -105,7 +105,7 @@ def shape_of(found: Iterable[str], columns: Columns, where: str, graded: bool = 
     Raises:
         PotstillError: there is no shape of these columns, or several.
     """
-    names = list(found)
+    names = list(names)
     for role in columns:
         if lacking := [name for name in _mapped(columns, role) if name not in names]:
             raise PotstillError(
@@ -118,7 +118,7 @@ def shape_of(found: Iterable[str], columns: Columns, where: str, graded: bool = 
     if len(kinds) != 1 or len(by_role[kinds[0]]) > 1:
         raise _unclear(names, columns, kinds, where)
     kind = kinds[0]
-    shape = Shape(
+    shape = DataShape(
         kind,
         by_role[kind][0],
         next(iter(by_role["answer"]), "") if kind != "text" else "",
@@ -131,7 +131,7 @@ def shape_of(found: Iterable[str], columns: Columns, where: str, graded: bool = 
 
 
 def _check_missed(
-    shape: Shape, names: Sequence[str], columns: Columns, where: str, graded: bool
+    shape: DataShape, names: Sequence[str], columns: Columns, where: str, graded: bool
 ) -> None:
     """Refuse data whose answers are likely to be in a column that is not read."""
     if not graded or shape.kind in ("text", "messages") or shape.answer or shape.completions:

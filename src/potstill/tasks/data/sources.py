@@ -38,7 +38,7 @@ FORMATS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 HINT = f"give files that end in {', '.join(FORMATS)}, gzipped or not (.gz), or a folder of them"
 
 
-class Row(NamedTuple):
+class DataRow(NamedTuple):
     """A row of data with its place, such as "train.jsonl, line 3"."""
 
     where: str
@@ -85,7 +85,7 @@ def format_of(file: Path) -> str:
     return next((form for form in FORMATS if name.endswith(form)), "")
 
 
-def rows_of(file: Path) -> Iterator[Row]:
+def rows_of(file: Path) -> Iterator[DataRow]:
     """The rows of a file.
 
     Raises:
@@ -108,13 +108,13 @@ def rows_of(file: Path) -> Iterator[Row]:
         raise unreadable(file, str(error) or type(error).__name__, HINT) from None
 
 
-def _json_lines(data: IO[bytes], file: Path) -> Iterator[Row]:
+def _json_lines(data: IO[bytes], file: Path) -> Iterator[DataRow]:
     hint = "give a JSON Lines file in UTF-8; every line is one object"
     for where, values in objects(lines_of(data, file, hint), file, hint):
-        yield Row(where, values)
+        yield DataRow(where, values)
 
 
-def _json(data: IO[bytes], file: Path) -> Iterator[Row]:
+def _json(data: IO[bytes], file: Path) -> Iterator[DataRow]:
     """An array of objects, an object with one such array, or JSON Lines."""
     hint = "give a list of objects, such as [{...}, {...}], or JSON Lines"
     first = data.read(64)
@@ -125,7 +125,7 @@ def _json(data: IO[bytes], file: Path) -> Iterator[Row]:
     data.seek(0)
     if first.startswith(b"["):
         for where, values in array(_texts(data, file, hint), file, hint):
-            yield Row(where, values)
+            yield DataRow(where, values)
         return
     text = "".join(islice(_texts(data, file, hint), LONGEST_LINE // PIECE + 1))
     try:
@@ -137,20 +137,20 @@ def _json(data: IO[bytes], file: Path) -> Iterator[Row]:
     yield from _inner(whole, file, hint)
 
 
-def _inner(whole: Any, file: Path, hint: str) -> Iterator[Row]:
+def _inner(whole: Any, file: Path, hint: str) -> Iterator[DataRow]:
     """The rows of an object with one list of objects, or the object as the only row."""
     if not isinstance(whole, dict):
         raise PotstillError(f'"{file}" is not a list of objects', hint)
     lists = {key: value for key, value in whole.items() if _is_rows(value)}
     if not lists:
-        yield Row(f"{file}, item 1", whole)
+        yield DataRow(f"{file}, item 1", whole)
         return
     if len(lists) > 1:
         names = ", ".join(f'"{key}"' for key in lists)
         raise PotstillError(f'"{file}" has several lists of objects: {names}', hint)
     ((key, items),) = lists.items()
     for n, values in enumerate(items, 1):
-        yield Row(f'{file}, item {n} of "{key}"', values)
+        yield DataRow(f'{file}, item {n} of "{key}"', values)
 
 
 def _is_rows(value: Any) -> bool:
@@ -174,7 +174,7 @@ def _texts(data: IO[bytes], file: Path, hint: str) -> Iterator[str]:
     decoded(decoder.getstate()[0], str(file), hint)
 
 
-def _separated(data: IO[bytes], file: Path, mark: str) -> Iterator[Row]:
+def _separated(data: IO[bytes], file: Path, mark: str) -> Iterator[DataRow]:
     """The rows of CSV with a header; a quoted value may have line ends."""
     hint = "give CSV in UTF-8 with a line of column names; a value with line ends is in quotes"
     csv.field_size_limit(LONGEST_LINE)
@@ -189,19 +189,21 @@ def _separated(data: IO[bytes], file: Path, mark: str) -> Iterator[Row]:
             cells = next(reader, None)
             if cells is None:
                 return
-            if not any(cell.strip() for cell in cells):  # blank lines, or none but commas
-                if len(cells) <= 1 and not any(any(rest) for rest in reader):
+            if not any(cells):  # a blank line, at the end or not
+                if all(not any(rest) for rest in reader):
                     return
                 raise PotstillError(f"{where}: the line is empty", hint)
             if len(cells) != len(names):
                 rule = f"{where}: {len(names)} columns have {len(cells)} values"
                 raise PotstillError(rule, hint)
-            yield Row(where, dict(zip(names, cells, strict=True)))
+            yield DataRow(where, dict(zip(names, cells, strict=True)))
     except csv.Error as error:
         raise PotstillError(f"{where}: not CSV ({error})", hint) from None
     except UnicodeDecodeError as error:
         byte = error.object[error.start]
         raise PotstillError(f"{where} or after it: 0x{byte:02x} is not UTF-8", hint) from None
+    finally:
+        text.detach()  # the caller closes the file
 
 
 def _check_header(names: Sequence[str], where: str, hint: str) -> None:
@@ -211,15 +213,15 @@ def _check_header(names: Sequence[str], where: str, hint: str) -> None:
         raise PotstillError(f'{where}: the column "{twice[0]}" is there twice', hint)
 
 
-def _csv(data: IO[bytes], file: Path) -> Iterator[Row]:
+def _csv(data: IO[bytes], file: Path) -> Iterator[DataRow]:
     return _separated(data, file, ",")
 
 
-def _tsv(data: IO[bytes], file: Path) -> Iterator[Row]:
+def _tsv(data: IO[bytes], file: Path) -> Iterator[DataRow]:
     return _separated(data, file, "\t")
 
 
-def _parquet(data: IO[bytes], file: Path) -> Iterator[Row]:
+def _parquet(data: IO[bytes], file: Path) -> Iterator[DataRow]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -232,7 +234,7 @@ def _parquet(data: IO[bytes], file: Path) -> Iterator[Row]:
         for batch in table.iter_batches(BATCH, columns=readable(table.schema_arrow)):
             for values in rows_of_batch(batch):
                 n += 1
-                yield Row(f"{file}, row {n}", values)
+                yield DataRow(f"{file}, row {n}", values)
     except pa.ArrowException as error:
         raise unreadable(file, f"it is not Parquet ({str(error)[:200]})", hint) from None
     except UnicodeDecodeError as error:

@@ -8,7 +8,7 @@ import numpy.typing as npt
 from potstill.errors import PotstillError
 
 Rows = npt.NDArray[np.int64]
-_ODD = np.uint64(0x9E3779B97F4A7C15)  # the golden ratio in 64 bits
+_ODD = 0x9E3779B97F4A7C15  # the golden ratio in 64 bits
 _MIX = np.uint64(0xBF58476D1CE4E5B9)  # of splitmix64
 
 
@@ -33,7 +33,7 @@ def split_keys(keys: npt.NDArray[np.bytes_], share: float, seed: int) -> npt.NDA
             "give more data, or a test_path",
         )
     halves = np.frombuffer(unique.tobytes(), np.uint64).reshape(len(unique), 2)
-    numbers = halves[:, 0] ^ (halves[:, 1] + np.uint64(seed % 2**64) * _ODD)
+    numbers = halves[:, 0] ^ (halves[:, 1] + np.uint64(seed * _ODD % 2**64))
     for shift in (30, 27):
         numbers = (numbers ^ (numbers >> np.uint64(shift))) * _MIX
     count = min(max(1, round(share * len(unique))), len(unique) - 1)

@@ -20,7 +20,6 @@ from potstill.problems import Problem
 from potstill.tasks.data.records import Record
 from potstill.tasks.overlap import KEY, problem_key
 
-VERSION = 1  # of the columns
 ROWS = 10_000  # of a batch
 SCHEMA = pa.schema(
     [
@@ -91,8 +90,8 @@ class Problems(Sequence[Problem]):
 
     def with_keys(self, keys: Mapping[bytes, object]) -> Iterator[tuple[bytes, Problem]]:
         """The problems that have one of some keys, in order."""
-        wanted = pa.array(list(keys), pa.binary(KEY))
-        there = pc.is_in(self.table["key"], value_set=wanted).to_numpy()[self.rows]
+        some = pa.array(list(keys), pa.binary(KEY))
+        there = pc.is_in(self.table["key"], value_set=some).to_numpy()[self.rows]
         for place in np.nonzero(there)[0]:
             problem = self[int(place)]
             yield problem_key(problem), problem
