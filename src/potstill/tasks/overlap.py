@@ -12,7 +12,7 @@ import unicodedata
 from collections.abc import Iterable, Mapping
 from typing import Protocol, runtime_checkable
 
-from potstill.problems import Problem
+from potstill.problems import Messages, Problem
 
 KEY = 16  # bytes of a problem's key
 _RAISED = re.compile("([\u00b2\u00b3\u00b9\u2070-\u209c])")  # "2\u00b2" is not "22"
@@ -55,7 +55,11 @@ def _exclaims(text: str, end: int) -> bool:
 
 def problem_key(problem: Problem) -> bytes:
     """The key by which a problem is the same as another one: of all of its messages."""
-    messages = problem.messages or (("user", problem.question),)
+    return messages_key(problem.messages or (("user", problem.question),))
+
+
+def messages_key(messages: Messages) -> bytes:
+    """The key of a conversation."""
     text = "\x1e".join(f"{role}\x1f{question_key(content)}" for role, content in messages)
     return hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=KEY).digest()
 

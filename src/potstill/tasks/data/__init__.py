@@ -123,8 +123,7 @@ class Data:
         """True if completions are graded; False for prompts alone."""
         if self.grader:
             return self.grader != "none"
-        answered = self._table("test").filter(pc.field("given") == "answer")
-        return bool(answered.num_rows)
+        return bool(pc.any(pc.equal(self._table("test")["given"], "answer")).as_py())
 
     def grade(self, problem: Problem, text: str) -> Grade:
         if self.grader == "numeric":
@@ -150,7 +149,7 @@ class Data:
 
     @cached_property
     def _is_held_out(self) -> npt.NDArray[np.bool_]:
-        return split_keys(Problems(self._table("train"), "train").keys, self.held_out, self.seed)
+        return split_keys(self._table("train")["key"], self.held_out, self.seed)
 
     @cached_property
     def _tables(self) -> dict[str, pa.Table]:

@@ -33,17 +33,21 @@ class Record(NamedTuple):
 
     def problem(self, name: str) -> Problem:
         """The problem with an id."""
-        earlier = tuple((role, text) for role, text in json.loads(self.earlier or "[]"))
-        plain = self.role == "user" and not earlier
         return Problem(
             name,
             self.question,
             self.answer,
             self.solution,
-            json.loads(self.extra or "{}"),
-            () if plain else (*earlier, (self.role, self.question)),
-            tuple(json.loads(self.completions or "[]")),
+            json.loads(self.extra) if self.extra else {},
+            self.messages if self.earlier or self.role != "user" else (),
+            tuple(json.loads(self.completions)) if self.completions else (),
         )
+
+    @property
+    def messages(self) -> Messages:
+        """The conversation that ends in the question."""
+        earlier = json.loads(self.earlier) if self.earlier else ()
+        return (*((role, text) for role, text in earlier), (self.role, self.question))
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 from potstill.errors import PotstillError, did_you_mean
@@ -57,7 +58,7 @@ class DataShape:
     solution: str = ""
     system: str = ""
 
-    @property
+    @cached_property
     def own(self) -> frozenset[str]:
         """All of its columns."""
         named = (self.prompt, self.answer, self.solution, self.system, *self.completions)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import overload
 
@@ -18,7 +19,7 @@ import pyarrow.compute as pc
 
 from potstill.problems import Problem
 from potstill.tasks.data.records import Record
-from potstill.tasks.overlap import KEY, problem_key
+from potstill.tasks.overlap import KEY, messages_key, problem_key
 
 ROWS = 10_000  # of a batch
 SCHEMA = pa.schema(
@@ -44,6 +45,8 @@ class Problems(Sequence[Problem]):
     ) -> None:
         self.table, self.split = table, split
         self.rows = np.arange(table.num_rows) if rows is None else rows
+        self._batches = table.select(Record._fields).to_batches()
+        self._starts = np.cumsum([0, *(batch.num_rows for batch in self._batches)])
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -97,14 +100,14 @@ class Problems(Sequence[Problem]):
             yield problem_key(problem), problem
 
     @property
-    def keys(self) -> npt.NDArray[np.bytes_]:
-        """The key of each problem."""
-        return self._fixed("key")
-
-    @property
     def digest(self) -> str:
         """A digest of all parts of all problems, in order."""
-        return hashlib.sha256(self._fixed("digest").tobytes()).hexdigest()
+        chunks = [
+            np.frombuffer(chunk.buffers()[1], f"S{KEY}", len(chunk), chunk.offset * KEY)
+            for chunk in self.table["digest"].chunks
+        ]
+        every = np.concatenate(chunks)[self.rows] if len(self.rows) else np.array([], f"S{KEY}")
+        return hashlib.sha256(every.tobytes()).hexdigest()
 
     def lengths(self) -> npt.NDArray[np.int64]:
         """Bytes of each problem's messages."""
@@ -116,19 +119,13 @@ class Problems(Sequence[Problem]):
         empty = pc.equal(pc.binary_length(self.table[part]), 0).to_numpy()
         return np.nonzero(empty[self.rows])[0]
 
-    def _fixed(self, column: str) -> npt.NDArray[np.bytes_]:
-        """A column of `KEY` bytes."""
-        chunks = [
-            np.frombuffer(chunk.buffers()[1], f"S{KEY}", len(chunk), chunk.offset * KEY)
-            for chunk in self.table[column].chunks
-            if len(chunk)
-        ]
-        return np.concatenate(chunks or [np.array([], f"S{KEY}")])[self.rows]
-
     def _problems(self, rows: npt.NDArray[np.int64]) -> Iterator[Problem]:
-        columns = self.table.select(Record._fields).take(pa.array(rows)).to_pydict()
-        for n, parts in zip(rows, zip(*columns.values(), strict=True), strict=True):
-            yield Record(*parts).problem(f"{self.split}-{n}")
+        batch_of = np.searchsorted(self._starts, rows, "right") - 1
+        for number, places in groupby(range(len(rows)), batch_of.__getitem__):
+            some = rows[list(places)]  # of one batch: Arrow copies a table to take from it
+            own = self._batches[number].take(pa.array(some - self._starts[number]))
+            for n, parts in zip(some, zip(*own.to_pydict().values(), strict=True), strict=True):
+                yield Record(*parts).problem(f"{self.split}-{n}")
 
 
 def batches(records: Iterable[Record]) -> Iterator[pa.RecordBatch]:
@@ -144,7 +141,7 @@ def batches(records: Iterable[Record]) -> Iterator[pa.RecordBatch]:
 
 
 def _batch(block: Sequence[Record]) -> pa.RecordBatch:
-    keys = [problem_key(record.problem("")) for record in block]
+    keys = [messages_key(record.messages) for record in block]
     digests = [_digest(record) for record in block]
     parts = [list(part) for part in zip(*block, strict=True)]
     arrays = [pa.array(part, pa.large_string()) for part in parts]
