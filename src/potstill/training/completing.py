@@ -23,7 +23,7 @@ from potstill.training.rollout import generator
 from potstill.types import Ids, Prompt, Role, Sample
 
 
-def held_out(task: Task, settings: Eval, count: int | None = None) -> list[Problem]:
+def held_out(task: Task, settings: Eval, count: int | None = None) -> Sequence[Problem]:
     """The held-out problems that are evaluated, in the order of the task's test split.
 
     Args:
@@ -33,7 +33,7 @@ def held_out(task: Task, settings: Eval, count: int | None = None) -> list[Probl
     """
     count = min(settings.problems if count is None else count, len(task.test))
     if settings.seed is None:
-        return list(task.test[:count])
+        return task.test[:count]
     drawn = generator(settings.seed, 0, "held-out problems").permutation(len(task.test))[:count]
     return [task.test[i] for i in sorted(drawn.tolist())]
 

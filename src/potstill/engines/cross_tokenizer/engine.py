@@ -42,6 +42,7 @@ from potstill.engines.torch.engine import TorchEngine
 from potstill.errors import PotstillError
 from potstill.problems import Messages, Problem
 from potstill.types import (
+    WHOLE,
     Datum,
     Expectation,
     Floats,
@@ -55,6 +56,7 @@ from potstill.types import (
     StepStats,
     Term,
     TokenMatch,
+    Truncation,
     is_teacher,
 )
 
@@ -137,9 +139,10 @@ class CrossEngine(Prompting):
         max_tokens: Sequence[int],
         temperature: float,
         rng: np.random.Generator,
+        truncation: Truncation = WHOLE,
     ) -> list[Sample]:
         if not is_teacher(role):
-            return self.engine.sample(role, prompts, max_tokens, temperature, rng)
+            return self.engine.sample(role, prompts, max_tokens, temperature, rng, truncation)
         starts = [
             _teacher_prompt(prompt)
             + self.teacher_tokens.encode(self.student_tokens.decode(prompt.begun))
@@ -153,7 +156,7 @@ class CrossEngine(Prompting):
             rows = [i for i, limit in enumerate(left) if limit]
             continued = [heads[i].then(ids[i]) for i in rows]
             limits = [left[i] for i in rows]
-            samples = self.engine.sample(role, continued, limits, temperature, rng)
+            samples = self.engine.sample(role, continued, limits, temperature, rng, truncation)
             for i, sample in zip(rows, samples, strict=True):
                 ids[i] += sample.tokens
                 scores[i] = np.concatenate([scores[i], sample.logprobs])
