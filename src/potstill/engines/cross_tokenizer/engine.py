@@ -105,7 +105,7 @@ class CrossEngine(Prompting):
 
     def _rendered(self, problem: Problem) -> Prompt:
         prompt = super()._rendered(problem)
-        text = self._builder.conversation(problem) if self._builder else problem.question
+        text = self._builder.conversation(problem) if self._builder else problem.conversation
         return dataclasses.replace(prompt, foreign=self.encode(text, "teacher"))
 
     def _read_completion(self, completion: Ids) -> tuple[Ids, tuple[Span, ...]]:
