@@ -20,7 +20,7 @@ from potstill.algorithms.recipe import Recipe
 from potstill.engines.protocol import Engine
 from potstill.problems import Grade
 from potstill.tasks import Task
-from potstill.types import Trajectory
+from potstill.types import Role, Trajectory
 
 MEMORY = 0.9  # weight of the old value in the running success
 
@@ -63,5 +63,6 @@ class RolloutFilter:
 
     def _grade(self, t: Trajectory) -> Grade:
         problem = self._problems[t.problem]
-        text = self.engine.opening(t.prompt, t.source) + self.engine.decode(t.completion)
+        reader: Role = "student" if t.origin == "file" else t.source  # whose prompt it continues
+        text = self.engine.opening(t.prompt, reader) + self.engine.decode(t.completion)
         return self.task.grade(problem, text)
