@@ -266,12 +266,16 @@ ACTIVITIES = (
 class Truncation:
     """Tokens that a sampler may draw from, after the temperature; the others have probability 0.
 
-    They are applied in this order, each to what the one before has left.
+    They are applied in this order, each to what the one before has left. Ties as in transformers:
+    top_k keeps all tokens that are as likely as the k-th, top_p and min_p at least one token.
     """
 
     top_k: int = 0  # so many likeliest tokens; 0: all
     top_p: float = 1.0  # the fewest likeliest tokens with at least this probability in total
     min_p: float = 0.0  # those with at least this share of the likeliest token's probability
+
+
+WHOLE = Truncation()  # none
 
 
 @dataclass(frozen=True)
@@ -281,6 +285,14 @@ class Limits:
     max_tokens: int  # per completion, prefix included
     temperature: float  # the student's
     teacher_temperature: float
+    truncation: Truncation = WHOLE  # the student's
+    teacher_truncation: Truncation = WHOLE
+
+    def sampler(self, role: Role) -> tuple[float, Truncation]:
+        """Temperature and truncation of a model's sampler."""
+        if role == "student":
+            return self.temperature, self.truncation
+        return self.teacher_temperature, self.teacher_truncation
 
 
 @dataclass(frozen=True)

@@ -25,11 +25,13 @@ from potstill.algorithms.losses import CrossEntropy, ReverseKL, ReverseKLSampled
 from potstill.engines.host import host_memory
 from potstill.engines.prompts import Prompting
 from potstill.engines.registry import ENGINES
+from potstill.engines.truncation import truncated
 from potstill.errors import NonFinite, PotstillError
 from potstill.fields import brief
 from potstill.problems import Messages
 from potstill.tasks.rendering import plain
 from potstill.types import (
+    WHOLE,
     Datum,
     Expectation,
     Floats,
@@ -41,6 +43,7 @@ from potstill.types import (
     Sample,
     StepStats,
     Term,
+    Truncation,
 )
 
 Table = npt.NDArray[np.float64]
@@ -136,9 +139,10 @@ class FakeEngine(Prompting):
         max_tokens: Sequence[int],
         temperature: float,
         rng: np.random.Generator,
+        truncation: Truncation = WHOLE,
     ) -> list[Sample]:
         logp = log_softmax(self._tables[role])
-        draws = _tempered(logp, temperature)
+        draws = truncated(_tempered(logp, temperature), truncation)
         if np.isnan(draws).any():
             raise NonFinite(f"log-probabilities of the {role}")
         cumulative = np.exp(draws).cumsum(-1)

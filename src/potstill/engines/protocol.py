@@ -21,6 +21,7 @@ from potstill.engines.flops import Machine, Size
 from potstill.problems import Messages, Problem
 from potstill.tasks.context.builder import PromptBuilder
 from potstill.types import (
+    WHOLE,
     Datum,
     Expectation,
     Floats,
@@ -32,6 +33,7 @@ from potstill.types import (
     Rows,
     Sample,
     StepStats,
+    Truncation,
 )
 
 
@@ -90,12 +92,14 @@ class Engine(Protocol):
         max_tokens: Sequence[int],
         temperature: float,
         rng: np.random.Generator,
+        truncation: Truncation = WHOLE,
     ) -> list[Sample]:
         """Continue prompt i by at most max_tokens[i] tokens, EOS included.
 
         Student samples always come from the newest weights. The log-probabilities are those at
-        temperature 1, independent of the sampling temperature; temperature 0 is greedy. The same
-        `rng` state gives the same samples.
+        temperature 1 without truncation, independent of the sampler's settings; temperature 0 is
+        greedy. The behavior log-probabilities are those of the truncated, renormalised
+        distribution. The same `rng` state gives the same samples.
         """
 
     def score(self, role: Role, rows: Sequence[Reading]) -> list[Floats]:

@@ -18,7 +18,7 @@ from potstill.errors import PotstillError
 from potstill.fields import CLOSED, reported
 from potstill.problems import Grade, Problem
 from potstill.tasks.grading import grade_number, strict_number
-from potstill.tasks.jsonl import read_jsonl, with_question
+from potstill.tasks.strict_json import read_jsonl, with_question
 
 HUB = "openai/gsm8k"
 MARK = re.compile(r"<<(?:(?!<<).)*?>>")  # a calculator mark, which has no other in it
@@ -42,6 +42,7 @@ class GSM8K:
     )
 
     name = "gsm8k"
+    graded = True
 
     @cached_property
     def train(self) -> Sequence[Problem]:

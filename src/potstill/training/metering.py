@@ -22,6 +22,7 @@ from potstill.engines.flops import Size
 from potstill.engines.protocol import Cached, Engine, Wrapper, bare
 from potstill.types import (
     KINDS,
+    WHOLE,
     Datum,
     Expectation,
     Floats,
@@ -32,6 +33,7 @@ from potstill.types import (
     Rows,
     Sample,
     StepStats,
+    Truncation,
     is_teacher,
 )
 
@@ -154,10 +156,11 @@ class Metered(Wrapper):
         max_tokens: Sequence[int],
         temperature: float,
         rng: np.random.Generator,
+        truncation: Truncation = WHOLE,
     ) -> list[Sample]:
         before = self._saved
         with self._clock(f"{role} sampling"):
-            samples = self.engine.sample(role, prompts, max_tokens, temperature, rng)
+            samples = self.engine.sample(role, prompts, max_tokens, temperature, rng, truncation)
         if self._saved > before:
             self.usage.saved[f"{role} sampling"] += self._saved - before
         prompt_lengths = [len(prompt.read_by(role)) for prompt in prompts]

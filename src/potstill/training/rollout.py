@@ -115,7 +115,7 @@ def collect(
         t: progress of the run, in [0, 1).
         step: index of the step, from 0.
         seed: seed of the run.
-        limits: lengths and temperatures.
+        limits: lengths and samplers.
         success: argument of the prefix schedule instead of `t`, if the recipe runs it over success.
         passes: the epoch of each problem, which chooses among several completions; default: 0.
     """
@@ -172,12 +172,14 @@ def _complete(
     logprobs = [t.logprobs for t in seeded] or nothing
     behavior = [t.behavior_logprobs for t in seeded] or nothing
     prompts = [t.prompt for t in seeded] or [engine.prompt(problem) for problem in problems]
+    temperature, truncation = limits.sampler(role)
     samples = engine.sample(
         role,
         [prompt.then(head) for prompt, head in zip(prompts, heads, strict=True)],
         [0 if head and head[-1] in engine.eos else limit - len(head) for head in heads],
-        limits.temperature if role == "student" else limits.teacher_temperature,
+        temperature,
         generator(seed, step, f"{role}:{len(seeded)}:{limit}"),
+        truncation,
     )
     return [
         Trajectory(
