@@ -21,7 +21,7 @@ from potstill.engines.protocol import Engine
 from potstill.errors import PotstillError
 from potstill.problems import Grade
 from potstill.tasks import Task
-from potstill.types import Trajectory
+from potstill.types import Role, Trajectory
 
 MEMORY = 0.9  # weight of the old value in the running success
 MANY = 64  # teacher completions from the start on that are all rejected, from which on a run ends
@@ -82,5 +82,6 @@ class RolloutFilter:
 
     def _grade(self, t: Trajectory) -> Grade:
         problem = self._problems[t.problem]
-        text = self.engine.opening(t.prompt, t.source) + self.engine.decode(t.completion)
+        reader: Role = "student" if t.origin == "file" else t.source  # whose prompt it continues
+        text = self.engine.opening(t.prompt, reader) + self.engine.decode(t.completion)
         return self.task.grade(problem, text)
