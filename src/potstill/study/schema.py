@@ -15,6 +15,7 @@ from pydantic import BeforeValidator, Field
 from potstill.algorithms.methods import METHODS
 from potstill.algorithms.recipe import Recipe
 from potstill.engines import zoo
+from potstill.errors import PotstillError
 from potstill.settings import (
     MOST_SEED,
     Budget,
@@ -118,7 +119,16 @@ class Study(Table):
         return self.eval.max_tokens or self.train.max_tokens
 
     def total_steps(self, recipe: Recipe) -> int:
-        """Optimizer steps of one run."""
+        """Optimizer steps of one run.
+
+        Raises:
+            PotstillError: the training has epochs, whose steps depend on the data.
+        """
+        if self.train.epochs is not None:
+            raise PotstillError(
+                f"the steps of train.epochs = {self.train.epochs:g} depend on the data",
+                "call potstill.study.settling.settled(study) first",
+            )
         return recipe.total_steps(self.train.steps)
 
     def to_toml(self) -> dict[str, Any]:
@@ -128,6 +138,8 @@ class Study(Table):
         """
         table = self.model_dump(mode="json", exclude_none=True, context={"urls": "full"})
         table["pairs"] = list(self.models)
+        if self.train.epochs is not None:
+            table["train"].pop("steps")  # a file has one of the two
         return dict(as_urls(_without_none(table)))
 
 
