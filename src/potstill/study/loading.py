@@ -21,6 +21,7 @@ from potstill.engines.cross_tokenizer.token_bytes import differ
 from potstill.errors import Errors, PotstillError, did_you_mean, together
 from potstill.fields import brief, explain
 from potstill.settings import Train
+from potstill.study.aliases import with_our_names
 from potstill.study.names import check_study_names
 from potstill.study.reading import DEEPEST, LARGEST, check_values, parse_toml, text_problem
 from potstill.study.schema import EMBEDDED_LEARNING_RATE, PUBLISHED, Study
@@ -237,6 +238,7 @@ def read_study(
         remember_variables(merged["ray"]["runtime_env"]["env_vars"])
     errors, study = Errors(), None
     with errors:
+        merged = with_our_names(merged, where)
         study = _validated(merged, where)
     with errors:
         check_tables(merged)
