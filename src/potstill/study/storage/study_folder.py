@@ -183,7 +183,7 @@ class StudyFolder:
             pass
 
     def _check_settings(self, stored: dict[str, Any], current: dict[str, Any]) -> None:
-        if changes := _changes(stored, current):
+        if changes := changes_between(stored, current):
             raise PotstillError(
                 f'"{self.path}" holds a study with other settings ({"; ".join(changes)})',
                 "use another --out, or the settings of its study.toml; adding methods, pairs and "
@@ -308,7 +308,7 @@ def _as_today(stored: dict[str, Any], current: dict[str, Any]) -> dict[str, Any]
     return {**stored, "engine": engine} if engine else stored
 
 
-def _changes(stored: dict[str, Any], current: dict[str, Any]) -> list[str]:
+def changes_between(stored: dict[str, Any], current: dict[str, Any]) -> list[str]:
     """Differences between two studies' settings that would change a number."""
     changes, neutral = [], neutral_fields(current)
     for key in sorted((stored.keys() | current.keys()) - set(NEUTRAL)):
