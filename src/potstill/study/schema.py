@@ -30,6 +30,7 @@ from potstill.settings import (
     Train,
 )
 from potstill.study.tables import check_names, checked_loss, listed, named, read_recipes
+from potstill.study.trained import model_of
 from potstill.tasks.context import Context, read_context
 from potstill.urls import as_urls
 
@@ -149,8 +150,12 @@ def _without_none(value: Any) -> Any:
     return [_without_none(v) for v in value] if isinstance(value, list) else value
 
 
+def _folder_of(name: str) -> str:
+    return model_of(zoo.place(name))
+
+
 def _with_folders(pair: Pair) -> Pair:
-    """Replace embedded models, written PAIR/ROLE, by their folders."""
-    models: dict[str, Any] = {r: zoo.place(getattr(pair, r)) for r in ("student", "teacher")}
-    models["teachers"] = {key: zoo.place(name) for key, name in pair.teachers.items()}
+    """Replace embedded models, written PAIR/ROLE, and runs by the folders of their models."""
+    models: dict[str, Any] = {r: _folder_of(getattr(pair, r)) for r in ("student", "teacher")}
+    models["teachers"] = {key: _folder_of(name) for key, name in pair.teachers.items()}
     return pair.model_copy(update=models)
