@@ -29,6 +29,7 @@ from potstill.engines.truncation import truncated
 from potstill.errors import NonFinite, PotstillError
 from potstill.fields import brief
 from potstill.problems import Messages
+from potstill.settings import Adam
 from potstill.tasks.rendering import plain
 from potstill.types import (
     WHOLE,
@@ -50,7 +51,7 @@ Table = npt.NDArray[np.float64]
 
 FIRST, SIZE = 32, 96  # printable ASCII, then EOS
 EOS = SIZE - 1
-ADAM = (0.9, 0.95, 1e-8)
+TINY = 1e-8  # of Adam
 # A hook for tests that act in mid-run: this environment variable names a file, and while the file
 # has a number, no fake engine of any process makes more optimizer steps than that.
 GATE = "POTSTILL_FAKE_GATE"
@@ -106,7 +107,10 @@ class FakeEngine(Prompting):
     notes: tuple[str, ...] = ()
     devices = 1
 
-    def __init__(self, student: str = "", teacher: str = "", *, seed: int = 0) -> None:
+    def __init__(
+        self, student: str = "", teacher: str = "", *, seed: int = 0, adam: Adam | None = None
+    ) -> None:
+        self._settings = adam or Adam()
         start = np.random.default_rng(7).normal(size=(SIZE, SIZE)) * 0.5
         self._tables: dict[Role, Table] = {
             "student": start.copy(),
@@ -235,12 +239,13 @@ class FakeEngine(Prompting):
 
     def _adam(self, gradient: Table, learning_rate: float) -> None:
         self._steps += 1
-        first, second, tiny = ADAM
+        (first, second), decay = self._settings.betas, self._settings.weight_decay
         mean, square = self._moments
         mean += (1 - first) * (gradient - mean)
         square += (1 - second) * (gradient**2 - square)
         mean_hat = mean / (1 - first**self._steps)
-        scale = np.sqrt(square / (1 - second**self._steps)) + tiny
+        scale = np.sqrt(square / (1 - second**self._steps)) + TINY
+        self._tables["student"] *= 1 - learning_rate * decay
         self._tables["student"] -= learning_rate * mean_hat / scale
 
     def size(self, role: Role) -> None:

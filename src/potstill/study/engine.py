@@ -9,7 +9,7 @@ from potstill.diagnostics import faults
 from potstill.engines.cached_teacher import CachedTeacher, fingerprint
 from potstill.engines.protocol import Engine
 from potstill.engines.registry import open_engine
-from potstill.settings import Lora
+from potstill.settings import Adam, Lora
 from potstill.study.schema import Study
 from potstill.study.storage import RunId
 from potstill.tasks import Task
@@ -17,9 +17,10 @@ from potstill.tasks import Task
 
 def engine_settings(study: Study) -> dict[str, Any]:
     """Keyword arguments of the study's engine, in addition to the pair and the seed."""
-    if study.engine.name == "fake":
-        return {}
     train = study.train
+    adam = {} if train.adam == Adam() else {"adam": train.adam}
+    if study.engine.name == "fake":
+        return adam
     lora = Lora(
         rank=train.lora_rank,
         alpha=train.lora_alpha,
@@ -30,7 +31,8 @@ def engine_settings(study: Study) -> dict[str, Any]:
         "settings": study.engine,
         **({"lora": lora} if study.engine.name == "torch" else {}),
         "lora_rank": train.lora_rank,
-        "max_grad_norm": study.train.max_grad_norm,
+        "max_grad_norm": train.max_grad_norm,
+        **adam,
     }
 
 

@@ -38,9 +38,10 @@ from potstill.study.evaluating import check_evaluation
 from potstill.study.files import DamagedFile
 from potstill.study.inputs import inputs_of
 from potstill.study.schema import Study
+from potstill.study.settling import settled, task_of
 from potstill.study.storage import REFERENCES, RunFolder, RunId, StudyFolder, example
 from potstill.study.validation import check_routes, check_window
-from potstill.tasks import Task, check_disjoint, load_task
+from potstill.tasks import Task, check_disjoint
 from potstill.tasks.context.builder import PromptBuilder
 from potstill.training.completing import complete, held_out
 from potstill.training.evaluation import GREEDY, TeacherCompletions, evaluate
@@ -53,7 +54,7 @@ from potstill.types import Ids, ModelSpec, Role
 
 def prepare(study: Study) -> Task:
     """Load the task and check what depends on its problems. Opens no model."""
-    task = load_task(**study.task)
+    task = task_of(study)
     for name, needed, available in (
         ("eval.problems", study.eval.problems, len(task.test)),
         ("eval.probe", study.eval.probe, len(task.train)),
@@ -109,7 +110,8 @@ def run_cell(
     digest = ""
     try:
         try:
-            task = task or load_task(**study.task)
+            task = task or task_of(study)
+            study = settled(study, task)
             inputs = inputs_of(study, task, [key.pair])
             folder.check_inputs(inputs)
             digest = inputs.digest(key.pair)
@@ -159,7 +161,7 @@ def _execute(
             with writing(run.path / "student"):
                 engine.export(run.path / "student")
         return {
-            **record.of_training(trained, run),
+            **record.of_training(trained, run, study.train),
             **record.of_problems(study, key.pair, actual.task),
             **record.of_engine(engine),
         }
@@ -241,7 +243,7 @@ def preflight_pair(
     kept = from_keeper(recipes, only, watch, keeper)
     if kept is not None:
         return list(kept)
-    task, key = load_task(**study.task), RunId(pair, "preflight", first)
+    task, key = task_of(study), RunId(pair, "preflight", first)
     with tempfile.TemporaryDirectory(prefix="potstill-preflight-") as scratch:
         watch(Progress("models"))
         start = time.perf_counter()

@@ -17,7 +17,7 @@ from potstill.algorithms.losses import (
     ONE_TOKENIZER,
     REVERSE_KL,
 )
-from potstill.algorithms.recipe import Recipe
+from potstill.algorithms.recipe import Recipe, anchor_losses
 from potstill.engines import zoo
 from potstill.errors import PotstillError, did_you_mean
 from potstill.fields import brief
@@ -27,7 +27,7 @@ from potstill.tasks import Task
 from potstill.tasks.context.builder import PromptBuilder
 from potstill.tasks.rendering import plain, render
 from potstill.training.rollout import check_prefix
-from potstill.types import ModelSpec
+from potstill.types import WHOLE, ModelSpec
 
 _HUB_ID = re.compile(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}", re.ASCII)  # OWNER/NAME
 TEMPLATE = 256  # bytes that a chat template may add to a message
@@ -53,9 +53,36 @@ def check_recipe(recipe: Recipe, study: Study, losses: frozenset[str]) -> None:
                 f'{recipe.name} needs {used}, which engine "{study.engine.name}" cannot compute',
                 f"its losses: {', '.join(sorted(losses))}",
             )
-    if recipe.replay and study.train.steps < 2:
+    check_samplers(recipe, study)
+
+
+def check_samplers(recipe: Recipe, study: Study) -> None:
+    """Check that the probabilities are known with which truncated samplers draw."""
+    train, served = study.train, study.engine.name == "tinker"
+    cut = {"": train.truncation != WHOLE, "teacher_": train.teacher_truncation != WHOLE}
+    for role, short in cut.items():
+        names = ", ".join(f"train.{role}{name}" for name in ("top_k", "top_p", "min_p"))
+        if served and getattr(train, f"{role}min_p"):
+            raise PotstillError(
+                f'engine "tinker" samples with top_k and top_p alone, got train.{role}min_p = '
+                f"{getattr(train, f'{role}min_p'):g}",
+                f"leave it out, or use train.{role}top_p",
+            )
+        used = short and (recipe.uses_teacher if role else recipe.uses_student)
+        losses = [recipe.teacher_loss if role else recipe.student_loss, *anchor_losses(recipe)]
+        ratios = [loss for loss in losses if loss.needs == "token_scores"]
+        if used and ratios and served:
+            raise PotstillError(
+                f"{recipe.name} needs the probability with which each token was drawn, for "
+                f"{ratios[0]}, and a training service does not tell it of a truncated sampler",
+                f"leave {names} out",
+            )
+    ratios = [loss for loss in recipe.losses if loss.needs == "token_scores"]
+    if recipe.interleave and ratios and any(cut.values()):
         raise PotstillError(
-            f"{recipe.name} replays earlier steps, train.steps is 1", "raise train.steps"
+            f"{recipe.name} interleaves two models and needs the probability of each token, for "
+            f"{ratios[0]}, which is not computed for truncated samplers",
+            "leave top_k, top_p and min_p out, or use a loss on whole distributions",
         )
 
 

@@ -168,7 +168,7 @@ def _after_steps(rehearsal: Rehearsal, size: CheckSize) -> list[Check]:
     data = objective.build(recipe, batch, engine)
     written = [(t.prompt, t.completion) for t in batch if t.completion]
     old = np.concatenate(engine.score("student", written))
-    rate, moved, steps = min(max(rehearsal.settings.rate(10**6, 0.0), 1e-3), 1e-2), 0.0, 0
+    rate, moved, steps = min(max(rehearsal.settings.learning_rate or 0.0, 1e-3), 1e-2), 0.0, 0
     with restored(engine):
         while moved < MOVED and steps < MOST_STEPS:
             run.engine.step(data, min(rate * FASTER**steps, 1e-1))

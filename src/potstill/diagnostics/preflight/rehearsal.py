@@ -17,7 +17,7 @@ from potstill.engines.protocol import CrossTokenizer, Engine, Wrapper, bare
 from potstill.errors import writing
 from potstill.problems import Problem
 from potstill.settings import Eval, Train
-from potstill.training.rollout import draw, generator
+from potstill.training.rollout import draw, generator, limits_of
 from potstill.training.run import RunSpec
 from potstill.types import Datum, Floats, Limits, Reading, Role, StepStats
 
@@ -82,7 +82,7 @@ class Rehearsal:
         """Limits of a rehearsed completion, of which a teacher's prefix leaves some tokens."""
         s = self.settings
         longest = min(s.max_tokens, max(tokens, prefix + AFTER_PREFIX))
-        return Limits(longest, s.temperature, s.teacher_temperature)
+        return limits_of(s, longest)
 
     def any_run(self) -> RunSpec:
         """A run of the first recipe, for checks that do not depend on the recipe."""

@@ -20,7 +20,7 @@ from potstill.training import objective
 from potstill.training.completing import held_out
 from potstill.training.evaluation import TeacherCompletions, evaluate
 from potstill.training.metering import Metered, Usage
-from potstill.training.rollout import collect, draw
+from potstill.training.rollout import collect, draw, limits_of
 from potstill.training.run import RunSpec
 from potstill.training.spending import Spent
 from potstill.types import Limits, Role, Trajectory
@@ -122,7 +122,7 @@ class Timing:
 
     def _limits(self) -> Limits:
         s = self.settings
-        return Limits(s.max_tokens, s.temperature, s.teacher_temperature)
+        return limits_of(s)
 
     def _warm_up(self) -> None:
         """Make a step on two tokens: the first one takes longer than those that follow."""

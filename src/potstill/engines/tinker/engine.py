@@ -24,12 +24,13 @@ import numpy as np
 from potstill.engines.host import host_memory
 from potstill.engines.prompts import Prompting
 from potstill.engines.registry import ENGINES
-from potstill.engines.tinker.client import Sampler, Service, Trainer, TrainingRow
+from potstill.engines.tinker.client import Sampler, Service, Trainer, TrainingRow, adam_of
 from potstill.engines.tinker.conformance import facts_of, sampler_facts_of
 from potstill.engines.tinker.connection import is_lost
 from potstill.engines.tinker.parts import (
     WeightedTerm,
     behind,
+    check_rank,
     check_truncation,
     completion,
     row,
@@ -41,7 +42,7 @@ from potstill.engines.torch.loading import ModelPair
 from potstill.engines.torch.thoughts import decoder_of
 from potstill.errors import NonFinite, PotstillError
 from potstill.problems import Messages
-from potstill.settings import TinkerSettings
+from potstill.settings import Adam, TinkerSettings
 from potstill.tasks.rendering import render
 from potstill.types import (
     WHOLE,
@@ -83,6 +84,7 @@ class TinkerEngine(Prompting):
         seed: seed of the LoRA adapters' initial weights.
         lora_rank: rank of the adapters.
         max_grad_norm: clip gradients to this norm, if the SDK supports it.
+        adam: the optimizer's settings.
         settings: servers and maximum number of requests in flight; default: the hosted service.
         changes: single fields of the settings, such as `base_url="http://127.0.0.1:8000"`.
     """
@@ -98,15 +100,12 @@ class TinkerEngine(Prompting):
         seed: int = 0,
         lora_rank: int = 32,
         max_grad_norm: float = 0.0,
+        adam: Adam | None = None,
         settings: TinkerSettings | None = None,
         **changes: Any,
     ) -> None:
         settings = (settings or TinkerSettings(name="tinker")).changed(changes)
-        if lora_rank < 1:
-            raise PotstillError(
-                "a training service trains LoRA adapters, got lora_rank 0",
-                "set train.lora_rank, 32 is usual",
-            )
+        check_rank(lora_rank)
         pair = ModelPair.open(student, teacher, None, None)
         self.tokenizer, self.eos, self.vocabulary = pair.tokenizer, pair.eos, pair.vocabulary
         self.windows, self._decode = pair.windows_by_role, decoder_of(pair.tokenizer)
@@ -119,6 +118,7 @@ class TinkerEngine(Prompting):
         self._services: dict[Role, Service] = {"student": service, "init": service}
         self._services["teacher"] = teacher_service
         self.facts = facts_of(service)
+        service.adam = adam_of(adam or Adam())
         raw, notes = self.facts.raw, [f"{f.question}: {f.answer}" for f in self.facts.table]
         self._raw: dict[Role, bool] = {"student": raw, "init": raw, "teacher": raw}
         if teacher_service is not service:

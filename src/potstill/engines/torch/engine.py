@@ -32,7 +32,7 @@ from potstill.engines.torch.sampling import generate
 from potstill.engines.torch.stepping import Stepper, read_states
 from potstill.engines.torch.thoughts import decoder_of
 from potstill.problems import Messages
-from potstill.settings import Lora, TorchSettings
+from potstill.settings import Adam, Lora, TorchSettings
 from potstill.types import (
     WHOLE,
     Datum,
@@ -68,6 +68,7 @@ class TorchEngine(Prompting):
         lora_rank: rank of the adapters; 0 trains all weights.
         lora: the adapters' other settings; default: on all linear layers.
         max_grad_norm: clip gradients to this norm; 0 turns clipping off.
+        adam: betas and weight decay.
         settings: devices, dtypes and memory; default: those of a study, with torch's default
             number of CPU threads.
         world: the processes of this engine.
@@ -87,6 +88,7 @@ class TorchEngine(Prompting):
         lora_rank: int = 0,
         lora: Lora | None = None,
         max_grad_norm: float = 1.0,
+        adam: Adam | None = None,
         settings: TorchSettings | None = None,
         world: World = SINGLE,
         **changes: Any,
@@ -103,7 +105,7 @@ class TorchEngine(Prompting):
         self.vocabulary, self.world = self.pair.vocabulary, world
         self.two_renderings, self.windows = self.pair.two_renderings, self.pair.windows_by_role
         adapters = (lora or Lora()).changed({"rank": lora_rank})
-        self.models = Models(self.pair, world, settings, lora=adapters, seed=seed)
+        self.models = Models(self.pair, world, settings, lora=adapters, adam=adam, seed=seed)
         self.coverage = self.models.coverage  # of LoRA: share of weights, experts
         self._notes = self.pair.notes
         self._stepper = Stepper(self.pair, self.models, world, settings.batch_tokens, max_grad_norm)
