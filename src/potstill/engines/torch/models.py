@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from potstill.engines.host import host_memory
+from potstill.engines.protocol import NO_TEACHER
 from potstill.engines.torch.adapters import add_lora, continue_lora, coverage
 from potstill.engines.torch.distributed import World
 from potstill.engines.torch.exporting import export_student
@@ -133,6 +134,8 @@ class Models:
 
     def _holder(self, role: Role) -> Role:
         """Return the role whose model has the weights of this role."""
+        if is_teacher(role) and self.pair.alone:
+            raise PotstillError(*NO_TEACHER)
         if role == "teacher" and self.pair.one_model:
             role = "init"  # the same weights, before training
         fresh = self.lora and not self.pair.student_adapter
