@@ -121,7 +121,8 @@ class StudyData:
 
     def accuracy(self, pair: str, method: str) -> float | None:
         """Strict accuracy of the untrained student or the teacher."""
-        value = self.runs[RunId(pair, method)].record.get("accuracy")
+        run = self.runs.get(RunId(pair, method))
+        value = run.record.get("accuracy") if run else None
         return float(value) if value is not None else None
 
 

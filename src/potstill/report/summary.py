@@ -19,7 +19,7 @@ from potstill.report.verdict import WITHIN, Evidence, Outcome, Verdict, best_row
 from potstill.settings import Price
 from potstill.stats.comparisons import VERDICT_SEEDS
 from potstill.stats.power import Power, power
-from potstill.study.storage import REFERENCES
+from potstill.study.storage import REFERENCES, references_of
 from potstill.training.spending import Spent, total
 
 Tone = Literal["good", "warn", "bad", "plain"]
@@ -167,7 +167,10 @@ def trust(data: StudyData, groups: Sequence[FindingGroup]) -> Trust:
         checked=data.watched,
         faults=tuple(study.faults),
         without_result=tuple(
-            f"{p} {r}" for p in study.models for r in REFERENCES if data.accuracy(p, r) is None
+            f"{p} {r}"
+            for p in study.models
+            for r in references_of(study, p)
+            if data.accuracy(p, r) is None
         ),
         without_run=tuple(name for name in METHODS if name not in data.recipes),
         task=str(study.task.get("name", "unknown")),

@@ -83,7 +83,7 @@ class Pair(Table):
     """A student and the teacher it learns from, by hub name or local folder."""
 
     student: str = Field(min_length=1)
-    teacher: str = Field(min_length=1)
+    teacher: str = ""  # empty: it learns from the completions that the data have
     context: dict[str, Any] = Field(default_factory=dict)  # read by the teacher alone
     route: str = ""  # key of the data that chooses a problem's teacher
     teachers: dict[str, str] = Field(default_factory=dict)  # further teachers, by that key's value

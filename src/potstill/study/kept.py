@@ -131,7 +131,7 @@ class KeptChecks:
             study = self._study
             pair, table = study.models[self._pair], study.to_toml()
             settings = {name: table.get(name) for name in TABLES}
-            models = (pair.student, pair.teacher, *pair.teachers.values())
+            models = filter(None, (pair.student, pair.teacher, *pair.teachers.values()))
             facts = provenance()
             self._common = _hash(
                 [

@@ -28,7 +28,13 @@ from potstill.study.schema import EMBEDDED_LEARNING_RATE, PUBLISHED, Study
 from potstill.study.settling import check_length
 from potstill.study.tables import check_tables
 from potstill.study.tracking.registry import check_trackers
-from potstill.study.validation import check_model, check_recipe, check_teachers, check_tokenizers
+from potstill.study.validation import (
+    check_alone,
+    check_model,
+    check_recipe,
+    check_teachers,
+    check_tokenizers,
+)
 from potstill.tasks.reading import read_text
 from potstill.urls import Url, as_urls, remember_variables, whole
 
@@ -175,13 +181,17 @@ def _check_pair(study: Study, name: str) -> None:
         check_teachers(table, pair.route, pair.teachers, study.engine.name)
     models = {f"{table}.{role}": getattr(pair, role) for role in ("student", "teacher")}
     models |= {f"{table}.teachers.{key}": model for key, model in pair.teachers.items()}
+    if not pair.teacher:
+        del models[f"{table}.teacher"]
+        with errors:
+            check_alone(study, name)
     local = study.engine.name == "torch"
     if local and name in study.pair:  # embedded pairs need no check
         for place, model in models.items():
             with errors:
                 check_model(model, place)
     errors.check()
-    if local:
+    if local and pair.teacher:
         check_tokenizers(study, name, differ(pair.student, pair.teacher))
 
 

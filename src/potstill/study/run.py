@@ -33,6 +33,7 @@ from potstill.engines.protocol import Engine
 from potstill.errors import PotstillError, StorageError, shown, writing
 from potstill.study import record
 from potstill.study.budget import Ledger
+from potstill.study.completions import check_completions
 from potstill.study.engine import open_study_engine
 from potstill.study.evaluating import check_evaluation
 from potstill.study.files import DamagedFile
@@ -66,6 +67,7 @@ def prepare(study: Study) -> Task:
     evaluated = held_out(task, study.eval)
     check_disjoint(task, evaluated)
     check_evaluation(study, task, evaluated)
+    check_completions(study, task, evaluated)
     for pair in study.models.values():
         if pair.route:
             check_routes(pair.route, pair.teachers, task, evaluated)
@@ -103,7 +105,9 @@ def run_cell(
         BudgetReached: the budget is spent; the run can continue from its checkpoint.
         StorageError: storage is unavailable.
     """
-    teacher = None if key.method in REFERENCES else read_completions(folder, key.pair)
+    teacher = None
+    if key.method not in REFERENCES and study.models[key.pair].teacher:
+        teacher = read_completions(folder, key.pair)
     by_problem = teacher.by_problem if teacher else None
     run = folder.cell(key, teacher=by_problem, examples=study.eval.examples, ledger=ledger)
     run.mark_running(True)
@@ -137,7 +141,7 @@ def _execute(
     teacher: TeacherCompletions | None,
 ) -> dict[str, Any]:
     """Train, or evaluate a baseline; returns the run's part of the record."""
-    if teacher is None and key.method not in REFERENCES:
+    if teacher is None and key.method not in REFERENCES and study.models[key.pair].teacher:
         raise PotstillError(f"the teacher baseline of {key.pair} failed", "see its result.json")
     engine = open_study_engine(study, key, task, run.path, folder.cache)
     recipe = study.recipes.get(key.method) or Recipe(name=key.method)
