@@ -10,6 +10,7 @@ import json
 from typing import Any
 
 from potstill.digests import digest_of
+from potstill.study.paths import earlier_tables
 from potstill.study.schema import Study
 from potstill.study.storage.keys import REFERENCES, RunId
 
@@ -26,7 +27,18 @@ def settings_digest(study: Study, run: RunId) -> str:
     Settings with their defaults are left out: a setting that a later version adds leaves the
     digests of earlier runs as they are.
     """
-    changed = study.model_dump(mode="json", exclude_defaults=True)
+    return _digest(study, run, study.model_dump(mode="json", exclude_defaults=True))
+
+
+def is_digest_of(digest: str, study: Study, run: RunId) -> bool:
+    """True for the digest of the settings, or of those with paths that were kept as written."""
+    if digest == settings_digest(study, run):
+        return True
+    table = study.model_dump(mode="json", exclude_defaults=True)
+    return any(digest == _digest(study, run, earlier) for earlier in earlier_tables(table))
+
+
+def _digest(study: Study, run: RunId, changed: dict[str, Any]) -> str:
     used = {key: value for key, value in changed.items() if key not in _UNUSED}
     used["engine"] = {**used.get("engine", {}), "name": study.engine.name}
     used["pair"] = changed.get("pair", {}).get(run.pair, run.pair)
