@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from conftest import monitored, toy_table
+from potstill import tasks
 from potstill.algorithms.methods import METHODS
 from potstill.diagnostics import faults
 from potstill.diagnostics.diagnosis import alarms
@@ -355,7 +356,8 @@ def watched(names: Sequence[str], method: str, tmp_path: Path, steps: int = 20) 
     ],
 )
 def test_faults_are_found_without_a_grader(name: str, method: str, tmp_path: Path) -> None:
-    found = alarms(watched([name], method, tmp_path).findings)
+    steps = 60 if name == "learning_rate_spike" else 20  # it comes in the second half
+    found = alarms(watched([name], method, tmp_path, steps).findings)
     assert name in [finding.cause for finding in found]
 
 
@@ -365,3 +367,43 @@ def test_a_sound_run_without_a_grader_has_no_alarm(method: str, tmp_path: Path) 
     memory = watched([], method, tmp_path)
     assert alarms(memory.findings) == []
     assert [r["step"] for r in memory.metrics if "eval/kl" in r] == [20]
+
+
+# --- potstill eval ---
+
+
+def test_eval_draws_and_compares(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from potstill.cli.eval import evaluate_model
+
+    drawn = {"samples": 3, "temperature": 0.7, "top_p": 0.9, "pass_at": [1, 3]}
+    found = evaluate_model("tiny-qwen/student", "arithmetic", [], 6, 32, None, table=drawn)
+    assert found["problems"] == 6 and found["samples"] == 3
+    assert found["strict"] == pytest.approx(found["pass@1"]) and found["pass@1"] <= found["pass@3"]
+    low, high = found["interval"]
+    assert low <= found["strict"] <= high
+    assert found == evaluate_model("tiny-qwen/student", "arithmetic", [], 6, 32, None, table=drawn)
+    monkeypatch.setitem(tasks.TASKS, "sums", ("test_evaluating", "Sums", ""))
+    texts = tmp_path / "texts.jsonl"
+    with pytest.raises(PotstillError, match="neither") as error:
+        evaluate_model("tiny-qwen/student", "sums", [], None, 8, None)
+    assert "--teacher MODEL" in error.value.hint
+    found = evaluate_model(
+        "tiny-qwen/student", "sums", [], None, 8, texts, teacher="tiny-qwen/teacher"
+    )
+    assert found["problems"] == 16 and found["estimator"] == "full vocabulary"
+    for name in ("kl", "teacher_loss", "student_loss"):
+        low, high = found["intervals"][name]
+        assert 0 < low < found[name] < high
+    assert '"strict": null' in texts.read_text()
+
+
+def test_truncation_reaches_the_sampler() -> None:
+    engine, task = FakeEngine(), Letters()
+    greedy = evaluate(engine, "student", task, task.test, 8)
+    hot = Eval(temperature=2.0, samples=2)
+    free = evaluate(engine, "student", task, task.test, 8, hot)
+    for changes in ({"top_k": 1}, {"top_p": 1e-6}, {"min_p": 0.9999}):
+        found = evaluate(engine, "student", task, task.test, 8, hot.changed(changes))
+        texts = [row.text for row in found.rows]
+        assert texts == [row.text for row in greedy.rows for _ in range(2)], changes
+        assert texts != [row.text for row in free.rows]

@@ -26,7 +26,8 @@ from potstill.engines.host import host_memory
 from potstill.engines.prompts import Prompting
 from potstill.engines.registry import ENGINES
 from potstill.engines.truncation import truncated
-from potstill.errors import NonFinite
+from potstill.errors import NonFinite, PotstillError
+from potstill.fields import brief
 from potstill.problems import Messages
 from potstill.tasks.rendering import plain
 from potstill.types import (
@@ -121,6 +122,15 @@ class FakeEngine(Prompting):
 
     def decode(self, tokens: Ids) -> str:
         return "".join(chr(token + FIRST) for token in tokens if token != EOS)
+
+    def encode_completion(self, prompt: Prompt, text: str) -> Ids:
+        ids = self.encode(text)
+        if self.decode(ids) != text or not text.strip():
+            raise PotstillError(
+                f"{prompt.problem}: a completion has printable ASCII characters, got {brief(text)}",
+                "remove the completion, or the characters that the tokenizer has not",
+            )
+        return (*ids, EOS)
 
     def sample(
         self,

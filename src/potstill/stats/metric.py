@@ -110,7 +110,7 @@ def metrics_of(records: Iterable[Record]) -> tuple[Metric, ...]:
     for record in records:
         known |= dict.fromkeys(record.get("outcomes") or ())
         samples = max(samples, int(record.get("samples") or 1))
-    if "strict" not in known and "kl" in known:
+    if "strict" not in known and known.keys() & {"kl", "student_loss"}:
         return tuple(one for one in (KL, TEACHER_LOSS, STUDENT_LOSS) if one.key in known)
     passed = sorted((key for key in known if key.startswith("pass@")), key=_tries)
     return (_averaged(ACCURACY, samples), _averaged(FLEXIBLE, samples), *map(_passed, passed))

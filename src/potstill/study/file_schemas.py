@@ -91,6 +91,7 @@ class ResultRecord(_Strict):
     clusters: list[Count] = []
     prompt: str = ""
     tokens: dict[str, Amount] = {}
+    token_sources: dict[str, Count] | None = None  # trained tokens by who wrote them
     flops: Amount | dict[str, Amount] | None = None
     seconds: Amount | None = None
     activity: dict[str, Amount] = {}

@@ -53,6 +53,7 @@ def of_training(trained: Trained, run: RunFolder) -> Record:
         "findings": run.findings,
         **of_evaluation(trained.evaluation),
         "tokens": trained.spent["tokens"],
+        "token_sources": trained.spent.get("sources"),
         "flops": trained.spent["flops"],
         "seconds": round(sum(seconds.values()), 3),
         "activity": {name: round(value, 3) for name, value in seconds.items()},

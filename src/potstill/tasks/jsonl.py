@@ -16,7 +16,7 @@ from pydantic.dataclasses import dataclass
 from potstill.errors import PotstillError
 from potstill.fields import CLOSED, brief, reported
 from potstill.problems import Grade, Problem
-from potstill.tasks.grading import grade_exact, grade_number, to_number
+from potstill.tasks.graders import Grader, GraderOption, checked, load_grader
 from potstill.tasks.strict_json import as_text, with_question
 from potstill.tasks.strict_json import read_jsonl as read_jsonl
 
@@ -33,6 +33,7 @@ class Jsonl:
         test_path: file of the held-out problems.
         match: "numeric" grades the number after #### (strict) and the last number (flexible);
             "exact" compares the text.
+        grade: another grader in the place of `match`, see `potstill ls graders`.
         question_key: the key of the question.
         answer_key: the key of the reference answer.
         prompt: the text that the model reads, with `{question}` in the question's place.
@@ -44,6 +45,7 @@ class Jsonl:
     question_key: str = "question"
     answer_key: str = "answer"
     prompt: Annotated[str, AfterValidator(with_question)] = "{question}"
+    grader: GraderOption = None
 
     name = "jsonl"
     graded = True
@@ -54,6 +56,10 @@ class Jsonl:
                 f"question_key and answer_key are two keys, got {brief(self.answer_key)} twice",
                 "name the key of each",
             )
+        if self.grader is not None and self.match != "exact":
+            raise PotstillError(
+                f'match = "{self.match}" and grade are two graders', "leave one of them out"
+            )
 
     @cached_property
     def train(self) -> Sequence[Problem]:
@@ -63,8 +69,14 @@ class Jsonl:
     def test(self) -> Sequence[Problem]:
         return self._problems(self.test_path, "test")
 
+    @cached_property
+    def graded_by(self) -> Grader:
+        """The grader."""
+        own: Grader | None = self.grader
+        return own or load_grader("gsm8k" if self.match == "numeric" else "exact")
+
     def grade(self, problem: Problem, text: str) -> Grade:
-        return (grade_number if self.match == "numeric" else grade_exact)(problem.answer, text)
+        return self.graded_by.grade(problem, text)
 
     def _problems(self, path: str, split: str) -> list[Problem]:
         rows = read_jsonl(path, (self.question_key, self.answer_key))
@@ -73,14 +85,10 @@ class Jsonl:
             answer = row[self.answer_key]
             if self.match == "numeric":
                 answer = answer.rsplit("####", 1)[-1].strip()
-            if self.match == "numeric" and to_number(answer) is None:
-                raise PotstillError(
-                    f"{path}, line {n}: a numeric answer is a number, got {brief(answer)}",
-                    'write the number, or set match = "exact"',
-                )
             question = self.prompt.replace("{question}", row[self.question_key])
             own = {self.question_key, self.answer_key}
             rest = {key: as_text(value) for key, value in row.items() if key not in own}
             solution = rest.pop("solution", "")
-            problems.append(Problem(f"{split}-{n - 1}", question, answer, solution, rest))
+            problem = Problem(f"{split}-{n - 1}", question, answer, solution, rest)
+            problems.append(checked(self.graded_by, problem, f"{path}, line {n}"))
         return problems

@@ -99,7 +99,7 @@ class TorchEngine(Prompting):
         pair = ModelPair.open(student, teacher, settings.student, settings.teacher, self.cross)
         self.pair = pair.with_teachers(teachers or {})
         self.tokenizer, self.eos = self.pair.tokenizer, self.pair.eos
-        self._decode = decoder_of(self.tokenizer)
+        self._decode, self.student_spec = decoder_of(self.tokenizer), self.pair.student_spec
         self.vocabulary, self.world = self.pair.vocabulary, world
         self.two_renderings, self.windows = self.pair.two_renderings, self.pair.windows_by_role
         adapters = (lora or Lora()).changed({"rank": lora_rank})
