@@ -105,6 +105,7 @@ class Train(Table):
     steps: int = Field(100, ge=1, le=MOST_STEPS)  # times a recipe's budget: optimizer steps
     batch_size: int = Field(32, ge=1, le=MOST_PROMPTS)  # prompts per step
     max_tokens: int = Field(32, ge=1, le=MOST_TOKENS)  # per completion, prefix included
+    max_prompt_tokens: int = Field(0, ge=0, le=MOST_TOKENS)  # longer prompts are left out; 0: off
     learning_rate: float | None = Field(None, ge=SLOWEST)  # unset: the embedded pairs' own
     on_policy_rate: float = Field(1.0, ge=1e-6, le=1e6)  # multiple of it on the student's own text
     warmup: int = Field(5, ge=0, le=MOST_STEPS)  # steps of linear warm-up

@@ -26,9 +26,9 @@ from potstill.errors import PotstillError
 from potstill.problems import Problem
 from potstill.settings import Train
 from potstill.study.engine import open_study_engine
+from potstill.study.problems import study_task
 from potstill.study.schema import Study
 from potstill.study.storage import RunId
-from potstill.tasks import load_task
 from potstill.training.objective import build, losses_for
 from potstill.training.rollout import collect, draw
 from potstill.types import Limits
@@ -88,7 +88,7 @@ def bench(study: Study, pair: str, repeats: int) -> Bench:
     chosen = next((r for r in recipes if r.uses_student), recipes[0])
     plain: dict[str, Any] = {"replay": None, "reject_wrong": False, "prefix_over": "time"}
     recipe = replace(chosen, on_policy=constant(1.0), prefix=constant(0), **plain)
-    task, cell = load_task(**study.task), RunId(pair, recipe.name, study.seeds[0])
+    task, cell = study_task(study), RunId(pair, recipe.name, study.seeds[0])
     with tempfile.TemporaryDirectory(prefix="potstill-bench-") as scratch:
         engine: Any = open_study_engine(study, cell, task, Path(scratch))
     try:

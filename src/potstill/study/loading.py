@@ -23,6 +23,7 @@ from potstill.fields import brief, explain
 from potstill.settings import MOST_STEPS, Train
 from potstill.study.names import check_study_names
 from potstill.study.paths import located
+from potstill.study.problems import add_data_errors
 from potstill.study.reading import DEEPEST, LARGEST, check_values, parse_toml, text_problem
 from potstill.study.schema import EMBEDDED_LEARNING_RATE, PUBLISHED, Study
 from potstill.study.tables import check_tables
@@ -257,9 +258,14 @@ def read_study(
         study = _validated(merged, where)
     with errors:
         check_tables(merged)
+    if study is not None:
+        with errors:
+            study = resolve(study)
+    if errors.collected:
+        add_data_errors(merged.get("task"), study, errors)
     errors.check()
     assert study is not None
-    return resolve(study)
+    return study
 
 
 def _validated(table: Mapping[str, Any], where: str) -> Study:
