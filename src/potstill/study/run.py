@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -30,7 +30,8 @@ from potstill.diagnostics.preflight import (
     unwatched,
 )
 from potstill.engines.protocol import Engine
-from potstill.errors import PotstillError, StorageError, shown, writing
+from potstill.errors import Errors, PotstillError, StorageError, shown, writing
+from potstill.problems import Problem
 from potstill.study import record
 from potstill.study.budget import Ledger
 from potstill.study.completions import check_completions
@@ -38,6 +39,7 @@ from potstill.study.engine import open_study_engine
 from potstill.study.evaluating import check_evaluation
 from potstill.study.files import DamagedFile
 from potstill.study.inputs import inputs_of
+from potstill.study.problems import check_lengths
 from potstill.study.schema import Study
 from potstill.study.settling import settled, task_of
 from potstill.study.storage import REFERENCES, RunFolder, RunId, StudyFolder, example
@@ -55,31 +57,40 @@ from potstill.types import Ids, ModelSpec, Role
 
 def prepare(study: Study) -> Task:
     """Load the task and check what depends on its problems. Opens no model."""
-    task = task_of(study)
-    for name, needed, available in (
-        ("eval.problems", study.eval.problems, len(task.test)),
-        ("eval.probe", study.eval.probe, len(task.train)),
-    ):
-        if needed > available:
-            raise PotstillError(
-                f"{name} asks for {needed} problems, the task has {available}", f"lower {name}"
-            )
+    errors, task = Errors(), task_of(study)
+    for split in ("train", "test"):
+        with errors:
+            getattr(task, split)  # reads its files
+    errors.check()
     evaluated = held_out(task, study.eval)
-    check_disjoint(task, evaluated)
-    check_evaluation(study, task, evaluated)
-    check_completions(study, task, evaluated)
+    with errors:
+        check_disjoint(task, evaluated)
+    with errors:
+        check_evaluation(study, task, evaluated)
+    with errors:
+        check_completions(study, task, evaluated)
+    with errors:
+        check_lengths(study, task, evaluated)
     for pair in study.models.values():
         if pair.route:
-            check_routes(pair.route, pair.teachers, task, evaluated)
-    for name, context in study.contexts.items():
-        prompts = PromptBuilder(context, task)
-        prompts.check(evaluated)
-        if study.engine.name != "fake":
-            tokens = max(study.train.max_tokens, study.graded_tokens)
-            spec = study.engine.teacher if study.engine.name == "torch" else ModelSpec()
-            for teacher in (study.models[name].teacher, *study.models[name].teachers.values()):
-                check_window(prompts, teacher, evaluated, tokens, spec)
+            with errors:
+                check_routes(pair.route, pair.teachers, task, evaluated)
+    for name in study.contexts:
+        with errors:
+            _check_context(study, name, task, evaluated)
+    errors.check()
     return task
+
+
+def _check_context(study: Study, name: str, task: Task, evaluated: Sequence[Problem]) -> None:
+    """Check the context of a pair's teachers."""
+    prompts = PromptBuilder(study.contexts[name], task)
+    prompts.check(evaluated)
+    if study.engine.name != "fake":
+        tokens = max(study.train.max_tokens, study.graded_tokens)
+        spec = study.engine.teacher if study.engine.name == "torch" else ModelSpec()
+        for teacher in (study.models[name].teacher, *study.models[name].teachers.values()):
+            check_window(prompts, teacher, evaluated, tokens, spec)
 
 
 def run_cell(
