@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from potstill.report.results import Row, level_at, curve, family
+from potstill.report.results import Row, curve, family, level_at
 from potstill.report.results import table as results_table
 from potstill.study.storage import RunId
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from potstill.cli import tables
 from potstill.cli.ls import LISTS, listing
 from potstill.cli.tables import cleaned, columns, fitted, print_table, separated
 from studies import small_study, write_study

@@ -97,17 +97,19 @@ def evaluate_model(
         texts: where completions are written, if anywhere.
 
     Returns:
-        strict and flexible accuracy, and the 95 % Wilson interval of the strict one.
-    """
-    from scipy.stats import binomtest
+        strict and flexible accuracy, and the 95 % interval of the strict one: Wilson's where every
+        grade is right or wrong.
 
+    Raises:
+        PotstillError: the task has no grader, among others.
+    """
     from potstill.digests import to_json
     from potstill.engines import zoo
     from potstill.engines.registry import open_engine
     from potstill.settings import Pair
     from potstill.study.storage import example, write_text
     from potstill.study.validation import check_model
-    from potstill.tasks import load_task
+    from potstill.tasks import is_graded, load_task
     from potstill.training.evaluation import evaluate as evaluated
 
     if texts and not texts.parent.is_dir():
@@ -120,6 +122,11 @@ def evaluate_model(
         check_model(name=model, where="model")
     own = [word for word in options if not word.startswith("engine.")]
     task = load_task(task_name, **task_options(own))
+    if not is_graded(task):
+        raise PotstillError(
+            f"a model alone is measured by its grades, and the task {task_name} has no grader",
+            "name a grader (grade=...); a study measures a student's KL to its teacher",
+        )
     held_out = task.test[:problems]
     if len(held_out) < problems:
         raise PotstillError(
@@ -133,19 +140,36 @@ def evaluate_model(
         evaluation = evaluated(engine, "student", task, held_out, max_tokens)
     if texts:
         write_text(texts, "".join(to_json(example(0, row)) + "\n" for row in evaluation.rows))
-    right = sum(row.grade.strict for row in evaluation.rows)
-    interval = binomtest(right, problems).proportion_ci(method="wilson")
     return {
         "model": model,
         "task": task_name,
         "problems": problems,
         "strict": evaluation.strict,
         "flexible": evaluation.flexible,
-        "interval": [interval.low, interval.high],
+        "interval": share_interval(evaluation.by_problem["strict"].tolist()),
         "ended": sum(row.ended for row in evaluation.rows) / problems,
         "prompt": engine.rendered(engine.prompt(held_out[0]), "student"),
         "notes": list(engine.notes),
     }
+
+
+def share_interval(grades: Sequence[float]) -> list[float]:
+    """The 95 % interval of the mean of grades in [0, 1].
+
+    >>> [round(end, 3) for end in share_interval([1.0, 0.0, 1.0, 1.0])]
+    [0.301, 0.954]
+    """
+    if all(grade in (0.0, 1.0) for grade in grades):
+        from scipy.stats import binomtest
+
+        wilson = binomtest(round(sum(grades)), len(grades)).proportion_ci(method="wilson")
+        return [float(wilson.low), float(wilson.high)]
+    from potstill.stats.comparisons import interval
+    from potstill.stats.mean_squares import mean_squares
+    from potstill.stats.seeds import SeedVariance
+
+    ends = interval(mean_squares([grades], seeded=False), SeedVariance(0.0, 0.0))
+    return [ends.low, ends.high]
 
 
 def _check_length(engine: Any, problems: Sequence[Problem], max_tokens: int) -> None:

@@ -1,4 +1,4 @@
-"""The number by which the methods of a study are compared, and those that stand beside it.
+"""The number by which the methods of a study are compared, and the other numbers of an evaluation.
 
 Where a task grades, it is the mean grade. Without a grader it is the KL divergence to the teacher
 on held-out prompts, where less is better. Everything that compares methods reads direction, unit

@@ -161,7 +161,7 @@ def check_outcomes(outcomes: Mapping[str, str | list[float]], problems: int, sam
         raise ValueError(f"its outcomes are {', '.join(outcomes) or 'empty'}")
     for name, values in outcomes.items():
         if name not in (graded or UNGRADED):
-            raise ValueError(f'"{name:.40}" is no outcome beside {next(iter(outcomes)):.40}')
+            raise ValueError(f'"{name:.40}" is not an outcome of the same evaluation')
         if len(values) != problems:
             raise ValueError(f'its "{name}" outcomes are not those of {problems} problems')
         if graded and not all(0 <= value <= 1 for value in map(float, values)):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from potstill.report.charts.curves import SEEDED, Curve, Line, Metric, headline
+from potstill.report.charts.curves import SEEDED, Curve, Line, Series, headline
 from potstill.report.charts.palette import Look
 from potstill.report.charts.spec import Spec, chart, number, record, tooltip
 from potstill.report.data import StudyData
@@ -19,7 +19,7 @@ LABEL = tooltip(method="method", value="y|.4g", step="step")
 def learning(
     data: StudyData,
     pair: str,
-    metric: Metric,
+    metric: Series,
     curves: Sequence[Curve],
     looks: Mapping[str, Look],
     groups: Sequence[FindingGroup] = (),
@@ -41,7 +41,7 @@ def learning(
 
 
 def aligned(
-    data: StudyData, metric: Metric, curves: Sequence[Curve], looks: Mapping[str, Look]
+    data: StudyData, metric: Series, curves: Sequence[Curve], looks: Mapping[str, Look]
 ) -> Spec:
     """Curves over the steps before and after the hand-over of each method."""
     values: list[Spec] = []
@@ -68,7 +68,7 @@ def seeding(data: StudyData, curves: Sequence[Curve], looks: Mapping[str, Look])
 def _lines(
     values: Sequence[Spec],
     looks: Mapping[str, Look],
-    metric: Metric,
+    metric: Series,
     x: Spec,
     label: Sequence[Spec] = LABEL,
     *,

@@ -36,7 +36,7 @@ def rows(
         values: records.
         looks: of the methods.
         metric: of the values.
-        levels: name -> where a vertical line stands, in the metric's unit.
+        levels: name -> the place of a vertical line, in the metric's unit.
         compared: the values are differences.
     """
     order = list(dict.fromkeys(value["y"] for value in values))

@@ -91,7 +91,7 @@ def common(measured: Measured = DEFAULT) -> dict[str, Column]:
 
 
 def _other(metric: Metric) -> Column:
-    """The mean of a metric beside the one that methods are compared by; pass@k with interval."""
+    """A metric other than the first: its mean, of pass@k with its interval."""
     passed = metric.key.startswith("pass@")
     unit = "95 % interval" if passed else "" if metric.share else metric.unit
     style = c.interval(metric, small=passed)
