@@ -154,7 +154,7 @@ class Eval(Table):
         """Greedy completions of one prompt are all the same."""
         if 0 < self.temperature < COLD:
             raise PotstillError(
-                f"eval.temperature is 0 (greedy) or at least {COLD:g}, got {self.temperature:g}",
+                f"temperature is 0 (greedy) or at least {COLD:g}, got {self.temperature:g}",
                 "write 0, or a temperature such as 0.7",
             )
         plain = type(self).model_fields
@@ -162,15 +162,15 @@ class Eval(Table):
         drawn = [name for name in names if getattr(self, name) != plain[name].default]
         if self.temperature == 0 and drawn:
             raise PotstillError(
-                f"eval.{drawn[0]} = {getattr(self, drawn[0])} draws completions, and "
-                "eval.temperature is 0, which is greedy",
-                "write eval.temperature = 1.0, or leave both out",
+                f"{drawn[0]} = {getattr(self, drawn[0])} draws completions, and "
+                "temperature is 0, which is greedy",
+                "write temperature = 1.0, or leave both out",
             )
         if self.pass_at and max(self.pass_at) > self.samples:
             raise PotstillError(
-                f"pass@k needs k samples of a problem: eval.pass_at has {max(self.pass_at)}, "
-                f"eval.samples is {self.samples}",
-                f"write eval.samples = {max(self.pass_at)} or more",
+                f"pass@k needs k samples of a problem: pass_at has {max(self.pass_at)}, "
+                f"samples is {self.samples}",
+                f"write samples = {max(self.pass_at)} or more",
             )
         return self
 

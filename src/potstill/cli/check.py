@@ -121,11 +121,11 @@ def powers(study: Study, task: Task, pilot: str | None) -> dict[str, Power]:
     from potstill.stats.metric import ACCURACY, KL
     from potstill.stats.power import power
     from potstill.tasks import is_graded
-    from potstill.tasks.overlap import question_key
+    from potstill.tasks.overlap import problem_key
     from potstill.training.completing import held_out
 
     known = _pilot(pilot, graded=is_graded(task)) if pilot else {}
-    questions = {question_key(p.question) for p in held_out(task, study.eval)}
+    questions = {problem_key(p) for p in held_out(task, study.eval)}
     return {
         pair: power(
             known.get(pair) or next(iter(known.values()), Comparisons({})),

@@ -25,10 +25,13 @@ from potstill.algorithms.losses import CrossEntropy, ReverseKL, ReverseKLSampled
 from potstill.engines.host import host_memory
 from potstill.engines.prompts import Prompting
 from potstill.engines.registry import ENGINES
-from potstill.errors import NonFinite
+from potstill.engines.truncation import truncated
+from potstill.errors import NonFinite, PotstillError
+from potstill.fields import brief
 from potstill.problems import Messages
 from potstill.tasks.rendering import plain
 from potstill.types import (
+    WHOLE,
     Datum,
     Expectation,
     Floats,
@@ -40,6 +43,7 @@ from potstill.types import (
     Sample,
     StepStats,
     Term,
+    Truncation,
 )
 
 Table = npt.NDArray[np.float64]
@@ -119,6 +123,15 @@ class FakeEngine(Prompting):
     def decode(self, tokens: Ids) -> str:
         return "".join(chr(token + FIRST) for token in tokens if token != EOS)
 
+    def encode_completion(self, prompt: Prompt, text: str) -> Ids:
+        ids = self.encode(text)
+        if self.decode(ids) != text or not text.strip():
+            raise PotstillError(
+                f"{prompt.problem}: a completion has printable ASCII characters, got {brief(text)}",
+                "remove the completion, or the characters that the tokenizer has not",
+            )
+        return (*ids, EOS)
+
     def sample(
         self,
         role: Role,
@@ -126,9 +139,10 @@ class FakeEngine(Prompting):
         max_tokens: Sequence[int],
         temperature: float,
         rng: np.random.Generator,
+        truncation: Truncation = WHOLE,
     ) -> list[Sample]:
         logp = log_softmax(self._tables[role])
-        draws = _tempered(logp, temperature)
+        draws = truncated(_tempered(logp, temperature), truncation)
         if np.isnan(draws).any():
             raise NonFinite(f"log-probabilities of the {role}")
         cumulative = np.exp(draws).cumsum(-1)

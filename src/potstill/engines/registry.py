@@ -80,6 +80,8 @@ def open_engine(
     engine = build(*models, seed=seed, **settings)
     if task is not None and (context or route):
         engine.inform(_builder(context, task), route)
+    if task is not None:
+        engine.expect(task.train)
     return engine
 
 

@@ -99,7 +99,7 @@ def inputs_of(study: Study, task: Task, pairs: Iterable[str] | None = None) -> I
         "training problems": problems_digest(task.train),
         "graded problems": problems_digest(held_out(task, study.eval)),
     }
-    if identity := getattr(task, "grader_identity", ""):
+    if identity := grader_identity(task):
         data["grader"] = digest_of(identity)
     models = {}
     for name in study.models if pairs is None else pairs:
@@ -116,6 +116,11 @@ def _model_digests(models: Mapping[str, str]) -> dict[str, str]:
     kept = cache_folder("digests")
     known = {model: model_digest(model, kept) for model in dict.fromkeys(models.values())}
     return {role: known[model] for role, model in models.items()}
+
+
+def grader_identity(task: Task) -> str:
+    """The identity of a task's grader, see `tasks.graders`; "" for a task with one of its own."""
+    return str(getattr(getattr(task, "graded_by", None), "identity", ""))
 
 
 def problems_digest(problems: Sequence[Problem]) -> str:

@@ -28,7 +28,7 @@ from potstill.engines.cached_teacher import fingerprint
 from potstill.engines.host import one_of_several
 from potstill.errors import PotstillError
 from potstill.study.files import write_text
-from potstill.study.inputs import problems_digest
+from potstill.study.inputs import grader_identity, problems_digest
 from potstill.study.provenance import provenance
 from potstill.study.schema import Study
 from potstill.tasks import load_task
@@ -157,8 +157,7 @@ def _hash(value: object) -> str:
 def _problems(study: Study) -> tuple[str, str, str]:
     """Digests of all problems of the task, wherever they come from, and of its grader."""
     task = load_task(**study.task)
-    grader = getattr(task, "grader_identity", "")
-    return problems_digest(task.train), problems_digest(task.test), grader
+    return problems_digest(task.train), problems_digest(task.test), grader_identity(task)
 
 
 def _files(value: object) -> Iterator[tuple[str, str]]:

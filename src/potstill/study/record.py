@@ -18,7 +18,7 @@ from potstill.study.provenance import provenance
 from potstill.study.schema import Study
 from potstill.study.storage import RunFolder, RunId, settings_digest
 from potstill.tasks import Task
-from potstill.tasks.overlap import question_key
+from potstill.tasks.overlap import problem_key
 from potstill.training.completing import held_out
 from potstill.training.session import Trained
 
@@ -53,6 +53,7 @@ def of_training(trained: Trained, run: RunFolder) -> Record:
         "findings": run.findings,
         **of_evaluation(trained.evaluation),
         "tokens": trained.spent["tokens"],
+        "token_sources": trained.spent.get("sources"),
         "flops": trained.spent["flops"],
         "seconds": round(sum(seconds.values()), 3),
         "activity": {name: round(value, 3) for name, value in seconds.items()},
@@ -84,10 +85,8 @@ def of_problems(study: Study, pair: str, task: Task) -> Record:
     route = study.models[pair].route
     evaluated = held_out(task, study.eval)
     facts: Record = {"routes": [problem.text(route) for problem in evaluated]} if route else {}
-    numbers: dict[str, int] = {}
-    clusters = [
-        numbers.setdefault(question_key(problem.question), len(numbers)) for problem in evaluated
-    ]
+    numbers: dict[bytes, int] = {}
+    clusters = [numbers.setdefault(problem_key(problem), len(numbers)) for problem in evaluated]
     return facts | ({"clusters": clusters} if len(numbers) < len(evaluated) else {})
 
 

@@ -34,6 +34,7 @@ from potstill.errors import PotstillError, StorageError, shown, writing
 from potstill.study import record
 from potstill.study.budget import Ledger
 from potstill.study.engine import open_study_engine
+from potstill.study.evaluating import check_evaluation
 from potstill.study.files import DamagedFile
 from potstill.study.inputs import inputs_of
 from potstill.study.schema import Study
@@ -63,6 +64,7 @@ def prepare(study: Study) -> Task:
             )
     evaluated = held_out(task, study.eval)
     check_disjoint(task, evaluated)
+    check_evaluation(study, task, evaluated)
     for pair in study.models.values():
         if pair.route:
             check_routes(pair.route, pair.teachers, task, evaluated)

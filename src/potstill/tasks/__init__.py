@@ -71,6 +71,11 @@ TASKS: dict[str, tuple[str, str, str]] = {  # name: (module, class, description)
         "Arithmetic",
         "generated word problems in GSM8K's answer format",
     ),
+    "data": (
+        "potstill.tasks.data",
+        "Data",
+        "your own data: JSONL, JSON, CSV, Parquet, folders or the hub; questions, prompts, chats",
+    ),
     "gsm8k": (
         "potstill.tasks.gsm8k",
         "GSM8K",

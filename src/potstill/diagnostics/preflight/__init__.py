@@ -26,6 +26,7 @@ from potstill.diagnostics.preflight.check import (
     Watch,
     unwatched,
 )
+from potstill.diagnostics.preflight.completions import completions
 from potstill.diagnostics.preflight.cost import affordable, recall
 from potstill.diagnostics.preflight.memo import Memo
 from potstill.diagnostics.preflight.memory import fits
@@ -67,6 +68,7 @@ CHECKS: dict[str, Callable[[Rehearsal], Iterable[Check]]] = {
     "forward pass": pair.forward_pass,
     "sampler": pair.sampler_scores,
     "identity": pair.self_divergence,
+    "completions": completions,
     "capability gap": pair.capability_gap,
     STEPS: lambda rehearsal: [
         check for recipe in rehearsal.recipes for check in trained_as_written(rehearsal, recipe)
@@ -75,7 +77,7 @@ CHECKS: dict[str, Callable[[Rehearsal], Iterable[Check]]] = {
 }
 ESSENTIAL = ("context", "length", MEMORY)  # no step is taken after one of them has failed
 # Checks that run the models, in addition to the steps.
-RUNNING = ("forward pass", "sampler", "identity", "capability gap", "fresh sampler")
+RUNNING = ("forward pass", "sampler", "identity", "completions", "capability gap", "fresh sampler")
 
 log = logging.getLogger(__name__)
 

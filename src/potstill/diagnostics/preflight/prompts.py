@@ -18,7 +18,7 @@ LONGEST = 16  # longest problems, whose prompts are measured
 def _problems(rehearsal: Rehearsal) -> tuple[list[Problem], list[Problem]]:
     """Training problems and evaluated problems."""
     task = rehearsal.any_run().task
-    return list(task.train), held_out(task, rehearsal.evaluation)
+    return list(task.train), list(held_out(task, rehearsal.evaluation))
 
 
 def special_tokens(rehearsal: Rehearsal) -> list[Check]:

@@ -111,10 +111,10 @@ class Rehearsal:
         """
         problems = self.problems(self.any_run())[: size.problems]
         prompts, limits = [self.engine.prompt(p) for p in problems], self.limits(size.tokens)
-        longest, student = limits.max_tokens, role == "student"
-        temperature = limits.temperature if student else limits.teacher_temperature
+        longest = limits.max_tokens
+        temperature, cut = limits.sampler(role)
         numbers = generator(self.seed, 0, f"{role}:0:{longest}")
-        samples = engine.sample(role, prompts, [longest] * len(prompts), temperature, numbers)
+        samples = engine.sample(role, prompts, [longest] * len(prompts), temperature, numbers, cut)
         readings = [(prompt, s.tokens) for prompt, s in zip(prompts, samples, strict=True)]
         return readings, [s.logprobs for s in samples]
 

@@ -30,7 +30,7 @@ from potstill.engines.tinker.connection import (
     waiting,
 )
 from potstill.errors import PotstillError
-from potstill.types import Floats, Ids, Sample
+from potstill.types import WHOLE, Floats, Ids, Sample, Truncation
 from potstill.urls import Url
 
 ADAM = {"beta1": 0.9, "beta2": 0.95, "eps": 1e-8}
@@ -167,16 +167,19 @@ class Sampler:
         temperature: float,
         seeds: Sequence[int],
         stop: Sequence[int],
+        truncation: Truncation = WHOLE,
     ) -> list[Sample]:
         """Continue each prompt, and return the server's log-probabilities unchanged."""
         from tinker import types
 
         self.service.check_ids(prompts)
+        cut: dict[str, Any] = {"top_k": truncation.top_k} if truncation.top_k else {}
+        cut |= {"top_p": truncation.top_p} if truncation.top_p < 1 else {}
 
         def send(job: tuple[Ids, int, int]) -> Any:
             prompt, limit, seed = job
             params = types.SamplingParams(
-                max_tokens=limit, temperature=temperature, seed=seed, stop=list(stop)
+                max_tokens=limit, temperature=temperature, seed=seed, stop=list(stop), **cut
             )
             return self.client.sample(
                 prompt=types.ModelInput.from_ints(list(prompt)),

@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,7 +26,17 @@ from potstill.engines.prompts import Prompting
 from potstill.engines.registry import ENGINES
 from potstill.engines.tinker.client import Sampler, Service, Trainer, TrainingRow
 from potstill.engines.tinker.conformance import facts_of, sampler_facts_of
-from potstill.engines.tinker.parts import WeightedTerm, behind, completion, row, stats_of, weighted
+from potstill.engines.tinker.connection import is_lost
+from potstill.engines.tinker.parts import (
+    WeightedTerm,
+    behind,
+    check_truncation,
+    completion,
+    row,
+    stats_of,
+    weighted,
+    with_behavior,
+)
 from potstill.engines.torch.loading import ModelPair
 from potstill.engines.torch.thoughts import decoder_of
 from potstill.errors import NonFinite, PotstillError
@@ -33,6 +44,7 @@ from potstill.problems import Messages
 from potstill.settings import TinkerSettings
 from potstill.tasks.rendering import render
 from potstill.types import (
+    WHOLE,
     Datum,
     Expectation,
     Floats,
@@ -43,11 +55,13 @@ from potstill.types import (
     Rows,
     Sample,
     StepStats,
+    Truncation,
 )
 
 TRIES = 4  # number of attempts at an operation, each on a new session
 SAVED = 20  # number of steps after which the state is saved on the server, to limit replays
 
+EMPTY = Sample((), np.zeros(0, np.float32))
 T = TypeVar("T")
 
 
@@ -129,26 +143,22 @@ class TinkerEngine(Prompting):
         max_tokens: Sequence[int],
         temperature: float,
         rng: np.random.Generator,
+        truncation: Truncation = WHOLE,
     ) -> list[Sample]:
+        check_truncation(truncation)
         seeds = rng.integers(0, 2**31 - 1, len(prompts)).tolist()
-        samples = [Sample((), np.zeros(0, np.float32))] * len(prompts)
         nonempty = [i for i, limit in enumerate(max_tokens) if limit > 0]
         ids = [prompts[i].read_by(role) for i in nonempty]
-        limits, stop = [max_tokens[i] for i in nonempty], sorted(self.eos)
+        seeds, limits = ([x[i] for i in nonempty] for x in (seeds, max_tokens))
 
         def draw(sampler: Sampler) -> list[Sample]:
-            drawn = sampler.sample(ids, limits, temperature, [seeds[i] for i in nonempty], stop)
+            drawn = sampler.sample(ids, limits, temperature, seeds, sorted(self.eos), truncation)
             drawn = [self._truncated(sample) for sample in drawn]
-            if temperature in (0.0, 1.0):
-                return drawn
-            if self._raw[role]:  # the server normalised at the temperature, but does not report it
-                return [Sample(s.tokens, s.logprobs, s.logprobs * np.nan) for s in drawn]
-            scores = sampler.score([(p, s.tokens) for p, s in zip(ids, drawn, strict=True)])
-            return [Sample(s.tokens, x, s.logprobs) for s, x in zip(drawn, scores, strict=True)]
+            score = partial(sampler.score, [(p, s.tokens) for p, s in zip(ids, drawn, strict=True)])
+            return with_behavior(drawn, temperature, truncation, None if self._raw[role] else score)
 
-        for i, sample in zip(nonempty, self._with_sampler(role, draw), strict=True):
-            samples[i] = sample
-        return samples
+        drawn = dict(zip(nonempty, self._with_sampler(role, draw), strict=True))
+        return [drawn.get(i, EMPTY) for i in range(len(prompts))]
 
     def _truncated(self, sample: Sample) -> Sample:
         """Truncate a sample at the first id that only one of the two heads has."""
@@ -259,7 +269,7 @@ class TinkerEngine(Prompting):
             except PotstillError:
                 raise
             except Exception as error:
-                if attempt + 1 == TRIES or not _is_lost(error):
+                if attempt + 1 == TRIES or not is_lost(error):
                     raise
                 self._reconnect()
         raise AssertionError
@@ -335,16 +345,6 @@ class TinkerEngine(Prompting):
             service.close()
         self._trainer = None
         self._samplers.clear()
-
-
-def _is_lost(error: Exception) -> bool:
-    """Return whether an error means that the server, the session or the connection is lost."""
-    import tinker
-
-    if isinstance(error, tinker.APIConnectionError | tinker.InternalServerError | OSError):
-        return True
-    text = str(error).lower()
-    return any(sign in text for sign in ("not loaded", "stale", "session", "promise", "timed out"))
 
 
 ENGINE = TinkerEngine

@@ -34,6 +34,7 @@ from potstill.engines.torch.thoughts import decoder_of
 from potstill.problems import Messages
 from potstill.settings import Lora, TorchSettings
 from potstill.types import (
+    WHOLE,
     Datum,
     Expectation,
     Floats,
@@ -46,6 +47,7 @@ from potstill.types import (
     Rows,
     Sample,
     StepStats,
+    Truncation,
 )
 
 Result = TypeVar("Result")
@@ -97,7 +99,7 @@ class TorchEngine(Prompting):
         pair = ModelPair.open(student, teacher, settings.student, settings.teacher, self.cross)
         self.pair = pair.with_teachers(teachers or {})
         self.tokenizer, self.eos = self.pair.tokenizer, self.pair.eos
-        self._decode = decoder_of(self.tokenizer)
+        self._decode, self.student_spec = decoder_of(self.tokenizer), self.pair.student_spec
         self.vocabulary, self.world = self.pair.vocabulary, world
         self.two_renderings, self.windows = self.pair.two_renderings, self.pair.windows_by_role
         adapters = (lora or Lora()).changed({"rank": lora_rank})
@@ -128,10 +130,11 @@ class TorchEngine(Prompting):
         max_tokens: Sequence[int],
         temperature: float,
         rng: np.random.Generator,
+        truncation: Truncation = WHOLE,
     ) -> list[Sample]:
         def call(reader: Role, rows: list[int]) -> list[Sample]:
             ids, limits = [prompts[i].read_by(reader) for i in rows], [max_tokens[i] for i in rows]
-            return self._sample(reader, ids, limits, temperature, rng)
+            return self._sample(reader, ids, limits, temperature, rng, truncation)
 
         return by_reader(role, prompts, call)
 
@@ -142,6 +145,7 @@ class TorchEngine(Prompting):
         max_tokens: Sequence[int],
         temperature: float,
         rng: np.random.Generator,
+        truncation: Truncation,
     ) -> list[Sample]:
         self.pair.check_lengths(role, prompts, max_tokens)
         longest = max(max_tokens, default=0)
@@ -168,6 +172,7 @@ class TorchEngine(Prompting):
                     any_process=self.world.any if together else None,
                     padded=sharing.padded,
                     cached=sharing.cached,
+                    truncation=truncation,
                 )
                 results.update(zip(rows, samples, strict=False))
         return self.world.merge(results)
