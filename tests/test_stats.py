@@ -284,10 +284,11 @@ def test_numbers_that_are_no_shares_have_the_t_interval_over_problems() -> None:
     assert (found.low, found.high, found.seeds) == pytest.approx((want.low, want.high, 1))
 
 
+@pytest.mark.parametrize("spread", [0.2, 2.0])
 @pytest.mark.parametrize("sign", [1, -1])
-def test_skewed_numbers_have_the_wider_end_of_two_intervals(sign: int) -> None:
+def test_skewed_numbers_have_the_wider_end_of_two_intervals(sign: int, spread: float) -> None:
     """Hall's transformation of the t statistic, solved by bisection here."""
-    x = sign * np.exp(np.random.default_rng(3).normal(size=40))
+    x = 50 + sign * np.exp(spread * np.random.default_rng(3).normal(size=40))
     found = interval(mean_squares(x[None], seeded=False, shares=False), SeedVariance(0.0, 0.0))
     mean, se, t = x.mean(), x.std(ddof=1) / math.sqrt(40), scipy_stats.t.ppf(0.975, 39)
     skewness = ((x - mean) ** 3).mean() / 40**2 / se**3
@@ -304,9 +305,11 @@ def test_skewed_numbers_have_the_wider_end_of_two_intervals(sign: int) -> None:
         return low
 
     ends = [mean - solved(t) * se, mean - solved(-t) * se]
-    assert found.low == pytest.approx(min(mean - t * se, ends[0]))
-    assert found.high == pytest.approx(max(mean + t * se, ends[1]))
-    assert (found.high - mean > t * se * 1.05) == (sign > 0)
+    furthest = mean - 2 * t * se, mean + 2 * t * se
+    low, high = min(mean - t * se, ends[0]), max(mean + t * se, ends[1])
+    assert (low < furthest[0] or high > furthest[1]) == (spread > 1)
+    assert (found.low, found.high) == pytest.approx((max(low, furthest[0]), min(high, furthest[1])))
+    assert (found.high - mean > t * se * 1.01) == (sign > 0)
 
 
 def test_a_difference_of_skewed_numbers_is_skewed_too() -> None:
