@@ -133,10 +133,12 @@ def last_box(text: str) -> str | None:
             last = match[1]
         elif match[0] == "}":
             start = starts.pop() if starts else None
-            last = last if start is None else text[start : match.start()].strip()
+            if start is not None:  # a box around another one has that one's content
+                inside = text[start : match.start()].strip()
+                last = last if last and _BOX.match(inside) and inside[-1] == "}" else inside
         elif match[0][0] != "\\" or match[0][1].isalpha():
             starts.append(match.end() if match[0] != "{" else None)
-    return last_box(last) if last and _BOX.match(last) and last.endswith("}") else last
+    return last
 
 
 _BOX = re.compile(r"\\(?:boxed|fbox)\b")
