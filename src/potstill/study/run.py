@@ -46,6 +46,7 @@ from potstill.study.storage import REFERENCES, RunFolder, RunId, StudyFolder, ex
 from potstill.study.validation import check_routes, check_window
 from potstill.tasks import Task, check_disjoint
 from potstill.tasks.context.builder import PromptBuilder
+from potstill.tasks.graders import GraderError
 from potstill.training.completing import complete, held_out
 from potstill.training.evaluation import GREEDY, TeacherCompletions, evaluate
 from potstill.training.loop import train
@@ -115,6 +116,7 @@ def run_cell(
     Raises:
         BudgetReached: the budget is spent; the run can continue from its checkpoint.
         StorageError: storage is unavailable.
+        GraderError: the grader failed on a baseline, so that nothing is trained yet.
     """
     teacher = None
     if key.method not in REFERENCES and study.models[key.pair].teacher:
@@ -134,6 +136,8 @@ def run_cell(
         except (StorageError, BudgetReached, DamagedFile):
             raise
         except Exception as error:  # any other error is the result of this run
+            if isinstance(error, GraderError) and key.method in REFERENCES:
+                raise  # it would fail on every run
             cause = record.of_error(error, run)
             outcome = {k: shown(v) if isinstance(v, str) else v for k, v in cause.items()}
         result = record.complete(study, key, outcome, digest)
