@@ -33,6 +33,7 @@ RESERVED = frozenset(
 MOST_STEPS = 10**7
 MOST_PROMPTS = 10**5  # of a step
 MOST_TOKENS = 10**6  # of a completion; windows of models are below it
+MOST_PROBLEMS = 10**9
 MOST_SAMPLES = 10**4  # of a problem
 MOST_ROWS = 10**9  # tokens of a micro-batch
 MOST_RANK = 2**14  # a LoRA rank above a model's width adds nothing
@@ -127,6 +128,9 @@ class Train(Table):
         return self.learning_rate * blend * min(1.0, (step + 1) / (self.warmup + 1))
 
 
+Words = tuple[Annotated[str, Field(min_length=1)], ...]
+
+
 class Eval(Table):
     """Held-out problems, their completions, and intervals of the evaluations."""
 
@@ -143,6 +147,10 @@ class Eval(Table):
     probe: int = Field(16, ge=1)  # training problems sampled for score and KL
     probe_every: int = Field(5, ge=1)  # steps between probes
     examples: int = Field(4, ge=0)  # completions kept per evaluation
+    lm_eval: Words = ()  # tasks of lm-eval, by name or YAML file, before and after training
+    lm_eval_limit: int = Field(0, ge=0, le=MOST_PROBLEMS)  # documents of each; 0: all
+    lm_eval_chat_template: bool = False  # true: the student's chat template around their prompts
+    drift: str = ""  # a text file on which the student's loss is measured before and after training
 
     @property
     def truncation(self) -> Truncation:

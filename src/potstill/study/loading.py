@@ -21,6 +21,7 @@ from potstill.engines.cross_tokenizer.token_bytes import differ
 from potstill.errors import Errors, PotstillError, did_you_mean, together
 from potstill.fields import brief, explain
 from potstill.settings import MOST_STEPS, Train
+from potstill.study.benchmarks import check_benchmarks
 from potstill.study.names import check_study_names
 from potstill.study.reading import DEEPEST, LARGEST, check_values, parse_toml, text_problem
 from potstill.study.schema import EMBEDDED_LEARNING_RATE, PUBLISHED, Study
@@ -53,6 +54,8 @@ def resolve(study: Study) -> Study:
         check_faults(study.faults)
     with errors:
         check_trackers(study.track)
+    with errors:
+        check_benchmarks(study.eval, study.engine.name)
     with errors:
         _check_published(study)
     with errors:

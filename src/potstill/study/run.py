@@ -32,6 +32,7 @@ from potstill.diagnostics.preflight import (
 from potstill.engines.protocol import Engine
 from potstill.errors import PotstillError, StorageError, shown, writing
 from potstill.study import record
+from potstill.study.benchmarks import forgotten, load_tasks
 from potstill.study.budget import Ledger
 from potstill.study.engine import open_study_engine
 from potstill.study.evaluating import check_evaluation
@@ -65,6 +66,8 @@ def prepare(study: Study) -> Task:
     evaluated = held_out(task, study.eval)
     check_disjoint(task, evaluated)
     check_evaluation(study, task, evaluated)
+    if study.eval.lm_eval:
+        load_tasks(study.eval.lm_eval)  # before a model is trained for hours
     for pair in study.models.values():
         if pair.route:
             check_routes(pair.route, pair.teachers, task, evaluated)
@@ -158,8 +161,12 @@ def _execute(
         if study.train.save:
             with writing(run.path / "student"):
                 engine.export(run.path / "student")
+        usage = Usage(engine)
+        with usage.clock("evaluation"):
+            more = forgotten(Metered(engine, usage, "evaluation"), study.eval)
         return {
-            **record.of_training(trained, run),
+            **record.with_cost(record.of_training(trained, run), usage if more else None),
+            **more,
             **record.of_problems(study, key.pair, actual.task),
             **record.of_engine(engine),
         }
@@ -189,6 +196,7 @@ def _evaluate_baseline(
     return {
         "steps": 0,
         **record.of_evaluation(evaluation),
+        **(forgotten(meter, study.eval) if role == "student" else {}),
         **record.of_problems(study, key.pair, task),
         "prompt": engine.rendered(engine.prompt(problems[0]), role),
         "tokens": dict(+usage.tokens),
