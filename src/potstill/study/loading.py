@@ -22,6 +22,7 @@ from potstill.errors import Errors, PotstillError, did_you_mean, together
 from potstill.fields import brief, explain
 from potstill.settings import Train
 from potstill.study.aliases import with_our_names
+from potstill.study.benchmarks import check_benchmarks
 from potstill.study.names import check_study_names
 from potstill.study.paths import located
 from potstill.study.problems import add_data_errors
@@ -63,6 +64,8 @@ def resolve(study: Study) -> Study:
         check_faults(study.faults)
     with errors:
         check_trackers(study.track)
+    with errors:
+        check_benchmarks(study.eval, study.engine.name)
     with errors:
         _check_published(study)
     with errors:

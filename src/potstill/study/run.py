@@ -33,6 +33,7 @@ from potstill.engines.protocol import Engine
 from potstill.errors import Errors, PotstillError, StorageError, shown, writing
 from potstill.problems import Problem
 from potstill.study import record
+from potstill.study.benchmarks import forgotten, load_tasks
 from potstill.study.budget import Ledger
 from potstill.study.completions import check_completions
 from potstill.study.engine import open_study_engine
@@ -72,6 +73,9 @@ def prepare(study: Study) -> Task:
         check_completions(study, task, evaluated)
     with errors:
         check_lengths(study, task, evaluated)
+    with errors:
+        if study.eval.lm_eval:
+            load_tasks(study.eval.lm_eval)  # before a model is trained for hours
     for pair in study.models.values():
         if pair.route:
             with errors:
@@ -179,8 +183,14 @@ def _execute(
         if study.train.save:
             with writing(run.path / "student"):
                 engine.export(run.path / "student")
+        usage = Usage(engine)
+        with usage.clock("evaluation"):
+            more = forgotten(Metered(engine, usage, "evaluation"), study.eval)
         return {
-            **record.of_training(trained, run, study.train),
+            **record.with_cost(
+                record.of_training(trained, run, study.train), usage if more else None
+            ),
+            **more,
             **record.of_problems(study, key.pair, actual.task),
             **record.of_engine(engine),
         }
@@ -210,6 +220,7 @@ def _evaluate_baseline(
     return {
         "steps": 0,
         **record.of_evaluation(evaluation),
+        **(forgotten(meter, study.eval) if role == "student" else {}),
         **record.of_problems(study, key.pair, task),
         "prompt": engine.rendered(engine.prompt(problems[0]), role),
         "tokens": dict(+usage.tokens),
