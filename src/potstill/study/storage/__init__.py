@@ -23,7 +23,7 @@ per run, released when its process dies, keeps two processes from executing the 
 from __future__ import annotations
 
 from potstill.study.files import write_text
-from potstill.study.storage.identity import settings_digest
+from potstill.study.storage.identity import accepted_digests, settings_digest
 from potstill.study.storage.keys import REFERENCES, RunId, runs_of
 from potstill.study.storage.run_folder import RunFolder, example
 from potstill.study.storage.study_folder import StudyFolder
@@ -35,6 +35,7 @@ __all__ = [
     "StudyFolder",
     "runs_of",
     "example",
+    "accepted_digests",
     "settings_digest",
     "write_text",
 ]
