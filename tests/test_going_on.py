@@ -25,7 +25,7 @@ from potstill.study.extending import begin, extended, finished
 from potstill.study.files import write_record
 from potstill.study.loading import read_study
 from potstill.study.settling import task_of
-from potstill.study.storage import RunId, StudyFolder, accepted_digests
+from potstill.study.storage import RunId, StudyFolder, identity
 from potstill.study.trained import model_of
 from potstill.tasks import Resplit
 from potstill.tasks.overlap import question_key
@@ -279,11 +279,11 @@ def test_a_run_that_acts_on_a_collapse_depends_on_when_it_looks(
 def test_records_of_versions_that_told_them_apart_are_read(tmp_path: Path) -> None:
     folder = done(tmp_path, steps=3)
     run = folder.cell(CELL)
-    new, old = accepted_digests(folder.study, CELL)
-    assert new != old and run.result and run.result["settings"] == new
-    record = {**run.result, "settings": old}
-    record.pop("digest", None)
-    write_record(run.path / "result.json", record)
+    used = folder.study.model_dump(mode="json", exclude_defaults=True)
+    old = identity._digest(folder.study, CELL, used, every_field=True)
+    assert run.result and run.result["settings"] not in (old, "")
+    record = {k: v for k, v in run.result.items() if k != "digest"}
+    write_record(run.path / "result.json", {**record, "settings": old})
     assert CELL in folder.results([CELL], folder.study)
 
 

@@ -192,8 +192,9 @@ def _members(annotation: Any) -> list[Any]:
 
 
 def _fields(node: Any) -> Mapping[Any, Any]:
-    """Fields by name of a pydantic model or a dataclass; another type has none."""
-    return getattr(node, "__pydantic_fields__", None) or getattr(node, "__dataclass_fields__", {})
+    """Fields by the name in a file of a pydantic model or a dataclass; another type has none."""
+    fields = getattr(node, "__pydantic_fields__", None) or getattr(node, "__dataclass_fields__", {})
+    return {getattr(one, "validation_alias", None) or name: one for name, one in fields.items()}
 
 
 def _tags(node: Any) -> tuple[Any, ...]:

@@ -17,7 +17,7 @@ from potstill.types import Ids
 
 HALF = 0.5  # of a grade, from which on it counts as correct
 
-Messages = tuple[tuple[str, str], ...]  # (role, text): "system", "user" or "assistant"
+Messages = tuple[tuple[str, str], ...]  # (role, text): "system", "user", "assistant"; "text"
 
 
 @dataclass(frozen=True)

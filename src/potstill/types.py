@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 Role = str  # "student", "init" (the student of step 0), "teacher", or "teacher:NAME" of several
 Source = Literal["student", "teacher"]
+Origin = Literal["model", "file"]  # of tokens: sampled by the model that is their source, or read
 Ids = tuple[int, ...]
 Floats = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.float64]  # (T, V) log-probabilities
@@ -126,6 +127,7 @@ class Trajectory(Written):
     prefix: int = 0  # leading tokens sampled by the teacher: context, never trained
     version: int = 0  # optimizer steps of the weights that sampled it
     behavior_logprobs: Floats = None  # type: ignore[assignment]  # (T,) see `Sample`
+    origin: Origin = "model"  # of the tokens after the prefix; from a file, logprobs are NaN
 
     @property
     def problem(self) -> str:
@@ -224,6 +226,7 @@ class Datum(Written):
     match: TokenMatch | None = None  # set when the teacher has a tokenizer of its own
     behavior_logprobs: Floats = None  # type: ignore[assignment]  # (T,) see `Sample`
     fresh: bool = False  # true if the sampler's weights are those before the step
+    origin: Origin = "model"  # as of the `Trajectory`
 
     def reading(self, role: Role) -> Reading:
         """Prompt and completion for a model: its view if it has one, else the datum's."""

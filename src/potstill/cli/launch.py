@@ -71,9 +71,8 @@ def predict(checks: Mapping[str, Sequence[Check]]) -> dict[str, dict[str, Spent]
         if numbers:
             runs = {name: Spent.read(run) for name, run in numbers["runs"].items()}
             roles = {"untrained": "student", "teacher": "teacher"}
-            baselines = {
-                name: Spent.read(numbers["gradings"][role]) for name, role in roles.items()
-            }
+            made = numbers["gradings"]
+            baselines = {n: Spent.read(made[role]) for n, role in roles.items() if role in made}
             predicted[pair] = {**runs, **baselines}
     return predicted
 
@@ -197,7 +196,10 @@ def opened(
         A function that executes those of the given runs that have not ended, under the live view.
     """
     check_out(on, mirror)
-    inputs = inputs_of(study, prepare(study))
+    task = prepare(study)
+    inputs = inputs_of(study, task)
+    if note := getattr(task, "note", ""):
+        echo(note)
     if on == LOCAL:
         check_devices(study)
     workers = one_engine(study, workers)

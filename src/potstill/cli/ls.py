@@ -47,7 +47,7 @@ def ls(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List methods, pairs, tasks, engines, losses, schedules, faults or trackers."""
+    """List methods, pairs, tasks, graders, engines, losses, schedules, faults or trackers."""
     rows = lists() if what is None else listing(what)
     if as_json:
         print_json(rows)
@@ -70,9 +70,9 @@ def listing(name: str) -> Records:
 
 
 def _methods() -> Records:
-    from potstill.algorithms.methods import METHODS
+    from potstill.algorithms.methods import KNOWN
 
-    return [{"method": recipe.name, **recipe_row(recipe)} for recipe in METHODS.values()]
+    return [{"method": recipe.name, **recipe_row(recipe)} for recipe in KNOWN.values()]
 
 
 def recipe_row(recipe: Recipe) -> dict[str, Any]:
@@ -102,6 +102,12 @@ def _tasks() -> Records:
     from potstill.tasks import TASKS
 
     return [{"task": name, "what": what} for name, (_, _, what) in TASKS.items()]
+
+
+def _graders() -> Records:
+    from potstill.tasks.graders import GRADERS
+
+    return [{"grader": name, "what": what} for name, (_, _, what) in GRADERS.items()]
 
 
 def _engines() -> Records:
@@ -161,6 +167,7 @@ LISTS: dict[str, Listing] = {
     "methods": Listing("recipes to distil with: who writes the tokens, which losses", _methods),
     "pairs": Listing("embedded pairs of a student and a teacher", _pairs),
     "tasks": Listing("problems to train on and to evaluate with", _tasks),
+    "graders": Listing("ways to grade a completion, for a task's option `grade`", _graders),
     "engines": Listing("where models are run and trained", _engines),
     "losses": Listing("per-token losses, and what each needs of the teacher", _losses),
     "schedules": Listing("shapes of a value that changes during a run", _schedules),

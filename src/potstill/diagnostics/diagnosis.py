@@ -80,6 +80,20 @@ OTHERS: dict[str, tuple[str, str]] = {
         "the student was still approaching the teacher at the last step",
         "raise train.steps: at this length, methods are compared by their speed",
     ),
+    "truncated": (
+        "the student's completions are cut off at the limit",
+        "raise train.max_tokens, or train on more of the teacher's completions, which end",
+    ),
+    "eos_never_seen": (
+        "no completion of the teacher or the student ends before the limit",
+        "raise train.max_tokens; if it is high enough, check the chat template and the EOS of the "
+        "teacher",
+    ),
+    "all_rejected": (
+        "no completion of the teacher was right, and only right ones are trained on",
+        "read the teacher's completions and check the grader, raise train.max_tokens, or leave "
+        "reject_wrong out",
+    ),
     "unexplained": (
         "the student lost its skill and no known cause fits",
         "lower the learning rate; read its completions; compare with on_policy_gkd on this pair",

@@ -14,10 +14,9 @@ import numpy as np
 from potstill.engines.protocol import Engine
 from potstill.problems import Problem
 from potstill.tasks import Task, is_graded
-from potstill.training.completing import completion_ids
 from potstill.training.evaluation import TeacherCompletions, has_teacher
 from potstill.training.rollout import generator
-from potstill.types import Floats, Ids, Reading, Role, Sample
+from potstill.types import Floats, Ids, Prompt, Reading, Role, Sample
 
 PERIODS = 16  # tokens of the longest loop that is found
 
@@ -65,10 +64,13 @@ class Probe:
                 self.engine.sample("teacher", self.prompts, self._limits, 0.0, rng)
             )
         return [
-            (prompt, completion_ids(self.engine, problem.completions[0]))
+            (prompt, self._cut(prompt, problem.completions[0]))
             for prompt, problem in zip(self.prompts, self.problems, strict=True)
             if problem.completions
         ]
+
+    def _cut(self, prompt: Prompt, text: str) -> Ids:
+        return self.engine.encode_completion(prompt, text)[: self.max_tokens]
 
     def compare_with_teacher(self) -> dict[str, float]:
         """Signals of the teacher, next to the latest of the student; none without a teacher.

@@ -24,9 +24,11 @@ from safetensors.numpy import load_file, save_file
 from potstill.algorithms.losses import CrossEntropy, ReverseKL, ReverseKLSampled, SampledLoss
 from potstill.engines.host import host_memory
 from potstill.engines.prompts import Prompting
+from potstill.engines.protocol import NO_TEACHER
 from potstill.engines.registry import ENGINES
 from potstill.engines.truncation import truncated
-from potstill.errors import NonFinite
+from potstill.errors import NonFinite, PotstillError
+from potstill.fields import brief
 from potstill.problems import Messages
 from potstill.settings import Adam
 from potstill.tasks.rendering import plain
@@ -44,6 +46,7 @@ from potstill.types import (
     StepStats,
     Term,
     Truncation,
+    is_teacher,
 )
 
 Table = npt.NDArray[np.float64]
@@ -107,7 +110,7 @@ class FakeEngine(Prompting):
     devices = 1
 
     def __init__(
-        self, student: str = "", teacher: str = "", *, seed: int = 0, adam: Adam | None = None
+        self, student: str = "", teacher: str = "fake", *, seed: int = 0, adam: Adam | None = None
     ) -> None:
         self._settings = adam or Adam()
         start = np.random.default_rng(7).normal(size=(SIZE, SIZE)) * 0.5
@@ -118,6 +121,7 @@ class FakeEngine(Prompting):
         }
         self._moments = [np.zeros_like(start), np.zeros_like(start)]
         self._steps = 0
+        self.has_teacher = bool(teacher)
 
     def encode(self, text: str | Messages, role: Role = "student") -> Ids:
         text = text if isinstance(text, str) else plain(text).rstrip("\n")
@@ -125,6 +129,15 @@ class FakeEngine(Prompting):
 
     def decode(self, tokens: Ids) -> str:
         return "".join(chr(token + FIRST) for token in tokens if token != EOS)
+
+    def encode_completion(self, prompt: Prompt, text: str) -> Ids:
+        ids = self.encode(text)
+        if self.decode(ids) != text or not text.strip():
+            raise PotstillError(
+                f"{prompt.problem}: a completion has printable ASCII characters, got {brief(text)}",
+                "remove the completion, or the characters that the tokenizer has not",
+            )
+        return (*ids, EOS)
 
     def sample(
         self,
@@ -135,7 +148,7 @@ class FakeEngine(Prompting):
         rng: np.random.Generator,
         truncation: Truncation = WHOLE,
     ) -> list[Sample]:
-        logp = log_softmax(self._tables[role])
+        logp = log_softmax(self._table(role))
         draws = truncated(_tempered(logp, temperature), truncation)
         if np.isnan(draws).any():
             raise NonFinite(f"log-probabilities of the {role}")
@@ -158,7 +171,7 @@ class FakeEngine(Prompting):
 
     def _token_scores(self, role: Role, prompt: Ids, completion: Ids) -> Floats:
         before = [prompt[-1], *completion[:-1]] if completion else []
-        logp = log_softmax(self._tables[role][before])
+        logp = log_softmax(self._table(role)[before])
         return logp[range(len(completion)), list(completion)].astype(np.float32)
 
     def score(self, role: Role, rows: Sequence[Reading]) -> list[Floats]:
@@ -168,13 +181,18 @@ class FakeEngine(Prompting):
         return self._rows(role, prompt.read_by(role), completion)
 
     def _rows(self, role: Role, prompt: Ids, completion: Ids) -> Table:
-        return log_softmax(self._tables[role][[prompt[-1], *completion[:-1]]])
+        return log_softmax(self._table(role)[[prompt[-1], *completion[:-1]]])
+
+    def _table(self, role: Role) -> Table:
+        if is_teacher(role) and not self.has_teacher:
+            raise PotstillError(*NO_TEACHER)
+        return self._tables[role]
 
     def inspect(self, role: Role, rows: Sequence[Reading]) -> list[Expectation]:
         expectations = []
         for prompt, completion in rows:
             before = [prompt.read_by(role)[-1], *completion[:-1]] if completion else []
-            logp = log_softmax(self._tables[role][before])
+            logp = log_softmax(self._table(role)[before])
             p, positions = np.exp(logp), np.arange(len(before))
             entropy = -(p * np.where(p > 0, logp, 0.0)).sum(-1)
             scores = logp[positions, list(completion)]

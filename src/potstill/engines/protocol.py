@@ -42,6 +42,7 @@ class Engine(Protocol):
 
     losses: frozenset[str]  # names of the losses that `step` can compute
     eos: frozenset[int]  # ids that end a completion
+    has_teacher: bool  # false: the pair is a student alone
     notes: tuple[str, ...]  # decisions made while opening the pair, for the run's record
 
     @property
@@ -56,6 +57,16 @@ class Engine(Protocol):
 
     def decode(self, tokens: Ids) -> str:
         """Return the text of ids in the student's vocabulary, without special tokens."""
+
+    def encode_completion(self, prompt: Prompt, text: str) -> Ids:
+        """Return the ids (T,) of a completion as the student would have written it, EOS included.
+
+        Raises:
+            PotstillError: it cannot be written in the student's tokens, or not after this prompt.
+        """
+
+    def expect(self, problems: Sequence[Problem]) -> None:
+        """Name the problems whose completions `encode_completion` will be asked for."""
 
     def prompt(self, problem: Problem) -> Prompt:
         """Render a problem as each model reads it."""
@@ -208,6 +219,9 @@ class CrossTokenizer(Engine, Protocol):
 
     def translate(self, data: Sequence[Datum]) -> list[Datum]:
         """Return the data of a step as the models read them."""
+
+
+NO_TEACHER = "the teacher is used, and the pair has none", "name a teacher in the pair's table"
 
 
 class Wrapper:

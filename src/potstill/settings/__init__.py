@@ -15,6 +15,7 @@ from potstill.settings.base import (
     COLD,
     HOT,
     MOST_DOLLARS,
+    MOST_PROBLEMS,
     MOST_PROMPTS,
     MOST_RANK,
     MOST_ROWS,
@@ -38,6 +39,7 @@ __all__ = [
     "MOST_PROMPTS",
     "MOST_RANK",
     "MOST_ROWS",
+    "MOST_PROBLEMS",
     "MOST_SAMPLES",
     "MOST_SEED",
     "MOST_STEPS",
@@ -83,10 +85,13 @@ class Pair(Table):
     """A student and the teacher it learns from, by hub name or local folder."""
 
     student: str = Field(min_length=1)
-    teacher: str = Field(min_length=1)
+    teacher: str = ""  # empty: it learns from the completions that the data have
     context: dict[str, Any] = Field(default_factory=dict)  # read by the teacher alone
     route: str = ""  # key of the data that chooses a problem's teacher
     teachers: dict[str, str] = Field(default_factory=dict)  # further teachers, by that key's value
+
+
+Words = tuple[Annotated[str, Field(min_length=1)], ...]
 
 
 class Eval(Table):
@@ -105,6 +110,10 @@ class Eval(Table):
     probe: int = Field(16, ge=1)  # training problems sampled for score and KL
     probe_every: int = Field(5, ge=1)  # steps between probes
     examples: int = Field(4, ge=0)  # completions kept per evaluation
+    lm_eval: Words = ()  # tasks of lm-eval, by name or YAML file, before and after training
+    lm_eval_limit: int = Field(0, ge=0, le=MOST_PROBLEMS)  # documents of each; 0: all
+    lm_eval_chat_template: bool = False  # true: the student's chat template around their prompts
+    drift: str = ""  # a text file on which the student's loss is measured before and after training
 
     @property
     def truncation(self) -> Truncation:
@@ -116,7 +125,7 @@ class Eval(Table):
         """Greedy completions of one prompt are all the same."""
         if 0 < self.temperature < COLD:
             raise PotstillError(
-                f"eval.temperature is 0 (greedy) or at least {COLD:g}, got {self.temperature:g}",
+                f"temperature is 0 (greedy) or at least {COLD:g}, got {self.temperature:g}",
                 "write 0, or a temperature such as 0.7",
             )
         plain = type(self).model_fields
@@ -124,15 +133,15 @@ class Eval(Table):
         drawn = [name for name in names if getattr(self, name) != plain[name].default]
         if self.temperature == 0 and drawn:
             raise PotstillError(
-                f"eval.{drawn[0]} = {getattr(self, drawn[0])} draws completions, and "
-                "eval.temperature is 0, which is greedy",
-                "write eval.temperature = 1.0, or leave both out",
+                f"{drawn[0]} = {getattr(self, drawn[0])} draws completions, and "
+                "temperature is 0, which is greedy",
+                "write temperature = 1.0, or leave both out",
             )
         if self.pass_at and max(self.pass_at) > self.samples:
             raise PotstillError(
-                f"pass@k needs k samples of a problem: eval.pass_at has {max(self.pass_at)}, "
-                f"eval.samples is {self.samples}",
-                f"write eval.samples = {max(self.pass_at)} or more",
+                f"pass@k needs k samples of a problem: pass_at has {max(self.pass_at)}, "
+                f"samples is {self.samples}",
+                f"write samples = {max(self.pass_at)} or more",
             )
         return self
 

@@ -46,13 +46,15 @@ def open_study_engine(
         key: the run.
         task: the problems that the pair's context and its choice of teachers depend on.
         scratch: a folder for teachers that a fault modifies.
-        cache: a folder for teacher completions; None: they are not cached.
+        cache: a folder for teacher completions; None, or no teacher: they are not cached.
     """
     pair, name = study.models[key.pair], study.engine.name
-    teacher = faults.teacher_for(study.faults, pair.teacher, scratch)
+    teacher = pair.teacher and faults.teacher_for(study.faults, pair.teacher, scratch)
     models = pair.model_copy(update={"teacher": teacher, "context": study.contexts.get(key.pair)})
     engine = open_engine(name, models, seed=key.seed or 0, task=task, **engine_settings(study))
-    if cache is None:
+    if note := getattr(task, "note", ""):
+        engine.notes = (*engine.notes, note)
+    if cache is None or not teacher:
         return engine
     # The student matters as well: token ids that both heads have, and what ends a completion.
     parts: tuple[Any, ...] = (pair.student, sorted(engine.eos))

@@ -28,7 +28,7 @@ from potstill.engines.cached_teacher import fingerprint
 from potstill.engines.host import one_of_several
 from potstill.errors import PotstillError
 from potstill.study.files import write_text
-from potstill.study.inputs import problems_digest
+from potstill.study.inputs import grader_identity, problems_digest
 from potstill.study.provenance import provenance
 from potstill.study.schema import Study
 from potstill.study.settling import task_of
@@ -131,7 +131,7 @@ class KeptChecks:
             study = self._study
             pair, table = study.models[self._pair], study.to_toml()
             settings = {name: table.get(name) for name in TABLES}
-            models = (pair.student, pair.teacher, *pair.teachers.values())
+            models = filter(None, (pair.student, pair.teacher, *pair.teachers.values()))
             facts = provenance()
             self._common = _hash(
                 [
@@ -157,8 +157,7 @@ def _hash(value: object) -> str:
 def _problems(study: Study) -> tuple[str, str, str]:
     """Digests of all problems of the task, wherever they come from, and of its grader."""
     task = task_of(study)
-    grader = getattr(task, "grader_identity", "")
-    return problems_digest(task.train), problems_digest(task.test), grader
+    return problems_digest(task.train), problems_digest(task.test), grader_identity(task)
 
 
 def _files(value: object) -> Iterator[tuple[str, str]]:

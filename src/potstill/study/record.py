@@ -19,9 +19,10 @@ from potstill.study.provenance import provenance
 from potstill.study.schema import Study
 from potstill.study.storage import RunFolder, RunId, settings_digest
 from potstill.tasks import Task
-from potstill.tasks.overlap import question_key
+from potstill.tasks.overlap import problem_key
 from potstill.training import checkpoint
 from potstill.training.completing import held_out
+from potstill.training.metering import Usage
 from potstill.training.session import Trained
 
 Record = dict[str, Any]
@@ -59,10 +60,33 @@ def of_training(trained: Trained, run: RunFolder, settings: Train) -> Record:
         "findings": run.findings,
         **of_evaluation(trained.evaluation),
         "tokens": trained.spent["tokens"],
+        "token_sources": trained.spent.get("sources"),
         "flops": trained.spent["flops"],
         "seconds": round(sum(seconds.values()), 3),
         "activity": {name: round(value, 3) for name, value in seconds.items()},
         "saved": {name: round(value, 3) for name, value in trained.spent["saved"].items()},
+    }
+
+
+def with_cost(record: Record, more: Usage | None) -> Record:
+    """The record of a run with the cost of what was measured after it."""
+    if more is None:
+        return record
+    seconds = more.seconds["evaluation"]
+    activity = dict(record["activity"])
+    activity["evaluation"] = round(activity.get("evaluation", 0.0) + seconds, 3)
+    sums = {
+        name: {
+            key: record[name].get(key, 0) + added.get(key, 0) for key in {**record[name], **added}
+        }
+        for name, added in (("tokens", +more.tokens), ("flops", more.flops))
+    }
+    sums["flops"] = sums["flops"] if record["flops"] and more.flops else {}
+    return {
+        **record,
+        **sums,
+        "activity": activity,
+        "seconds": round(record["seconds"] + seconds, 3),
     }
 
 
@@ -90,10 +114,8 @@ def of_problems(study: Study, pair: str, task: Task) -> Record:
     route = study.models[pair].route
     evaluated = held_out(task, study.eval)
     facts: Record = {"routes": [problem.text(route) for problem in evaluated]} if route else {}
-    numbers: dict[str, int] = {}
-    clusters = [
-        numbers.setdefault(question_key(problem.question), len(numbers)) for problem in evaluated
-    ]
+    numbers: dict[bytes, int] = {}
+    clusters = [numbers.setdefault(problem_key(problem), len(numbers)) for problem in evaluated]
     return facts | ({"clusters": clusters} if len(numbers) < len(evaluated) else {})
 
 

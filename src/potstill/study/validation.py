@@ -19,7 +19,7 @@ from potstill.algorithms.losses import (
 )
 from potstill.algorithms.recipe import Recipe, anchor_losses
 from potstill.engines import zoo
-from potstill.errors import PotstillError, did_you_mean
+from potstill.errors import Errors, PotstillError, did_you_mean
 from potstill.fields import brief
 from potstill.problems import Problem
 from potstill.study.schema import Study
@@ -30,6 +30,7 @@ from potstill.training.rollout import check_prefix
 from potstill.types import WHOLE, ModelSpec
 
 _HUB_ID = re.compile(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}", re.ASCII)  # OWNER/NAME
+TEACHERS_FAULTS = ("template_mismatch", "teacher_shifted", "vocab_permuted")
 TEMPLATE = 256  # bytes that a chat template may add to a message
 
 
@@ -185,6 +186,55 @@ def check_teachers(where: str, route: str, teachers: Mapping[str, str], engine: 
             f"{where}.teachers: a value of the key is text without a colon, got {brief(bad[0])}",
             "problems without a value are read by teacher",
         )
+
+
+def check_alone(study: Study, name: str) -> None:
+    """Check that a pair without a teacher asks nothing of one.
+
+    Raises:
+        PotstillError: recipes, faults or settings of the pair that need a teacher, all of them.
+    """
+    pair, table, errors = study.models[name], f"pair.{name}", Errors()
+    for key in ("context", "route", "teachers"):
+        if getattr(pair, key):
+            errors.add(
+                PotstillError(
+                    f"{table}.{key} is about a teacher, and the pair has none",
+                    f"name one, {table}.teacher, or leave {key} out",
+                )
+            )
+    reasons: dict[str, list[str]] = {}
+    for recipe in study.recipes.values():
+        if need := _needs_teacher(recipe):
+            reasons.setdefault(need, []).append(recipe.name)
+    for need, names in reasons.items():
+        verb = "needs" if len(names) == 1 else "need"
+        errors.add(
+            PotstillError(
+                f'{", ".join(names)} {verb} {need}, and pair "{name}" has no teacher',
+                f"name one, {table}.teacher, or train on the completions of the data: methods = "
+                '["sft"]',
+            )
+        )
+    if wrong := [fault for fault in study.faults if fault in TEACHERS_FAULTS]:
+        errors.add(
+            PotstillError(
+                f'the fault {wrong[0]} is one of a teacher, and pair "{name}" has none',
+                "leave it out",
+            )
+        )
+    errors.check()
+
+
+def _needs_teacher(recipe: Recipe) -> str:
+    """What a recipe needs a teacher for, in addition to completions; "" for nothing."""
+    if recipe.interleave:
+        return "a teacher's ranks of the student's tokens"
+    if recipe.uses_student and recipe.student_loss.needs != "tokens":
+        return f"a teacher's probabilities of the student's text ({recipe.student_loss})"
+    if recipe.uses_teacher and recipe.teacher_loss.needs != "tokens":
+        return f"a teacher's probabilities of its text ({recipe.teacher_loss})"
+    return ""
 
 
 def check_window(

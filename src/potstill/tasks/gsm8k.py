@@ -17,8 +17,9 @@ from pydantic.dataclasses import dataclass
 from potstill.errors import PotstillError
 from potstill.fields import CLOSED, reported
 from potstill.problems import Grade, Problem
-from potstill.tasks.grading import grade_number, strict_number
-from potstill.tasks.jsonl import read_jsonl, with_question
+from potstill.tasks.graders import Grader, GraderOption, checked, load_grader
+from potstill.tasks.grading import strict_number
+from potstill.tasks.strict_json import read_jsonl, with_question
 
 HUB = "openai/gsm8k"
 MARK = re.compile(r"<<(?:(?!<<).)*?>>")  # a calculator mark, which has no other in it
@@ -33,6 +34,7 @@ class GSM8K:
         train_path: local JSON Lines in the published format; empty loads the hub's train split.
         test_path: the same for the test split.
         prompt: the text that the model reads, with `{question}` in the question's place.
+        grade: another grader than "gsm8k", see `potstill ls graders`.
     """
 
     train_path: str = ""
@@ -40,8 +42,10 @@ class GSM8K:
     prompt: Annotated[str, AfterValidator(with_question)] = (
         "{question}\nReason step by step and end with the answer after ####."
     )
+    grader: GraderOption = None
 
     name = "gsm8k"
+    graded = True
 
     @cached_property
     def train(self) -> Sequence[Problem]:
@@ -51,8 +55,14 @@ class GSM8K:
     def test(self) -> Sequence[Problem]:
         return self._problems("test", self.test_path)
 
+    @cached_property
+    def graded_by(self) -> Grader:
+        """The grader."""
+        own: Grader | None = self.grader
+        return own or load_grader("gsm8k")
+
     def grade(self, problem: Problem, text: str) -> Grade:
-        return grade_number(problem.answer, text)
+        return self.graded_by.grade(problem, text)
 
     def _problems(self, split: str, path: str) -> list[Problem]:
         rows = read_jsonl(path, ("question", "answer")) if path else _hub(split)
@@ -67,7 +77,8 @@ class GSM8K:
                 )
             question = self.prompt.replace("{question}", row["question"])
             solution = MARK.sub("", row["answer"])
-            problems.append(Problem(f"{split}-{n - 1}", question, str(number), solution))
+            problem = Problem(f"{split}-{n - 1}", question, str(number), solution)
+            problems.append(checked(self.graded_by, problem, f"{path or HUB}, line {n}"))
         return problems
 
 

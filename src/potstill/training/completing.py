@@ -20,10 +20,10 @@ from potstill.problems import Graded, Problem
 from potstill.settings import Eval
 from potstill.tasks import Task, is_graded
 from potstill.training.rollout import generator
-from potstill.types import Ids, Prompt, Role, Sample
+from potstill.types import Prompt, Role, Sample
 
 
-def held_out(task: Task, settings: Eval, count: int | None = None) -> list[Problem]:
+def held_out(task: Task, settings: Eval, count: int | None = None) -> Sequence[Problem]:
     """The held-out problems that are evaluated, in the order of the task's test split.
 
     Args:
@@ -33,7 +33,7 @@ def held_out(task: Task, settings: Eval, count: int | None = None) -> list[Probl
     """
     count = min(settings.problems if count is None else count, len(task.test))
     if settings.seed is None:
-        return list(task.test[:count])
+        return task.test[:count]
     drawn = generator(settings.seed, 0, "held-out problems").permutation(len(task.test))[:count]
     return [task.test[i] for i in sorted(drawn.tolist())]
 
@@ -77,16 +77,10 @@ def _sample(
             [(prompts[i].problem, i % settings.samples) for i in indices], settings.seed or 0
         )
         chosen, limits = [prompts[i] for i in indices], [max_tokens] * len(indices)
-        return engine.sample(role, chosen, limits, settings.temperature, rng)
+        truncation = settings.truncation
+        return engine.sample(role, chosen, limits, settings.temperature, rng, truncation=truncation)
 
     return by_reader(role, prompts, call)
-
-
-def completion_ids(engine: Engine, text: str) -> Ids:
-    """Token ids of a completion of the data, which ends."""
-    tokenizer: Any = getattr(engine, "tokenizer", None)
-    ids = tokenizer.encode(text, add_special_tokens=False) if tokenizer else engine.encode(text)
-    return (*ids, min(engine.eos))
 
 
 class RowGenerator(np.random.Generator):

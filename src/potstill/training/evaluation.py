@@ -19,7 +19,7 @@ from potstill.problems import Evaluation, Graded, Problem
 from potstill.settings import Eval
 from potstill.tasks import Task, is_graded
 from potstill.training import ungraded
-from potstill.training.completing import complete, completion_ids, held_out
+from potstill.training.completing import complete, held_out
 from potstill.types import Ids, Prompt, Reading, Role
 
 GREEDY = Eval()  # one completion of a problem
@@ -46,9 +46,9 @@ class TeacherCompletions:
         max_tokens: int,
         settings: Eval = GREEDY,
     ) -> TeacherCompletions:
-        """Generate the teacher's completions of the problems; none if there is no teacher."""
+        """Generate the teacher's completions of the problems; without one, take the data's."""
         if not has_teacher(engine):
-            return cls({})
+            return cls({p.id: p.completions[0] for p in problems if p.completions})
         rows, _, _ = complete(engine, "teacher", task, problems, max_tokens, settings)
         return cls.of(rows)
 
@@ -195,19 +195,27 @@ def evaluate(
         engine,
         role,
         (prompts, samples),
-        [_readings(engine, *each, known) for each in zip(once, problems, strict=True)],
+        [_readings(engine, *each, known, max_tokens) for each in zip(once, problems, strict=True)],
         teacher=has_teacher(engine),
     )
     return Evaluation(tuple(rows), settings.samples, losses=losses, estimator=estimator)
 
 
 def _readings(
-    engine: Engine, prompt: Prompt, problem: Problem, known: Mapping[str, Sequence[Ids]]
+    engine: Engine,
+    prompt: Prompt,
+    problem: Problem,
+    known: Mapping[str, Sequence[Ids]],
+    limit: int,
 ) -> list[Reading]:
-    """The teacher's completions of a problem after its prompt; without a teacher the data's."""
+    """The teacher's completions of a problem after its prompt; without a teacher the data's.
+
+    Those of the data are cut at the limit, as the teacher's are.
+    """
     if has_teacher(engine):
         return [(prompt, ids) for ids in known[problem.id]]
-    return [(prompt, completion_ids(engine, text)) for text in problem.completions]
+    encoded = (engine.encode_completion(prompt, text) for text in problem.completions)
+    return [(prompt, ids[:limit]) for ids in encoded]
 
 
 def drawn(task: Task, settings: Eval) -> Eval:

@@ -20,7 +20,7 @@ from potstill.training.evaluation import TeacherCompletions
 from potstill.training.filtering import RolloutFilter
 from potstill.training.monitoring import MonitorFactory
 from potstill.training.recorder import Memory, Recorder
-from potstill.training.rollout import check_prefix, collect, draw, limits_of
+from potstill.training.rollout import check_prefix, collect, draw, epochs, limits_of
 from potstill.training.session import Trained, open_session
 from potstill.training.validating import held_back
 from potstill.types import StepStats, Trajectory
@@ -68,17 +68,17 @@ def train(
     start, buffer = session.resume(recipe)
     rollouts = RolloutFilter(recipe, engine, task, recorder.metrics)
     for step in range(start, total):
-        done = step + 1
+        done, t, success = step + 1, step / total, rollouts.success
         problems = draw(task.train, settings.batch_size, seed, step)
-        fresh = collect(recipe, meter, problems, step / total, step, seed, limits, rollouts.success)
+        passes = epochs(len(task.train), settings.batch_size, step)
+        fresh = collect(recipe, meter, problems, t, step, seed, limits, success, passes)
         batch = buffer.exchange(rollouts.keep(fresh), step, seed)
         rate = settings.rate(step, _student_share(batch), total)
         with usage.clock("diagnosis"):
             session.monitor.before(done, fresh, batch)
         stats = meter.step(objective.build(recipe, batch, meter), rate)
-        metrics = _metrics(fresh, batch, stats) | {"train/buffer_size": len(buffer)}
-        metrics |= rollouts.metrics
-        metrics |= {} if stats.clipped is None else {"train/clipped": stats.clipped}
+        metrics = _metrics(fresh, batch, stats) | rollouts.metrics
+        metrics |= {"train/buffer_size": len(buffer)}
         metrics |= {"step": done, "train/learning_rate": rate, "tokens": usage.spent}
         session.record(metrics, stats, fresh, last=done == total)
         if ended := session.end_if_collapsed(done, total):
@@ -96,7 +96,9 @@ def _metrics(
     fresh: Sequence[Trajectory], batch: Sequence[Trajectory], stats: StepStats
 ) -> dict[str, Any]:
     """Metrics of one step under the published study's names; losses in nats per token."""
+    clipped = {} if stats.clipped is None else {"train/clipped": stats.clipped}
     return {
+        **clipped,
         "train/loss": stats.loss,
         "train/on_policy_loss": stats.losses.get("student"),
         "train/off_policy_loss": stats.losses.get("teacher"),

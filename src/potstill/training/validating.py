@@ -17,8 +17,8 @@ from potstill.errors import NonFinite, PotstillError
 from potstill.problems import Problem
 from potstill.settings import Train
 from potstill.tasks import Resplit, Task, is_graded
-from potstill.tasks.overlap import question_key
-from potstill.training.completing import completion_ids
+from potstill.tasks.data.table import Problems
+from potstill.tasks.overlap import problem_key
 from potstill.training.evaluation import evaluate, has_teacher
 from potstill.training.rollout import generator
 from potstill.types import Reading
@@ -51,11 +51,6 @@ class HeldBack(Resplit):
 
     validation: Sequence[Problem]
 
-    def __getattr__(self, name: str) -> Any:
-        if name == "task":  # not set yet, for example while unpickling
-            raise AttributeError(name)
-        return getattr(self.task, name)
-
 
 def held_back(task: Task, count: int) -> Task:
     """The task with `count` training problems as validation problems, once.
@@ -65,8 +60,8 @@ def held_back(task: Task, count: int) -> Task:
     """
     if not count or isinstance(task, HeldBack):
         return task
-    keys = [question_key(problem.question) for problem in task.train]
-    first: dict[str, int] = {}
+    keys = [problem_key(problem) for problem in task.train]
+    first: dict[bytes, int] = {}
     for number in generator(0, 0, "validation problems").permutation(len(keys)).tolist():
         first.setdefault(keys[number], number)
     if count >= len(first):
@@ -77,8 +72,13 @@ def held_back(task: Task, count: int) -> Task:
         )
     chosen = dict(list(first.items())[:count])
     rest = [number for number, key in enumerate(keys) if key not in chosen]
-    kept = Part(task.train, sorted(chosen.values()))
-    return HeldBack(task, Part(task.train, rest), task.test, kept)
+    kept = _part(task.train, sorted(chosen.values()))
+    return HeldBack(task, _part(task.train, rest), task.test, kept)
+
+
+def _part(problems: Sequence[Problem], numbers: Sequence[int]) -> Sequence[Problem]:
+    """Some of the problems, which know their digest if all do."""
+    return problems.at(numbers) if isinstance(problems, Problems) else Part(problems, numbers)
 
 
 class Validator:
@@ -158,7 +158,7 @@ class Validator:
             readings = [(p, s.tokens) for p, s in zip(prompts, samples, strict=True)]
         else:
             readings = [
-                (prompt, completion_ids(engine, text))
+                (prompt, engine.encode_completion(prompt, text)[: self.max_tokens])
                 for prompt, problem in zip(prompts, self.problems, strict=True)
                 for text in problem.completions
             ]

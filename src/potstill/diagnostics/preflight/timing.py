@@ -18,7 +18,7 @@ from potstill.settings import Eval, Train
 from potstill.tasks import Resplit, Task
 from potstill.training import objective
 from potstill.training.completing import held_out
-from potstill.training.evaluation import TeacherCompletions, evaluate
+from potstill.training.evaluation import TeacherCompletions, evaluate, has_teacher
 from potstill.training.metering import Metered, Usage
 from potstill.training.rollout import collect, draw, limits_of
 from potstill.training.run import RunSpec
@@ -64,7 +64,8 @@ class Timing:
                 for kind in kinds_at(recipe, moment, settings.batch_size):
                     self._kinds.setdefault(kind, (recipe, moment))
         self.steps: dict[StepKind, list[Step]] = {kind: [] for kind in self._kinds}
-        self.evaluations: dict[Role, list[tuple[int, Spent]]] = {"student": [], "teacher": []}
+        roles: tuple[Role, ...] = ("teacher", "student") if has_teacher(engine) else ("student",)
+        self.evaluations: dict[Role, list[tuple[int, Spent]]] = {role: [] for role in roles}
         self.probe = Spent()
         self._batch: list[Trajectory] = []  # of the first timed step
 
@@ -162,7 +163,7 @@ class Timing:
         """Time an evaluation of both models on a number of problems."""
         limit = self.evaluation.max_tokens or self.settings.max_tokens
         problems, teacher = held_out(self.task, self.evaluation, count), None
-        for role in ("teacher", "student"):
+        for role in self.evaluations:
             start, usage = time.perf_counter(), Usage(self.engine)
             meter = Metered(self.engine, usage, "evaluation")
             with self._recomputing():

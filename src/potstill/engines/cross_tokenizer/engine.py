@@ -80,6 +80,7 @@ class CrossEngine(Prompting):
         self.engine, pair = engine, engine.pair
         self.eos, self.windows = engine.eos, engine.windows
         self.tokenizer, self.coverage = engine.tokenizer, engine.coverage
+        self.vocabulary, self.student_spec = engine.vocabulary, engine.student_spec
         self.student_tokens = TokenBytes(pair.tokenizer, pair.student, pair.eos_of("student"))
         self.teacher_tokens = TokenBytes(
             pair.teacher_tokenizer, pair.teacher, pair.eos_of("teacher")
@@ -105,8 +106,12 @@ class CrossEngine(Prompting):
 
     def _rendered(self, problem: Problem) -> Prompt:
         prompt = super()._rendered(problem)
-        text = self._builder.conversation(problem) if self._builder else problem.question
+        text = self._builder.conversation(problem) if self._builder else problem.conversation
         return dataclasses.replace(prompt, foreign=self.encode(text, "teacher"))
+
+    def _without_space(self, prompt: Prompt, text: str) -> bool:
+        """Return False: the teacher's own completions are written in the same way."""
+        return False
 
     def _read_completion(self, completion: Ids) -> tuple[Ids, tuple[Span, ...]]:
         """Return a completion in the teacher's tokens, and its aligned spans."""

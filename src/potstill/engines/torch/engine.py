@@ -99,9 +99,9 @@ class TorchEngine(Prompting):
         if not world.single:
             check_one_device_each(settings.student, settings.teacher)
         pair = ModelPair.open(student, teacher, settings.student, settings.teacher, self.cross)
-        self.pair = pair.with_teachers(teachers or {})
+        self.pair, self.has_teacher = pair.with_teachers(teachers or {}), not pair.alone
         self.tokenizer, self.eos = self.pair.tokenizer, self.pair.eos
-        self._decode = decoder_of(self.tokenizer)
+        self._decode, self.student_spec = decoder_of(self.tokenizer), self.pair.student_spec
         self.vocabulary, self.world = self.pair.vocabulary, world
         self.two_renderings, self.windows = self.pair.two_renderings, self.pair.windows_by_role
         adapters = (lora or Lora()).changed({"rank": lora_rank})
@@ -280,12 +280,13 @@ class TorchEngine(Prompting):
         others = sum(forward["teacher" if role == "teacher" else "student"] for role in targets)
         return {
             "student sampling": least_decoding(student, machine, rows),
-            "scoring": forward["teacher"],
+            "scoring": forward.get("teacher", 0.0),
             "forward and backward": machine.seconds(student.training(rows)) + others,
         }
 
     def _specs(self) -> tuple[tuple[Role, ModelSpec], ...]:
-        return ("student", self.pair.student_spec), ("teacher", self.pair.teacher_spec)
+        student, teacher = ("student", self.pair.student_spec), ("teacher", self.pair.teacher_spec)
+        return (student, teacher) if self.has_teacher else (student,)
 
     def size(self, role: Role) -> Size:
         return size_of(self.models.ensure(role), getattr(torch, self.models.spec(role).dtype))

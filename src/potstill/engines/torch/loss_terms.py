@@ -72,9 +72,11 @@ class Columns:
             now: (N,) log-probabilities of the targets under the current student.
         """
         assert self.spans is not None
-        behavior, then, scores = (
-            over_spans(x, now, self.spans) for x in self.sampled["teacher"] if x is not None
-        )
+        drawn, then, scores = self.sampled["teacher"]
+        assert scores is not None
+        # of a prefix from a file nobody knows them: a span of both has the ratio of the rest
+        drawn, then = (torch.where(x.isnan(), now, x) for x in (drawn, then))
+        behavior, then, scores = (over_spans(x, now, self.spans) for x in (drawn, then, scores))
         self.sampled["teacher"] = behavior, then, scores
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers.trainer_pt_utils import get_parameter_names
 
 from potstill.engines.host import host_memory
+from potstill.engines.protocol import NO_TEACHER
 from potstill.engines.torch.adapters import add_lora, continue_lora, coverage
 from potstill.engines.torch.distributed import World
 from potstill.engines.torch.exporting import export_student
@@ -143,6 +144,8 @@ class Models:
 
     def _holder(self, role: Role) -> Role:
         """Return the role whose model has the weights of this role."""
+        if is_teacher(role) and self.pair.alone:
+            raise PotstillError(*NO_TEACHER)
         if role == "teacher" and self.pair.one_model:
             role = "init"  # the same weights, before training
         fresh = self.lora and not self.pair.student_adapter

@@ -299,7 +299,7 @@ def _worker(
         study = read_study(table)
         task, ledger = task_of(study), folder.ledger(study)
         while pending := unfinished(folder, keys):
-            for key in runnable(folder, pending):
+            for key in runnable(study, folder, pending):
                 if run_if_free(study, folder, key, task, ledger):
                     break
             else:
