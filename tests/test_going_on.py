@@ -375,8 +375,8 @@ def test_functions_of_progress_cannot_go_on(
 
 
 def test_folders_that_cannot_go_on(source: StudyFolder, tmp_path: Path) -> None:
-    refused(source, "is no folder of a run", place="toy/on_policy_gkd/1")
-    refused(source, "is no folder of a run", place="toy")
+    refused(source, "is not the folder of a run", place="toy/on_policy_gkd/1")
+    refused(source, "is not the folder of a run", place="toy")
     refused(source, "is a baseline", place="toy/teacher/all")
     run = source.cell(CELL)
     run.mark_running(True)
