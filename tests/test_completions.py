@@ -445,7 +445,7 @@ NOTHING = [{"prompt": f"q{i}"} for i in range(3)]
     [
         (["mixture", "on_policy_gkd"], "mixture, on_policy_gkd need a teacher's probabilities of"),
         (["teacher_seeded"], "teacher_seeded needs a teacher's probabilities of the student's"),
-        (["forward"], r"forward needs a teacher's probabilities of its text \(forward_kl\)"),
+        (["forward"], r"forward needs a teacher's probabilities of its tokens \(forward_kl\)"),
         (["interleaved"], "interleaved needs a teacher's ranks of the student's tokens"),
     ],
 )
