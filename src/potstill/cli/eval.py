@@ -274,10 +274,12 @@ def _measures(evaluation: Evaluation) -> dict[str, Any]:
     """Means of an evaluation with their 95 % intervals over problems."""
     from scipy.stats import binomtest
 
-    from potstill.stats.comparisons import compare
+    from potstill.stats.comparisons import Comparisons
+    from potstill.stats.mean_squares import mean_squares
 
     values = evaluation.by_problem
-    family = compare({name: [list(column)] for name, column in values.items()})
+    samples = {n: mean_squares([column], shares=evaluation.graded) for n, column in values.items()}
+    family = Comparisons(samples)
     ends = {name: family.interval(name) for name in values}
     intervals = {name: [end.low, end.high] for name, end in ends.items()}
     means = {name: float(column.mean()) for name, column in values.items()}

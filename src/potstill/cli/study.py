@@ -137,7 +137,12 @@ def run(
     if as_json:
         print_json(record)
     elif record["status"] == "done":
-        echo(f"{record['pair']} {record['method']} seed {record['seed']}: {record['accuracy']:.1%}")
+        from potstill.report.formatting import amount
+        from potstill.stats.metric import metrics_of
+
+        metric = metrics_of([record])[0]
+        reached = amount(metric.of(record), metric).replace(" %", "%")
+        echo(f"{record['pair']} {record['method']} seed {record['seed']}: {reached}")
     raise typer.Exit(1 if record["status"] == "failed" else 0)
 
 
