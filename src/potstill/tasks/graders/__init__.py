@@ -103,5 +103,5 @@ def _read(spec: Any) -> Grader | None:
     return None if spec is None else load_grader(spec)
 
 
-# A task's option `grade`, which is no field's name: it is the method's.
+# A task's option `grade`, whose field has another name: a task's method is `grade`.
 GraderOption = Annotated[Any, BeforeValidator(_read), Field(validation_alias="grade")]

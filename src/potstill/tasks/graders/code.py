@@ -15,9 +15,11 @@ import json
 import os
 import re
 import secrets
+import select
 import signal
 import subprocess
 import sys
+import time
 import warnings
 from pathlib import Path
 from typing import Annotated
@@ -143,25 +145,38 @@ def run(program: str, tests: str, seconds: float, memory: float) -> tuple[bool, 
         start_new_session=True,
     )
     output = b""
+    assert process.stdin and process.stdout
     try:
-        output, _ = process.communicate(data, timeout=seconds + STARTS)
-    except subprocess.TimeoutExpired as error:
-        output = error.stdout or b""
-    except BrokenPipeError:
-        pass
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.write(data)
+            process.stdin.close()
+        output = _read(process.stdout.fileno(), len(READY), STARTS)
+        if output == READY:
+            output += _read(process.stdout.fileno(), len(token) + 1, seconds)
     finally:
         with contextlib.suppress(OSError):
             os.killpg(process.pid, signal.SIGKILL)
         process.kill()
         for stream in (process.stdin, process.stdout):
             with contextlib.suppress(OSError, ValueError):
-                assert stream
                 stream.close()
         process.wait()
     return output == READY + token.encode(), output.startswith(READY)
 
 
-STARTS = 5.0  # seconds in which the process of a program starts
+def _read(descriptor: int, size: int, seconds: float) -> bytes:
+    """Up to `size` bytes, until the other end closes or the time is over."""
+    data, limit = b"", time.monotonic() + seconds
+    while len(data) < size and (left := limit - time.monotonic()) > 0:
+        if not select.select([descriptor], [], [], left)[0]:
+            break
+        if not (part := os.read(descriptor, size - len(data))):
+            break
+        data += part
+    return data
+
+
+STARTS = 20.0  # seconds in which the process of a program starts
 _PROBE = """
 import os, socket, ctypes
 def refused(call, *arguments):
