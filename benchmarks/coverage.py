@@ -7,6 +7,7 @@ with others, the percentile bootstrap that potstill had before among them.
 
     python -m benchmarks.coverage                 # the shipped rule, about ten minutes
     python -m benchmarks.coverage --candidates    # all rules, fewer scenarios
+    python -m benchmarks.coverage --outcomes nats # outcomes that are no 0 and 1, see `graded`
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from scipy.optimize import brentq
 from scipy.special import digamma, ndtri, polygamma
 from scipy.stats import norm, t
 
+from benchmarks import graded
 from potstill.stats import multiple, seeds
 from potstill.stats.comparisons import Comparisons, Difference, direction, seed_part
 from potstill.stats.mean_squares import Matrix, MeanSquares, mean_squares
@@ -305,8 +307,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=500, help="studies a row")
     parser.add_argument("--candidates", action="store_true", help="compare the rules")
+    kinds = ("right", "shares", "nats")
+    parser.add_argument("--outcomes", choices=kinds, default="right", help="of a problem")
     chosen: Any = parser.parse_args(arguments)
     multiple.DRAWS = 4_000  # enough for a decision at 5 %, and five times as fast
+    if chosen.outcomes != "right":
+        graded.table(chosen.outcomes, chosen.repeats)
+        return
     print(f"{chosen.repeats} studies a row; pooling level {seeds.POOLING_LEVEL}. Per cent:")
     print("| scenario | seeds | coverage | false vs baseline | false about the best |", end="")
     print(" any false on the page | power at 4 points, Holm vs baseline | all pairs | width |")

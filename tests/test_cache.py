@@ -26,9 +26,9 @@ class Asked(FakeEngine):
         super().__init__()
         self.roles: list[str] = []
 
-    def sample(self, role, prompts, max_tokens, temperature, rng):  # type: ignore[no-untyped-def]
+    def sample(self, role, prompts, max_tokens, temperature, rng, *cut):  # type: ignore[no-untyped-def]
         self.roles.append(role)
-        return super().sample(role, prompts, max_tokens, temperature, rng)
+        return super().sample(role, prompts, max_tokens, temperature, rng, *cut)
 
 
 def ask(engine: CachedTeacher, role: str = "teacher", limit: int = 9, seed: int = 0) -> list:
@@ -75,9 +75,9 @@ def test_a_file_that_was_cut_short_is_written_again(tmp_path: Path) -> None:
 class Slow(Asked):
     """A teacher that takes a while."""
 
-    def sample(self, role, prompts, max_tokens, temperature, rng):  # type: ignore[no-untyped-def]
+    def sample(self, role, prompts, max_tokens, temperature, rng, *cut):  # type: ignore[no-untyped-def]
         time.sleep(0.05)
-        return super().sample(role, prompts, max_tokens, temperature, rng)
+        return super().sample(role, prompts, max_tokens, temperature, rng, *cut)
 
 
 def test_what_a_hit_saved_is_no_merit_of_the_run(tmp_path: Path) -> None:

@@ -59,8 +59,8 @@ def test_interleaving_books_each_model_what_it_did(toy: Study) -> None:
     calls: list[tuple[str, str, int]] = []
 
     class Listed(FakeEngine):
-        def sample(self, role, prompts, max_tokens, temperature, rng):  # type: ignore[no-untyped-def]
-            found = super().sample(role, prompts, max_tokens, temperature, rng)
+        def sample(self, role, prompts, max_tokens, temperature, rng, *cut):  # type: ignore[no-untyped-def]
+            found = super().sample(role, prompts, max_tokens, temperature, rng, *cut)
             calls.append(("sampled", role, sum(len(s.tokens) for s in found)))
             return found
 

@@ -260,6 +260,7 @@ def test_a_resumed_run_goes_on_from_its_counts(clock: Clock) -> None:
         "seconds": {"student sampling": 1.0, "other": 5.0},
         "flops": {"student_sampled": 2 * 7 + 2 * HEAD * 2},
         "saved": {"teacher sampling": 4.0},
+        "sources": {},
     }
     resumed = metered(clock)
     resumed.score("student", ROWS)  # pre-flight of the resumed process: its seconds count

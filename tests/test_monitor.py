@@ -180,6 +180,7 @@ def test_the_teacher_at_step_0(engine: Scripted) -> None:
         "signal/teacher_length": 8 / 3,
         "signal/teacher_loop": 1 / 3,
         "signal/teacher_distinct": 2 / 3,
+        "signal/teacher_truncated": 1 / 3,
         "signal/teacher_accuracy": 1 / 3,
         "signal/teacher_only": 1,
         "signal/student_only": 2,
@@ -558,16 +559,16 @@ def test_the_signals_of_the_sampled_completions(watched: Monitor, engine: Script
 
 def test_the_row_of_step_0(watched: Monitor, engine: Scripted) -> None:
     task: Any = Toy(test=[Problem("t", "q1", "five"), Problem("u", "q9", "five")])
-    row = watched.start(task, 1)
+    row = watched.start(task.test[:1])
     assert row["step"] == 0 and row["tokens"] == 0
     assert checks(row) == [("graded problems trained on", 1, 0, "eval_on_train")]
     assert row["train/accuracy"] == 2 / 3 and row["signal/teacher_accuracy"] == 1 / 3
     assert watched.rows == [row]
     assert watched.findings == diagnose([row])
     task.test = task.test[1:]
-    assert checks(watched.start(task, 1)) == []
+    assert checks(watched.start(task.test[:1])) == []
     task.test = [Problem("u", "q9", "five"), Problem("t", "q1", "five")]
-    assert checks(watched.start(task, 1)) == []  # what is not evaluated does not matter
+    assert checks(watched.start(task.test[:1])) == []  # what is not evaluated does not matter
 
 
 def test_a_resumed_run_knows_its_causes_and_suspects(watched: Monitor, engine: Scripted) -> None:
@@ -599,7 +600,7 @@ def test_a_finished_run_has_notes_and_an_unfinished_one_has_none(
     watched: Monitor, engine: Scripted
 ) -> None:
     engine.reports[""] = stats(0.5, student=0.5)
-    watched.rows = [watched.start(Toy(), 0)]  # type: ignore[arg-type]
+    watched.rows = [watched.start(())]
     for number in range(1, 11):
         step(watched, number, stats(0.5, student=0.5))
     assert watched.findings == [] and watched.healthy_until == 10

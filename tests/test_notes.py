@@ -194,3 +194,97 @@ def test_a_collapse_at_a_high_rate_is_called_that_where_the_checks_are_clean() -
 def test_a_note_reads_as_a_sentence() -> None:
     (note,) = diagnose(series([2.0] * 5, [3.0] * 5), finished=True)
     assert diagnosis.sentence(note).startswith("has a note from step 0 on: nothing_learned (the")
+
+
+# --- completions that are cut off, completions that are all rejected ---
+
+
+@pytest.mark.parametrize(
+    ("shares", "teacher", "cause"),
+    [
+        ([1.0, 1.0, 1.0, 1.0], 1.0, "eos_never_seen"),
+        ([1.0, 1.0, 1.0, 1.0], 0.0, "truncated"),
+        ([1.0, 1.0, 1.0, 1.0], None, "truncated"),
+        ([0.0, 0.5, 1.0, 1.0], 1.0, "truncated"),
+        ([0.1, 0.1, 0.7, 0.8], 0.2, "truncated"),
+        ([0.1, 0.1, 0.7, 0.8], 0.3, None),  # the teacher's are long as well
+        ([0.1, 0.1, 0.7, 0.8], None, None),
+        ([1.0, 1.0, 1.0, 0.4], 0.0, None),  # it has learned to stop
+        ([0.0, 0.0, 0.4, 1.0], 0.0, None),  # once
+        ([1.0, 1.0], 0.0, None),  # a single probe after step 0
+    ],
+)
+def test_completions_that_are_cut_off(
+    shares: list[float], teacher: float | None, cause: str | None
+) -> None:
+    n = len(shares)
+    rows = series([2.0, *[1.0] * (n - 1)], [2.0, *[1.0] * (n - 1)])
+    for row, share in zip(rows, shares, strict=True):
+        row["signal/truncated"] = share
+    rows[0]["signal/teacher_truncated"] = teacher
+    assert named(rows) == ([cause] if cause else [])
+    assert named(rows, finished=False) == []
+
+
+def test_the_note_names_the_shares_and_the_remedy() -> None:
+    rows = series([2.0, 1.0, 1.0, 1.0], [2.0, 1.0, 1.0, 1.0])
+    for row in rows[2:]:
+        row["signal/truncated"] = 1.0
+    rows[0]["signal/teacher_truncated"] = 0.125
+    (found,) = diagnose(rows, finished=True)
+    assert (found.kind, found.step, found.found) == ("note", 10, 15)
+    assert "100% of the student's completions" in found.evidence
+    assert "(the teacher's: 12%)" in found.evidence and "raise train.max_tokens" in found.advice
+
+
+@pytest.mark.parametrize(
+    ("kept", "cause"),
+    [([0, 0, 0], "all_rejected"), ([0, 1, 0], None), ([None, None, None], None)],
+)
+def test_a_run_that_rejects_all_completions(kept: list[int | None], cause: str | None) -> None:
+    rows = series([2.0, 1.0, 1.0, 1.0], [2.0, 1.0, 1.0, 1.0])
+    for row, count in zip(rows[1:], kept, strict=True):
+        row |= {"train/kept": count, "train/rejected": 0.0 if count is None else 8.0 - count}
+    assert named(rows) == ([cause] if cause else [])
+
+
+# --- a loss that still falls ---
+
+
+def curve(
+    rng: np.random.Generator, n: int, every: int, slope: float, ar: float = 0.0, noise: float = 0.2
+) -> Rows:
+    """A run with noisy losses and a few probes that fall by `slope` over the run, after a start."""
+    rows = series([2.0], [2.0])
+    error = 0.0
+    for step in range(1, n + 1):
+        error = ar * error + (1 - ar**2) ** 0.5 * float(rng.normal())
+        level = 1 + np.exp(-20 * step / n) - slope * step / n
+        row = {"step": step, "train/phase": 1.0, "train/on_policy_loss": level + noise * error}
+        if step % every == 0:
+            kl, reading = level + 0.1 * rng.normal(size=2)
+            row = series([kl], [reading])[0] | row
+        rows.append(row)
+    return rows
+
+
+@pytest.mark.parametrize(("ar", "most"), [(0.0, 0.04), (0.5, 0.04), (0.9, 0.06)])
+@pytest.mark.parametrize(("n", "every"), [(20, 5), (100, 20)])
+def test_flat_noisy_curves_are_rarely_still_improving(
+    ar: float, most: float, n: int, every: int
+) -> None:
+    rng, runs = np.random.default_rng(0), 300
+    noted = sum("still_improving" in named(curve(rng, n, every, 0.0, ar)) for _ in range(runs))
+    assert binomtest(noted, runs, most, alternative="greater").pvalue > 0.01
+
+
+def test_a_loss_that_falls_is_still_improving_where_probes_are_few() -> None:
+    rng, runs = np.random.default_rng(0), 100
+    noted = sum("still_improving" in named(curve(rng, 100, 25, 0.8)) for _ in range(runs))
+    assert noted >= 80
+    rows = curve(rng, 100, 25, 0.8, noise=0.01)
+    (found,) = diagnose(rows, finished=True)
+    assert "the training loss on the student's completions: 0." in found.evidence
+    for row in rows[60:]:
+        row["train/phase"] = 0.0  # other completions from here on
+    assert named(rows) == []

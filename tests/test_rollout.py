@@ -44,7 +44,7 @@ class Scripted(FakeEngine):
         super().__init__()
         self.calls: list[Call] = []
 
-    def sample(self, role, prompts, max_tokens, temperature, rng):  # type: ignore[no-untyped-def]
+    def sample(self, role, prompts, max_tokens, temperature, rng, truncation=None):  # type: ignore[no-untyped-def]
         names = [prompt.problem for prompt in prompts]
         begun, limits = [prompt.begun for prompt in prompts], list(max_tokens)
         self.calls.append(Call(role, names, begun, limits, temperature, rng.random()))

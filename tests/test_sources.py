@@ -49,13 +49,13 @@ def test_wrong_teacher_texts_are_left_out_and_students_never(tmp_path: Path) -> 
         Recipe(name="x", on_policy=0.5, reject_wrong=True), FakeEngine(), task, []
     )
     assert rollout_filter.keep(texts) == [texts[0], texts[2]]
-    assert rollout_filter.metrics == {"train/rejected": 1.0}
+    assert rollout_filter.metrics == {"train/rejected": 1.0, "train/kept": 1.0}
     plain = RolloutFilter(Recipe(name="x", on_policy=0.5), FakeEngine(), task, [])
     assert plain.keep(texts) == texts and not plain.metrics and plain.success is None
 
 
 @pytest.mark.parametrize("replay", [None, {"capacity": 2}])
-def test_a_run_goes_on_where_every_text_is_rejected(tmp_path: Path, replay: dict | None) -> None:
+def test_a_run_that_rejects_every_text_is_refused(tmp_path: Path, replay: dict | None) -> None:
     write_toy(tmp_path)
     lines = (tmp_path / "train.jsonl").read_text().replace('"answer": "', '"answer": "no ')
     (tmp_path / "train.jsonl").write_text(lines)
@@ -65,8 +65,13 @@ def test_a_run_goes_on_where_every_text_is_rejected(tmp_path: Path, replay: dict
     recipe = Recipe(name="x", on_policy=0.0, reject_wrong=True, replay=replay)
     engine, memory = FakeEngine(), Memory()
     before = engine.rows("student", Prompt.of((3,)), (4,))
-    monitored(recipe, engine, task, SETTINGS, GRADING, recorder=memory)
+    with pytest.raises(PotstillError, match="all of the first 70 teacher completions are wrong"):
+        monitored(recipe, engine, task, SETTINGS, GRADING, recorder=memory)
     assert all(row["train/rejected"] == 10 and row["train/loss"] == 0 for row in memory.metrics[1:])
+    assert [row["train/kept"] for row in memory.metrics[1:]] == [0.0] * 6
+    counted = RolloutFilter(recipe, engine, task, memory.metrics)  # as after an interruption
+    with pytest.raises(PotstillError, match="all of the first 64"):
+        counted.keep([text(task.train[0], "wrong")] * 4)
     assert np.array_equal(
         engine.rows("student", Prompt.of((3,)), (4,)), before
     )  # nothing was trained

@@ -22,7 +22,7 @@ from potstill.stats.comparisons import (
     interval,
     residual_part,
 )
-from potstill.stats.mean_squares import clustered, mean_squares
+from potstill.stats.mean_squares import MeanSquares, clustered, mean_squares
 from potstill.stats.multiple import critical, max_t
 from potstill.stats.seeds import POOLING_LEVEL, SeedVariance, alike, larger, seed_variances
 
@@ -245,6 +245,16 @@ def test_two_seeds_give_an_interval_and_no_verdict() -> None:
     assert direction(three["a", "b"]) == 1
 
 
+def _half(one: MeanSquares) -> float:
+    """Half a t interval of a mean."""
+    seeds, p = one.seeds, len(one.columns)
+    by_seed, residual = one.seed_square / (seeds * p), one.residual / (seeds * p)
+    problems = one.columns.var(ddof=1) / p
+    variance = by_seed + max(problems - residual, 0.0)
+    df = variance**2 / (by_seed**2 / (seeds - 1) + problems**2 / (p - 1))
+    return float(scipy_stats.t.ppf(0.975, df) * math.sqrt(variance))
+
+
 @pytest.mark.parametrize("seeds", [2, 3])
 def test_an_interval_has_the_variance_of_a_two_way_table(seeds: int) -> None:
     """(A + B - E) / (S P) with B / S = var_p(means), as the module states it."""
@@ -255,18 +265,86 @@ def test_an_interval_has_the_variance_of_a_two_way_table(seeds: int) -> None:
     by_seed, residual = one.seed_square / (seeds * p), one.residual / (seeds * p)
     variance = by_seed + problems - residual
     df = variance**2 / (by_seed**2 / (seeds - 1) + problems**2 / (p - 1))
-    half = scipy_stats.t.ppf(0.975, df) * math.sqrt(variance)
+    t = scipy_stats.t.ppf(0.975, df)
+    answers = x.mean() * (1 - x.mean()) / variance * (scipy_stats.norm.ppf(0.975) / t) ** 2
     found = interval(one, SeedVariance(one.seed_square, seeds - 1.0))
-    assert one.shares and (found.mean - found.low, found.high - found.mean) == pytest.approx(
-        (half, half)
-    )
+    assert one.shares and not one.binary
+    assert (found.low, found.high) == pytest.approx(exact(x.mean(), answers))
+    right = mean_squares((x > 0.52).astype(float))  # 0 and 1: the t interval
+    found = interval(right, SeedVariance(right.seed_square, seeds - 1.0))
+    half = _half(right)
+    want = max(found.mean - half, 0.0), min(found.mean + half, 1.0)
+    assert (found.low, found.high) == pytest.approx(want)
 
 
 def test_numbers_that_are_no_shares_have_the_t_interval_over_problems() -> None:
-    row = [2.0, 3.0, 5.0, 4.5]
+    row = [2.0, 3.0, 4.0, 5.0, 6.0]  # symmetric: no skewness to correct
     found = interval(mean_squares([row]), SeedVariance(math.nan, 0.0))
     want = scipy_stats.ttest_1samp(row, 0).confidence_interval()
     assert (found.low, found.high, found.seeds) == pytest.approx((want.low, want.high, 1))
+
+
+@pytest.mark.parametrize("spread", [0.2, 2.0])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_skewed_numbers_have_the_wider_end_of_two_intervals(sign: int, spread: float) -> None:
+    """Hall's transformation of the t statistic, solved by bisection here."""
+    x = 50 + sign * np.exp(spread * np.random.default_rng(3).normal(size=40))
+    found = interval(mean_squares(x[None], seeded=False, shares=False), SeedVariance(0.0, 0.0))
+    mean, se, t = x.mean(), x.std(ddof=1) / math.sqrt(40), scipy_stats.t.ppf(0.975, 39)
+    skewness = ((x - mean) ** 3).mean() / 40**2 / se**3
+
+    def transformed(z: float) -> float:
+        a = skewness / 3
+        return z + a * z**2 + a**2 / 3 * z**3 + skewness / 6
+
+    def solved(target: float) -> float:
+        low, high = -1e4, 1e4
+        for _ in range(200):
+            middle = (low + high) / 2
+            low, high = (middle, high) if transformed(middle) < target else (low, middle)
+        return low
+
+    ends = [mean - solved(t) * se, mean - solved(-t) * se]
+    furthest = mean - 2 * t * se, mean + 2 * t * se
+    low, high = min(mean - t * se, ends[0]), max(mean + t * se, ends[1])
+    assert (low < furthest[0] or high > furthest[1]) == (spread > 1)
+    assert (found.low, found.high) == pytest.approx((max(low, furthest[0]), min(high, furthest[1])))
+    assert (found.high - mean > t * se * 1.01) == (sign > 0)
+
+
+def test_a_difference_of_skewed_numbers_is_skewed_too() -> None:
+    rng = np.random.default_rng(4)
+    a, b = np.exp(rng.normal(size=(2, 1, 50)))
+    one, other = (mean_squares(x, seeded=False, shares=False) for x in (3 * a, b))
+    none = SeedVariance(0.0, 0.0)
+    found = difference(one, none, other, none)
+    alone = interval(mean_squares(3 * a - b, seeded=False, shares=False), none)
+    assert (found.low, found.high) == pytest.approx((alone.low, alone.high))
+    apart = difference(one, none, other, none, paired=False)
+    assert apart.low < apart.mean < apart.high and apart.high - apart.mean > apart.mean - apart.low
+    shares = [mean_squares(x / x.max(), seeded=False) for x in (a, b)]
+    even = difference(shares[0], none, shares[1], none)
+    assert even.high - even.mean == pytest.approx(even.mean - even.low)
+
+
+def test_equal_numbers_without_bounds_have_no_interval() -> None:
+    one = mean_squares(np.zeros((1, 30)), seeded=False, shares=False)
+    found = interval(one, SeedVariance(0.0, 0.0))
+    assert found.mean == 0.0 and math.isnan(found.low) and math.isnan(found.high)
+    same = difference(one, SeedVariance(0.0, 0.0), one, SeedVariance(0.0, 0.0))
+    assert (same.mean, same.p) == (0.0, 1.0) and not same.clear
+
+
+def test_means_of_several_answers_have_an_exact_interval_at_their_own_variance() -> None:
+    """Korn and Graubard: as many answers as would have the variance of the mean."""
+    row = np.random.default_rng(5).binomial(4, 0.9, (1, 60)) / 4
+    found = interval(mean_squares(row, seeded=False), SeedVariance(0.0, 0.0))
+    mean = row.mean()
+    answers = mean * (1 - mean) / (row.var(ddof=1) / 60)
+    answers *= (scipy_stats.norm.ppf(0.975) / scipy_stats.t.ppf(0.975, 59)) ** 2
+    assert answers > 120 and (found.low, found.high) == pytest.approx(exact(mean, answers))
+    level = interval(mean_squares(np.full((1, 60), 0.5), seeded=False), SeedVariance(0.0, 0.0))
+    assert (level.low, level.high) == pytest.approx(exact(0.5, 60))
 
 
 @pytest.mark.parametrize(("right", "problems"), [(0, 40), (1, 3), (17, 100), (40, 40)])

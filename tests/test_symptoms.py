@@ -260,6 +260,9 @@ def test_a_vanished_gradient_is_a_sign(norms: list[float], sign: bool) -> None:
 def test_only_probes_after_an_untrained_student_count() -> None:
     probe = {**START, **WRONG, **TWO, "step": 1}
     assert [row["step"] for row, _ in probes_with_symptoms([START, {"step": 1}, probe])] == [1]
-    for start in ({**START, "step": 1}, {**START, "signal/teacher_loss": None}, {"step": 0}):
+    unprobed = {name: value for name, value in START.items() if "signal" not in name}
+    for start in ({**START, "step": 1}, unprobed, {"step": 0}):
         assert list(probes_with_symptoms([start, probe])) == []
     assert list(probes_with_symptoms([])) == []
+    alone = {**START, "signal/teacher_loss": None, "signal/length": 9.0}  # without a teacher
+    assert [row["step"] for row, _ in probes_with_symptoms([alone, probe])] == [1]

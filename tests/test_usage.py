@@ -43,7 +43,9 @@ class Sized(FakeEngine):
         self.asked.append(role)
         return SIZES.get(role)
 
-    def sample(self, role: str, prompts: Any, limits: Any, temperature: Any, rng: Any) -> Any:
+    def sample(
+        self, role: str, prompts: Any, limits: Any, temperature: Any, rng: Any, *cut: Any
+    ) -> Any:
         self.saved += 2.5
         self.words = role, prompts, limits, temperature, rng
         return [

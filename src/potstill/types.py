@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 Role = str  # "student", "init" (the student of step 0), "teacher", or "teacher:NAME" of several
 Source = Literal["student", "teacher"]
+Origin = Literal["model", "file"]  # of tokens: sampled by the model that is their source, or read
 Ids = tuple[int, ...]
 Floats = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.float64]  # (T, V) log-probabilities
@@ -126,6 +127,7 @@ class Trajectory(Written):
     prefix: int = 0  # leading tokens sampled by the teacher: context, never trained
     version: int = 0  # optimizer steps of the weights that sampled it
     behavior_logprobs: Floats = None  # type: ignore[assignment]  # (T,) see `Sample`
+    origin: Origin = "model"  # of the tokens after the prefix; from a file, logprobs are NaN
 
     @property
     def problem(self) -> str:
@@ -224,6 +226,7 @@ class Datum(Written):
     match: TokenMatch | None = None  # set when the teacher has a tokenizer of its own
     behavior_logprobs: Floats = None  # type: ignore[assignment]  # (T,) see `Sample`
     fresh: bool = False  # true if the sampler's weights are those before the step
+    origin: Origin = "model"  # as of the `Trajectory`
 
     def reading(self, role: Role) -> Reading:
         """Prompt and completion for a model: its view if it has one, else the datum's."""
@@ -245,6 +248,8 @@ class StepStats:
     losses: dict[str, float] = field(default_factory=dict)  # "student", "teacher", "anchor"
     clipped: float | None = None  # share of importance ratios; None: no loss with a limit
     optimizer: float = field(default=0.0, compare=False)  # seconds after the gradients
+    # (N,) the weighted sum of each datum's terms, by `measure`; None: unknown to the engine
+    by_datum: npt.NDArray[np.float64] | None = field(default=None, compare=False)
 
 
 # Kinds of completion tokens in training: their sum is the budget at which methods are compared.
@@ -261,12 +266,16 @@ ACTIVITIES = (
 class Truncation:
     """Tokens that a sampler may draw from, after the temperature; the others have probability 0.
 
-    They are applied in this order, each to what the one before has left.
+    They are applied in this order, each to what the one before has left. Ties as in transformers:
+    top_k keeps all tokens that are as likely as the k-th, top_p and min_p at least one token.
     """
 
     top_k: int = 0  # so many likeliest tokens; 0: all
     top_p: float = 1.0  # the fewest likeliest tokens with at least this probability in total
     min_p: float = 0.0  # those with at least this share of the likeliest token's probability
+
+
+WHOLE = Truncation()  # none
 
 
 @dataclass(frozen=True)
@@ -276,6 +285,14 @@ class Limits:
     max_tokens: int  # per completion, prefix included
     temperature: float  # the student's
     teacher_temperature: float
+    truncation: Truncation = WHOLE  # the student's
+    teacher_truncation: Truncation = WHOLE
+
+    def sampler(self, role: Role) -> tuple[float, Truncation]:
+        """Temperature and truncation of a model's sampler."""
+        if role == "student":
+            return self.temperature, self.truncation
+        return self.teacher_temperature, self.teacher_truncation
 
 
 @dataclass(frozen=True)

@@ -94,10 +94,12 @@ def plan(study: Study, task: Task) -> dict[str, Any]:
     from potstill.study.storage import runs_of
 
     steps = {name: study.total_steps(recipe) for name, recipe in study.recipes.items()}
+    evaluated = min(study.eval.problems, len(task.test))
     total = len(study.models) * len(study.seeds) * sum(steps.values())
     return {
         "study": study.name,
         "task": f"{task.name}: {len(task.train)} training, {len(task.test)} held-out problems",
+        **({"left out": note} if (note := getattr(task, "note", "")) else {}),
         "engine": study.engine.name,
         "pairs": ", ".join(study.models),
         **{f"context of {name}": str(context) for name, context in study.contexts.items()},
@@ -107,7 +109,7 @@ def plan(study: Study, task: Task) -> dict[str, Any]:
         "optimizer steps": total,
         "sampled tokens, at most": total * study.train.batch_size * study.train.max_tokens,
         "learning rate": study.train.learning_rate,
-        "graded on": f"{study.eval.problems} problems every {study.eval.every} steps",
+        "graded on": f"{evaluated} problems every {study.eval.every} steps",
     }
 
 
@@ -115,26 +117,30 @@ def powers(study: Study, task: Task, pilot: str | None) -> dict[str, Power]:
     """The differences that the study can show on each pair.
 
     Raises:
-        PotstillError: the pilot holds no study, or no method with two seeds.
+        PotstillError: the pilot holds no study, no method with two seeds, or other numbers.
     """
     from potstill.stats.comparisons import Comparisons
+    from potstill.stats.metric import ACCURACY, KL
     from potstill.stats.power import power
-    from potstill.tasks.overlap import question_key
+    from potstill.tasks import is_graded
+    from potstill.tasks.overlap import problem_key
+    from potstill.training.completing import held_out
 
-    known = _pilot(pilot) if pilot else {}
-    questions = {question_key(p.question) for p in task.test[: study.eval.problems]}
+    known = _pilot(pilot, graded=is_graded(task)) if pilot else {}
+    questions = {problem_key(p) for p in held_out(task, study.eval)}
     return {
         pair: power(
             known.get(pair) or next(iter(known.values()), Comparisons({})),
             methods=len(study.recipes) + 1,
             seeds=len(study.seeds),
             problems=len(questions),
+            metric=ACCURACY if is_graded(task) else KL,
         )
         for pair in study.models
     }
 
 
-def _pilot(place: str) -> dict[str, Comparisons]:
+def _pilot(place: str, *, graded: bool) -> dict[str, Comparisons]:
     from potstill.errors import PotstillError
     from potstill.report.data import load
     from potstill.stats.power import components
@@ -146,6 +152,11 @@ def _pilot(place: str) -> dict[str, Comparisons]:
     if not known:
         hint = "give a study with a method that has finished at least two seeds"
         raise PotstillError(f'"{place}" has no method with two seeds to plan with', hint)
+    if data.metric.share != graded:
+        raise PotstillError(
+            f'"{place}" is measured by {data.metric.label}, this study by another number',
+            "plan with a study that has a grader like this one, or none like this one",
+        )
     return known
 
 

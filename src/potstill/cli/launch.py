@@ -18,6 +18,7 @@ from potstill.errors import PotstillError
 from potstill.study.executors.base import Executor, Results
 from potstill.study.executors.local import LocalExecutor
 from potstill.study.executors.ray import check_address, open_cluster
+from potstill.study.inputs import Inputs, inputs_of
 from potstill.study.race import is_race
 from potstill.study.remote import Mirror
 from potstill.study.run import prepare
@@ -70,9 +71,8 @@ def predict(checks: Mapping[str, Sequence[Check]]) -> dict[str, dict[str, Spent]
         if numbers:
             runs = {name: Spent.read(run) for name, run in numbers["runs"].items()}
             roles = {"untrained": "student", "teacher": "teacher"}
-            baselines = {
-                name: Spent.read(numbers["gradings"][role]) for name, role in roles.items()
-            }
+            made = numbers["gradings"]
+            baselines = {n: Spent.read(made[role]) for n, role in roles.items() if role in made}
             predicted[pair] = {**runs, **baselines}
     return predicted
 
@@ -196,7 +196,10 @@ def opened(
         A function that executes those of the given runs that have not ended, under the live view.
     """
     check_out(on, mirror)
-    prepare(study)
+    task = prepare(study)
+    inputs = inputs_of(study, task)
+    if note := getattr(task, "note", ""):
+        echo(note)
     if on == LOCAL:
         check_devices(study)
     workers = one_engine(study, workers)
@@ -204,14 +207,14 @@ def opened(
         mirror.remote.check()
         mirror.pull()
     check()
-    folder.check(study)
+    folder.check(study, inputs)
     ended = folder.results(runs, study)
     tidy(folder, ended)
     log.info("%s: %d runs, %d of them ended, in %s", study.name, len(runs), len(ended), folder.path)
     with place_of(on, study, workers, mirror) as executor:
         if preflight and len(ended) < len(runs):
-            _preflight(study, folder, executor, runs)
-        folder.open(study)
+            _preflight(study, folder, executor, runs, inputs)
+        folder.open(study, inputs)
 
         def execute(runs: Sequence[RunId]) -> Results:
             with View(study, folder, runs) as view:
@@ -251,7 +254,7 @@ def reset_failed(folder: StudyFolder, runs: Sequence[RunId]) -> None:
 
 
 def _preflight(
-    study: Study, folder: StudyFolder, executor: Executor, runs: Sequence[RunId]
+    study: Study, folder: StudyFolder, executor: Executor, runs: Sequence[RunId], inputs: Inputs
 ) -> None:
     """Refuse a study that fails pre-flight or its budget; keep what the runs are predicted to cost.
 
@@ -264,7 +267,7 @@ def _preflight(
         if check["status"] == "warning":
             echo(f"warning: {check['name']}: {check['evidence']}", file=sys.stderr)
     afford(study, folder, predicted, runs)
-    folder.open(study)
+    folder.open(study, inputs)
     folder.predicted = predicted
 
 

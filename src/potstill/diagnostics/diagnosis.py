@@ -80,6 +80,20 @@ OTHERS: dict[str, tuple[str, str]] = {
         "the student was still approaching the teacher at the last step",
         "raise train.steps: at this length, methods are compared by their speed",
     ),
+    "truncated": (
+        "the student's completions are cut off at the limit",
+        "raise train.max_tokens, or train on more of the teacher's completions, which end",
+    ),
+    "eos_never_seen": (
+        "no completion of the teacher or the student ends before the limit",
+        "raise train.max_tokens; if it is high enough, check the chat template and the EOS of the "
+        "teacher",
+    ),
+    "all_rejected": (
+        "no completion of the teacher was right, and only right ones are trained on",
+        "read the teacher's completions and check the grader, raise train.max_tokens, or leave "
+        "reject_wrong out",
+    ),
     "unexplained": (
         "the student lost its skill and no known cause fits",
         "lower the learning rate; read its completions; compare with on_policy_gkd on this pair",
@@ -196,14 +210,34 @@ def _evidence(check: Mapping[str, Any]) -> str:
 def _unfit_teacher(rows: Sequence[Row]) -> Iterator[Finding]:
     """A teacher whose token ids do not match the student's, at step 0."""
     start = rows[0] if rows else {}
+    if start.get("step") != 0:
+        return
+    yield from _worse_than_a_guess(start)
     teacher, student = start.get("signal/teacher_accuracy"), start.get("train/accuracy")
-    if start.get("step") != 0 or teacher is None or student is None:
+    if teacher is None or student is None:
         return
     if teacher < student / 2 and start["signal/teacher_loss"] > 3 * start["signal/entropy"] + 2:
         loss = start["signal/teacher_loss"]
         evidence = (
             f"the teacher solves {teacher:.0%} of the probe, the untrained student {student:.0%}; "
             f"the teacher's loss on the student's completions is {loss:.1f} nats per token"
+        )
+        yield Finding("deviation", "vocab_permuted", 0, 0, evidence, advice("vocab_permuted"))
+
+
+def _worse_than_a_guess(start: Row) -> Iterator[Finding]:
+    """A task without a grader: each model finds the other's completions less likely than a guess.
+
+    That the student itself is far from guessing is needed as well.
+    """
+    guess, entropy = start.get("signal/uniform"), start.get("signal/entropy")
+    losses = [start.get(f"signal/{name}") for name in ("teacher_loss", "reading_loss")]
+    if guess is None or entropy is None or entropy > guess / 2:
+        return
+    if all(loss is not None and loss > guess for loss in losses):
+        evidence = (
+            f"the teacher's loss on the student's completions is {losses[0]:.1f} nats per token, "
+            f"the student's on the teacher's {losses[1]:.1f}; a uniform guess has {guess:.1f}"
         )
         yield Finding("deviation", "vocab_permuted", 0, 0, evidence, advice("vocab_permuted"))
 

@@ -23,8 +23,8 @@ from potstill.diagnostics.faults.explaining import Mistakes, as_if, candidates
 from potstill.diagnostics.probe import Probe, mean, repetition
 from potstill.diagnostics.sampler import SAMPLER_GAP, sampler_gap
 from potstill.engines.protocol import Engine
+from potstill.problems import Problem
 from potstill.settings import Eval, Train
-from potstill.tasks import Task
 from potstill.tasks.overlap import overlap
 from potstill.training import objective
 from potstill.training.evaluation import TeacherCompletions
@@ -89,14 +89,13 @@ class Monitor:
                 if check["cause"]:
                     self.causes[check["what"]] = check["cause"]
 
-    def start(self, task: Task, evaluated: int) -> dict[str, Any]:
+    def start(self, evaluated: Sequence[Problem]) -> dict[str, Any]:
         """Signals of the untrained student, and the overlap of training and evaluation.
 
         Args:
-            task: the task as the run evaluates it.
-            evaluated: number of its test problems that are evaluated.
+            evaluated: the problems that the run evaluates.
         """
-        shared = len(overlap(self.spec.task.train, task.test[:evaluated]))
+        shared = len(overlap(self.spec.task.train, evaluated))
         checks = []
         if shared:
             checks = [_check("graded problems trained on", shared, 0, "eval_on_train")]

@@ -13,10 +13,10 @@ import numpy as np
 
 from potstill.engines.protocol import Engine
 from potstill.problems import Problem
-from potstill.tasks import Task
-from potstill.training.evaluation import TeacherCompletions
+from potstill.tasks import Task, is_graded
+from potstill.training.evaluation import TeacherCompletions, has_teacher
 from potstill.training.rollout import generator
-from potstill.types import Floats, Ids, Reading, Role, Sample
+from potstill.types import Floats, Ids, Prompt, Reading, Role, Sample
 
 PERIODS = 16  # tokens of the longest loop that is found
 
@@ -45,11 +45,9 @@ class Probe:
         self.engine, self.task, self.problems = engine, task, problems
         self.max_tokens, self.seed, self.teacher = max_tokens, seed, teacher
         self.prompts = [engine.prompt(problem) for problem in problems]
+        self.graded, self.has_teacher = is_graded(task), has_teacher(engine)
         self.outcomes: list[float] = []  # strict grades of the student's latest completions
-        samples = engine.sample(
-            "teacher", self.prompts, self._limits, 0.0, np.random.default_rng(0)
-        )
-        self.teacher_readings = self._readings(samples)
+        self.teacher_readings = self._read_by_student()
 
     @property
     def _limits(self) -> list[int]:
@@ -58,27 +56,60 @@ class Probe:
     def _readings(self, samples: Sequence[Sample]) -> list[Reading]:
         return [(p, sample.tokens) for p, sample in zip(self.prompts, samples, strict=True)]
 
+    def _read_by_student(self) -> list[Reading]:
+        """The teacher's greedy completions; without a teacher the first ones of the data."""
+        if self.has_teacher:
+            rng = np.random.default_rng(0)
+            return self._readings(
+                self.engine.sample("teacher", self.prompts, self._limits, 0.0, rng)
+            )
+        return [
+            (prompt, self._cut(prompt, problem.completions[0]))
+            for prompt, problem in zip(self.prompts, self.problems, strict=True)
+            if problem.completions
+        ]
+
+    def _cut(self, prompt: Prompt, text: str) -> Ids:
+        return self.engine.encode_completion(prompt, text)[: self.max_tokens]
+
     def compare_with_teacher(self) -> dict[str, float]:
-        """Signals of the teacher, next to the latest of the student.
+        """Signals of the teacher, next to the latest of the student; none without a teacher.
 
         Returns:
-            signal/teacher_length, _loop, _distinct: as of the student, at temperature 1 as well.
+            signal/teacher_length, _loop, _distinct, _truncated: as of the student, at temperature 1
+            as well.
             signal/teacher_accuracy: share of correct greedy completions.
             signal/teacher_only, signal/student_only: problems that one of the two alone solves.
+            signal/uniform: of a task without a grader instead of these: loss of a uniform guess.
         """
-        completions = [completion for _, completion in self.teacher_readings]
-        teacher = np.array(self._graded("teacher", completions))
-        student, rng = np.array(self.outcomes), generator(self.seed, 0, "probe")
+        if not self.has_teacher:
+            return {}
+        rng = generator(self.seed, 0, "probe")
         samples = self.engine.sample("teacher", self.prompts, self._limits, 1.0, rng)
-        variety = _variety([sample.tokens for sample in samples])
-        return {
-            **{f"signal/teacher_{name}": value for name, value in variety.items()},
+        completions = [sample.tokens for sample in samples]
+        signals = {
+            **{f"signal/teacher_{name}": value for name, value in _variety(completions).items()},
+            "signal/teacher_truncated": self._truncated(completions),
+        }
+        if not self.graded:
+            first = self.engine.rows("student", *self._readings(samples)[0])
+            return signals | {"signal/uniform": float(np.log(first.shape[1]))}
+        teacher = np.array(self._grades("teacher", [ids for _, ids in self.teacher_readings]))
+        student = np.array(self.outcomes)
+        return signals | {
             "signal/teacher_accuracy": float(teacher.mean()),
             "signal/teacher_only": int((teacher > student).sum()),
             "signal/student_only": int((student > teacher).sum()),
         }
 
-    def _graded(self, role: Role, completions: Sequence[Ids]) -> list[float]:
+    def _truncated(self, completions: Sequence[Ids]) -> float:
+        """Share of completions that reach the limit."""
+        ends = self.engine.eos
+        return float(np.mean([not tokens or tokens[-1] not in ends for tokens in completions]))
+
+    def _grades(self, role: Role, completions: Sequence[Ids]) -> list[float]:
+        if not self.graded:
+            return []
         rows = zip(self.problems, self.prompts, completions, strict=True)
         return [
             self.task.grade(
@@ -88,7 +119,7 @@ class Probe:
         ]
 
     def measure(self) -> dict[str, float | None]:
-        """Signals of the student with its current weights.
+        """Signals of the student with its current weights; None where one is unknown.
 
         Returns:
             train/score: mean similarity with the teacher's completions, in [0, 1].
@@ -100,27 +131,30 @@ class Probe:
         rng = generator(self.seed, 0, "probe")
         samples = engine.sample("student", self.prompts, self._limits, 1.0, rng)
         readings = self._readings(samples)
-        teacher, student = engine.inspect("teacher", readings), engine.inspect("student", readings)
-        reading = engine.inspect("student", self.teacher_readings)
-        gaps = [
-            p.logprobs.astype(float) - q.logprobs for p, q in zip(student, teacher, strict=True)
-        ]
+        teacher = engine.inspect("teacher", readings) if self.has_teacher else []
+        student = engine.inspect("student", readings)
+        reading = engine.inspect("student", self.teacher_readings) if self.teacher_readings else []
+        gaps = (
+            [p.logprobs.astype(float) - q.logprobs for p, q in zip(student, teacher, strict=True)]
+            if self.has_teacher
+            else []
+        )
         completions = [sample.tokens for sample in samples]
-        answers = list(zip(self.problems, map(engine.decode, completions), strict=True))
-        self.outcomes = self._graded("student", completions)
+        answers = zip(self.problems, map(engine.decode, completions), strict=True)
+        scores = [self.teacher.score(problem, text) for problem, text in answers]
+        known = [score for score in scores if score is not None]
+        self.outcomes = self._grades("student", completions)
         ends = [
             expected.end[-1]
             for expected, (_, completion) in zip(reading, self.teacher_readings, strict=True)
             if completion and completion[-1] in engine.eos and len(expected.end)
         ]
         return {
-            "train/score": float(np.mean([self.teacher.score(p, c) for p, c in answers])),
+            "train/score": float(np.mean(known)) if known else None,
             "train/kl_divergence": mean(gaps),
-            "train/accuracy": float(np.mean(self.outcomes)),
+            "train/accuracy": float(np.mean(self.outcomes)) if self.graded else None,
             **{f"signal/{name}": value for name, value in _variety(completions).items()},
-            "signal/truncated": float(
-                np.mean([not tokens or tokens[-1] not in engine.eos for tokens in completions])
-            ),
+            "signal/truncated": self._truncated(completions),
             "signal/repetition": float(np.mean([repetition(tokens) for tokens in completions])),
             "signal/entropy": mean([expected.entropy for expected in student]),
             "signal/teacher_entropy": mean([expected.entropy for expected in teacher]),

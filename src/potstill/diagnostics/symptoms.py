@@ -71,20 +71,25 @@ class _Best:
                 self.values[name] = value if known is None else better(known, value)
 
 
+def is_probe(row: Row) -> bool:
+    """True if the student was probed at the row's step; a pair may have no teacher."""
+    return any(row.get(f"signal/{name}") is not None for name in ("teacher_loss", "length"))
+
+
 def probes_with_symptoms(rows: Sequence[Row]) -> Iterator[tuple[Row, Symptoms]]:
     """Each probe after step 0, with its symptoms.
 
     Args:
         rows: the rows of metrics.jsonl; the row of step 0 is the untrained student.
     """
-    if not rows or rows[0].get("step") != 0 or rows[0].get("signal/teacher_loss") is None:
+    if not rows or rows[0].get("step") != 0 or not is_probe(rows[0]):
         return
     start, best, norms = rows[0], _Best(), list[float]()
     best.add(start)
     for row in rows[1:]:
         if row.get("train/grad_norm") is not None:
             norms.append(row["train/grad_norm"])
-        if row.get("signal/teacher_loss") is None:
+        if not is_probe(row):
             continue
         lost = tuple(_accuracy(row, best))
         if _skilled(row, best):
@@ -106,7 +111,8 @@ def _accuracy(row: Row, best: _Best) -> list[str]:
         for name, (factor, offset, wording, spec) in MOVES.items()
         if _value(row, name) > factor * _value(best.values, name) + offset
     ]
-    absurd = row["signal/teacher_loss"] > best.values["signal/teacher_loss"] + ABSURD
+    name = "signal/teacher_loss"
+    absurd = _value(row, name) > _value(best.values, name) + ABSURD
     if now is None or peak is None:
         return moved if absurd else []
     lost = now <= LOST * peak and peak > 0 and moved

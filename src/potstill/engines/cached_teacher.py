@@ -1,10 +1,10 @@
 """A content-addressed cache of teacher completions, shared between runs.
 
 The cache wraps any engine. Its key contains everything that determines a completion: the teacher
-and its placement, prompts, limits, temperature and random state. A hit therefore equals the result
-of a miss. Student completions are not cached, because the student changes with every step. Each
-file also has the seconds that its samples took, so that a run's cost does not depend on the runs
-before it.
+and its placement, prompts, limits, temperature, truncation and random state. A hit therefore equals
+the result of a miss. Student completions are not cached, because the student changes with every
+step. Each file also has the seconds that its samples took, so that a run's cost does not depend on
+the runs before it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy as np
 from potstill.engines.model_files import read_json
 from potstill.engines.protocol import Engine, Wrapper
 from potstill.errors import writing
-from potstill.types import Prompt, Role, Sample, is_teacher
+from potstill.types import WHOLE, Prompt, Role, Sample, Truncation, is_teacher
 
 SAMPLER = 2  # version of the sampler: raise it when the same random state gives other samples
 
@@ -48,9 +48,10 @@ class CachedTeacher(Wrapper):
         max_tokens: Sequence[int],
         temperature: float,
         rng: np.random.Generator,
+        truncation: Truncation = WHOLE,
     ) -> list[Sample]:
         if not is_teacher(role):
-            return self.engine.sample(role, prompts, max_tokens, temperature, rng)
+            return self.engine.sample(role, prompts, max_tokens, temperature, rng, truncation)
         request = (
             SAMPLER,
             self._teacher,
@@ -59,13 +60,14 @@ class CachedTeacher(Wrapper):
             [prompt.read_by(role) for prompt in prompts],
             list(max_tokens),
             temperature,
+            *([truncation] if truncation != WHOLE else []),
         )
         key = hashlib.sha256(repr((request, rng.bit_generator.state)).encode()).hexdigest()
         file = self._folder / key[:2] / f"{key}.npz"
         start = time.perf_counter()
         cached = _read(file)
         if cached is None:
-            samples = self.engine.sample(role, prompts, max_tokens, temperature, rng)
+            samples = self.engine.sample(role, prompts, max_tokens, temperature, rng, truncation)
             _write(file, samples, time.perf_counter() - start)
             return samples
         samples, seconds = cached

@@ -24,11 +24,16 @@ from safetensors.numpy import load_file, save_file
 from potstill.algorithms.losses import CrossEntropy, ReverseKL, ReverseKLSampled, SampledLoss
 from potstill.engines.host import host_memory
 from potstill.engines.prompts import Prompting
+from potstill.engines.protocol import NO_TEACHER
 from potstill.engines.registry import ENGINES
-from potstill.errors import NonFinite
+from potstill.engines.truncation import truncated
+from potstill.errors import NonFinite, PotstillError
+from potstill.fields import brief
 from potstill.problems import Messages
+from potstill.settings import Adam
 from potstill.tasks.rendering import plain
 from potstill.types import (
+    WHOLE,
     Datum,
     Expectation,
     Floats,
@@ -40,13 +45,15 @@ from potstill.types import (
     Sample,
     StepStats,
     Term,
+    Truncation,
+    is_teacher,
 )
 
 Table = npt.NDArray[np.float64]
 
 FIRST, SIZE = 32, 96  # printable ASCII, then EOS
 EOS = SIZE - 1
-ADAM = (0.9, 0.95, 1e-8)
+TINY = 1e-8  # of Adam
 # A hook for tests that act in mid-run: this environment variable names a file, and while the file
 # has a number, no fake engine of any process makes more optimizer steps than that.
 GATE = "POTSTILL_FAKE_GATE"
@@ -102,7 +109,10 @@ class FakeEngine(Prompting):
     notes: tuple[str, ...] = ()
     devices = 1
 
-    def __init__(self, student: str = "", teacher: str = "", *, seed: int = 0) -> None:
+    def __init__(
+        self, student: str = "", teacher: str = "fake", *, seed: int = 0, adam: Adam | None = None
+    ) -> None:
+        self._settings = adam or Adam()
         start = np.random.default_rng(7).normal(size=(SIZE, SIZE)) * 0.5
         self._tables: dict[Role, Table] = {
             "student": start.copy(),
@@ -111,6 +121,7 @@ class FakeEngine(Prompting):
         }
         self._moments = [np.zeros_like(start), np.zeros_like(start)]
         self._steps = 0
+        self.has_teacher = bool(teacher)
 
     def encode(self, text: str | Messages, role: Role = "student") -> Ids:
         text = text if isinstance(text, str) else plain(text).rstrip("\n")
@@ -119,6 +130,15 @@ class FakeEngine(Prompting):
     def decode(self, tokens: Ids) -> str:
         return "".join(chr(token + FIRST) for token in tokens if token != EOS)
 
+    def encode_completion(self, prompt: Prompt, text: str) -> Ids:
+        ids = self.encode(text)
+        if self.decode(ids) != text or not text.strip():
+            raise PotstillError(
+                f"{prompt.problem}: a completion has printable ASCII characters, got {brief(text)}",
+                "remove the completion, or the characters that the tokenizer has not",
+            )
+        return (*ids, EOS)
+
     def sample(
         self,
         role: Role,
@@ -126,9 +146,10 @@ class FakeEngine(Prompting):
         max_tokens: Sequence[int],
         temperature: float,
         rng: np.random.Generator,
+        truncation: Truncation = WHOLE,
     ) -> list[Sample]:
-        logp = log_softmax(self._tables[role])
-        draws = _tempered(logp, temperature)
+        logp = log_softmax(self._table(role))
+        draws = truncated(_tempered(logp, temperature), truncation)
         if np.isnan(draws).any():
             raise NonFinite(f"log-probabilities of the {role}")
         cumulative = np.exp(draws).cumsum(-1)
@@ -150,7 +171,7 @@ class FakeEngine(Prompting):
 
     def _token_scores(self, role: Role, prompt: Ids, completion: Ids) -> Floats:
         before = [prompt[-1], *completion[:-1]] if completion else []
-        logp = log_softmax(self._tables[role][before])
+        logp = log_softmax(self._table(role)[before])
         return logp[range(len(completion)), list(completion)].astype(np.float32)
 
     def score(self, role: Role, rows: Sequence[Reading]) -> list[Floats]:
@@ -160,13 +181,18 @@ class FakeEngine(Prompting):
         return self._rows(role, prompt.read_by(role), completion)
 
     def _rows(self, role: Role, prompt: Ids, completion: Ids) -> Table:
-        return log_softmax(self._tables[role][[prompt[-1], *completion[:-1]]])
+        return log_softmax(self._table(role)[[prompt[-1], *completion[:-1]]])
+
+    def _table(self, role: Role) -> Table:
+        if is_teacher(role) and not self.has_teacher:
+            raise PotstillError(*NO_TEACHER)
+        return self._tables[role]
 
     def inspect(self, role: Role, rows: Sequence[Reading]) -> list[Expectation]:
         expectations = []
         for prompt, completion in rows:
             before = [prompt.read_by(role)[-1], *completion[:-1]] if completion else []
-            logp = log_softmax(self._tables[role][before])
+            logp = log_softmax(self._table(role)[before])
             p, positions = np.exp(logp), np.arange(len(before))
             entropy = -(p * np.where(p > 0, logp, 0.0)).sum(-1)
             scores = logp[positions, list(completion)]
@@ -193,20 +219,23 @@ class FakeEngine(Prompting):
         """Return the losses of the data, and add their gradient to `gradient`."""
         loss, parts = 0.0, defaultdict[str, list[float]](list)
         clipped: list[bool] = []
-        for datum in data:
+        by_datum = np.zeros(len(data))
+        for number, datum in enumerate(data):
             before = np.array([datum.prompt.read_by("student")[-1], *datum.completion[:-1]])
             logp = log_softmax(self._tables["student"][before])
             for term in datum.terms:
                 counted = term.weights != 0  # the others count nowhere: 0 x inf is not a number
                 values, slope = self._term(datum, term, logp)
-                loss += float((term.weights * np.where(counted, values, 0.0)).sum())
+                weighted = float((term.weights * np.where(counted, values, 0.0)).sum())
+                loss, by_datum[number] = loss + weighted, by_datum[number] + weighted
                 np.add.at(gradient, before[counted], term.weights[counted, None] * slope[counted])
                 part = "anchor" if term.loss.to == "init" else datum.source
                 parts[part].extend(values[counted])
                 if isinstance(term.loss, SampledLoss) and term.loss.clip_ratio is not None:
                     clipped.extend(_moved(term.loss, datum, logp)[1][counted])
         means = {key: float(np.mean(v)) for key, v in parts.items() if v}
-        return StepStats(loss, 0.0, means, float(np.mean(clipped)) if clipped else None)
+        share = float(np.mean(clipped)) if clipped else None
+        return StepStats(loss, 0.0, means, share, by_datum=by_datum)
 
     def _term(self, datum: Datum, term: Term, logp: Table) -> tuple[Table, Table]:
         """Return per-token values (T,) of a term and their gradients (T, V), before weighting."""
@@ -218,12 +247,13 @@ class FakeEngine(Prompting):
 
     def _adam(self, gradient: Table, learning_rate: float) -> None:
         self._steps += 1
-        first, second, tiny = ADAM
+        (first, second), decay = self._settings.betas, self._settings.weight_decay
         mean, square = self._moments
         mean += (1 - first) * (gradient - mean)
         square += (1 - second) * (gradient**2 - square)
         mean_hat = mean / (1 - first**self._steps)
-        scale = np.sqrt(square / (1 - second**self._steps)) + tiny
+        scale = np.sqrt(square / (1 - second**self._steps)) + TINY
+        self._tables["student"] *= 1 - learning_rate * decay
         self._tables["student"] -= learning_rate * mean_hat / scale
 
     def size(self, role: Role) -> None:

@@ -9,14 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
+from itertools import islice
 from typing import Any, TypeVar
 
+from potstill.engines.completions import CompletionEncoder
+from potstill.errors import PotstillError
 from potstill.problems import Messages, Problem
 from potstill.tasks.context.builder import PromptBuilder
 from potstill.tasks.grading import THOUGHT
-from potstill.types import Datum, Ids, Prompt, Role
+from potstill.types import Datum, Floats, Ids, ModelSpec, Prompt, Reading, Role
 
 T = TypeVar("T")
+EXAMPLES = 16  # completions by which it is decided how the model begins an answer
 
 
 class Prompting:
@@ -26,6 +31,12 @@ class Prompting:
     _builder: PromptBuilder | None = None
     _route = ""
     two_renderings = False  # whether the teacher reads a question in other words than the student
+
+    has_teacher = True  # false: the pair is a student alone
+    eos: frozenset[int]
+    vocabulary: int  # ids that are sampled
+    student_spec: ModelSpec | None = None  # has the arguments of the student's chat template
+    _examples: Sequence[Problem] = ()  # see `expect`
 
     windows: Mapping[Role, Any] = {}  # positions that "student" and "teacher" have, if known
     tokenizer: Any = None  # of transformers, if the engine has one
@@ -77,6 +88,53 @@ class Prompting:
     def has_context(self) -> bool:
         """True if the teacher reads a context."""
         return self._builder is not None
+
+    def expect(self, problems: Sequence[Problem]) -> None:
+        """Name the problems whose completions `encode_completion` will be asked for."""
+        self._examples = problems
+
+    def encode_completion(self, prompt: Prompt, text: str) -> Ids:
+        """The ids (T,) of a completion of the data, see `protocol.Engine`."""
+        try:
+            ways = self._completions.ways(text, self.rendered(prompt, "student"))
+        except PotstillError as error:
+            raise PotstillError(f"{prompt.problem}: {error}", error.hint) from None
+        return ways[-1 if len(ways) > 1 and self._without_space(prompt, text) else 0]
+
+    @cached_property
+    def _completions(self) -> CompletionEncoder:
+        return CompletionEncoder(self.tokenizer, self.eos, self.vocabulary, self.student_spec)
+
+    _spaceless: bool | None = None
+    scorer: Callable[[Role, Sequence[Reading]], list[Floats]] | None = None  # of all processes
+
+    def _without_space(self, prompt: Prompt, text: str) -> bool:
+        """True if the model begins an answer without the space that its tokenizer adds.
+
+        It is decided once, by the problems that are known from the start, so that a run that
+        continues decides in the same way: by the log-probabilities of the teacher, which is frozen,
+        or else of the student.
+        """
+        if self._spaceless is None:
+            examples = islice((p for p in self._examples if p.completions), EXAMPLES)
+            known = [(self.prompt(problem), problem.completions[0]) for problem in examples]
+            ways = [
+                (start, self._completions.ways(answer, self.rendered(start, "student")))
+                for start, answer in known or [(prompt, text)]
+            ]
+            both = [(start, pair) for start, pair in ways if len(pair) > 1]
+            role = "teacher" if self.has_teacher else "student"
+            with_space, without = (
+                (self.scorer or self.score)(role, [(start, pair[i]) for start, pair in both])
+                for i in (0, 1)
+            )
+            gaps = [float(b.sum() - a.sum()) for a, b in zip(with_space, without, strict=True)]
+            self._spaceless = sum(gaps) > 0
+        return self._spaceless
+
+    def score(self, role: Role, rows: Sequence[Reading]) -> list[Floats]:
+        """Return log-probabilities, see `protocol.Engine`."""
+        raise NotImplementedError
 
     def opening(self, prompt: Prompt, role: Role) -> str:
         """The mark of a thought that a prompt has opened, as some chat templates do; else ""."""

@@ -21,6 +21,7 @@ from potstill.engines.flops import Machine, Size
 from potstill.problems import Messages, Problem
 from potstill.tasks.context.builder import PromptBuilder
 from potstill.types import (
+    WHOLE,
     Datum,
     Expectation,
     Floats,
@@ -32,6 +33,7 @@ from potstill.types import (
     Rows,
     Sample,
     StepStats,
+    Truncation,
 )
 
 
@@ -40,6 +42,7 @@ class Engine(Protocol):
 
     losses: frozenset[str]  # names of the losses that `step` can compute
     eos: frozenset[int]  # ids that end a completion
+    has_teacher: bool  # false: the pair is a student alone
     notes: tuple[str, ...]  # decisions made while opening the pair, for the run's record
 
     @property
@@ -54,6 +57,16 @@ class Engine(Protocol):
 
     def decode(self, tokens: Ids) -> str:
         """Return the text of ids in the student's vocabulary, without special tokens."""
+
+    def encode_completion(self, prompt: Prompt, text: str) -> Ids:
+        """Return the ids (T,) of a completion as the student would have written it, EOS included.
+
+        Raises:
+            PotstillError: it cannot be written in the student's tokens, or not after this prompt.
+        """
+
+    def expect(self, problems: Sequence[Problem]) -> None:
+        """Name the problems whose completions `encode_completion` will be asked for."""
 
     def prompt(self, problem: Problem) -> Prompt:
         """Render a problem as each model reads it."""
@@ -79,12 +92,14 @@ class Engine(Protocol):
         max_tokens: Sequence[int],
         temperature: float,
         rng: np.random.Generator,
+        truncation: Truncation = WHOLE,
     ) -> list[Sample]:
         """Continue prompt i by at most max_tokens[i] tokens, EOS included.
 
         Student samples always come from the newest weights. The log-probabilities are those at
-        temperature 1, independent of the sampling temperature; temperature 0 is greedy. The same
-        `rng` state gives the same samples.
+        temperature 1 without truncation, independent of the sampler's settings; temperature 0 is
+        greedy. The behavior log-probabilities are those of the truncated, renormalised
+        distribution. The same `rng` state gives the same samples.
         """
 
     def score(self, role: Role, rows: Sequence[Reading]) -> list[Floats]:
@@ -204,6 +219,9 @@ class CrossTokenizer(Engine, Protocol):
 
     def translate(self, data: Sequence[Datum]) -> list[Datum]:
         """Return the data of a step as the models read them."""
+
+
+NO_TEACHER = "the teacher is used, and the pair has none", "name a teacher in the pair's table"
 
 
 class Wrapper:

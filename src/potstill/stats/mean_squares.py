@@ -35,6 +35,8 @@ class MeanSquares:
     seed_square: float  # A; nan below two seeds
     residual: float  # E; nan below two seeds
     shares: bool  # every outcome is in [0, 1], so is the mean
+    binary: bool  # every outcome is 0 or 1
+    positive: bool  # every outcome is at least 0, so is the mean
     effective: float  # independent problems that would tell as much; fewer where some are repeated
 
     @property
@@ -45,7 +47,11 @@ class MeanSquares:
 
 
 def mean_squares(
-    outcomes: npt.ArrayLike, *, seeded: bool = True, clusters: Sequence[object] | None = None
+    outcomes: npt.ArrayLike,
+    *,
+    seeded: bool = True,
+    clusters: Sequence[object] | None = None,
+    shares: bool = True,
 ) -> MeanSquares:
     """Reduce outcomes to their mean squares.
 
@@ -54,12 +60,17 @@ def mean_squares(
         seeded: False for a baseline: its one row depends on no seed.
         clusters: (P,) a name for each problem; problems of one name are one cluster, since
             repeated problems are not independent evidence. None: all are different.
+        shares: False for numbers that have no bounds, even where all happen to be in [0, 1].
     """
     x = np.asarray(outcomes, float)
     if x.ndim == 1:
         square = float(x.var(ddof=1)) if len(x) > 1 else float("nan")
-        return MeanSquares(len(x), float(x.mean()), np.empty(0), square, 0.0, False, 0.0)
-    shares = bool(((x >= 0) & (x <= 1)).all())
+        return MeanSquares(
+            len(x), float(x.mean()), np.empty(0), square, 0.0, False, False, False, 0.0
+        )
+    shares = shares and bool(((x >= 0) & (x <= 1)).all())
+    binary = shares and bool(((x == 0) | (x == 1)).all())
+    kind = shares, binary, bool((x >= 0).all())
     effective = float(x.shape[1])
     if clusters is not None:
         sizes = np.array([*Counter(clusters).values()], float)
@@ -68,12 +79,13 @@ def mean_squares(
     rows, columns, mean = x.mean(1), x.mean(0), float(x.mean())
     if s < 2 or not seeded:
         nan = float("nan")
-        return MeanSquares(s if seeded else 0, mean, columns, nan, nan, shares, effective)
+        seeds = s if seeded else 0
+        return MeanSquares(seeds, mean, columns, nan, nan, *kind, effective)
     residual = x - rows[:, None] - columns + mean
     error = float((residual**2).sum() / ((s - 1) * (p - 1))) if p > 1 else 0.0
     equal = np.ptp(rows) <= 1e-12 * np.abs(x).max()  # equal but for rounding
     seed_square = 0.0 if equal else float(p * rows.var(ddof=1))
-    return MeanSquares(s, mean, columns, seed_square, error, shares, effective)
+    return MeanSquares(s, mean, columns, seed_square, error, *kind, effective)
 
 
 def clustered(outcomes: Matrix, clusters: Sequence[object]) -> Matrix:

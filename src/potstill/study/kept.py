@@ -21,15 +21,17 @@ from functools import lru_cache
 from pathlib import Path
 
 import potstill
+from potstill.caches import cache_folder
 from potstill.diagnostics.preflight import COST, MEMORY, Check, steps_of
 from potstill.digests import to_json
 from potstill.engines.cached_teacher import fingerprint
 from potstill.engines.host import one_of_several
 from potstill.errors import PotstillError
 from potstill.study.files import write_text
+from potstill.study.inputs import grader_identity, problems_digest
 from potstill.study.provenance import provenance
 from potstill.study.schema import Study
-from potstill.tasks import load_task
+from potstill.study.settling import task_of
 
 # Facts of the provenance that can change a check's result, and those that change times only.
 VERSIONS = (
@@ -43,14 +45,8 @@ log = logging.getLogger(__name__)
 
 
 def default_folder() -> Path | None:
-    """The folder of kept results: POTSTILL_CACHE, or potstill in the user's cache."""
-    if own := os.environ.get("POTSTILL_CACHE"):
-        return Path(own).expanduser() / "preflight"
-    try:
-        cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    except RuntimeError:
-        return None
-    return Path(cache) / "potstill" / "preflight"
+    """The folder of kept results."""
+    return cache_folder("preflight")
 
 
 def keeper_of(
@@ -135,7 +131,7 @@ class KeptChecks:
             study = self._study
             pair, table = study.models[self._pair], study.to_toml()
             settings = {name: table.get(name) for name in TABLES}
-            models = (pair.student, pair.teacher, *pair.teachers.values())
+            models = filter(None, (pair.student, pair.teacher, *pair.teachers.values()))
             facts = provenance()
             self._common = _hash(
                 [
@@ -158,13 +154,10 @@ def _hash(value: object) -> str:
     return hashlib.sha256(repr(value).encode()).hexdigest()
 
 
-def _problems(study: Study) -> str:
-    """All problems of the task, wherever they come from."""
-    task = load_task(**study.task)
-    hasher = hashlib.sha256()
-    for problem in (*task.train, *task.test):
-        hasher.update(repr(problem).encode())
-    return hasher.hexdigest()
+def _problems(study: Study) -> tuple[str, str, str]:
+    """Digests of all problems of the task, wherever they come from, and of its grader."""
+    task = task_of(study)
+    return problems_digest(task.train), problems_digest(task.test), grader_identity(task)
 
 
 def _files(value: object) -> Iterator[tuple[str, str]]:

@@ -14,11 +14,15 @@ from typing import Any
 from potstill.engines.protocol import Engine
 from potstill.errors import NonFinite
 from potstill.problems import Evaluation
+from potstill.settings import Train
 from potstill.study.provenance import provenance
 from potstill.study.schema import Study
 from potstill.study.storage import RunFolder, RunId, settings_digest
 from potstill.tasks import Task
-from potstill.tasks.overlap import question_key
+from potstill.tasks.overlap import problem_key
+from potstill.training import checkpoint
+from potstill.training.completing import held_out
+from potstill.training.metering import Usage
 from potstill.training.session import Trained
 
 Record = dict[str, Any]
@@ -30,21 +34,33 @@ KINDS = {  # of failures, by exception
 }
 
 
-def complete(study: Study, key: RunId, outcome: Record) -> Record:
-    """A whole record: the key of the run, its outcome, the digest of its settings, provenance."""
+def complete(study: Study, key: RunId, outcome: Record, inputs: str = "") -> Record:
+    """A whole record: the key of the run, its outcome, digests of settings and inputs, provenance.
+
+    Args:
+        study: the settings.
+        key: the run.
+        outcome: the run's own part.
+        inputs: the digest of its problems and models; "": unknown, as it failed before.
+    """
     identity = {"pair": key.pair, "method": key.method, "seed": key.seed}
-    settings = settings_digest(study, key)
-    return {**identity, **outcome, "settings": settings, "provenance": provenance()}
+    digests = {"settings": settings_digest(study, key), "inputs": inputs}
+    return {**identity, **outcome, **digests, "provenance": provenance()}
 
 
-def of_training(trained: Trained, run: RunFolder) -> Record:
+def of_training(trained: Trained, run: RunFolder, settings: Train) -> Record:
+    points = checkpoint.points(run.path / "checkpoints") if settings.keep_state else []
+    state = {"state": checkpoint.step_of(points[-1])} if points and not trained.ended else {}
     seconds = trained.spent["seconds"]
     return {
         "steps": trained.steps,
         "ended": trained.ended,
+        **({"kept": trained.kept} if trained.kept else {}),
+        **state,
         "findings": run.findings,
         **of_evaluation(trained.evaluation),
         "tokens": trained.spent["tokens"],
+        "token_sources": trained.spent.get("sources"),
         "flops": trained.spent["flops"],
         "seconds": round(sum(seconds.values()), 3),
         "activity": {name: round(value, 3) for name, value in seconds.items()},
@@ -52,14 +68,41 @@ def of_training(trained: Trained, run: RunFolder) -> Record:
     }
 
 
-def of_evaluation(evaluation: Evaluation) -> Record:
+def with_cost(record: Record, more: Usage | None) -> Record:
+    """The record of a run with the cost of what was measured after it."""
+    if more is None:
+        return record
+    seconds = more.seconds["evaluation"]
+    activity = dict(record["activity"])
+    activity["evaluation"] = round(activity.get("evaluation", 0.0) + seconds, 3)
+    sums = {
+        name: {
+            key: record[name].get(key, 0) + added.get(key, 0) for key in {**record[name], **added}
+        }
+        for name, added in (("tokens", +more.tokens), ("flops", more.flops))
+    }
+    sums["flops"] = sums["flops"] if record["flops"] and more.flops else {}
     return {
-        "accuracy": evaluation.strict,
-        "flexible": evaluation.flexible,
+        **record,
+        **sums,
+        "activity": activity,
+        "seconds": round(record["seconds"] + seconds, 3),
+    }
+
+
+def of_evaluation(evaluation: Evaluation) -> Record:
+    """Its outcomes by problem and their means, which are null where the task has no grader."""
+    graded = evaluation.graded
+    record: Record = {
+        "accuracy": evaluation.strict if graded else None,
+        "flexible": evaluation.flexible if graded else None,
         "format": evaluation.format,
-        "problems": len(evaluation.rows),
+        "problems": evaluation.problems,
         "outcomes": evaluation.outcomes,
     }
+    if evaluation.samples > 1:
+        record["samples"] = evaluation.samples
+    return record | ({"estimator": evaluation.estimator} if evaluation.estimator else {})
 
 
 def of_problems(study: Study, pair: str, task: Task) -> Record:
@@ -69,13 +112,11 @@ def of_problems(study: Study, pair: str, task: Task) -> Record:
     number for each problem, the same for one question, if some question is there twice.
     """
     route = study.models[pair].route
-    held_out = task.test[: study.eval.problems]
-    facts: Record = {"routes": [problem.text(route) for problem in held_out]} if route else {}
-    numbers: dict[str, int] = {}
-    clusters = [
-        numbers.setdefault(question_key(problem.question), len(numbers)) for problem in held_out
-    ]
-    return facts | ({"clusters": clusters} if len(numbers) < len(held_out) else {})
+    evaluated = held_out(task, study.eval)
+    facts: Record = {"routes": [problem.text(route) for problem in evaluated]} if route else {}
+    numbers: dict[bytes, int] = {}
+    clusters = [numbers.setdefault(problem_key(problem), len(numbers)) for problem in evaluated]
+    return facts | ({"clusters": clusters} if len(numbers) < len(evaluated) else {})
 
 
 def of_engine(engine: Engine) -> Record:

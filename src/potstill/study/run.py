@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -30,50 +30,72 @@ from potstill.diagnostics.preflight import (
     unwatched,
 )
 from potstill.engines.protocol import Engine
-from potstill.errors import PotstillError, StorageError, shown, writing
+from potstill.errors import Errors, PotstillError, StorageError, shown, writing
+from potstill.problems import Problem
 from potstill.study import record
+from potstill.study.benchmarks import forgotten, load_tasks
 from potstill.study.budget import Ledger
+from potstill.study.completions import check_completions
 from potstill.study.engine import open_study_engine
+from potstill.study.evaluating import check_evaluation
 from potstill.study.files import DamagedFile
+from potstill.study.inputs import inputs_of
+from potstill.study.problems import check_lengths
 from potstill.study.schema import Study
+from potstill.study.settling import settled, task_of
 from potstill.study.storage import REFERENCES, RunFolder, RunId, StudyFolder, example
 from potstill.study.validation import check_routes, check_window
-from potstill.tasks import Task, check_disjoint, load_task
+from potstill.tasks import Task, check_disjoint
 from potstill.tasks.context.builder import PromptBuilder
 from potstill.tasks.graders import GraderError
-from potstill.training.evaluation import TeacherCompletions, evaluate
+from potstill.training.completing import complete, held_out
+from potstill.training.evaluation import GREEDY, TeacherCompletions, evaluate
 from potstill.training.loop import train
 from potstill.training.metering import Metered, Usage
 from potstill.training.run import RunSpec
 from potstill.training.spending import BudgetReached
-from potstill.types import ModelSpec, Role
+from potstill.types import Ids, ModelSpec, Role
 
 
 def prepare(study: Study) -> Task:
     """Load the task and check what depends on its problems. Opens no model."""
-    task = load_task(**study.task)
-    for name, needed, available in (
-        ("eval.problems", study.eval.problems, len(task.test)),
-        ("eval.probe", study.eval.probe, len(task.train)),
-    ):
-        if needed > available:
-            raise PotstillError(
-                f"{name} asks for {needed} problems, the task has {available}", f"lower {name}"
-            )
-    held_out = task.test[: study.eval.problems]
-    check_disjoint(task, held_out)
+    errors, task = Errors(), task_of(study)
+    for split in ("train", "test"):
+        with errors:
+            getattr(task, split)  # reads its files
+    errors.check()
+    evaluated = held_out(task, study.eval)
+    with errors:
+        check_disjoint(task, evaluated)
+    with errors:
+        check_evaluation(study, task, evaluated)
+    with errors:
+        check_completions(study, task, evaluated)
+    with errors:
+        check_lengths(study, task, evaluated)
+    with errors:
+        if study.eval.lm_eval:
+            load_tasks(study.eval.lm_eval)  # before a model is trained for hours
     for pair in study.models.values():
         if pair.route:
-            check_routes(pair.route, pair.teachers, task, held_out)
-    for name, context in study.contexts.items():
-        prompts = PromptBuilder(context, task)
-        prompts.check(held_out)
-        if study.engine.name != "fake":
-            tokens = max(study.train.max_tokens, study.graded_tokens)
-            spec = study.engine.teacher if study.engine.name == "torch" else ModelSpec()
-            for teacher in (study.models[name].teacher, *study.models[name].teachers.values()):
-                check_window(prompts, teacher, held_out, tokens, spec)
+            with errors:
+                check_routes(pair.route, pair.teachers, task, evaluated)
+    for name in study.contexts:
+        with errors:
+            _check_context(study, name, task, evaluated)
+    errors.check()
     return task
+
+
+def _check_context(study: Study, name: str, task: Task, evaluated: Sequence[Problem]) -> None:
+    """Check the context of a pair's teachers."""
+    prompts = PromptBuilder(study.contexts[name], task)
+    prompts.check(evaluated)
+    if study.engine.name != "fake":
+        tokens = max(study.train.max_tokens, study.graded_tokens)
+        spec = study.engine.teacher if study.engine.name == "torch" else ModelSpec()
+        for teacher in (study.models[name].teacher, *study.models[name].teachers.values()):
+            check_window(prompts, teacher, evaluated, tokens, spec)
 
 
 def run_cell(
@@ -100,13 +122,20 @@ def run_cell(
         StorageError: storage is unavailable.
         GraderError: the grader failed on a baseline, so that nothing is trained yet.
     """
-    teacher = None if key.method in REFERENCES else read_completions(folder, key.pair)
+    teacher = None
+    if key.method not in REFERENCES and study.models[key.pair].teacher:
+        teacher = read_completions(folder, key.pair)
     by_problem = teacher.by_problem if teacher else None
     run = folder.cell(key, teacher=by_problem, examples=study.eval.examples, ledger=ledger)
     run.mark_running(True)
+    digest = ""
     try:
         try:
-            task = task or load_task(**study.task)
+            task = task or task_of(study)
+            study = settled(study, task)
+            inputs = inputs_of(study, task, [key.pair])
+            folder.check_inputs(inputs)
+            digest = inputs.digest(key.pair)
             outcome = {"status": "done", **_execute(study, folder, run, key, task, teacher)}
         except (StorageError, BudgetReached, DamagedFile):
             raise
@@ -115,7 +144,7 @@ def run_cell(
                 raise  # it would fail on every run
             cause = record.of_error(error, run)
             outcome = {k: shown(v) if isinstance(v, str) else v for k, v in cause.items()}
-        result = record.complete(study, key, outcome)
+        result = record.complete(study, key, outcome, digest)
         run.finish(result)
         return result
     finally:
@@ -131,7 +160,7 @@ def _execute(
     teacher: TeacherCompletions | None,
 ) -> dict[str, Any]:
     """Train, or evaluate a baseline; returns the run's part of the record."""
-    if teacher is None and key.method not in REFERENCES:
+    if teacher is None and key.method not in REFERENCES and study.models[key.pair].teacher:
         raise PotstillError(f"the teacher baseline of {key.pair} failed", "see its result.json")
     engine = open_study_engine(study, key, task, run.path, folder.cache)
     recipe = study.recipes.get(key.method) or Recipe(name=key.method)
@@ -154,8 +183,14 @@ def _execute(
         if study.train.save:
             with writing(run.path / "student"):
                 engine.export(run.path / "student")
+        usage = Usage(engine)
+        with usage.clock("evaluation"):
+            more = forgotten(Metered(engine, usage, "evaluation"), study.eval)
         return {
-            **record.of_training(trained, run),
+            **record.with_cost(
+                record.of_training(trained, run, study.train), usage if more else None
+            ),
+            **more,
             **record.of_problems(study, key.pair, actual.task),
             **record.of_engine(engine),
         }
@@ -172,17 +207,22 @@ def _evaluate_baseline(
     run.rewind(-1)
     usage = Usage(engine)
     meter = Metered(engine, usage, "evaluation")
-    evaluation = evaluate(meter, role, task, task.test[: study.eval.problems], study.graded_tokens)
-    graded = list(evaluation.rows)
+    problems, tokens = held_out(task, study.eval), study.graded_tokens
+    evaluation = evaluate(meter, role, task, problems, tokens, study.eval)
+    examples = [example(0, row) for row in evaluation.rows]
     if role == "teacher":
+        if not evaluation.graded:  # the student's loss is measured on exactly these tokens
+            examples = [{**e, "ids": r.ids} for e, r in zip(examples, evaluation.rows, strict=True)]
         probe = task.train[: study.eval.probe]
-        graded += evaluate(meter, role, task, probe, study.graded_tokens).rows
-    run.add_completions([example(0, row) for row in graded])
+        rows, _, _ = complete(meter, role, task, probe, tokens, GREEDY)
+        examples += [example(0, row) for row in rows]
+    run.add_completions(examples)
     return {
         "steps": 0,
         **record.of_evaluation(evaluation),
+        **(forgotten(meter, study.eval) if role == "student" else {}),
         **record.of_problems(study, key.pair, task),
-        "prompt": engine.rendered(engine.prompt(task.test[0]), role),
+        "prompt": engine.rendered(engine.prompt(problems[0]), role),
         "tokens": dict(+usage.tokens),
         "flops": usage.flops,
         "seconds": round(time.perf_counter() - start, 3),
@@ -202,7 +242,13 @@ def read_completions(folder: StudyFolder, pair: str) -> TeacherCompletions | Non
     if result.get("status") != "done":
         return None
     run.check_files(result, ("examples.jsonl",))
-    return TeacherCompletions({row["problem"]: row["text"] for row in run.texts})
+    texts: dict[str, str] = {}
+    tokens: dict[str, list[Ids]] = {}
+    for row in run.texts:
+        texts.setdefault(row["problem"], row["text"])
+        if "ids" in row:
+            tokens.setdefault(row["problem"], []).append(tuple(row["ids"]))
+    return TeacherCompletions(texts, tokens)
 
 
 def preflight_pair(
@@ -227,7 +273,7 @@ def preflight_pair(
     kept = from_keeper(recipes, only, watch, keeper)
     if kept is not None:
         return list(kept)
-    task, key = load_task(**study.task), RunId(pair, "preflight", first)
+    task, key = task_of(study), RunId(pair, "preflight", first)
     with tempfile.TemporaryDirectory(prefix="potstill-preflight-") as scratch:
         watch(Progress("models"))
         start = time.perf_counter()

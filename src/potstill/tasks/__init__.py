@@ -31,6 +31,11 @@ class Task(Protocol):
     def test(self) -> Sequence[Problem]:
         """Held-out problems, none of them in `train`."""
 
+    @property
+    def graded(self) -> bool:
+        """False if the task has prompts alone and no grader; then `grade` is never called."""
+        return True
+
     def grade(self, problem: Problem, text: str) -> Grade:
         """Grade one completion; one that cannot be read is wrong, never an exception."""
 
@@ -47,8 +52,22 @@ class Resplit:
     def name(self) -> str:
         return self.task.name
 
+    @property
+    def graded(self) -> bool:
+        return is_graded(self.task)
+
     def grade(self, problem: Problem, text: str) -> Grade:
         return self.task.grade(problem, text)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "task":  # not set yet, for example while unpickling
+            raise AttributeError(name)
+        return getattr(self.task, name)
+
+
+def is_graded(task: Task) -> bool:
+    """True if a task has a grader; a class of a user's own need not say so."""
+    return getattr(task, "graded", True)
 
 
 TASKS: dict[str, tuple[str, str, str]] = {  # name: (module, class, description)
@@ -56,6 +75,11 @@ TASKS: dict[str, tuple[str, str, str]] = {  # name: (module, class, description)
         "potstill.tasks.arithmetic",
         "Arithmetic",
         "generated word problems in GSM8K's answer format",
+    ),
+    "data": (
+        "potstill.tasks.data",
+        "Data",
+        "your own data: JSONL, JSON, CSV, Parquet, folders or the hub; questions, prompts, chats",
     ),
     "gsm8k": (
         "potstill.tasks.gsm8k",

@@ -90,6 +90,10 @@ class Arithmetic:
     def test(self) -> Sequence[Problem]:
         return self.problems(self.held_out, self.test_size)
 
+    @property
+    def graded(self) -> bool:
+        return True
+
     def grade(self, problem: Problem, text: str) -> Grade:
         return grade_number(problem.answer, text)
 

@@ -19,7 +19,7 @@ from potstill.fields import CLOSED, reported
 from potstill.problems import Grade, Problem
 from potstill.tasks.graders import Grader, GraderOption, checked, load_grader
 from potstill.tasks.grading import strict_number
-from potstill.tasks.jsonl import read_jsonl, with_question
+from potstill.tasks.strict_json import read_jsonl, with_question
 
 HUB = "openai/gsm8k"
 MARK = re.compile(r"<<(?:(?!<<).)*?>>")  # a calculator mark, which has no other in it
@@ -45,6 +45,7 @@ class GSM8K:
     grader: GraderOption = None
 
     name = "gsm8k"
+    graded = True
 
     @cached_property
     def train(self) -> Sequence[Problem]:

@@ -1,8 +1,8 @@
 """Reads the text of files that a user names, whatever is in them.
 
 Folders, pipes and devices are rejected before they are read, and sizes are bounded: a pipe would
-wait for ever, and a file of zeros would fill the memory. It leaves out compressed files and other
-encodings than UTF-8, which are named in the error.
+wait for ever, and a file of zeros would fill the memory. It leaves out other encodings than UTF-8,
+which are named in the error, and compressed files, which `data.sources` unpacks.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import stat
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 from potstill.errors import PotstillError
 
@@ -45,7 +45,7 @@ def open_regular(path: str | Path, hint: str, largest: int) -> BinaryIO:
     try:
         handle = os.open(Path(path).expanduser(), os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     except (OSError, ValueError, RuntimeError) as error:  # NUL in a path; the ~ of an unknown user
-        raise _unreadable(path, str(error), hint) from None
+        raise unreadable(path, str(error), hint) from None
     facts = os.fstat(handle)
     reason = ""
     if not stat.S_ISREG(facts.st_mode):
@@ -55,7 +55,7 @@ def open_regular(path: str | Path, hint: str, largest: int) -> BinaryIO:
         reason = f"it has {facts.st_size:,} bytes, at most {largest:,} are read"
     if reason:
         os.close(handle)
-        raise _unreadable(path, reason, hint)
+        raise unreadable(path, reason, hint)
     return os.fdopen(handle, "rb")
 
 
@@ -69,7 +69,7 @@ def read_text(path: str | Path, hint: str, largest: int) -> str:
         with open_regular(path, hint, largest) as file:
             data = file.read(largest + 1)  # it may have grown
     except OSError as error:
-        raise _unreadable(path, str(error), hint) from None
+        raise unreadable(path, str(error), hint) from None
     check_form(path, data, hint)
     text = decoded(data.removeprefix(BOM), f'"{path}"', hint)
     if "\0" in text:
@@ -86,27 +86,32 @@ def read_lines(path: str | Path, hint: str) -> Iterator[tuple[int, str]]:
     """
     try:
         with open_regular(path, hint, LARGEST_FILE) as file:
-            for n in count(1):
-                data = file.readline(LONGEST_LINE + 1)
-                if n == 1:
-                    check_form(path, data, hint)
-                    data = data.removeprefix(BOM)
-                if not data:
-                    return
-                where = f"{path}, line {n}"
-                if len(data) > LONGEST_LINE:
-                    rule = f"{where}: a line has at most {LONGEST_LINE:,} bytes, got more"
-                    raise PotstillError(rule, hint)
-                yield n, decoded(data.removesuffix(b"\n"), where, hint)
+            yield from lines_of(file, path, hint)
     except OSError as error:
-        raise _unreadable(path, str(error), hint) from None
+        raise unreadable(path, str(error), hint) from None
+
+
+def lines_of(file: IO[bytes], path: str | Path, hint: str) -> Iterator[tuple[int, str]]:
+    """The lines of an open file, see `read_lines`."""
+    for n in count(1):
+        data = file.readline(LONGEST_LINE + 1)
+        if n == 1:
+            check_form(path, data, hint)
+            data = data.removeprefix(BOM)
+        if not data:
+            return
+        where = f"{path}, line {n}"
+        if len(data) > LONGEST_LINE:
+            rule = f"{where}: a line has at most {LONGEST_LINE:,} bytes, got more"
+            raise PotstillError(rule, hint)
+        yield n, decoded(data.removesuffix(b"\n"), where, hint)
 
 
 def check_form(path: str | Path, data: bytes, hint: str) -> None:
     """Raise `PotstillError` if a file begins like one that is not text in UTF-8."""
     for begin, form in FORMS.items():
         if data.startswith(begin):
-            raise _unreadable(path, form, f"{hint}; unpack or convert it first")
+            raise unreadable(path, form, f"{hint}; unpack or convert it first")
 
 
 def decoded(data: bytes, where: str, hint: str) -> str:
@@ -124,5 +129,6 @@ def decoded(data: bytes, where: str, hint: str) -> str:
         ) from None
 
 
-def _unreadable(path: str | Path, reason: str, hint: str) -> PotstillError:
+def unreadable(path: str | Path, reason: str, hint: str) -> PotstillError:
+    """The error of a file that cannot be read."""
     return PotstillError(f'cannot read "{path}": {reason}', hint)

@@ -2,7 +2,8 @@
 
 A tokenizer with a chat template gets the question as a user's message; one without gets the
 question and a new line. Several messages are a conversation, or a paragraph each. Their contents
-(system texts, examples, hints) are made in `context`. A model's placement has the arguments of its
+(system texts, examples, hints) are made in `context`. A raw text, whose role is "text", is written
+as it is, without a template. A model's placement has the arguments of its
 template and the date that its template reads, so that prompts do not change at midnight.
 """
 
@@ -25,6 +26,7 @@ from potstill.types import Ids, ModelSpec
 
 # Arguments of templates that know them, unless the study file sets them.
 FIXED = {"enable_thinking": False}  # no hidden reasoning before the answer
+RAW = "text"  # the role of a raw text
 MARK = "{# rendered as in training #}"  # begins a template that has its arguments
 CLOCK = "transformers.utils.chat_template_utils.datetime"  # what `strftime_now` reads
 
@@ -34,7 +36,7 @@ BASE = "transformers.tokenization_utils_base"  # has the method that renders in 
 def render(tokenizer: Any, text: str | Messages, spec: ModelSpec | None = None) -> Ids:
     """Prompt ids (P,) for a question or a conversation, ready for a completion to follow."""
     rendered = written(tokenizer, text, spec)
-    special = not tokenizer.chat_template  # a template writes its own
+    special = not tokenizer.chat_template or is_raw(text)  # a template writes its own
     return tuple(tokenizer(rendered, add_special_tokens=special).input_ids)
 
 
@@ -50,15 +52,20 @@ def written(tokenizer: Any, text: str | Messages, spec: ModelSpec | None = None)
         PotstillError: the chat template does not accept the messages, or leaves one out.
     """
     rendered = _written(tokenizer, text, spec or ModelSpec())
-    if tokenizer.chat_template:
+    if tokenizer.chat_template and not is_raw(text):
         _check_whole(tokenizer, text, rendered)
     return rendered
+
+
+def is_raw(text: str | Messages) -> bool:
+    """True for a raw text instead of a conversation."""
+    return not isinstance(text, str) and any(role == RAW for role, _ in text)
 
 
 def _written(tokenizer: Any, text: str | Messages, spec: ModelSpec) -> str:
     """The text of a prompt, which may lack a part of the messages."""
     messages = _messages(text)
-    if not tokenizer.chat_template:
+    if not tokenizer.chat_template or is_raw(messages):
         return plain(messages)
     try:
         return _rendered(tokenizer, messages, spec, prompt=True)
@@ -153,7 +160,7 @@ def plain(text: str | Messages) -> str:
     >>> plain((("system", "Be brief."), ("user", "2 + 2?")))
     'Be brief.\\n2 + 2?\\n'
     """
-    return "".join(f"{content}\n" for _, content in _messages(text))
+    return "".join(content if role == RAW else f"{content}\n" for role, content in _messages(text))
 
 
 def _messages(text: str | Messages) -> Messages:

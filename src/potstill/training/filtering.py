@@ -18,11 +18,13 @@ import numpy as np
 
 from potstill.algorithms.recipe import Recipe
 from potstill.engines.protocol import Engine
+from potstill.errors import PotstillError
 from potstill.problems import Grade
 from potstill.tasks import Task
-from potstill.types import Trajectory
+from potstill.types import Role, Trajectory
 
 MEMORY = 0.9  # weight of the old value in the running success
+MANY = 64  # teacher completions from the start on that are all rejected, from which on a run ends
 
 
 class RolloutFilter:
@@ -41,7 +43,10 @@ class RolloutFilter:
         self.recipe, self.engine, self.task = recipe, engine, task
         self._problems = {problem.id: problem for problem in task.train}
         self._success = float(rows[-1].get("train/success", 0.0)) if rows else 0.0
-        self.metrics: dict[str, float] = {}  # of the last call of `keep`
+        kept = [row["train/kept"] for row in rows if row.get("train/kept") is not None]
+        self._kept = any(kept)
+        self._rejected = sum(int(row.get("train/rejected") or 0) for row in rows)
+        self.metrics: dict[str, float | None] = {}  # of the last call of `keep`
 
     @property
     def success(self) -> float | None:
@@ -51,6 +56,9 @@ class RolloutFilter:
     def keep(self, fresh: Sequence[Trajectory]) -> list[Trajectory]:
         """The trajectories to train on."""
         kept, self.metrics = list(fresh), {}
+        if given := [t for t in fresh if t.origin == "file"]:
+            ends = [t.completion[-1] in self.engine.eos for t in given]
+            self.metrics["train/cut"] = 1 - float(np.mean(ends))
         if self.success is not None:
             graded = [self._grade(t).strict for t in fresh if t.source == "student"]
             if graded:
@@ -58,10 +66,25 @@ class RolloutFilter:
             self.metrics["train/success"] = self._success
         if self.recipe.reject_wrong:
             kept = [t for t in fresh if t.source == "student" or self._grade(t).correct]
-            self.metrics["train/rejected"] = float(len(fresh) - len(kept))
+            rejected, right = len(fresh) - len(kept), sum(t.source == "teacher" for t in kept)
+            self.metrics["train/rejected"] = float(rejected)
+            self.metrics["train/kept"] = float(right) if rejected + right else None
+            self._kept, self._rejected = self._kept or right > 0, self._rejected + rejected
+            self._check_kept()
         return kept
+
+    def _check_kept(self) -> None:
+        """End a run that never trains on a teacher's completion, although it should."""
+        if self._rejected >= MANY and not self._kept:
+            raise PotstillError(
+                f"all of the first {self._rejected} teacher completions are wrong, and "
+                f"{self.recipe.name} trains on right ones alone (reject_wrong)",
+                "read the teacher's completions in examples.jsonl and check the grader, raise "
+                "train.max_tokens, or leave reject_wrong out",
+            )
 
     def _grade(self, t: Trajectory) -> Grade:
         problem = self._problems[t.problem]
-        text = self.engine.opening(t.prompt, t.source) + self.engine.decode(t.completion)
+        reader: Role = "student" if t.origin == "file" else t.source  # whose prompt it continues
+        text = self.engine.opening(t.prompt, reader) + self.engine.decode(t.completion)
         return self.task.grade(problem, text)

@@ -20,9 +20,10 @@ from potstill.training.evaluation import TeacherCompletions
 from potstill.training.filtering import RolloutFilter
 from potstill.training.monitoring import MonitorFactory
 from potstill.training.recorder import Memory, Recorder
-from potstill.training.rollout import check_prefix, collect, draw
+from potstill.training.rollout import check_prefix, collect, draw, epochs, limits_of
 from potstill.training.session import Trained, open_session
-from potstill.types import Limits, StepStats, Trajectory
+from potstill.training.validating import held_back
+from potstill.types import StepStats, Trajectory
 
 
 def train(
@@ -57,9 +58,9 @@ def train(
         BudgetReached: the budget is spent; a later call continues from the checkpoint.
     """
     check_prefix(recipe, settings.max_tokens)
-    recorder = recorder or Memory()
-    total = recipe.total_steps(settings.steps)
-    limits = Limits(settings.max_tokens, settings.temperature, settings.teacher_temperature)
+    recorder, task = recorder or Memory(), held_back(task, settings.validation)
+    total = recipe.total_steps(settings.settled(len(task.train)).steps)
+    limits = limits_of(settings)
     session = open_session(
         engine, task, settings, evaluation, teacher_completions, recorder, monitor
     )
@@ -67,23 +68,22 @@ def train(
     start, buffer = session.resume(recipe)
     rollouts = RolloutFilter(recipe, engine, task, recorder.metrics)
     for step in range(start, total):
-        done = step + 1
+        done, t, success = step + 1, step / total, rollouts.success
         problems = draw(task.train, settings.batch_size, seed, step)
-        fresh = collect(recipe, meter, problems, step / total, step, seed, limits, rollouts.success)
+        passes = epochs(len(task.train), settings.batch_size, step)
+        fresh = collect(recipe, meter, problems, t, step, seed, limits, success, passes)
         batch = buffer.exchange(rollouts.keep(fresh), step, seed)
-        rate = settings.rate(step, _student_share(batch))
+        rate = settings.rate(step, _student_share(batch), total)
         with usage.clock("diagnosis"):
             session.monitor.before(done, fresh, batch)
         stats = meter.step(objective.build(recipe, batch, meter), rate)
-        metrics = _metrics(fresh, batch, stats) | {"train/buffer_size": len(buffer)}
-        metrics |= rollouts.metrics
-        metrics |= {} if stats.clipped is None else {"train/clipped": stats.clipped}
+        metrics = _metrics(fresh, batch, stats) | rollouts.metrics
+        metrics |= {"train/buffer_size": len(buffer)}
         metrics |= {"step": done, "train/learning_rate": rate, "tokens": usage.spent}
         session.record(metrics, stats, fresh, last=done == total)
         if ended := session.end_if_collapsed(done, total):
             return session.finish(done, ended)
-        if done < total:
-            session.save_if_due(done, buffer)
+        session.save_if_due(done, total, buffer)
     return session.finish(total)
 
 
@@ -96,7 +96,9 @@ def _metrics(
     fresh: Sequence[Trajectory], batch: Sequence[Trajectory], stats: StepStats
 ) -> dict[str, Any]:
     """Metrics of one step under the published study's names; losses in nats per token."""
+    clipped = {} if stats.clipped is None else {"train/clipped": stats.clipped}
     return {
+        **clipped,
         "train/loss": stats.loss,
         "train/on_policy_loss": stats.losses.get("student"),
         "train/off_policy_loss": stats.losses.get("teacher"),

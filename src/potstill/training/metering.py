@@ -22,6 +22,7 @@ from potstill.engines.flops import Size
 from potstill.engines.protocol import Cached, Engine, Wrapper, bare
 from potstill.types import (
     KINDS,
+    WHOLE,
     Datum,
     Expectation,
     Floats,
@@ -32,6 +33,7 @@ from potstill.types import (
     Rows,
     Sample,
     StepStats,
+    Truncation,
     is_teacher,
 )
 
@@ -56,6 +58,7 @@ class Usage:
         self.tokens: Counter[str] = Counter(dict.fromkeys(ALWAYS, 0))
         self.seconds: dict[str, float] = defaultdict(float)
         self.saved: dict[str, float] = defaultdict(float)
+        self.sources: Counter[str] | None = Counter()  # trained tokens by who wrote them
         self.operations: Counter[str] = Counter()
         self.sized = True  # false once a model of unknown size has worked
         self._settled = time.perf_counter(), 0.0
@@ -75,7 +78,8 @@ class Usage:
         self._settle()
         tokens, seconds = dict[str, float](self.tokens), dict(self.seconds)
         saved = dict(self.saved)
-        return {"tokens": tokens, "seconds": seconds, "flops": self.flops, "saved": saved}
+        counts = {"tokens": tokens, "seconds": seconds, "flops": self.flops, "saved": saved}
+        return counts if self.sources is None else {**counts, "sources": dict(self.sources)}
 
     def recall(self, state: dict[str, dict[str, float]] | None) -> None:
         """Continue from a checkpoint: replace the tokens and operations, add the seconds."""
@@ -83,6 +87,8 @@ class Usage:
             return
         self.tokens.clear()
         self.tokens.update({kind: int(n) for kind, n in state["tokens"].items()})
+        sources = state.get("sources")  # None: saved by a version that did not count them
+        self.sources = None if sources is None else Counter({k: int(n) for k, n in sources.items()})
         flops = state.get("flops")  # None: saved by a version that did not count them
         self.sized = flops is not None
         self.operations.clear()
@@ -150,10 +156,11 @@ class Metered(Wrapper):
         max_tokens: Sequence[int],
         temperature: float,
         rng: np.random.Generator,
+        truncation: Truncation = WHOLE,
     ) -> list[Sample]:
         before = self._saved
         with self._clock(f"{role} sampling"):
-            samples = self.engine.sample(role, prompts, max_tokens, temperature, rng)
+            samples = self.engine.sample(role, prompts, max_tokens, temperature, rng, truncation)
         if self._saved > before:
             self.usage.saved[f"{role} sampling"] += self._saved - before
         prompt_lengths = [len(prompt.read_by(role)) for prompt in prompts]
@@ -212,7 +219,10 @@ class Metered(Wrapper):
         for role, rows in targets(data).items():
             usage.work("teacher_scored" if is_teacher(role) else "trained", role, rows)
         for datum in data:
-            usage.tokens["trained"] += int(np.count_nonzero(datum.terms[0].weights))
+            trained = int(np.count_nonzero(datum.terms[0].weights))
+            usage.tokens["trained"] += trained
+            if usage.sources is not None:
+                usage.sources["file" if datum.origin == "file" else datum.source] += trained
             if any(t.loss.to == "teacher" and t.loss.needs == "full_logprobs" for t in datum.terms):
                 usage.tokens["teacher_scored"] += len(datum.completion)
         return stats

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from potstill.engines.protocol import Engine
-from potstill.tasks import Task
+from potstill.problems import Problem
 from potstill.training.evaluation import TeacherCompletions
 from potstill.types import Finding, StepStats, Trajectory
 
@@ -32,12 +32,11 @@ class RunMonitor(Protocol):
     def recall(self, rows: Sequence[dict[str, Any]]) -> None:
         """Continue from the recorded rows of an interrupted run."""
 
-    def start(self, task: Task, evaluated: int) -> dict[str, Any] | None:
+    def start(self, evaluated: Sequence[Problem]) -> dict[str, Any] | None:
         """The row of step 0; None if nothing is measured.
 
         Args:
-            task: the task as the run evaluates it.
-            evaluated: number of its test problems that are evaluated.
+            evaluated: the problems that the run evaluates.
         """
 
     def before(self, step: int, fresh: Sequence[Trajectory], batch: Sequence[Trajectory]) -> None:
@@ -75,7 +74,7 @@ class Unmonitored:
     def recall(self, rows: Sequence[dict[str, Any]]) -> None:
         """Nothing to continue."""
 
-    def start(self, task: Task, evaluated: int) -> None:
+    def start(self, evaluated: Sequence[Problem]) -> None:
         """No row of step 0."""
 
     def before(self, step: int, fresh: Sequence[Trajectory], batch: Sequence[Trajectory]) -> None:

@@ -66,6 +66,7 @@ def build(recipe: Recipe, batch: Sequence[Trajectory], engine: Engine) -> list[D
                 teacher_logprobs=teacher_logprobs,
                 behavior_logprobs=trajectory.behavior_logprobs,
                 fresh=recipe.replay is None,
+                origin=trajectory.origin,
             )
         )
     return data
@@ -83,6 +84,12 @@ def _teacher_scores(
 
 def _check_behavior(t: Trajectory) -> None:
     """Reject tokens with an importance ratio that nobody knows."""
+    if t.origin == "file":
+        raise PotstillError(
+            "reverse_kl_sampled needs the probability with which each token was drawn, and a "
+            f"completion of the data has none ({t.problem})",
+            'write anchor_loss = "reverse_kl", or leave the completions out of the data',
+        )
     if np.isnan(t.behavior_logprobs[t.prefix :]).any():
         raise PotstillError(
             "reverse_kl_sampled needs the probability with which each token was drawn, and this "

@@ -17,6 +17,8 @@ from potstill.algorithms.schedules import whole
 from potstill.engines.protocol import Engine
 from potstill.errors import PotstillError
 from potstill.problems import Problem
+from potstill.settings import Train
+from potstill.training.given import given
 from potstill.training.speculative import interleave, with_behavior
 from potstill.types import Limits, Role, Trajectory
 
@@ -35,6 +37,26 @@ def draw(problems: Sequence[Problem], count: int, seed: int, step: int) -> list[
         epoch, offset = divmod(position, len(problems))
         drawn.append(problems[_order(len(problems), seed, epoch)[offset]])
     return drawn
+
+
+def epochs(size: int, count: int, step: int) -> list[int]:
+    """The epoch in which each of the step's `count` problems is drawn from `size` problems.
+
+    >>> epochs(5, 4, 1)
+    [0, 1, 1, 1]
+    """
+    return [position // size for position in range(step * count, (step + 1) * count)]
+
+
+def limits_of(settings: Train, max_tokens: int | None = None) -> Limits:
+    """Limits and samplers of training; `max_tokens` may be other ones."""
+    return Limits(
+        settings.max_tokens if max_tokens is None else max_tokens,
+        settings.temperature,
+        settings.teacher_temperature,
+        settings.truncation,
+        settings.teacher_truncation,
+    )
 
 
 def check_prefix(recipe: Recipe, max_tokens: int) -> None:
@@ -90,11 +112,13 @@ def collect(
     seed: int,
     limits: Limits,
     success: float | None = None,
+    passes: Sequence[int] = (),
 ) -> list[Trajectory]:
     """Generate one completion of each problem.
 
     The student completes the first `student_prompts` problems, each after prefix(t) tokens of the
-    teacher, rounded down. The teacher completes the others.
+    teacher, rounded down. The teacher completes the others. Where a problem has completions, one of
+    them is read instead of asking the teacher, also for a prefix.
 
     Args:
         recipe: the method.
@@ -103,21 +127,43 @@ def collect(
         t: progress of the run, in [0, 1).
         step: index of the step, from 0.
         seed: seed of the run.
-        limits: lengths and temperatures.
+        limits: lengths and samplers.
         success: argument of the prefix schedule instead of `t`, if the recipe runs it over success.
+        passes: the epoch of each problem, which chooses among several completions; default: 0.
     """
+    passes = passes or [0] * len(problems)
     count = student_prompts(recipe.on_policy(t), len(problems), step, seed)
     prefix = recipe.prefix.count(t if success is None else success)
     longest = limits.max_tokens
-    seeded = _complete(engine, "teacher", problems[:count], [], prefix, step, seed, limits)
+    seeded = _taught(engine, problems[:count], passes[:count], prefix, step, seed, limits)
     student = _complete(engine, "student", problems[:count], seeded, longest, step, seed, limits)
     if recipe.interleave and student:
         random = partial(generator, seed, step)
         student = interleave(engine, student, recipe.interleave, limits, random)
         if any(loss.needs == "token_scores" for loss in recipe.losses):
             student = with_behavior(engine, student, recipe.interleave, limits)
-    teacher = _complete(engine, "teacher", problems[count:], [], longest, step, seed, limits)
+    teacher = _taught(engine, problems[count:], passes[count:], longest, step, seed, limits)
     return student + teacher
+
+
+def _taught(
+    engine: Engine,
+    problems: Sequence[Problem],
+    passes: Sequence[int],
+    limit: int,
+    step: int,
+    seed: int,
+    limits: Limits,
+) -> list[Trajectory]:
+    """The teacher's tokens: completions that the problems have, and else of the teacher itself."""
+    if not limit:
+        return []
+    without = [problem for problem in problems if not problem.completions]
+    sampled = iter(_complete(engine, "teacher", without, [], limit, step, seed, limits))
+    return [
+        given(engine, problem, limit, step, seed, epoch) if problem.completions else next(sampled)
+        for problem, epoch in zip(problems, passes, strict=True)
+    ]
 
 
 def _complete(
@@ -138,12 +184,14 @@ def _complete(
     logprobs = [t.logprobs for t in seeded] or nothing
     behavior = [t.behavior_logprobs for t in seeded] or nothing
     prompts = [t.prompt for t in seeded] or [engine.prompt(problem) for problem in problems]
+    temperature, truncation = limits.sampler(role)
     samples = engine.sample(
         role,
         [prompt.then(head) for prompt, head in zip(prompts, heads, strict=True)],
         [0 if head and head[-1] in engine.eos else limit - len(head) for head in heads],
-        limits.temperature if role == "student" else limits.teacher_temperature,
+        temperature,
         generator(seed, step, f"{role}:{len(seeded)}:{limit}"),
+        truncation,
     )
     return [
         Trajectory(

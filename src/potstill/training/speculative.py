@@ -34,7 +34,7 @@ def interleave(
         engine: an engine with full-vocabulary log-probs of the teacher.
         drafts: completions of the student, prefix included.
         top: number of ids that the teacher accepts at each position.
-        limits: lengths and temperatures.
+        limits: lengths and samplers.
         random: creates a random generator for a purpose.
     """
     result, pending = list(drafts), list(range(len(drafts)))
@@ -126,12 +126,14 @@ def _continue(
         left = 0 if head and head[-1] in engine.eos else limits.max_tokens - len(head)
         return left if most is None else min(left, most)
 
+    temperature, truncation = limits.sampler(role)
     samples = engine.sample(
         role,
         [rollouts[i].prompt.then(rollouts[i].completion) for i in indices],
         [room(rollouts[i].completion) for i in indices],
-        limits.temperature if role == "student" else limits.teacher_temperature,
+        temperature,
         rng,
+        truncation,
     )
     for i, sample in zip(indices, samples, strict=True):
         rollouts[i] = replace(

@@ -19,7 +19,7 @@ from potstill.algorithms.recipe import Recipe
 from potstill.diagnostics.faults.base import Fault
 from potstill.engines.protocol import Engine, Wrapper
 from potstill.training.run import RunSpec
-from potstill.types import Datum, Prompt, Role, Sample, StepStats, Term
+from potstill.types import WHOLE, Datum, Prompt, Role, Sample, StepStats, Term, Truncation
 
 
 class MixtureUnblended(Fault):
@@ -152,9 +152,10 @@ class Stale(Counting):
         max_tokens: Sequence[int],
         temperature: float,
         rng: np.random.Generator,
+        truncation: Truncation = WHOLE,
     ) -> list[Sample]:
         if role != "student":
-            return self.engine.sample(role, prompts, max_tokens, temperature, rng)
+            return self.engine.sample(role, prompts, max_tokens, temperature, rng, truncation)
         if self.steps // self.every != self._refreshed:
             self.engine.save(self._stale)
             self._refreshed = self.steps // self.every
@@ -162,7 +163,7 @@ class Stale(Counting):
         self.engine.save(newest)
         self.engine.load(self._stale)
         try:
-            return self.engine.sample(role, prompts, max_tokens, temperature, rng)
+            return self.engine.sample(role, prompts, max_tokens, temperature, rng, truncation)
         finally:
             self.engine.load(newest)
 

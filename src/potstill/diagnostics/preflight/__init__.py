@@ -26,7 +26,9 @@ from potstill.diagnostics.preflight.check import (
     Watch,
     unwatched,
 )
+from potstill.diagnostics.preflight.completions import completions
 from potstill.diagnostics.preflight.cost import affordable, recall
+from potstill.diagnostics.preflight.given import data_completions
 from potstill.diagnostics.preflight.memo import Memo
 from potstill.diagnostics.preflight.memory import fits
 from potstill.diagnostics.preflight.rehearsal import Rehearsal
@@ -67,6 +69,8 @@ CHECKS: dict[str, Callable[[Rehearsal], Iterable[Check]]] = {
     "forward pass": pair.forward_pass,
     "sampler": pair.sampler_scores,
     "identity": pair.self_divergence,
+    "data completions": data_completions,
+    "completions": completions,
     "capability gap": pair.capability_gap,
     STEPS: lambda rehearsal: [
         check for recipe in rehearsal.recipes for check in trained_as_written(rehearsal, recipe)
@@ -75,7 +79,7 @@ CHECKS: dict[str, Callable[[Rehearsal], Iterable[Check]]] = {
 }
 ESSENTIAL = ("context", "length", MEMORY)  # no step is taken after one of them has failed
 # Checks that run the models, in addition to the steps.
-RUNNING = ("forward pass", "sampler", "identity", "capability gap", "fresh sampler")
+RUNNING = ("forward pass", "sampler", "identity", "completions", "capability gap", "fresh sampler")
 
 log = logging.getLogger(__name__)
 

@@ -101,7 +101,8 @@ def _by_span(
         scores: the teacher's log-probability of each span.
     """
     now, values = p[np.arange(len(p)), list(t.completion)], np.zeros(len(p))
-    then, behavior = (x.astype(float) for x in (t.logprobs, t.behavior_logprobs))
+    both = (x.astype(float) for x in (t.logprobs, t.behavior_logprobs))
+    then, behavior = (np.where(np.isnan(x), now, x) for x in both)  # of a prefix from a file
     for group, score in zip(groups, scores, strict=True):
         sums = (score - now[group].sum(), (now - then)[group].sum(), (then - behavior)[group].sum())
         values[group] = estimate(loss, *(np.array(x) for x in sums))

@@ -16,7 +16,20 @@ from typing import Any, TypeVar, cast
 import numpy as np
 
 from potstill.engines.protocol import Engine, Wrapper
-from potstill.types import Datum, Floats, Ids, Loss, Prompt, Reading, Role, Rows, Sample, StepStats
+from potstill.types import (
+    WHOLE,
+    Datum,
+    Floats,
+    Ids,
+    Loss,
+    Prompt,
+    Reading,
+    Role,
+    Rows,
+    Sample,
+    StepStats,
+    Truncation,
+)
 
 LIMIT = 1 << 30  # bytes of full-vocabulary log-probs that are remembered
 Result = TypeVar("Result")
@@ -56,12 +69,12 @@ class Memo(Wrapper):
         max_tokens: Sequence[int],
         temperature: float,
         rng: np.random.Generator,
+        truncation: Truncation = WHOLE,
     ) -> list[Sample]:
         state = repr(rng.bit_generator.state)
-        key = ("sample", role, tuple(prompts), tuple(max_tokens), temperature, state)
-        return self._once(
-            key, lambda: self.engine.sample(role, prompts, max_tokens, temperature, rng)
-        )
+        call = role, prompts, max_tokens, temperature, rng, truncation
+        key = ("sample", role, tuple(prompts), tuple(max_tokens), temperature, truncation, state)
+        return self._once(key, lambda: self.engine.sample(*call))
 
     def score(self, role: Role, rows: Sequence[Reading]) -> list[Floats]:
         key = ("score", role, tuple(rows))

@@ -19,7 +19,7 @@ from potstill.algorithms.losses import (
 from potstill.algorithms.recipe import Recipe
 from potstill.diagnostics.preflight import crossed
 from potstill.diagnostics.preflight.budget import CheckSize, reduced
-from potstill.diagnostics.preflight.check import Check, Status, refusal
+from potstill.diagnostics.preflight.check import WITHOUT_TEACHER, Check, Status, refusal
 from potstill.diagnostics.preflight.rehearsal import (
     OWN_PASS,
     ROW_SIZES,
@@ -28,8 +28,10 @@ from potstill.diagnostics.preflight.rehearsal import (
     restored,
 )
 from potstill.diagnostics.sampler import SAMPLER_GAP, sampler_gap
+from potstill.tasks import is_graded
 from potstill.tasks.overlap import overlap
 from potstill.training import objective
+from potstill.training.completing import held_out
 from potstill.training.evaluation import evaluate
 from potstill.training.rollout import collect
 from potstill.training.run import RunSpec
@@ -46,6 +48,7 @@ TEXTS = 200  # training problems on which tokenizers are compared
 FEWEST = 4  # of them, if none is evaluated yet
 FEW = "the teacher is not better on so few problems; `potstill eval` compares both models on more"
 LARGE_GAP = 0.2  # nats per token that no rounding explains
+LITTLE = 0.01  # nats per token between student and teacher, below which there is nothing to learn
 MANY = 12  # problems solved by the student alone, from which on the teacher's ids are suspected
 
 
@@ -75,7 +78,7 @@ def tokenizers(rehearsal: Rehearsal) -> list[Check]:
 def disjoint(rehearsal: Rehearsal) -> list[Check]:
     """Check that no evaluated problem is a training problem."""
     task, name = rehearsal.any_run().task, "train and test"
-    evaluated = task.test[: rehearsal.evaluation.problems]
+    evaluated = held_out(task, rehearsal.evaluation)
     if shared := overlap(task.train, evaluated):
         share = f"{len(shared)} of {len(evaluated)}"
         evidence = f"{share} evaluated problems are training problems ({shared[0][0].id}, ...)"
@@ -117,7 +120,7 @@ def forward_pass(rehearsal: Rehearsal) -> list[Check]:
 def sampler_scores(rehearsal: Rehearsal) -> list[Check]:
     """Check that scores of sampled tokens equal the sampler's log-probabilities."""
     run, note = rehearsal.any_run(), rehearsal.row_size.note(ROW_SIZES[-1])
-    gap = max(_gap(rehearsal, run, role) for role in ("student", "teacher"))
+    gap = max(_gap(rehearsal, run, role) for role in rehearsal.roles)
     evidence = f"scores and log-probs of sampled tokens differ by {gap:.1e} nats on average"
     if gap <= SAMPLER_GAP:
         return [Check("sampler", "passed", evidence).noted(note)]
@@ -165,7 +168,7 @@ def _after_steps(rehearsal: Rehearsal, size: CheckSize) -> list[Check]:
     data = objective.build(recipe, batch, engine)
     written = [(t.prompt, t.completion) for t in batch if t.completion]
     old = np.concatenate(engine.score("student", written))
-    rate, moved, steps = min(max(rehearsal.settings.rate(10**6, 0.0), 1e-3), 1e-2), 0.0, 0
+    rate, moved, steps = min(max(rehearsal.settings.learning_rate or 0.0, 1e-3), 1e-2), 0.0, 0
     with restored(engine):
         while moved < MOVED and steps < MOST_STEPS:
             run.engine.step(data, min(rate * FASTER**steps, 1e-1))
@@ -188,6 +191,10 @@ def _after_steps(rehearsal: Rehearsal, size: CheckSize) -> list[Check]:
 
 def capability_gap(rehearsal: Rehearsal) -> list[Check]:
     """Check that the teacher is better than the student on held-out problems."""
+    if "teacher" not in rehearsal.roles:
+        return [Check("capability gap", "passed", WITHOUT_TEACHER)]
+    if not is_graded(rehearsal.any_run().task):
+        return [_distance(rehearsal)]
     measured, budget = rehearsal.measured, rehearsal.budget
     full = min(PROBLEMS, len(rehearsal.any_run().task.test))
     least = full if budget.limit is None else FEWEST
@@ -203,11 +210,31 @@ def capability_gap(rehearsal: Rehearsal) -> list[Check]:
     return [few.noted(reduced(f"{count} of {full} problems"))]
 
 
+def _distance(rehearsal: Rehearsal) -> Check:
+    """The check of a task without a grader: there is something to learn from the teacher."""
+    engine, size = rehearsal.engine, rehearsal.row_size
+    readings, sampled = rehearsal.sampled(engine, "student", size)
+    scores = engine.score("teacher", readings)
+    gaps = [p.astype(float) - q for p, q in zip(sampled, scores, strict=True)]
+    distance = float(np.concatenate(gaps).mean())
+    evidence = (
+        f"the task has no grader; KL from the teacher on the student's completions is about "
+        f"{distance:.2f} nats per token"
+    )
+    note = size.note(ROW_SIZES[-1])
+    if _misread(rehearsal):
+        return refusal("capability gap", evidence, "vocab_permuted").noted(note)
+    if distance > LITTLE:
+        return Check("capability gap", "passed", evidence).noted(note)
+    hint = "the student is the teacher already, or reads another prompt: check the pair"
+    return Check("capability gap", "warning", evidence, hint).noted(note)
+
+
 def _compared(rehearsal: Rehearsal, count: int) -> Check:
     """The check of the capability gap on a number of held-out problems."""
     task = rehearsal.any_run().task
     limit = rehearsal.evaluation.max_tokens or rehearsal.settings.max_tokens
-    problems = task.test[:count]
+    problems = held_out(task, rehearsal.evaluation, count)
     teacher, student = (
         evaluate(rehearsal.engine, role, task, problems, limit) for role in ("teacher", "student")
     )

@@ -17,7 +17,8 @@ from potstill.engines.protocol import CrossTokenizer, Engine, Wrapper, bare
 from potstill.errors import writing
 from potstill.problems import Problem
 from potstill.settings import Eval, Train
-from potstill.training.rollout import draw, generator
+from potstill.training.evaluation import has_teacher
+from potstill.training.rollout import draw, generator, limits_of
 from potstill.training.run import RunSpec
 from potstill.types import Datum, Floats, Limits, Reading, Role, StepStats
 
@@ -82,7 +83,7 @@ class Rehearsal:
         """Limits of a rehearsed completion, of which a teacher's prefix leaves some tokens."""
         s = self.settings
         longest = min(s.max_tokens, max(tokens, prefix + AFTER_PREFIX))
-        return Limits(longest, s.temperature, s.teacher_temperature)
+        return limits_of(s, longest)
 
     def any_run(self) -> RunSpec:
         """A run of the first recipe, for checks that do not depend on the recipe."""
@@ -111,16 +112,16 @@ class Rehearsal:
         """
         problems = self.problems(self.any_run())[: size.problems]
         prompts, limits = [self.engine.prompt(p) for p in problems], self.limits(size.tokens)
-        longest, student = limits.max_tokens, role == "student"
-        temperature = limits.temperature if student else limits.teacher_temperature
+        longest = limits.max_tokens
+        temperature, cut = limits.sampler(role)
         numbers = generator(self.seed, 0, f"{role}:0:{longest}")
-        samples = engine.sample(role, prompts, [longest] * len(prompts), temperature, numbers)
+        samples = engine.sample(role, prompts, [longest] * len(prompts), temperature, numbers, cut)
         readings = [(prompt, s.tokens) for prompt, s in zip(prompts, samples, strict=True)]
         return readings, [s.logprobs for s in samples]
 
     def forward_gap(self, size: CheckSize) -> float:
         """Mean distance in nats between the engine's scores and the models' own forward passes."""
-        roles: tuple[Role, ...] = ("student",) if self.crossing else ("student", "teacher")
+        roles = ("student",) if self.crossing else self.roles
         return max(
             forward_gap(self.engine, role, self.sampled(self.engine, role, size)[0])
             for role in roles
@@ -131,6 +132,11 @@ class Rehearsal:
         """`forward_gap` as its check has measured it."""
         gap = self.measured.forward_gap
         return self.forward_gap(self.row_size) if gap is None else gap
+
+    @property
+    def roles(self) -> tuple[Role, ...]:
+        """The student, and the teacher if there is one."""
+        return ("student", "teacher") if has_teacher(self.engine) else ("student",)
 
     @property
     def crossing(self) -> CrossTokenizer | None:

@@ -42,6 +42,7 @@ from potstill.engines.torch.engine import TorchEngine
 from potstill.errors import PotstillError
 from potstill.problems import Messages, Problem
 from potstill.types import (
+    WHOLE,
     Datum,
     Expectation,
     Floats,
@@ -55,6 +56,7 @@ from potstill.types import (
     StepStats,
     Term,
     TokenMatch,
+    Truncation,
     is_teacher,
 )
 
@@ -78,6 +80,7 @@ class CrossEngine(Prompting):
         self.engine, pair = engine, engine.pair
         self.eos, self.windows = engine.eos, engine.windows
         self.tokenizer, self.coverage = engine.tokenizer, engine.coverage
+        self.vocabulary, self.student_spec = engine.vocabulary, engine.student_spec
         self.student_tokens = TokenBytes(pair.tokenizer, pair.student, pair.eos_of("student"))
         self.teacher_tokens = TokenBytes(
             pair.teacher_tokenizer, pair.teacher, pair.eos_of("teacher")
@@ -103,8 +106,12 @@ class CrossEngine(Prompting):
 
     def _rendered(self, problem: Problem) -> Prompt:
         prompt = super()._rendered(problem)
-        text = self._builder.conversation(problem) if self._builder else problem.question
+        text = self._builder.conversation(problem) if self._builder else problem.conversation
         return dataclasses.replace(prompt, foreign=self.encode(text, "teacher"))
+
+    def _without_space(self, prompt: Prompt, text: str) -> bool:
+        """Return False: the teacher's own completions are written in the same way."""
+        return False
 
     def _read_completion(self, completion: Ids) -> tuple[Ids, tuple[Span, ...]]:
         """Return a completion in the teacher's tokens, and its aligned spans."""
@@ -137,9 +144,10 @@ class CrossEngine(Prompting):
         max_tokens: Sequence[int],
         temperature: float,
         rng: np.random.Generator,
+        truncation: Truncation = WHOLE,
     ) -> list[Sample]:
         if not is_teacher(role):
-            return self.engine.sample(role, prompts, max_tokens, temperature, rng)
+            return self.engine.sample(role, prompts, max_tokens, temperature, rng, truncation)
         starts = [
             _teacher_prompt(prompt)
             + self.teacher_tokens.encode(self.student_tokens.decode(prompt.begun))
@@ -153,7 +161,7 @@ class CrossEngine(Prompting):
             rows = [i for i, limit in enumerate(left) if limit]
             continued = [heads[i].then(ids[i]) for i in rows]
             limits = [left[i] for i in rows]
-            samples = self.engine.sample(role, continued, limits, temperature, rng)
+            samples = self.engine.sample(role, continued, limits, temperature, rng, truncation)
             for i, sample in zip(rows, samples, strict=True):
                 ids[i] += sample.tokens
                 scores[i] = np.concatenate([scores[i], sample.logprobs])

@@ -151,3 +151,13 @@ def end_session(client: Any) -> None:
         holder = vars(client).get(name)
         if holder is not None and hasattr(holder, "close"):
             holder.close()
+
+
+def is_lost(error: Exception) -> bool:
+    """Return whether an error means that the server, the session or the connection is lost."""
+    import tinker
+
+    if isinstance(error, tinker.APIConnectionError | tinker.InternalServerError | OSError):
+        return True
+    text = str(error).lower()
+    return any(sign in text for sign in ("not loaded", "stale", "session", "promise", "timed out"))

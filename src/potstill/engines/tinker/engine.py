@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,17 +23,30 @@ import numpy as np
 
 from potstill.engines.host import host_memory
 from potstill.engines.prompts import Prompting
+from potstill.engines.protocol import NO_TEACHER
 from potstill.engines.registry import ENGINES
-from potstill.engines.tinker.client import Sampler, Service, Trainer, TrainingRow
+from potstill.engines.tinker.client import Sampler, Service, Trainer, TrainingRow, adam_of
 from potstill.engines.tinker.conformance import facts_of, sampler_facts_of
-from potstill.engines.tinker.parts import WeightedTerm, behind, completion, row, stats_of, weighted
+from potstill.engines.tinker.connection import is_lost
+from potstill.engines.tinker.parts import (
+    WeightedTerm,
+    behind,
+    check_rank,
+    check_truncation,
+    completion,
+    row,
+    stats_of,
+    weighted,
+    with_behavior,
+)
 from potstill.engines.torch.loading import ModelPair
 from potstill.engines.torch.thoughts import decoder_of
 from potstill.errors import NonFinite, PotstillError
 from potstill.problems import Messages
-from potstill.settings import TinkerSettings
+from potstill.settings import Adam, TinkerSettings
 from potstill.tasks.rendering import render
 from potstill.types import (
+    WHOLE,
     Datum,
     Expectation,
     Floats,
@@ -43,11 +57,14 @@ from potstill.types import (
     Rows,
     Sample,
     StepStats,
+    Truncation,
+    is_teacher,
 )
 
 TRIES = 4  # number of attempts at an operation, each on a new session
 SAVED = 20  # number of steps after which the state is saved on the server, to limit replays
 
+EMPTY = Sample((), np.zeros(0, np.float32))
 T = TypeVar("T")
 
 
@@ -69,6 +86,7 @@ class TinkerEngine(Prompting):
         seed: seed of the LoRA adapters' initial weights.
         lora_rank: rank of the adapters.
         max_grad_norm: clip gradients to this norm, if the SDK supports it.
+        adam: the optimizer's settings.
         settings: servers and maximum number of requests in flight; default: the hosted service.
         changes: single fields of the settings, such as `base_url="http://127.0.0.1:8000"`.
     """
@@ -84,27 +102,27 @@ class TinkerEngine(Prompting):
         seed: int = 0,
         lora_rank: int = 32,
         max_grad_norm: float = 0.0,
+        adam: Adam | None = None,
         settings: TinkerSettings | None = None,
         **changes: Any,
     ) -> None:
         settings = (settings or TinkerSettings(name="tinker")).changed(changes)
-        if lora_rank < 1:
-            raise PotstillError(
-                "a training service trains LoRA adapters, got lora_rank 0",
-                "set train.lora_rank, 32 is usual",
-            )
+        check_rank(lora_rank)
         pair = ModelPair.open(student, teacher, None, None)
+        self.has_teacher = not pair.alone
         self.tokenizer, self.eos, self.vocabulary = pair.tokenizer, pair.eos, pair.vocabulary
         self.windows, self._decode = pair.windows_by_role, decoder_of(pair.tokenizer)
         self.seed, self.rank, self.max_grad_norm = seed, lora_rank, max_grad_norm
         student_url, in_flight = settings.base_url, settings.in_flight
-        teacher_url = settings.teacher_url or student_url
+        teacher = teacher or student  # which is not used then
+        teacher_url = (settings.teacher_url if self.has_teacher else None) or student_url
         service = teacher_service = Service(student_url, student, self.vocabulary, in_flight)
         if (teacher_url.full, teacher) != (student_url.full, student):
             teacher_service = Service(teacher_url, teacher, self.vocabulary, in_flight)
         self._services: dict[Role, Service] = {"student": service, "init": service}
         self._services["teacher"] = teacher_service
         self.facts = facts_of(service)
+        service.adam = adam_of(adam or Adam())
         raw, notes = self.facts.raw, [f"{f.question}: {f.answer}" for f in self.facts.table]
         self._raw: dict[Role, bool] = {"student": raw, "init": raw, "teacher": raw}
         if teacher_service is not service:
@@ -129,26 +147,22 @@ class TinkerEngine(Prompting):
         max_tokens: Sequence[int],
         temperature: float,
         rng: np.random.Generator,
+        truncation: Truncation = WHOLE,
     ) -> list[Sample]:
+        check_truncation(truncation)
         seeds = rng.integers(0, 2**31 - 1, len(prompts)).tolist()
-        samples = [Sample((), np.zeros(0, np.float32))] * len(prompts)
         nonempty = [i for i, limit in enumerate(max_tokens) if limit > 0]
         ids = [prompts[i].read_by(role) for i in nonempty]
-        limits, stop = [max_tokens[i] for i in nonempty], sorted(self.eos)
+        seeds, limits = ([x[i] for i in nonempty] for x in (seeds, max_tokens))
 
         def draw(sampler: Sampler) -> list[Sample]:
-            drawn = sampler.sample(ids, limits, temperature, [seeds[i] for i in nonempty], stop)
+            drawn = sampler.sample(ids, limits, temperature, seeds, sorted(self.eos), truncation)
             drawn = [self._truncated(sample) for sample in drawn]
-            if temperature in (0.0, 1.0):
-                return drawn
-            if self._raw[role]:  # the server normalised at the temperature, but does not report it
-                return [Sample(s.tokens, s.logprobs, s.logprobs * np.nan) for s in drawn]
-            scores = sampler.score([(p, s.tokens) for p, s in zip(ids, drawn, strict=True)])
-            return [Sample(s.tokens, x, s.logprobs) for s, x in zip(drawn, scores, strict=True)]
+            score = partial(sampler.score, [(p, s.tokens) for p, s in zip(ids, drawn, strict=True)])
+            return with_behavior(drawn, temperature, truncation, None if self._raw[role] else score)
 
-        for i, sample in zip(nonempty, self._with_sampler(role, draw), strict=True):
-            samples[i] = sample
-        return samples
+        drawn = dict(zip(nonempty, self._with_sampler(role, draw), strict=True))
+        return [drawn.get(i, EMPTY) for i in range(len(prompts))]
 
     def _truncated(self, sample: Sample) -> Sample:
         """Truncate a sample at the first id that only one of the two heads has."""
@@ -259,7 +273,7 @@ class TinkerEngine(Prompting):
             except PotstillError:
                 raise
             except Exception as error:
-                if attempt + 1 == TRIES or not _is_lost(error):
+                if attempt + 1 == TRIES or not is_lost(error):
                     raise
                 self._reconnect()
         raise AssertionError
@@ -273,6 +287,8 @@ class TinkerEngine(Prompting):
 
     def _sampler(self, role: Role) -> Sampler:
         """Return a sampler of the role's newest weights; older student samplers become invalid."""
+        if is_teacher(role) and not self.has_teacher:
+            raise PotstillError(*NO_TEACHER)
         if role not in self._samplers:
             student = role == "student"
             self._samplers[role] = (
@@ -335,16 +351,6 @@ class TinkerEngine(Prompting):
             service.close()
         self._trainer = None
         self._samplers.clear()
-
-
-def _is_lost(error: Exception) -> bool:
-    """Return whether an error means that the server, the session or the connection is lost."""
-    import tinker
-
-    if isinstance(error, tinker.APIConnectionError | tinker.InternalServerError | OSError):
-        return True
-    text = str(error).lower()
-    return any(sign in text for sign in ("not loaded", "stale", "session", "promise", "timed out"))
 
 
 ENGINE = TinkerEngine

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,8 @@ import numpy.typing as npt
 
 from potstill.algorithms.losses import SampledLoss
 from potstill.engines.tinker.client import TrainingRow
-from potstill.types import Datum, Floats, StepStats, Term
+from potstill.errors import PotstillError
+from potstill.types import WHOLE, Datum, Floats, Sample, StepStats, Term, Truncation
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +40,48 @@ class WeightedTerm:
         """Factors (T,) of the importance ratios."""
         weights = self.term.weights.astype(np.float32)
         return weights if self.surrogate is None else weights * self.surrogate.advantages
+
+
+def check_rank(rank: int) -> None:
+    """Reject training without adapters."""
+    if rank < 1:
+        raise PotstillError(
+            f"a training service trains LoRA adapters, got lora_rank {rank}",
+            "set train.lora_rank, 32 is usual",
+        )
+
+
+def check_truncation(truncation: Truncation) -> None:
+    """Reject what the API has no name for."""
+    if truncation.min_p:
+        raise PotstillError(
+            f"a training service samples with top_k and top_p alone, got min_p {truncation.min_p}",
+            "leave min_p out, or use top_p",
+        )
+
+
+def with_behavior(
+    drawn: Sequence[Sample],
+    temperature: float,
+    truncation: Truncation,
+    score: Callable[[], Sequence[Floats]] | None,
+) -> list[Sample]:
+    """Samples with log-probabilities of both kinds, NaN where the server does not tell them.
+
+    Args:
+        drawn: samples with the log-probabilities that the server reported.
+        temperature: that of the sampler.
+        truncation: that of the sampler; a server does not say whether it renormalises after it.
+        score: computes the log-probabilities at temperature 1; None: the server reports these.
+    """
+    if temperature == 0 or (temperature, truncation) == (1, WHOLE):
+        return list(drawn)
+    known = score is not None and truncation == WHOLE
+    scores = score() if score else [sample.logprobs for sample in drawn]
+    return [
+        Sample(s.tokens, own, s.logprobs if known else np.full_like(s.logprobs, np.nan))
+        for s, own in zip(drawn, scores, strict=True)
+    ]
 
 
 def estimated(datum: Datum, term: Term, now: Floats, target: Floats) -> WeightedTerm:

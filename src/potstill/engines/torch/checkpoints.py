@@ -23,10 +23,7 @@ from potstill.engines.torch.config_checks import check_adapter, check_config, ch
 from potstill.errors import PotstillError, out_of_memory
 
 FOLDER = "give a folder with config.json, tokenizer files and *.safetensors"
-HUB = (
-    f"{FOLDER}, or a hub name that this machine can reach (gated models need "
-    "`huggingface-cli login`)"
-)
+HUB = f"{FOLDER}, or a hub name that this machine can reach (gated models need `hf auth login`)"
 PARTS = {"AutoConfig": "the config of ", "AutoTokenizer": "the tokenizer of "}
 SAMPLE = "Tom has 12."
 ALWAYS_DECODERS = "gpt_neox", "gpt_neox_japanese"  # their code does not read is_decoder

@@ -191,6 +191,7 @@ class Leader:
             raise
         for name in BROADCAST:
             setattr(self, name, self._broadcasting(name))
+        self.engine.scorer = self.score
 
     def __getattr__(self, name: str) -> Any:
         if name == "engine":  # not set until it is open

@@ -32,8 +32,9 @@ from potstill.engines.torch.sampling import generate
 from potstill.engines.torch.stepping import Stepper, read_states
 from potstill.engines.torch.thoughts import decoder_of
 from potstill.problems import Messages
-from potstill.settings import Lora, TorchSettings
+from potstill.settings import Adam, Lora, TorchSettings
 from potstill.types import (
+    WHOLE,
     Datum,
     Expectation,
     Floats,
@@ -46,6 +47,7 @@ from potstill.types import (
     Rows,
     Sample,
     StepStats,
+    Truncation,
 )
 
 Result = TypeVar("Result")
@@ -66,6 +68,7 @@ class TorchEngine(Prompting):
         lora_rank: rank of the adapters; 0 trains all weights.
         lora: the adapters' other settings; default: on all linear layers.
         max_grad_norm: clip gradients to this norm; 0 turns clipping off.
+        adam: betas and weight decay.
         settings: devices, dtypes and memory; default: those of a study, with torch's default
             number of CPU threads.
         world: the processes of this engine.
@@ -85,6 +88,7 @@ class TorchEngine(Prompting):
         lora_rank: int = 0,
         lora: Lora | None = None,
         max_grad_norm: float = 1.0,
+        adam: Adam | None = None,
         settings: TorchSettings | None = None,
         world: World = SINGLE,
         **changes: Any,
@@ -95,13 +99,13 @@ class TorchEngine(Prompting):
         if not world.single:
             check_one_device_each(settings.student, settings.teacher)
         pair = ModelPair.open(student, teacher, settings.student, settings.teacher, self.cross)
-        self.pair = pair.with_teachers(teachers or {})
+        self.pair, self.has_teacher = pair.with_teachers(teachers or {}), not pair.alone
         self.tokenizer, self.eos = self.pair.tokenizer, self.pair.eos
-        self._decode = decoder_of(self.tokenizer)
+        self._decode, self.student_spec = decoder_of(self.tokenizer), self.pair.student_spec
         self.vocabulary, self.world = self.pair.vocabulary, world
         self.two_renderings, self.windows = self.pair.two_renderings, self.pair.windows_by_role
         adapters = (lora or Lora()).changed({"rank": lora_rank})
-        self.models = Models(self.pair, world, settings, lora=adapters, seed=seed)
+        self.models = Models(self.pair, world, settings, lora=adapters, adam=adam, seed=seed)
         self.coverage = self.models.coverage  # of LoRA: share of weights, experts
         self._notes = self.pair.notes
         self._stepper = Stepper(self.pair, self.models, world, settings.batch_tokens, max_grad_norm)
@@ -128,10 +132,11 @@ class TorchEngine(Prompting):
         max_tokens: Sequence[int],
         temperature: float,
         rng: np.random.Generator,
+        truncation: Truncation = WHOLE,
     ) -> list[Sample]:
         def call(reader: Role, rows: list[int]) -> list[Sample]:
             ids, limits = [prompts[i].read_by(reader) for i in rows], [max_tokens[i] for i in rows]
-            return self._sample(reader, ids, limits, temperature, rng)
+            return self._sample(reader, ids, limits, temperature, rng, truncation)
 
         return by_reader(role, prompts, call)
 
@@ -142,6 +147,7 @@ class TorchEngine(Prompting):
         max_tokens: Sequence[int],
         temperature: float,
         rng: np.random.Generator,
+        truncation: Truncation,
     ) -> list[Sample]:
         self.pair.check_lengths(role, prompts, max_tokens)
         longest = max(max_tokens, default=0)
@@ -168,6 +174,7 @@ class TorchEngine(Prompting):
                     any_process=self.world.any if together else None,
                     padded=sharing.padded,
                     cached=sharing.cached,
+                    truncation=truncation,
                 )
                 results.update(zip(rows, samples, strict=False))
         return self.world.merge(results)
@@ -273,12 +280,13 @@ class TorchEngine(Prompting):
         others = sum(forward["teacher" if role == "teacher" else "student"] for role in targets)
         return {
             "student sampling": least_decoding(student, machine, rows),
-            "scoring": forward["teacher"],
+            "scoring": forward.get("teacher", 0.0),
             "forward and backward": machine.seconds(student.training(rows)) + others,
         }
 
     def _specs(self) -> tuple[tuple[Role, ModelSpec], ...]:
-        return ("student", self.pair.student_spec), ("teacher", self.pair.teacher_spec)
+        student, teacher = ("student", self.pair.student_spec), ("teacher", self.pair.teacher_spec)
+        return (student, teacher) if self.has_teacher else (student,)
 
     def size(self, role: Role) -> Size:
         return size_of(self.models.ensure(role), getattr(torch, self.models.spec(role).dtype))

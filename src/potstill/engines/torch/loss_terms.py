@@ -39,7 +39,15 @@ Sampled = tuple[Tensor, Tensor, Tensor | None]
 class Columns:
     """The data of a micro-batch as one array (N,) per field, row after row."""
 
-    def __init__(self, data: Sequence[Datum], losses: Sequence[Loss], device: torch.device) -> None:
+    def __init__(
+        self,
+        data: Sequence[Datum],
+        losses: Sequence[Loss],
+        device: torch.device,
+        rows: Sequence[int] | None = None,
+    ) -> None:
+        lengths = [len(d.completion) for d in data]
+        self.rows = None if rows is None else np.repeat(rows, lengths)  # number of the datum
         self.source = np.repeat([d.source for d in data], [len(d.completion) for d in data])
         self.targets = flat([d.targets for d in data], device)
         self.weights = [
@@ -64,9 +72,11 @@ class Columns:
             now: (N,) log-probabilities of the targets under the current student.
         """
         assert self.spans is not None
-        behavior, then, scores = (
-            over_spans(x, now, self.spans) for x in self.sampled["teacher"] if x is not None
-        )
+        drawn, then, scores = self.sampled["teacher"]
+        assert scores is not None
+        # of a prefix from a file nobody knows them: a span of both has the ratio of the rest
+        drawn, then = (torch.where(x.isnan(), now, x) for x in (drawn, then))
+        behavior, then, scores = (over_spans(x, now, self.spans) for x in (drawn, then, scores))
         self.sampled["teacher"] = behavior, then, scores
 
 
@@ -122,6 +132,8 @@ def take(
                 values, clipped = part_of.values(loss, weights[whole])
                 total = total + (weights[whole] * values).sum()
                 tally.add(loss, columns.source[whole], weights[whole], values.detach(), clipped)
+                if columns.rows is not None:
+                    tally.add_rows(columns.rows[whole], weights[whole] * values.detach())
         tally.loss += total.item()
         if backward:
             (logits[part],) = torch.autograd.grad(total, leaf)
@@ -212,6 +224,7 @@ class Tally:
         self.loss = 0.0
         self._sums: dict[str, float] = defaultdict(float)
         self._counts: dict[str, int] = defaultdict(int)
+        self.by_datum: dict[int, float] = defaultdict(float)  # weighted sums, by number
         self._clipped = [0, 0]  # tokens whose ratio was clipped, and all whose ratio can be
 
     def add(
@@ -228,6 +241,13 @@ class Tally:
             self._sums[key] += values[counted].sum().item()
             self._counts[key] += int(counted.sum())
 
+    def add_rows(self, rows: Any, weighted: Tensor) -> None:
+        """Add the weighted values (n,) of tokens to their data's sums, by number (n,)."""
+        numbers, places = np.unique(rows, return_inverse=True)
+        sums = np.bincount(places, weighted.double().cpu().numpy())
+        for number, value in zip(numbers.tolist(), sums.tolist(), strict=True):
+            self.by_datum[number] += value
+
     def total(self, parts: Sequence[Tally]) -> Tally:
         """Combine the tallies of all processes, including this one."""
         if len(parts) == 1:
@@ -235,6 +255,8 @@ class Tally:
         whole = Tally()
         for part in parts:
             whole.loss += part.loss
+            for number, value in part.by_datum.items():
+                whole.by_datum[number] += value
             whole._clipped = [a + b for a, b in zip(whole._clipped, part._clipped, strict=True)]
             for key, count in part._counts.items():
                 whole._sums[key] += part._sums[key]

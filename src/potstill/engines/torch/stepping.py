@@ -59,12 +59,14 @@ class Stepper:
     def measure(self, data: Sequence[Datum], *, dropout: bool = False) -> StepStats:
         """Compute the losses without training, see `protocol.Engine`."""
         tally = self._pass(data, backward=False, dropout=dropout)
-        return StepStats(tally.loss, 0.0, tally.means(), tally.clipped)
+        by_datum = np.array([tally.by_datum[i] for i in range(len(data))])
+        return StepStats(tally.loss, 0.0, tally.means(), tally.clipped, by_datum=by_datum)
 
     def _pass(self, data: Sequence[Datum], *, backward: bool, dropout: bool) -> Tally:
         """Compute the losses of all processes' rows; with `backward` accumulate the gradients."""
         tally = Tally()
         data = [addressed(datum) for datum in data]
+        numbers = {id(datum): number for number, datum in enumerate(data)}
         losses = {term.loss for datum in data for term in datum.terms}
         roles: set[Role] = {"student", *(loss.to for loss in losses if needs_rows(loss))}
         with ExitStack() as held:
@@ -74,7 +76,10 @@ class Stepper:
             if dropout := dropout and self.models.adapters.dropout > 0:
                 held.enter_context(self._dropout_seed())
             for chunk_losses, chunk in self._chunks(data, roles):
-                self._forward(chunk_losses, chunk, tally, backward=backward, dropout=dropout)
+                rows = None if backward else [numbers.get(id(datum), -1) for datum in chunk]
+                self._forward(
+                    chunk_losses, chunk, tally, rows=rows, backward=backward, dropout=dropout
+                )
         with self.models.use("student") as model:
             model.eval()
         return tally.total(self.world.gather(tally))
@@ -117,10 +122,13 @@ class Stepper:
         data: list[Datum],
         tally: Tally,
         *,
+        rows: list[int] | None,
         backward: bool,
         dropout: bool,
     ) -> None:
         """Add the loss of a micro-batch to the tally, and its gradient to the weights.
+
+        The loss of each datum is added under its number in `rows`, if that is given.
 
         The loss and its gradient down to the hidden states are computed slice by slice of
         positions. From there one backward pass runs through the body of the model.
@@ -136,7 +144,7 @@ class Stepper:
                 targets[role] = matched_states(states, data, role)
         with self.models.use("student") as model:
             training_mode(model, dropout=dropout)  # for what the backward pass computes again
-        columns = Columns(data, losses, student.hidden.device)
+        columns = Columns(data, losses, student.hidden.device, rows)
         if columns.spans is not None:  # a span may cross slices, so all tokens come first
             now = [
                 token_logprobs(student.log_probs(at), columns.targets[at])

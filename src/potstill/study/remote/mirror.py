@@ -79,7 +79,7 @@ class Mirror:
 
     def open(self) -> None:
         """Upload a study that was opened in the copy, and remove results that it has dropped."""
-        for name in ("study.toml", "predicted.json"):
+        for name in ("study.toml", "inputs.json", "predicted.json"):
             if (self.path / name).exists():
                 self.upload(name)
         for name in [n for n in self._versions if n.endswith(RESULT)]:

@@ -18,13 +18,16 @@ from potstill.errors import Errors, PotstillError, writing
 from potstill.study.budget import Ledger
 from potstill.study.file_schemas import SpentRecord, checked
 from potstill.study.files import damaged, read_record, read_text, write_record, write_text
+from potstill.study.inputs import Inputs
+from potstill.study.paths import as_now
 from potstill.study.provenance import provenance
 from potstill.study.schema import Study
-from potstill.study.storage.identity import GROWING, NAMED, NEUTRAL, settings_digest
+from potstill.study.storage.identity import GROWING, NAMED, NEUTRAL, is_digest_of, neutral_fields
 from potstill.study.storage.keys import RunId
 from potstill.study.storage.run_folder import RunFolder
 from potstill.training.spending import Spent
 
+INPUTS = "inputs.json"
 OTHER_OUT = "use another --out"
 PATIENCE = 30  # seconds to wait for another process that opens the same folder
 
@@ -101,29 +104,61 @@ class StudyFolder:
                 f'"{self._file}": {key}: {first["msg"]}', "it was written by another version"
             ) from None
 
-    def open(self, study: Study) -> None:
+    def open(self, study: Study, inputs: Inputs | None = None) -> None:
         """Use the folder for this study; the grid may grow, other settings may not change.
 
+        Args:
+            study: the settings.
+            inputs: digests of its problems and models; None: they are not checked.
+
         Raises:
-            PotstillError: the folder has a study with other settings, or is not writable.
+            PotstillError: the folder has a study with other settings, problems or models, or is not
+                writable.
         """
-        self.check(study)
+        self.check(study, inputs)
         with writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
         lock = filelock.FileLock(self.path / ".lock", timeout=PATIENCE)
         try:
             with writing(self.path), lock:
-                self.check(study)  # again: two studies that start at once both found it empty
+                self.check(study, inputs)  # again: of two that start at once, both found it empty
                 settings = tomli_w.dumps(study.to_toml())
                 facts = {**provenance(), "digest": digest_of(settings)}
                 write_text(self._file, f"{settings}{_PROVENANCE}{tomli_w.dumps(facts)}")
+                if inputs:
+                    whole = inputs.with_pairs_of(self.inputs)
+                    write_record(self.path / INPUTS, whole.to_record())
         except filelock.Timeout:
             raise PotstillError(
                 f'another process has been opening "{self.path}" for {PATIENCE} s',
                 "wait until it has ended, or use another --out",
             ) from None
 
-    def check(self, study: Study) -> None:
+    @property
+    def inputs(self) -> Inputs | None:
+        """The inputs of the study; None if a version without them wrote the folder.
+
+        Raises:
+            DamagedFile: they cannot be read.
+        """
+        path = self.path / INPUTS
+        hint = f'remove "{path}": the next run writes it again, and the records have its digests'
+        stored = read_record(path, hint)
+        try:
+            return Inputs.from_record(stored[0]) if stored else None
+        except ValueError as error:
+            raise damaged(path, error, hint) from None
+
+    def check_inputs(self, inputs: Inputs) -> None:
+        """Raise if the study began with other problems or models."""
+        if (stored := self.inputs) and (changes := inputs.changes(stored)):
+            raise PotstillError(
+                f'"{self.path}" holds a study of other inputs: changed since are '
+                f"{', '.join(changes)}",
+                "use another --out, or bring back the files of then",
+            )
+
+    def check(self, study: Study, inputs: Inputs | None = None) -> None:
         """Raise what `open` would raise, without changing the folder."""
         # before the settings: another process may be opening the folder at this moment
         occupied = self.path.is_dir() and any(
@@ -136,12 +171,14 @@ class StudyFolder:
             stored.pop("provenance", None)
             current = study.to_toml()
             self._check_settings(_as_today(_with_defaults(stored), current), current)
+            if inputs:
+                self.check_inputs(inputs)
         existing = next(path for path in (self.path, *self.path.parents) if path.exists())
         with writing(self.path), tempfile.TemporaryDirectory(dir=existing, prefix=".potstill-"):
             pass
 
     def _check_settings(self, stored: dict[str, Any], current: dict[str, Any]) -> None:
-        if changes := _changes(stored, current):
+        if changes := changes_between(stored, current):
             raise PotstillError(
                 f'"{self.path}" holds a study with other settings ({"; ".join(changes)})',
                 "use another --out, or the settings of its study.toml; adding methods, pairs and "
@@ -200,20 +237,34 @@ class StudyFolder:
             PotstillError: records that cannot be used, all of them.
         """
         results, errors = {}, Errors()
+        stored = self.inputs if study is not None else None
+        expected = {pair: stored.digest(pair) for pair in stored.models} if stored else {}
         for key in keys:
             with errors:
                 run = self.cell(key)
                 if (record := run.result) is not None:
                     results[key] = record
                     if study is not None:
-                        _check_settings_of(record, run, settings_digest(study, key))
+                        _check_settings_of(record, run, study, key)
+                        _check_inputs_of(record, run, key.pair, expected)
                         run.check_files(record)
         errors.check()
         return results
 
 
-def _check_settings_of(record: Mapping[str, Any], run: RunFolder, settings: str) -> None:
-    if record.get("settings", settings) != settings:
+def _check_inputs_of(
+    record: Mapping[str, Any], run: RunFolder, pair: str, expected: dict[str, str]
+) -> None:
+    """Check a record's problems and models; those of the first one where none are expected."""
+    inputs = record.get("inputs")
+    if inputs and expected.setdefault(pair, inputs) != inputs:
+        raise PotstillError(
+            f'"{run.path}" was run on other problems or models than the rest of the study', run.hint
+        )
+
+
+def _check_settings_of(record: Mapping[str, Any], run: RunFolder, study: Study, key: RunId) -> None:
+    if "settings" in record and not is_digest_of(record["settings"], study, key):
         raise PotstillError(
             f'"{run.path}" was run with other settings than its study.toml has now', run.hint
         )
@@ -238,7 +289,8 @@ def _with_defaults(settings: dict[str, Any]) -> dict[str, Any]:
 def _as_today(stored: dict[str, Any], current: dict[str, Any]) -> dict[str, Any]:
     """Stored settings with today's name of what has not changed.
 
-    Attention "sdpa" was the default, and is what "auto" chooses wherever "sdpa" exists.
+    Attention "sdpa" was the default, and is what "auto" chooses wherever "sdpa" exists. Paths were
+    kept as they were written, and are absolute now.
     """
     engine, now = dict(stored.get("engine") or {}), current.get("engine") or {}
     for role in ("student", "teacher"):
@@ -247,12 +299,12 @@ def _as_today(stored: dict[str, Any], current: dict[str, Any]) -> dict[str, Any]
             pair = (old.get("attention"), new.get("attention"))
             if pair == ("sdpa", "auto"):
                 engine[role] = {**old, "attention": "auto"}
-    return {**stored, "engine": engine} if engine else stored
+    return as_now({**stored, "engine": engine} if engine else stored, current)
 
 
-def _changes(stored: dict[str, Any], current: dict[str, Any]) -> list[str]:
+def changes_between(stored: dict[str, Any], current: dict[str, Any]) -> list[str]:
     """Differences between two studies' settings that would change a number."""
-    changes = []
+    changes, neutral = [], neutral_fields(current)
     for key in sorted((stored.keys() | current.keys()) - set(NEUTRAL)):
         old, new = stored.get(key), current.get(key)
         if key in GROWING:
@@ -262,7 +314,8 @@ def _changes(stored: dict[str, Any], current: dict[str, Any]) -> list[str]:
             before, after = (table if isinstance(table, dict) else {} for table in (old, new))
             changes += [f"{key}.{name}" for name in before if after.get(name) != before[name]]
         elif isinstance(old, dict) and isinstance(new, dict):
-            fields = sorted(f for f in old.keys() | new.keys() if old.get(f) != new.get(f))
+            used = (old.keys() | new.keys()) - {*neutral.get(key, ())}
+            fields = sorted(field for field in used if old.get(field) != new.get(field))
             changes += [f"{key}.{field}: {old.get(field)} -> {new.get(field)}" for field in fields]
         elif old != new and key != "name":
             changes.append(f"{key}: {old} -> {new}")

@@ -19,9 +19,9 @@ from potstill.tasks import Task
 from potstill.tasks.context import Context
 from potstill.tasks.context.kinds import Draft, FewShot, Hint, Retrieval
 from potstill.tasks.context.retrieval import Search
-from potstill.tasks.jsonl import as_text, read_jsonl
 from potstill.tasks.overlap import question_key
 from potstill.tasks.reading import LONGEST_LINE, read_text
+from potstill.tasks.strict_json import as_text, read_jsonl
 
 TEXTS = (".txt", ".md")
 MOST_ENTRIES = 100_000  # of a folder; more is not meant, such as all of a disk

@@ -52,19 +52,28 @@ class Extractor(Protocol):
 
 
 class Identified:
-    """A grader whose identity is its name and options."""
+    """A grader whose identity is its name and the options that differ from their defaults."""
 
     name: str
 
     @property
     def identity(self) -> str:
-        options: dict[str, Any] = dataclasses.asdict(self)  # type: ignore[call-overload]
-        return json.dumps({"name": self.name, **options}, sort_keys=True, default=str)
+        options: dict[str, Any] = {
+            one.name: getattr(self, one.name)
+            for one in dataclasses.fields(self)  # type: ignore[arg-type]
+            if getattr(self, one.name) != one.default
+        }
+        return json.dumps({"name": self.name, **options}, sort_keys=True, default=_identity)
 
     def refuse(self, problem: Problem, rule: str, hint: str) -> PotstillError:
         """The error for a reference that the grader does not accept."""
         got = brief(problem.answer)
         return PotstillError(f'{rule}, got {got} (grader "{self.name}")', hint)
+
+
+def _identity(value: Any) -> str:
+    """An option of an identity, such as a grader in a list."""
+    return str(getattr(value, "identity", value))
 
 
 class Extracting(Identified):
