@@ -225,9 +225,8 @@ def evaluate_model(
     threads = 1 if embedded else 0  # an embedded model is too small for more
     settings = engine_options([word for word in options if word not in own], threads)
     with _running(model):
-        pair = Pair(student=path, teacher=teacher_path or path)
+        pair = Pair(student=path, teacher=teacher_path)
         engine: Any = open_engine("torch", pair, settings=settings)
-        engine.has_teacher = bool(teacher)
         _check_length(engine, evaluated_on, max_tokens)
         evaluation = evaluated(engine, "student", task, evaluated_on, max_tokens, chosen)
     if texts:

@@ -80,6 +80,14 @@ class BenchmarkRecord(_Strict):
     mean: Number
 
 
+class KeptRecord(_Strict):
+    """The best student of a run, by validation."""
+
+    step: Count
+    by: Literal["loss", "accuracy"]
+    value: float
+
+
 class ResultRecord(_Strict):
     """The file result.json."""
 
@@ -95,6 +103,8 @@ class ResultRecord(_Strict):
     cause: str = ""
     traceback: str = ""
     ended: dict[str, Count] | None = None
+    kept: KeptRecord | None = None
+    state: Count | None = None
     findings: list[FindingRecord] = []  # type: ignore[valid-type]
     accuracy: Share | None = None
     flexible: Share | None = None

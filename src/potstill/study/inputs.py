@@ -99,6 +99,8 @@ def inputs_of(study: Study, task: Task, pairs: Iterable[str] | None = None) -> I
         "training problems": problems_digest(task.train),
         "graded problems": problems_digest(held_out(task, study.eval)),
     }
+    if validation := getattr(task, "validation", ()):
+        data["validation problems"] = problems_digest(validation)
     if identity := grader_identity(task):
         data["grader"] = digest_of(identity)
     models = {}

@@ -14,11 +14,13 @@ from typing import Any
 from potstill.engines.protocol import Engine
 from potstill.errors import NonFinite
 from potstill.problems import Evaluation
+from potstill.settings import Train
 from potstill.study.provenance import provenance
 from potstill.study.schema import Study
 from potstill.study.storage import RunFolder, RunId, settings_digest
 from potstill.tasks import Task
 from potstill.tasks.overlap import problem_key
+from potstill.training import checkpoint
 from potstill.training.completing import held_out
 from potstill.training.session import Trained
 
@@ -45,11 +47,15 @@ def complete(study: Study, key: RunId, outcome: Record, inputs: str = "") -> Rec
     return {**identity, **outcome, **digests, "provenance": provenance()}
 
 
-def of_training(trained: Trained, run: RunFolder) -> Record:
+def of_training(trained: Trained, run: RunFolder, settings: Train) -> Record:
+    points = checkpoint.points(run.path / "checkpoints") if settings.keep_state else []
+    state = {"state": checkpoint.step_of(points[-1])} if points and not trained.ended else {}
     seconds = trained.spent["seconds"]
     return {
         "steps": trained.steps,
         "ended": trained.ended,
+        **({"kept": trained.kept} if trained.kept else {}),
+        **state,
         "findings": run.findings,
         **of_evaluation(trained.evaluation),
         "tokens": trained.spent["tokens"],

@@ -33,14 +33,16 @@ from potstill.engines.protocol import Engine
 from potstill.errors import PotstillError, StorageError, shown, writing
 from potstill.study import record
 from potstill.study.budget import Ledger
+from potstill.study.completions import check_completions
 from potstill.study.engine import open_study_engine
 from potstill.study.evaluating import check_evaluation
 from potstill.study.files import DamagedFile
 from potstill.study.inputs import inputs_of
 from potstill.study.schema import Study
+from potstill.study.settling import settled, task_of
 from potstill.study.storage import REFERENCES, RunFolder, RunId, StudyFolder, example
 from potstill.study.validation import check_routes, check_window
-from potstill.tasks import Task, check_disjoint, load_task
+from potstill.tasks import Task, check_disjoint
 from potstill.tasks.context.builder import PromptBuilder
 from potstill.training.completing import complete, held_out
 from potstill.training.evaluation import GREEDY, TeacherCompletions, evaluate
@@ -53,7 +55,7 @@ from potstill.types import Ids, ModelSpec, Role
 
 def prepare(study: Study) -> Task:
     """Load the task and check what depends on its problems. Opens no model."""
-    task = load_task(**study.task)
+    task = task_of(study)
     for name, needed, available in (
         ("eval.problems", study.eval.problems, len(task.test)),
         ("eval.probe", study.eval.probe, len(task.train)),
@@ -65,6 +67,7 @@ def prepare(study: Study) -> Task:
     evaluated = held_out(task, study.eval)
     check_disjoint(task, evaluated)
     check_evaluation(study, task, evaluated)
+    check_completions(study, task, evaluated)
     for pair in study.models.values():
         if pair.route:
             check_routes(pair.route, pair.teachers, task, evaluated)
@@ -102,14 +105,17 @@ def run_cell(
         BudgetReached: the budget is spent; the run can continue from its checkpoint.
         StorageError: storage is unavailable.
     """
-    teacher = None if key.method in REFERENCES else read_completions(folder, key.pair)
+    teacher = None
+    if key.method not in REFERENCES and study.models[key.pair].teacher:
+        teacher = read_completions(folder, key.pair)
     by_problem = teacher.by_problem if teacher else None
     run = folder.cell(key, teacher=by_problem, examples=study.eval.examples, ledger=ledger)
     run.mark_running(True)
     digest = ""
     try:
         try:
-            task = task or load_task(**study.task)
+            task = task or task_of(study)
+            study = settled(study, task)
             inputs = inputs_of(study, task, [key.pair])
             folder.check_inputs(inputs)
             digest = inputs.digest(key.pair)
@@ -135,7 +141,7 @@ def _execute(
     teacher: TeacherCompletions | None,
 ) -> dict[str, Any]:
     """Train, or evaluate a baseline; returns the run's part of the record."""
-    if teacher is None and key.method not in REFERENCES:
+    if teacher is None and key.method not in REFERENCES and study.models[key.pair].teacher:
         raise PotstillError(f"the teacher baseline of {key.pair} failed", "see its result.json")
     engine = open_study_engine(study, key, task, run.path, folder.cache)
     recipe = study.recipes.get(key.method) or Recipe(name=key.method)
@@ -159,7 +165,7 @@ def _execute(
             with writing(run.path / "student"):
                 engine.export(run.path / "student")
         return {
-            **record.of_training(trained, run),
+            **record.of_training(trained, run, study.train),
             **record.of_problems(study, key.pair, actual.task),
             **record.of_engine(engine),
         }
@@ -241,7 +247,7 @@ def preflight_pair(
     kept = from_keeper(recipes, only, watch, keeper)
     if kept is not None:
         return list(kept)
-    task, key = load_task(**study.task), RunId(pair, "preflight", first)
+    task, key = task_of(study), RunId(pair, "preflight", first)
     with tempfile.TemporaryDirectory(prefix="potstill-preflight-") as scratch:
         watch(Progress("models"))
         start = time.perf_counter()

@@ -9,6 +9,7 @@ from potstill.diagnostics.preflight.check import Check
 from potstill.diagnostics.preflight.rehearsal import Rehearsal
 from potstill.problems import Problem
 from potstill.training.completing import held_out
+from potstill.training.evaluation import has_teacher
 from potstill.types import Role
 
 PROBED = 32  # problems of each split whose prompts are rendered
@@ -87,7 +88,7 @@ def longest_prompts(engine: Any, problems: Sequence[Problem]) -> dict[Role, tupl
     by_text = sorted(problems, key=lambda p: len(p.question), reverse=True)
     prompts = [engine.prompt(problem) for problem in by_text[:LONGEST]]
     longest: dict[Role, tuple[str, int]] = {}
-    for role in ("student", "teacher"):
+    for role in ("student", "teacher") if has_teacher(engine) else ("student",):
         ids = [p.foreign or p.teacher if role == "teacher" else p.student for p in prompts]
         if ids:
             best = max(range(len(ids)), key=lambda i: len(ids[i]))

@@ -20,7 +20,7 @@ from potstill.study.race.course import Course, Records, course
 from potstill.study.race.decision import Decision, Drop
 from potstill.study.race.rules import Rules, screening
 from potstill.study.schema import Study
-from potstill.study.storage import REFERENCES, RunId, StudyFolder, runs_of
+from potstill.study.storage import RunId, StudyFolder, references_of, runs_of
 
 FILE = "race.json"
 AGAIN = "run the same `potstill race` command again: it is written from the runs"
@@ -76,17 +76,17 @@ class RaceFolder:
         if rules.screen:
             screening_study = screening(study)
             screened = self.screen.results(runs_of(screening_study), screening_study)
-        stored, methods, planned = self._stored(), list(study.methods), {*runs_of(study)}
+        stored = self._stored()
         return {
             pair: course(
                 pair,
-                methods,
+                list(study.methods),
                 study.seeds,
                 rules,
                 records,
                 screened,
                 stored,
-                [role for role in REFERENCES if RunId(pair, role) in planned],
+                references_of(study, pair),
             )
             for pair in study.models
         }

@@ -7,6 +7,7 @@ seeds of one method.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from potstill.digests import digest_of
@@ -18,9 +19,33 @@ NEUTRAL = ("price", "budget", "ray", "track", "published")
 GROWING = ("methods", "pairs", "seeds")  # may gain values and lose none
 NAMED = ("pair", "recipe")  # tables of named tables; names may be added
 _UNUSED = {"name", *NEUTRAL, *GROWING, *NAMED}
+# Settings inside tables: what is kept on disk, and how often progress is looked at.
+_KEPT = {"train": ("save", "save_every", "keep_state", "checkpoint_every")}
+_LOOKS = {"eval": ("every", "probe_every")}
 
 
-def settings_digest(study: Study, run: RunId) -> str:
+def neutral_fields(settings: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    """Settings inside tables that change no number, by table.
+
+    A run that acts on a collapse depends on the steps at which it looks for one, and on the
+    checkpoints that it can go back to.
+
+    Args:
+        settings: the table of a study; defaults may be left out.
+    """
+    train = settings.get("train")
+    action = (train if isinstance(train, Mapping) else {}).get("on_collapse", "warn")
+    if action == "warn":
+        return {**_KEPT, **_LOOKS}
+    return {"train": tuple(name for name in _KEPT["train"] if name != "checkpoint_every")}
+
+
+def accepted_digests(study: Study, run: RunId) -> tuple[str, str]:
+    """`settings_digest`, and that of versions for which every field of a table counted."""
+    return settings_digest(study, run), settings_digest(study, run, every_field=True)
+
+
+def settings_digest(study: Study, run: RunId, *, every_field: bool = False) -> str:
     """The digest of all settings that can change a number of the run.
 
     Settings with their defaults are left out: a setting that a later version adds leaves the
@@ -28,6 +53,9 @@ def settings_digest(study: Study, run: RunId) -> str:
     """
     changed = study.model_dump(mode="json", exclude_defaults=True)
     used = {key: value for key, value in changed.items() if key not in _UNUSED}
+    for table, fields in ({} if every_field else neutral_fields(used)).items():
+        rest = {k: v for k, v in used.pop(table, {}).items() if k not in fields}
+        used |= {table: rest} if rest else {}
     used["engine"] = {**used.get("engine", {}), "name": study.engine.name}
     used["pair"] = changed.get("pair", {}).get(run.pair, run.pair)
     if run.method not in REFERENCES:

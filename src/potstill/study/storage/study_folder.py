@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,13 @@ from potstill.study.files import damaged, read_record, read_text, write_record, 
 from potstill.study.inputs import Inputs
 from potstill.study.provenance import provenance
 from potstill.study.schema import Study
-from potstill.study.storage.identity import GROWING, NAMED, NEUTRAL, settings_digest
+from potstill.study.storage.identity import (
+    GROWING,
+    NAMED,
+    NEUTRAL,
+    accepted_digests,
+    neutral_fields,
+)
 from potstill.study.storage.keys import RunId
 from potstill.study.storage.run_folder import RunFolder
 from potstill.training.spending import Spent
@@ -177,7 +183,7 @@ class StudyFolder:
             pass
 
     def _check_settings(self, stored: dict[str, Any], current: dict[str, Any]) -> None:
-        if changes := _changes(stored, current):
+        if changes := changes_between(stored, current):
             raise PotstillError(
                 f'"{self.path}" holds a study with other settings ({"; ".join(changes)})',
                 "use another --out, or the settings of its study.toml; adding methods, pairs and "
@@ -244,7 +250,7 @@ class StudyFolder:
                 if (record := run.result) is not None:
                     results[key] = record
                     if study is not None:
-                        _check_settings_of(record, run, settings_digest(study, key))
+                        _check_settings_of(record, run, accepted_digests(study, key))
                         _check_inputs_of(record, run, key.pair, expected)
                         run.check_files(record)
         errors.check()
@@ -262,8 +268,10 @@ def _check_inputs_of(
         )
 
 
-def _check_settings_of(record: Mapping[str, Any], run: RunFolder, settings: str) -> None:
-    if record.get("settings", settings) != settings:
+def _check_settings_of(
+    record: Mapping[str, Any], run: RunFolder, accepted: Collection[str]
+) -> None:
+    if record.get("settings") not in (None, *accepted):
         raise PotstillError(
             f'"{run.path}" was run with other settings than its study.toml has now', run.hint
         )
@@ -300,9 +308,9 @@ def _as_today(stored: dict[str, Any], current: dict[str, Any]) -> dict[str, Any]
     return {**stored, "engine": engine} if engine else stored
 
 
-def _changes(stored: dict[str, Any], current: dict[str, Any]) -> list[str]:
+def changes_between(stored: dict[str, Any], current: dict[str, Any]) -> list[str]:
     """Differences between two studies' settings that would change a number."""
-    changes = []
+    changes, neutral = [], neutral_fields(current)
     for key in sorted((stored.keys() | current.keys()) - set(NEUTRAL)):
         old, new = stored.get(key), current.get(key)
         if key in GROWING:
@@ -312,7 +320,8 @@ def _changes(stored: dict[str, Any], current: dict[str, Any]) -> list[str]:
             before, after = (table if isinstance(table, dict) else {} for table in (old, new))
             changes += [f"{key}.{name}" for name in before if after.get(name) != before[name]]
         elif isinstance(old, dict) and isinstance(new, dict):
-            fields = sorted(f for f in old.keys() | new.keys() if old.get(f) != new.get(f))
+            used = (old.keys() | new.keys()) - {*neutral.get(key, ())}
+            fields = sorted(field for field in used if old.get(field) != new.get(field))
             changes += [f"{key}.{field}: {old.get(field)} -> {new.get(field)}" for field in fields]
         elif old != new and key != "name":
             changes.append(f"{key}: {old} -> {new}")
