@@ -204,6 +204,7 @@ def _run(run: RunData) -> dict[str, Any]:
         "steps": run.steps,
         **{key: record.get(key) for key in ("accuracy", "flexible", "ended", "seconds")},
         **{key: record.get(key) or {} for key in ("tokens", "activity")},
+        **({"token_sources": known} if (known := record.get("token_sources")) else {}),
         "findings": record.get("findings") or [],
     }
 
