@@ -150,7 +150,10 @@ def columns(data: StudyData) -> dict[str, Column]:
     if data.study.published and data.metric.share:
         value = partial(published, data)
         more.append(Column("published", "published %", PUBLISHED, "other models", value=value))
-    return common(data.metrics) | {column.key: column for column in more}
+    known = common(data.metrics)
+    if not any(pair.teacher for pair in data.study.models.values()):
+        del known["gap_closed"]
+    return known | {column.key: column for column in more}
 
 
 def chosen(columns: Mapping[str, Column], keys: Iterable[str]) -> list[Column]:
