@@ -102,7 +102,7 @@ def compared(found: dict[str, list[Row]]) -> list[dict[str, str]]:
     """A line a method: accuracy with interval on each engine, and whether the intervals meet."""
     lines = []
     for here, there in zip(found["torch"], found["tinker"], strict=True):
-        a, b = here.accuracy, there.accuracy
+        a, b = here.level, there.level
         assert here.method == there.method and a and b, (here, there)
         meet = a.low <= b.high and b.low <= a.high
         lines.append(

@@ -9,7 +9,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -17,8 +17,12 @@ from potstill.algorithms.recipe import Recipe
 from potstill.problems import Evaluation, Grade, Graded, Problem
 from potstill.study.loading import read_study
 from potstill.study.provenance import provenance
+from potstill.study.record import of_evaluation
 from potstill.study.schema import Study
 from potstill.study.storage import REFERENCES, RunFolder, RunId, StudyFolder, example, runs_of
+
+Kind = Literal["right", "shares", "nats", "no teacher"]  # of outcomes
+SAMPLES = 4  # completions of a problem behind a share
 
 UNTRAINED, TEACHER = 0.48, 0.88  # share of problems solved
 GAIN = {"off_policy": 0.10, "kl_anchored": 0.04, "mixture": 0.06, "reverse_curriculum": -0.2}
@@ -55,7 +59,10 @@ def small_study(**changes: Any) -> Study:
 
 
 def write_study(
-    path: Path, study: Study, fate: Callable[[RunId], Fate] = lambda cell: {}
+    path: Path,
+    study: Study,
+    fate: Callable[[RunId], Fate] = lambda cell: {},
+    kind: Kind = "right",
 ) -> StudyFolder:
     """Write a whole study's folder.
 
@@ -65,12 +72,17 @@ def write_study(
         fate: what becomes of a cell: nothing in the mapping and it ends well; `skip` and it is not
             there; `stop` = a step after which nothing is recorded and no result is written;
             `fail` = the cause of its failure; `findings` and `ended` are recorded as they are;
-            `text` = what its student writes; `null` and its losses are null.
+            `text` = what its student writes; `null` and its losses are null; `more` = further
+            fields of its record.
+        kind: 0 and 1; means of four completions with pass@2 and pass@4; without a grader; the same
+            without a teacher, whose baseline then has no run.
     """
     folder = StudyFolder(path)
     folder.open(study)
     for cell in runs_of(study):
-        told = fate(cell)
+        told = {"kind": kind, **fate(cell)}
+        if kind == "no teacher" and cell.method == "teacher":
+            continue
         if not told.get("skip"):
             _write_cell(study, folder, cell, told)
     return folder
@@ -98,10 +110,9 @@ def _write_cell(study: Study, folder: StudyFolder, cell: RunId, told: Fate) -> N
         tokens, graded = _train(study, place, cell, recipe, steps, told)
     if "stop" in told:
         return
-    record |= {"status": "done", "steps": steps, "accuracy": graded.strict}
-    record |= {"flexible": graded.flexible, "problems": len(graded.rows), "tokens": tokens}
+    record |= {"status": "done", "steps": steps, "tokens": tokens, **of_evaluation(graded)}
     record |= {"findings": told.get("findings", []), "ended": told.get("ended")}
-    record |= {"outcomes": graded.outcomes, "seconds": 1.5 + 0.1 * steps, "notes": []}
+    record |= {"seconds": 1.5 + 0.1 * steps, "notes": [], **told.get("more", {})}
     record["activity"] = {"scoring": 0.5, "forward and backward": 1.0, "other": 0.1 * steps}
     if "fail" in told:
         keep = {key: record[key] for key in ("pair", "method", "seed", "steps")}
@@ -132,7 +143,10 @@ def _train(
         looked = step % study.eval.every == 0 or step == total
         if looked:
             graded = _grade(study, cell, UNTRAINED + gain * learnt + 0.01 * rng.normal(), told)
-            row |= {"eval/accuracy": graded.strict, "eval/flexible": graded.flexible}
+            row |= {
+                f"eval/{name.replace('strict', 'accuracy')}": float(values.mean())
+                for name, values in graded.by_problem.items()
+            }
         place.record(row, graded if looked else None)
     thirds = dict.fromkeys(("student_sampled", "teacher_scored", "trained"), spent // 3)
     return {**thirds, "teacher_sampled": 0, "prompt": 2 * spent}, graded
@@ -150,13 +164,35 @@ def _problems(study: Study) -> Sequence[Problem]:
 
 def _grade(study: Study, cell: RunId, skill: float, told: Fate) -> Evaluation:
     """Problems get harder along the list's shuffled order; a little luck decides the rest."""
+    if told["kind"] in ("nats", "no teacher"):
+        return _measure(study, cell, skill, told)
+    samples = SAMPLES if told["kind"] == "shares" else 1
     rng = np.random.default_rng([cell.seed or 0, *cell.method.encode(), int(1000 * abs(skill))])
     hard = np.random.default_rng(3).permutation(study.eval.problems) / study.eval.problems
     rows = []
-    for problem, difficulty in zip(_problems(study), hard, strict=True):
+    drawn = zip(_problems(study), hard, strict=True)
+    for problem, difficulty in (one for one in drawn for _ in range(samples)):
         right = bool(difficulty + 0.08 * rng.normal() < skill)
         wrong = problem.solution.replace(f"#### {problem.answer}", f"so {problem.answer}1")
         text = told.get("text", problem.solution if right else wrong)
         grade = Grade(strict=right, flexible=right or bool(rng.random() < 0.05))
         rows.append(Graded(problem, text, grade, tokens=len(text) // 3, ended=right))
-    return Evaluation(tuple(rows))
+    return Evaluation(tuple(rows), samples, (2, 4) if samples > 1 else ())
+
+
+def _measure(study: Study, cell: RunId, skill: float, told: Fate) -> Evaluation:
+    """Nats per token: a few problems have most of the KL; a more skilled student has less."""
+    rng = np.random.default_rng([cell.seed or 0, *cell.method.encode(), int(1000 * abs(skill))])
+    base = np.exp(0.8 * np.random.default_rng(3).normal(size=study.eval.problems))
+    rows = [
+        Graded(problem, told.get("text", problem.solution), None, 20, ended=True)
+        for problem in _problems(study)
+    ]
+    far = max(0.0, 1 - 2.5 * (skill - UNTRAINED))
+    kl = 0.5 * base * far * np.exp(0.2 * rng.normal(size=len(base)))
+    losses = {"kl": kl, "teacher_loss": 0.8 + 0.5 * kl, "student_loss": 1.1 + 0.7 * kl}
+    if cell.method == "teacher":
+        losses = {"kl": 0 * base, "teacher_loss": 0.8 + 0 * base, "student_loss": 0.8 + 0 * base}
+    if told["kind"] == "no teacher":
+        losses = {"student_loss": losses["student_loss"]}
+    return Evaluation(tuple(rows), losses=losses, estimator="full vocabulary")

@@ -92,7 +92,7 @@ def test_a_report_reads_the_folder(
 ) -> None:
     shutil.copytree(DATA / "quick", tmp_path / "quick")
     quick = load(tmp_path / "quick")
-    assert quick.accuracy("tiny-qwen", "teacher") == 0.998
+    assert quick.level("tiny-qwen", "teacher") == 0.998
     assert len(quick.runs[RunId("tiny-qwen", "hybrid", 0)].metrics) == 31
     for path in (tmp_path / "quick", interrupted.path):
         assert write_report(path).html.stat().st_size > 10_000

@@ -394,7 +394,7 @@ def test_text_and_markdown_tables(written: Report) -> None:
 def test_a_terminal_shows_counts_of_failures_and_no_causes(written: Report) -> None:
     rows = {row.method: row for row in written.rows if row.pair == "tiny-qwen"}
     (shown,) = terminal([rows["replay_buffer"]])
-    accuracy = rows["replay_buffer"].accuracy
+    accuracy = rows["replay_buffer"].level
     assert shown["seeds done"] == "1 of 2, 1 failed"
     assert accuracy and shown["accuracy %"] == INTERVAL.write(accuracy)
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from potstill.report.results import Row, accuracy_at, curve, family
+from potstill.report.results import Row, curve, family, level_at
 from potstill.report.results import table as results_table
 from potstill.study.storage import RunId
 
@@ -24,10 +24,10 @@ def test_curves_skip_steps_without_a_grading() -> None:
     assert curve([], 0.5) == [(0.0, 0.5)]
 
 
-def test_accuracy_at_equal_tokens_is_read_between_gradings() -> None:
+def test_level_at_equal_tokens_is_read_between_gradings() -> None:
     points = [(0, 0.4), (100, 0.6), (200, 0.5)]
-    assert [accuracy_at(x, points) for x in (0, 25, 100, 150)] == [0.4, 0.45, 0.6, 0.55]
-    assert accuracy_at(10**9, points) == 0.5  # spent less than that: its last accuracy
+    assert [level_at(x, points) for x in (0, 25, 100, 150)] == [0.4, 0.45, 0.6, 0.55]
+    assert level_at(10**9, points) == 0.5  # spent less than that: its last accuracy
 
 
 UNCOUNTED = {"prompt": 999, "graded_student_sampled": 600, "graded_prompt": 400}
@@ -83,10 +83,10 @@ def test_the_table_leaves_out_what_failed_and_what_is_missing() -> None:
     hybrid, off_policy = rows["hybrid"], rows["off_policy"]
     assert hybrid.seeds == (0,) and hybrid.missing == 0
     assert hybrid.failed == ("seed 1: out of memory at step 3: no",)
-    assert hybrid.accuracy is not None and hybrid.accuracy.mean == 0.8
-    assert hybrid.flexible is not None and hybrid.flexible.mean == 1.0
+    assert hybrid.level is not None and hybrid.level.mean == 0.8
+    assert hybrid.others["flexible"].mean == 1.0
     assert (off_policy.seeds, off_policy.failed, off_policy.missing) == ((), (), 2)
-    for name in ("accuracy", "against_baseline", "against_untrained", "gap_closed", "equal_tokens"):
+    for name in ("level", "against_baseline", "against_untrained", "gap_closed", "equal_tokens"):
         assert getattr(off_policy, name) is None
     assert rows["untrained"].gap_closed is None and rows["untrained"].tokens is None
     assert rows["on_policy_gkd"].against_baseline is None
@@ -175,8 +175,8 @@ def test_runs_on_other_problems_are_left_out() -> None:
 def test_a_reference_row_that_failed_costs_only_what_needs_it(gone: str) -> None:
     results = {**RESULTS, RunId("p", gone): {"status": "failed", "cause": "no"}}
     rows = table(results)
-    assert rows["hybrid"].accuracy is not None and rows["hybrid"].against_baseline is not None
-    assert rows["hybrid"].gap_closed is None and rows[gone].accuracy is None
+    assert rows["hybrid"].level is not None and rows["hybrid"].against_baseline is not None
+    assert rows["hybrid"].gap_closed is None and rows[gone].level is None
     assert (rows["hybrid"].against_untrained is None) == (gone == "untrained")
     assert (rows["hybrid"].equal_tokens is None) == (gone == "untrained")
 
@@ -187,5 +187,5 @@ def test_pairs_are_tables_of_their_own_and_nothing_is_no_error() -> None:
     assert [row.pair for row in rows] == ["p"] * 5 + ["q"] * 5
     alone = results_table(CELLS, METHODS, RESULTS, metrics)
     assert rows[:5] == alone
-    assert all(row.accuracy is None for row in rows[5:])
+    assert all(row.level is None for row in rows[5:])
     assert results_table([], METHODS, {}, metrics) == []

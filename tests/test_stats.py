@@ -22,7 +22,7 @@ from potstill.stats.comparisons import (
     interval,
     residual_part,
 )
-from potstill.stats.mean_squares import clustered, mean_squares
+from potstill.stats.mean_squares import MeanSquares, clustered, mean_squares
 from potstill.stats.multiple import critical, max_t
 from potstill.stats.seeds import POOLING_LEVEL, SeedVariance, alike, larger, seed_variances
 
@@ -245,6 +245,16 @@ def test_two_seeds_give_an_interval_and_no_verdict() -> None:
     assert direction(three["a", "b"]) == 1
 
 
+def _half(one: MeanSquares) -> float:
+    """Half a t interval of a mean."""
+    seeds, p = one.seeds, len(one.columns)
+    by_seed, residual = one.seed_square / (seeds * p), one.residual / (seeds * p)
+    problems = one.columns.var(ddof=1) / p
+    variance = by_seed + max(problems - residual, 0.0)
+    df = variance**2 / (by_seed**2 / (seeds - 1) + problems**2 / (p - 1))
+    return float(scipy_stats.t.ppf(0.975, df) * math.sqrt(variance))
+
+
 @pytest.mark.parametrize("seeds", [2, 3])
 def test_an_interval_has_the_variance_of_a_two_way_table(seeds: int) -> None:
     """(A + B - E) / (S P) with B / S = var_p(means), as the module states it."""
@@ -255,11 +265,16 @@ def test_an_interval_has_the_variance_of_a_two_way_table(seeds: int) -> None:
     by_seed, residual = one.seed_square / (seeds * p), one.residual / (seeds * p)
     variance = by_seed + problems - residual
     df = variance**2 / (by_seed**2 / (seeds - 1) + problems**2 / (p - 1))
-    half = scipy_stats.t.ppf(0.975, df) * math.sqrt(variance)
+    t = scipy_stats.t.ppf(0.975, df)
+    answers = x.mean() * (1 - x.mean()) / variance * (scipy_stats.norm.ppf(0.975) / t) ** 2
     found = interval(one, SeedVariance(one.seed_square, seeds - 1.0))
-    assert one.shares and (found.mean - found.low, found.high - found.mean) == pytest.approx(
-        (half, half)
-    )
+    assert one.shares and not one.binary
+    assert (found.low, found.high) == pytest.approx(exact(x.mean(), answers))
+    right = mean_squares((x > 0.52).astype(float))  # 0 and 1: the t interval
+    found = interval(right, SeedVariance(right.seed_square, seeds - 1.0))
+    half = _half(right)
+    want = max(found.mean - half, 0.0), min(found.mean + half, 1.0)
+    assert (found.low, found.high) == pytest.approx(want)
 
 
 def test_numbers_that_are_no_shares_have_the_t_interval_over_problems() -> None:
@@ -269,10 +284,11 @@ def test_numbers_that_are_no_shares_have_the_t_interval_over_problems() -> None:
     assert (found.low, found.high, found.seeds) == pytest.approx((want.low, want.high, 1))
 
 
+@pytest.mark.parametrize("spread", [0.2, 2.0])
 @pytest.mark.parametrize("sign", [1, -1])
-def test_skewed_numbers_have_the_wider_end_of_two_intervals(sign: int) -> None:
+def test_skewed_numbers_have_the_wider_end_of_two_intervals(sign: int, spread: float) -> None:
     """Hall's transformation of the t statistic, solved by bisection here."""
-    x = sign * np.exp(np.random.default_rng(3).normal(size=40))
+    x = 50 + sign * np.exp(spread * np.random.default_rng(3).normal(size=40))
     found = interval(mean_squares(x[None], seeded=False, shares=False), SeedVariance(0.0, 0.0))
     mean, se, t = x.mean(), x.std(ddof=1) / math.sqrt(40), scipy_stats.t.ppf(0.975, 39)
     skewness = ((x - mean) ** 3).mean() / 40**2 / se**3
@@ -289,9 +305,11 @@ def test_skewed_numbers_have_the_wider_end_of_two_intervals(sign: int) -> None:
         return low
 
     ends = [mean - solved(t) * se, mean - solved(-t) * se]
-    assert found.low == pytest.approx(min(mean - t * se, ends[0]))
-    assert found.high == pytest.approx(max(mean + t * se, ends[1]))
-    assert (found.high - mean > t * se * 1.05) == (sign > 0)
+    furthest = mean - 2 * t * se, mean + 2 * t * se
+    low, high = min(mean - t * se, ends[0]), max(mean + t * se, ends[1])
+    assert (low < furthest[0] or high > furthest[1]) == (spread > 1)
+    assert (found.low, found.high) == pytest.approx((max(low, furthest[0]), min(high, furthest[1])))
+    assert (found.high - mean > t * se * 1.01) == (sign > 0)
 
 
 def test_a_difference_of_skewed_numbers_is_skewed_too() -> None:
@@ -323,6 +341,7 @@ def test_means_of_several_answers_have_an_exact_interval_at_their_own_variance()
     found = interval(mean_squares(row, seeded=False), SeedVariance(0.0, 0.0))
     mean = row.mean()
     answers = mean * (1 - mean) / (row.var(ddof=1) / 60)
+    answers *= (scipy_stats.norm.ppf(0.975) / scipy_stats.t.ppf(0.975, 59)) ** 2
     assert answers > 120 and (found.low, found.high) == pytest.approx(exact(mean, answers))
     level = interval(mean_squares(np.full((1, 60), 0.5), seeded=False), SeedVariance(0.0, 0.0))
     assert (level.low, level.high) == pytest.approx(exact(0.5, 60))

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from potstill.cli import tables
 from potstill.cli.ls import LISTS, listing
 from potstill.cli.tables import cleaned, columns, fitted, print_table, separated
 from studies import small_study, write_study
@@ -147,6 +146,10 @@ def test_a_report_prints_tables_verdict_and_counts(
 
 
 def test_the_columns_that_may_go_are_columns() -> None:
-    from potstill.report.tables.methods import COLUMNS
+    from potstill.report.tables.methods import DEFAULT, common, spare, terminal_keys
+    from potstill.stats.metric import KL, STUDENT_LOSS
 
-    assert set(tables.SPARE_IN_REPORT) < {column.title for column in COLUMNS.values()}
+    for measured in (DEFAULT, (KL, STUDENT_LOSS)):
+        known = common(measured)
+        shown = {known[key].title for key in terminal_keys(measured)}
+        assert {*spare(measured)} < shown and measured[0].title not in spare(measured)

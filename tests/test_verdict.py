@@ -32,8 +32,8 @@ def row(method: str, accuracy: float | None, gain: Difference | None = UP, **mor
         "seeds": TEN if known else (),
         "failed": (),
         "missing": 0 if known else 10,
-        "accuracy": Interval(accuracy, accuracy - 0.03, accuracy + 0.03) if known else None,
-        "flexible": None,
+        "level": Interval(accuracy, accuracy - 0.03, accuracy + 0.03) if known else None,
+        "others": {},
         "against_baseline": None,
         "against_untrained": gain if known else None,
         "gap_closed": None,
@@ -65,7 +65,7 @@ CASES: dict[str, tuple[Evidence, Outcome, str, dict[str, Any]]] = {
         Evidence([A], {}),
         Outcome.SINGLE,
         "a",
-        {"best": A, "methods": 1, "higher": False, "with_baseline": False},
+        {"best": A, "methods": 1, "surpassed": False, "with_baseline": False},
     ),
     "the others failed": (
         Evidence([A, row("b", None, failed=("seed 0: x",))], {}),
@@ -144,7 +144,7 @@ CASES: dict[str, tuple[Evidence, Outcome, str, dict[str, Any]]] = {
         Evidence([row("a", 0.71, LEVEL), B], {"a": LEVEL}),
         Outcome.GAIN,
         "b",
-        {"best": B, "higher": True, "unclear": ("a",)},
+        {"best": B, "surpassed": True, "unclear": ("a",)},
     ),
     "no untrained row": (
         Evidence([row("a", 0.7, None), row("b", 0.6, None)], {"b": UP}),
@@ -156,7 +156,7 @@ CASES: dict[str, tuple[Evidence, Outcome, str, dict[str, Any]]] = {
         Evidence([A, B], {}, collapsed=LATE),
         Outcome.SINGLE,
         "b",
-        {"collapsed": LATE, "best": B, "higher": False},
+        {"collapsed": LATE, "best": B, "surpassed": False},
     ),
     "all collapsed": (
         Evidence([A], {}, collapsed={"a": "1 of 2 runs"}),

@@ -186,10 +186,10 @@ def test_a_run_that_goes_back_is_drawn_from_there(tmp_path: Path) -> None:
     place.mark_running(True)
     watcher = Watcher(study, folder, [cell])
     (run,) = watcher.look().running
-    assert run.step == 12 and len(run.accuracy) == 1 and len(run.score) == 2
+    assert run.step == 12 and len(run.levels) == 1 and len(run.score) == 2
     place.rewind(6)
     (run,) = watcher.look().running
-    assert run.step == 6 and run.accuracy == [] and len(run.score) == 1
+    assert run.step == 6 and run.levels == [] and len(run.score) == 1
 
 
 def test_a_study_elsewhere_is_watched(

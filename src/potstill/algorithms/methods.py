@@ -81,3 +81,14 @@ _RECIPES = (
 )
 
 METHODS: dict[str, Recipe] = {recipe.name: recipe for recipe in _RECIPES}
+
+SFT = Recipe(
+    name="sft",
+    on_policy=constant(0.0),
+    from_data=True,
+    hypothesis="The completions that the data have are enough.",
+    rule="the data's completions, cross-entropy on every token",
+    source="supervised fine-tuning: the baseline of distillation",
+)
+
+KNOWN: dict[str, Recipe] = {**METHODS, SFT.name: SFT}  # a study names `sft`, or does not have it

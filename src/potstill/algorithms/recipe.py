@@ -77,6 +77,8 @@ class Recipe:
         anchor_loss: how the anchor is computed: "reverse_kl" from full-vocabulary log-probs, or
             "reverse_kl_sampled" from those of the tokens, where an engine has no others.
         replay: train on draws from a buffer instead of the new batch.
+        from_data: the teacher's tokens are completions that the data have: a study whose training
+            problems lack one is refused, and no teacher writes it.
         reject_wrong: leave out teacher completions that the task's strict grader finds wrong.
         clip_ratio: limit of the importance ratio of `reverse_kl_sampled` between the student and
             its older self that wrote a replayed token; 0 is off.
@@ -103,6 +105,7 @@ class Recipe:
     anchor: Annotated[float, _strict("a weight >= 0", "0 is off, 0.1 is usual", ge=0)] = 0.0
     anchor_loss: AnyLoss = REVERSE_KL
     replay: Annotated[Replay | None, limits("a table", "write { capacity = 50 }")] = None
+    from_data: Annotated[bool, _strict("true or false")] = False
     reject_wrong: Annotated[bool, _strict("true or false")] = False
     clip_ratio: Ratio = CLIP_RATIO
     clip_advantage: Nats = 0.0
@@ -194,6 +197,8 @@ class Recipe:
             )
         if self.reject_wrong and not self.uses_teacher:
             yield "reject_wrong is about teacher completions, but on_policy is 1", "lower on_policy"
+        if self.from_data and not self.asks_teacher:
+            yield "from_data is about teacher tokens, but on_policy is 1", "lower on_policy"
         if self.prefix_over == "success" and self.prefix.kind == "constant":
             yield (
                 "a prefix over success has a schedule to run over, got a constant",
@@ -211,6 +216,11 @@ class Recipe:
     @property
     def uses_teacher(self) -> bool:
         return self.on_policy.range[0] < 1
+
+    @property
+    def asks_teacher(self) -> bool:
+        """True if tokens of a teacher are trained on, or begin the student's completions."""
+        return self.uses_teacher or self.prefix.range[1] > 0
 
     @property
     def losses(self) -> tuple[Loss, ...]:

@@ -117,14 +117,16 @@ def powers(study: Study, task: Task, pilot: str | None) -> dict[str, Power]:
     """The differences that the study can show on each pair.
 
     Raises:
-        PotstillError: the pilot holds no study, or no method with two seeds.
+        PotstillError: the pilot holds no study, no method with two seeds, or other numbers.
     """
     from potstill.stats.comparisons import Comparisons
+    from potstill.stats.metric import ACCURACY, KL
     from potstill.stats.power import power
+    from potstill.tasks import is_graded
     from potstill.tasks.overlap import problem_key
     from potstill.training.completing import held_out
 
-    known = _pilot(pilot) if pilot else {}
+    known = _pilot(pilot, graded=is_graded(task)) if pilot else {}
     questions = {problem_key(p) for p in held_out(task, study.eval)}
     return {
         pair: power(
@@ -132,12 +134,13 @@ def powers(study: Study, task: Task, pilot: str | None) -> dict[str, Power]:
             methods=len(study.recipes) + 1,
             seeds=len(study.seeds),
             problems=len(questions),
+            metric=ACCURACY if is_graded(task) else KL,
         )
         for pair in study.models
     }
 
 
-def _pilot(place: str) -> dict[str, Comparisons]:
+def _pilot(place: str, *, graded: bool) -> dict[str, Comparisons]:
     from potstill.errors import PotstillError
     from potstill.report.data import load
     from potstill.stats.power import components
@@ -149,6 +152,11 @@ def _pilot(place: str) -> dict[str, Comparisons]:
     if not known:
         hint = "give a study with a method that has finished at least two seeds"
         raise PotstillError(f'"{place}" has no method with two seeds to plan with', hint)
+    if data.metric.share != graded:
+        raise PotstillError(
+            f'"{place}" is measured by {data.metric.label}, this study by another number',
+            "plan with a study that has a grader like this one, or none like this one",
+        )
     return known
 
 

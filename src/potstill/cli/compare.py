@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -65,7 +66,9 @@ def print_comparison(comparison: Comparison) -> None:
     letters = [side.letter for side in comparison.sides]
     print_table([{"study": side.letter, "folder": side.label} for side in comparison.sides])
     for pair in comparison.pairs:
-        echo(f"\n{pair}, accuracy in %, differences in points")
+        metric = comparison.metric
+        unit = f"{metric.label}{' in ' if metric.share else ', '}{metric.unit}"
+        echo(f"\n{pair}, {unit}, differences in {metric.points}")
         rows = _rows(comparison, pair)
         print_table(rows, spare=[f"{letter} 95 %" for letter in letters])
         for note in comparison.pairing[pair]:
@@ -79,16 +82,18 @@ def print_comparison(comparison: Comparison) -> None:
 
 
 def _rows(comparison: Comparison, pair: str) -> list[dict[str, str]]:
-    """A row for each method: the accuracies of all studies, then the differences to the first."""
-    from potstill.report.formatting import per_cent, signed
+    """A row for each method: the results of all studies, then the differences to the first."""
+    from potstill.report.formatting import change, level
 
+    write = partial(level, metric=comparison.metric)
+    signed = partial(change, metric=comparison.metric)
     letters = [side.letter for side in comparison.sides]
     rows = []
     for entry in comparison.entries:
         if entry.pair == pair:
             row = {"method": entry.method}
             for letter, one in zip(letters, entry.rows, strict=True):
-                row |= _ranged(letter, one.accuracy if one else None, per_cent)
+                row |= _ranged(letter, one.level if one else None, write)
             for letter, one_difference in zip(letters[1:], entry.differences[1:], strict=True):
                 row |= _ranged(f"{letter} − {letters[0]}", one_difference, signed)
             rows.append(row)

@@ -33,9 +33,9 @@ def keys() -> Iterable[str]:
 
 
 def methods() -> list[str]:
-    from potstill.algorithms.methods import METHODS
+    from potstill.algorithms.methods import KNOWN
 
-    return list(METHODS)
+    return list(KNOWN)
 
 
 def pairs() -> list[tuple[str, str]]:

@@ -225,9 +225,8 @@ def evaluate_model(
     threads = 1 if embedded else 0  # an embedded model is too small for more
     settings = engine_options([word for word in options if word not in own], threads)
     with _running(model):
-        pair = Pair(student=path, teacher=teacher_path or path)
+        pair = Pair(student=path, teacher=teacher_path)
         engine: Any = open_engine("torch", pair, settings=settings)
-        engine.has_teacher = bool(teacher)
         _check_length(engine, evaluated_on, max_tokens)
         evaluation = evaluated(engine, "student", task, evaluated_on, max_tokens, chosen)
     if texts:
@@ -275,10 +274,12 @@ def _measures(evaluation: Evaluation) -> dict[str, Any]:
     """Means of an evaluation with their 95 % intervals over problems."""
     from scipy.stats import binomtest
 
-    from potstill.stats.comparisons import compare
+    from potstill.stats.comparisons import Comparisons
+    from potstill.stats.mean_squares import mean_squares
 
     values = evaluation.by_problem
-    family = compare({name: [list(column)] for name, column in values.items()})
+    samples = {n: mean_squares([column], shares=evaluation.graded) for n, column in values.items()}
+    family = Comparisons(samples)
     ends = {name: family.interval(name) for name in values}
     intervals = {name: [end.low, end.high] for name, end in ends.items()}
     means = {name: float(column.mean()) for name, column in values.items()}

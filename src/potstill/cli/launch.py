@@ -71,9 +71,8 @@ def predict(checks: Mapping[str, Sequence[Check]]) -> dict[str, dict[str, Spent]
         if numbers:
             runs = {name: Spent.read(run) for name, run in numbers["runs"].items()}
             roles = {"untrained": "student", "teacher": "teacher"}
-            baselines = {
-                name: Spent.read(numbers["gradings"][role]) for name, role in roles.items()
-            }
+            made = numbers["gradings"]
+            baselines = {n: Spent.read(made[role]) for n, role in roles.items() if role in made}
             predicted[pair] = {**runs, **baselines}
     return predicted
 

@@ -1,4 +1,4 @@
-"""The live view of a study: finished runs, running ones and their accuracy, findings as they
+"""The live view of a study: finished runs, running ones and their results, findings as they
 come, time and money left.
 
 In a terminal it draws as many lines as there is room for and removes them at the end; failures,
@@ -24,8 +24,9 @@ from rich.text import Text
 from potstill.cli.terminal import printable
 from potstill.diagnostics.diagnosis import ended, sentence
 from potstill.errors import shown
-from potstill.report.formatting import count, duration
+from potstill.report.formatting import amount, count, duration, level
 from potstill.settings import Price
+from potstill.stats.metric import ACCURACY, Metric, metrics_of
 from potstill.study.progress import Running, Snapshot, Watcher
 from potstill.study.schema import Study
 from potstill.study.storage import REFERENCES, RunId, StudyFolder
@@ -134,9 +135,10 @@ class View:
             self._print(f"[red]failed[/] {run}: {escape(shown(result['cause']))}")
         elif not self.console.is_terminal and not first:
             given_up = f", {ended(result['ended'])}" if result.get("ended") else ""
+            metric = metrics_of([result])[0]
+            reached = amount(metric.of(result), metric).replace(" %", "%")
             self._print(
-                f"{number}/{len(self.runs)} {run}: {result['accuracy']:.1%} "
-                f"in {result['seconds']:.1f} s{given_up}"
+                f"{number}/{len(self.runs)} {run}: {reached} in {result['seconds']:.1f} s{given_up}"
             )
 
     def _warn(self, run: RunId, findings: Sequence[dict[str, Any]]) -> None:
@@ -169,7 +171,8 @@ def _runs(running: Sequence[Running], width: int) -> Table:
     """The running runs, a line each."""
     wide, bars = width >= NARROW, max(4, min(LONGEST, (width - 62) // 2))
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    for name in ("running", "step", "", "accuracy", "score") if wide else ("running", "step", ""):
+    label = _metric(running).label
+    for name in ("running", "step", "", label, "score") if wide else ("running", "step", ""):
         table.add_column(name, no_wrap=True, overflow="ellipsis")
     for run in running:
         alarm = any(finding["kind"] != "note" for finding in run.findings)
@@ -177,37 +180,40 @@ def _runs(running: Sequence[Running], width: int) -> Table:
         row: list[RenderableType] = [f"{mark}{run.cell}", f"{run.step}/{run.total or '-'}"]
         if wide:
             row.append(ProgressBar(total=1.0, completed=run.share, width=10))
-            row += [trend(run.accuracy, bars), trend(run.score, bars)]
+            row += [progress(run, bars), trend(run.score, bars)]
         else:
-            row.append(trend(run.accuracy, 4))
+            row.append(progress(run, 4))
         table.add_row(*row)
     return table
 
 
 def _methods(study: Study, snapshot: Snapshot) -> Table | None:
-    """Mean accuracy of the runs that are done, by method and pair; None without any."""
-    accuracies: dict[tuple[str, str], list[float]] = defaultdict(list)
+    """Mean result of the runs that are done, by method and pair; None without any."""
+    metric = metrics_of(snapshot.results.values())[0]
+    levels: dict[tuple[str, str], list[float]] = defaultdict(list)
     for run, result in snapshot.results.items():
-        if result["status"] == "done":
-            accuracies[run.method, run.pair].append(result["accuracy"])
-    known = {method for method, _ in accuracies}
+        if result["status"] == "done" and (value := metric.of(result)) is not None:
+            levels[run.method, run.pair].append(value)
+    known = {method for method, _ in levels}
     methods = [method for method in (*REFERENCES, *study.recipes) if method in known]
     if not methods:
         return None
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("done so far", no_wrap=True)
     for pair in study.models:
-        table.add_column(f"{pair} %", justify="right", no_wrap=True)
+        title = f"{pair} %" if metric.share else f"{pair} {metric.label}"
+        table.add_column(title, justify="right", no_wrap=True)
     for method in methods:
-        table.add_row(method, *(_mean(accuracies.get((method, pair), [])) for pair in study.models))
+        means = (_mean(levels.get((method, pair), []), metric) for pair in study.models)
+        table.add_row(method, *means)
     return table
 
 
-def _mean(values: Sequence[float]) -> str:
+def _mean(values: Sequence[float], metric: Metric) -> str:
     if not values:
         return ""
     runs = f" [dim]x{len(values)}[/]" if len(values) > 1 else ""
-    return f"{100 * sum(values) / len(values):.1f}{runs}"
+    return f"{level(sum(values) / len(values), metric)}{runs}"
 
 
 def money(spent: Spent, expected: Spent | None, price: Price) -> str:
@@ -232,16 +238,31 @@ def money(spent: Spent, expected: Spent | None, price: Price) -> str:
 
 def running(study: Study, folder: StudyFolder, runs: Sequence[RunId]) -> list[dict[str, str]]:
     """The running runs as rows of a table."""
+    running_now = Watcher(study, folder, runs).look().running
+    label = _metric(running_now).label
     return [
         {
             "running": str(run.cell),
             "step": f"{run.step} of {run.total}" if run.total else "-",
-            "accuracy": trend(run.accuracy),
+            label: progress(run),
             "score": trend(run.score),
             "findings": "; ".join(sentence(Finding(**finding)) for finding in run.findings),
         }
-        for run in Watcher(study, folder, runs).look().running
+        for run in running_now
     ]
+
+
+def _metric(runs: Sequence[Running]) -> Metric:
+    """The number that the running runs are evaluated by, as far as one has been."""
+    return next((run.metric for run in runs if run.levels), ACCURACY)
+
+
+def progress(run: Running, longest: int = LONGEST) -> str:
+    """The evaluations of a run: shares as `trend`, other numbers as the first and the last."""
+    if run.metric.share or not run.levels:
+        return trend(run.levels, longest)
+    ends = [run.levels[0], *run.levels[1:][-1:]]
+    return " → ".join(level(value, run.metric) for value in ends)
 
 
 def trend(values: Sequence[float | None], longest: int = LONGEST) -> str:

@@ -70,9 +70,9 @@ def listing(name: str) -> Records:
 
 
 def _methods() -> Records:
-    from potstill.algorithms.methods import METHODS
+    from potstill.algorithms.methods import KNOWN
 
-    return [{"method": recipe.name, **recipe_row(recipe)} for recipe in METHODS.values()]
+    return [{"method": recipe.name, **recipe_row(recipe)} for recipe in KNOWN.values()]
 
 
 def recipe_row(recipe: Recipe) -> dict[str, Any]:

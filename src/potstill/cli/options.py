@@ -91,6 +91,7 @@ def study_of(words: list[str] | None, default: dict[str, Any] | None = None) -> 
     """
     from potstill.study.loading import load_study, read_study
     from potstill.study.schema import QUICK
+    from potstill.study.settling import settled
 
     files = [word for word in words or [] if "=" not in word]
     overrides = [word for word in words or [] if "=" in word]
@@ -99,6 +100,6 @@ def study_of(words: list[str] | None, default: dict[str, Any] | None = None) -> 
             f"one study at a time, got {', '.join(files)}", "overrides are written key=value"
         )
     if files:
-        return load_study(files[0], overrides)
+        return settled(load_study(files[0], overrides))
     table = default or QUICK
-    return read_study(table, overrides, table["name"])
+    return settled(read_study(table, overrides, table["name"]))

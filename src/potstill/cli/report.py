@@ -31,7 +31,7 @@ def report(
             min=0.0,
             metavar="POINTS",
             help="Recommend the cheapest method whose accuracy is this close to the highest one, "
-            "and not significantly below it.",
+            "and not significantly below it; without a grader, hundredths of a nat per token.",
         ),
     ] = 1.0,
     markdown: AsMarkdown = False,

@@ -26,12 +26,11 @@ from potstill.errors import PotstillError
 from potstill.problems import Problem
 from potstill.settings import Train
 from potstill.study.engine import open_study_engine
-from potstill.study.problems import study_task
 from potstill.study.schema import Study
+from potstill.study.settling import task_of
 from potstill.study.storage import RunId
 from potstill.training.objective import build, losses_for
-from potstill.training.rollout import collect, draw
-from potstill.types import Limits
+from potstill.training.rollout import collect, draw, limits_of
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,7 @@ def bench(study: Study, pair: str, repeats: int) -> Bench:
     chosen = next((r for r in recipes if r.uses_student), recipes[0])
     plain: dict[str, Any] = {"replay": None, "reject_wrong": False, "prefix_over": "time"}
     recipe = replace(chosen, on_policy=constant(1.0), prefix=constant(0), **plain)
-    task, cell = study_task(study), RunId(pair, recipe.name, study.seeds[0])
+    task, cell = task_of(study), RunId(pair, recipe.name, study.seeds[0])
     with tempfile.TemporaryDirectory(prefix="potstill-bench-") as scratch:
         engine: Any = open_study_engine(study, cell, task, Path(scratch))
     try:
@@ -119,7 +118,7 @@ def _measure(
     engine: Any, recipe: Recipe, problems: Sequence[Problem], train: Train, repeats: int
 ) -> tuple[dict[str, list[float]], list[tuple[int, int]]]:
     """Seconds of each part by repetition, and each row's tokens of prompt and completion."""
-    limits = Limits(train.max_tokens, train.temperature, train.teacher_temperature)
+    limits = limits_of(train)
     times: dict[str, list[float]] = {}
     rows: list[tuple[int, int]] = []
     screen = Console(stderr=True)

@@ -22,6 +22,7 @@ from potstill.cli.terminal import echo
 if TYPE_CHECKING:
     from potstill.report import Report
     from potstill.report.results import Row as MethodRow
+    from potstill.stats.metric import Metric
 
 Row = Mapping[str, Any]
 Look = Literal["", "bold", "dim"]
@@ -32,11 +33,6 @@ GAP = 2  # spaces between columns
 LONG = 24  # characters from which a text may wrap, to no less than this
 NOTHING = ("", "-")
 NUMBER = re.compile(r"[-+−<]? ?\.?\d[\d.,]*(?!\w)")  # begins with a number: aligned to the right
-# Columns of the method table in the order in which a narrow terminal goes without them.
-SPARE_IN_REPORT = (
-    *("flexible %", "at equal tokens %", "tokens", "gap closed %", "seeds done"),
-    "vs on_policy_gkd",
-)
 
 
 def print_table(rows: Sequence[Row], *, spare: Sequence[str] = ()) -> None:
@@ -208,7 +204,7 @@ def show_report(report: Report, as_json: bool) -> None:
     if as_json:
         print_json(report.to_json())
         return
-    print_methods(report.rows, report.faults)
+    print_methods(report.rows, report.faults, report.metrics)
     words = (*report.findings, *report.remarks, *report.race, *report.verdict, *report.power)
     for line in words:
         echo(line)
@@ -218,12 +214,15 @@ def show_report(report: Report, as_json: bool) -> None:
     echo(f"{report.study}: {counts}\n\nreport: {report.html}")
 
 
-def print_methods(rows: Sequence[MethodRow], faults: Sequence[str]) -> None:
+def print_methods(
+    rows: Sequence[MethodRow], faults: Sequence[str], metrics: Sequence[Metric]
+) -> None:
     """Print a table of methods for each pair, under a banner where faults are on."""
-    from potstill.report.tables.methods import faults_line, terminal
+    from potstill.report.tables.methods import faults_line, spare, terminal
 
     echo(faults_line(faults), end="")
     for pair in dict.fromkeys(row.pair for row in rows):
         echo(pair)
-        print_table(terminal([row for row in rows if row.pair == pair]), spare=SPARE_IN_REPORT)
+        shown = terminal([row for row in rows if row.pair == pair], metrics)
+        print_table(shown, spare=spare(metrics))
         echo()

@@ -51,6 +51,6 @@ def watch(
     if once and not view.whole:
         print_table(running(study, folder, runs))
     data = load(path)
-    print_methods(data.rows, data.study.faults)
+    print_methods(data.rows, data.study.faults, data.metrics)
     counts = ", ".join(f"{number} {status}" for status, number in data.counts.items())
     echo(f"{data.study.name}: {counts}")

@@ -24,11 +24,13 @@ from safetensors.numpy import load_file, save_file
 from potstill.algorithms.losses import CrossEntropy, ReverseKL, ReverseKLSampled, SampledLoss
 from potstill.engines.host import host_memory
 from potstill.engines.prompts import Prompting
+from potstill.engines.protocol import NO_TEACHER
 from potstill.engines.registry import ENGINES
 from potstill.engines.truncation import truncated
 from potstill.errors import NonFinite, PotstillError
 from potstill.fields import brief
 from potstill.problems import Messages
+from potstill.settings import Adam
 from potstill.tasks.rendering import plain
 from potstill.types import (
     WHOLE,
@@ -44,13 +46,14 @@ from potstill.types import (
     StepStats,
     Term,
     Truncation,
+    is_teacher,
 )
 
 Table = npt.NDArray[np.float64]
 
 FIRST, SIZE = 32, 96  # printable ASCII, then EOS
 EOS = SIZE - 1
-ADAM = (0.9, 0.95, 1e-8)
+TINY = 1e-8  # of Adam
 # A hook for tests that act in mid-run: this environment variable names a file, and while the file
 # has a number, no fake engine of any process makes more optimizer steps than that.
 GATE = "POTSTILL_FAKE_GATE"
@@ -106,7 +109,10 @@ class FakeEngine(Prompting):
     notes: tuple[str, ...] = ()
     devices = 1
 
-    def __init__(self, student: str = "", teacher: str = "", *, seed: int = 0) -> None:
+    def __init__(
+        self, student: str = "", teacher: str = "fake", *, seed: int = 0, adam: Adam | None = None
+    ) -> None:
+        self._settings = adam or Adam()
         start = np.random.default_rng(7).normal(size=(SIZE, SIZE)) * 0.5
         self._tables: dict[Role, Table] = {
             "student": start.copy(),
@@ -115,6 +121,7 @@ class FakeEngine(Prompting):
         }
         self._moments = [np.zeros_like(start), np.zeros_like(start)]
         self._steps = 0
+        self.has_teacher = bool(teacher)
 
     def encode(self, text: str | Messages, role: Role = "student") -> Ids:
         text = text if isinstance(text, str) else plain(text).rstrip("\n")
@@ -141,7 +148,7 @@ class FakeEngine(Prompting):
         rng: np.random.Generator,
         truncation: Truncation = WHOLE,
     ) -> list[Sample]:
-        logp = log_softmax(self._tables[role])
+        logp = log_softmax(self._table(role))
         draws = truncated(_tempered(logp, temperature), truncation)
         if np.isnan(draws).any():
             raise NonFinite(f"log-probabilities of the {role}")
@@ -164,7 +171,7 @@ class FakeEngine(Prompting):
 
     def _token_scores(self, role: Role, prompt: Ids, completion: Ids) -> Floats:
         before = [prompt[-1], *completion[:-1]] if completion else []
-        logp = log_softmax(self._tables[role][before])
+        logp = log_softmax(self._table(role)[before])
         return logp[range(len(completion)), list(completion)].astype(np.float32)
 
     def score(self, role: Role, rows: Sequence[Reading]) -> list[Floats]:
@@ -174,13 +181,18 @@ class FakeEngine(Prompting):
         return self._rows(role, prompt.read_by(role), completion)
 
     def _rows(self, role: Role, prompt: Ids, completion: Ids) -> Table:
-        return log_softmax(self._tables[role][[prompt[-1], *completion[:-1]]])
+        return log_softmax(self._table(role)[[prompt[-1], *completion[:-1]]])
+
+    def _table(self, role: Role) -> Table:
+        if is_teacher(role) and not self.has_teacher:
+            raise PotstillError(*NO_TEACHER)
+        return self._tables[role]
 
     def inspect(self, role: Role, rows: Sequence[Reading]) -> list[Expectation]:
         expectations = []
         for prompt, completion in rows:
             before = [prompt.read_by(role)[-1], *completion[:-1]] if completion else []
-            logp = log_softmax(self._tables[role][before])
+            logp = log_softmax(self._table(role)[before])
             p, positions = np.exp(logp), np.arange(len(before))
             entropy = -(p * np.where(p > 0, logp, 0.0)).sum(-1)
             scores = logp[positions, list(completion)]
@@ -235,12 +247,13 @@ class FakeEngine(Prompting):
 
     def _adam(self, gradient: Table, learning_rate: float) -> None:
         self._steps += 1
-        first, second, tiny = ADAM
+        (first, second), decay = self._settings.betas, self._settings.weight_decay
         mean, square = self._moments
         mean += (1 - first) * (gradient - mean)
         square += (1 - second) * (gradient**2 - square)
         mean_hat = mean / (1 - first**self._steps)
-        scale = np.sqrt(square / (1 - second**self._steps)) + tiny
+        scale = np.sqrt(square / (1 - second**self._steps)) + TINY
+        self._tables["student"] *= 1 - learning_rate * decay
         self._tables["student"] -= learning_rate * mean_hat / scale
 
     def size(self, role: Role) -> None:

@@ -52,7 +52,7 @@ def open_engine(
     Args:
         name: one of `ENGINES`.
         pair: name of an embedded pair, or an object with `.student` and `.teacher` (hub names or
-            folders) and optionally `.context`, `.route` and `.teachers`.
+            folders; a teacher of "" is none) and optionally `.context`, `.route` and `.teachers`.
         seed: seed of randomly initialized weights (LoRA adapters).
         task: the task of the problems; required if the pair has a context or a route.
         settings: settings of the engine, see its class.

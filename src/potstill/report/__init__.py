@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from potstill.report.results import Row
+    from potstill.stats.metric import Metric
 
 __all__ = ["Report", "as_markdown", "write_report"]
 
@@ -42,6 +43,7 @@ class Report:
     similarity: str  # the similarity check as a Markdown table, where a pair has a context
     race: tuple[str, ...] = ()  # the course of a race, a line a look
     race_markdown: str = ""  # the same with its dropped methods as a table
+    metrics: tuple[Metric, ...] = ()  # of the rows, the one that methods are compared by first
 
     def to_json(self) -> dict[str, Any]:
         """The values that a program may want."""
@@ -68,7 +70,7 @@ def as_markdown(report: Report) -> str:
     more = "".join(
         text and f"\n{text}" for text in (report.routes, report.similarity, report.race_markdown)
     )
-    table = faults_line(report.faults) + to_markdown(report.rows) + more
+    table = faults_line(report.faults) + to_markdown(report.rows, report.metrics) + more
     return table + (lines and f"{lines}\n")
 
 
@@ -78,8 +80,8 @@ def write_report(path: Path, *, figures: bool = False, within: float = 0.01) -> 
     Args:
         path: the study's folder.
         figures: also write SVG, PDF and PNG files.
-        within: a method whose mean is this close to the best one's, as a share, may be recommended
-            for its cost.
+        within: a method whose mean is this close to the best one's, as a share or in nats per
+            token, may be recommended for its cost.
 
     Raises:
         PotstillError: the folder holds no study, or cannot be written.
@@ -118,6 +120,7 @@ def write_report(path: Path, *, figures: bool = False, within: float = 0.01) -> 
         csv,
         figures=write_figures(drawn, path / "figures") if figures else (),
         rows=tuple(data.rows),
+        metrics=data.metrics,
         table=tuple(table),
         cells=len(data.runs),
         **{status: data.counts[status] for status in ("done", "failed", "missing")},

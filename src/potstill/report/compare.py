@@ -1,6 +1,6 @@
 """Several studies compared with the first one.
 
-For every pair and method that the first shares with another one: both accuracies, and their
+For every pair and method that the first shares with another one: both results, and their
 difference with its interval. It is paired by problem where both evaluated the same problems, and
 never by seed; the report states which. It does not attribute a difference to a
 setting: the settings that differ are listed.
@@ -17,7 +17,9 @@ from potstill.errors import PotstillError
 from potstill.report.data import StudyData, load
 from potstill.report.formatting import settings
 from potstill.report.results import Row
-from potstill.stats.comparisons import Difference, corrected, difference, direction
+from potstill.report.tables.methods import row_record
+from potstill.stats.comparisons import Difference, corrected, difference
+from potstill.stats.metric import Metric
 from potstill.study.storage import REFERENCES, RunId
 
 LETTERS = "ABCDEFGH"
@@ -53,6 +55,11 @@ class Comparison:
     left: tuple[str, ...]  # what only one study has, in words
 
     @property
+    def metric(self) -> Metric:
+        """The number that is compared."""
+        return self.sides[0].data.metric
+
+    @property
     def pairs(self) -> list[str]:
         """Pairs that are compared."""
         return list(dict.fromkeys(entry.pair for entry in self.entries))
@@ -65,11 +72,17 @@ class Comparison:
             studies.append({"letter": side.letter, "label": side.label, **study})
         return {
             "studies": studies,
-            "entries": [asdict(entry) for entry in self.entries],
+            "metric": self.metric.name,
+            "entries": [self._entry(entry) for entry in self.entries],
             "pairing": {pair: list(words) for pair, words in self.pairing.items()},
             "settings": [list(row) for row in self.settings],
             "left": list(self.left),
         }
+
+    def _entry(self, entry: Compared) -> dict[str, Any]:
+        sides = zip(self.sides, entry.rows, strict=True)
+        rows = [row and row_record(row, side.data.metrics) for side, row in sides]
+        return asdict(entry) | {"rows": rows}
 
 
 def compare(paths: Sequence[Path]) -> Comparison:
@@ -80,6 +93,7 @@ def compare(paths: Sequence[Path]) -> Comparison:
             nothing that the first shares with another.
     """
     sides = _sides(paths)
+    _check_metrics(sides)
     first, *others = sides
     shared = [
         (pair, method)
@@ -103,6 +117,18 @@ def compare(paths: Sequence[Path]) -> Comparison:
     )
 
 
+def _check_metrics(sides: Sequence[Side]) -> None:
+    """Raise `PotstillError` for studies that are measured by different numbers."""
+    done = [side for side in sides if side.data.counts["done"]]
+    names = {side.data.metric.name for side in done}
+    if len(names) > 1:
+        known = "; ".join(f"{side.label}: {side.data.metric.label}" for side in done)
+        raise PotstillError(
+            f"the studies are measured by different numbers: {known}",
+            "compare studies that both have a grader, or both have none",
+        )
+
+
 def _sides(paths: Sequence[Path]) -> list[Side]:
     if not 2 <= len(paths) <= len(LETTERS):
         hint = "for example: potstill compare runs/before runs/after"
@@ -120,7 +146,9 @@ def _sides(paths: Sequence[Path]) -> list[Side]:
 
 
 def _has(data: StudyData, pair: str, method: str) -> bool:
-    return pair in data.study.models and method in (*REFERENCES, *data.recipes)
+    if pair not in data.study.models:
+        return False
+    return method in data.recipes or method in data.references(pair)
 
 
 def _contents(data: StudyData) -> str:
@@ -151,7 +179,7 @@ def _entries(
 def _difference(
     data: StudyData, first: StudyData, pair: str, method: str, problems: bool
 ) -> Difference | None:
-    """Accuracy in one study minus that in the first."""
+    """The result in one study minus that in the first."""
     a, b = data.family(pair), first.family(pair)
     if method not in a.samples or method not in b.samples:
         return None
@@ -221,13 +249,15 @@ def readings(comparison: Comparison, entries: Sequence[Compared]) -> list[str]:
     for i, side in enumerate(comparison.sides[1:], 1):
         name = f"{side.letter} against {comparison.sides[0].letter}"
         trained = [entry for entry in entries if entry.method not in REFERENCES]
-        known = {e.method: direction(e.differences[i]) for e in trained if e.differences[i]}
-        higher, lower = ([m for m in known if known[m] == sign] for sign in (1, -1))
-        parts = [f"significantly higher: {', '.join(higher)}"] * bool(higher)
-        parts += [f"significantly lower: {', '.join(lower)}"] * bool(lower)
-        rest = len(known) - len(higher) - len(lower)
-        words = f"{'; '.join(parts)}; {rest} without a significant difference"
+        metric = comparison.metric
+        known = {e.method: metric.judged(e.differences[i]) for e in trained if e.differences[i]}
+        better, worse = ([m for m in known if known[m] == sign] for sign in (1, -1))
+        words = ("higher", "lower") if metric.higher_is_better else ("better", "worse")
+        parts = [f"significantly {words[0]}: {', '.join(better)}"] * bool(better)
+        parts += [f"significantly {words[1]}: {', '.join(worse)}"] * bool(worse)
+        rest = len(known) - len(better) - len(worse)
+        text = f"{'; '.join(parts)}; {rest} without a significant difference"
         if not parts:
-            words = f"no significant difference in any of {rest} methods"
-        lines.append(f"{name}: {words if known else 'no method has a result in both'}.")
+            text = f"no significant difference in any of {rest} methods"
+        lines.append(f"{name}: {text if known else 'no method has a result in both'}.")
     return lines

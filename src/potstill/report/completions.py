@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from potstill.problems import HALF
 from potstill.report.data import RunData, StudyData
 from potstill.report.formatting import visible
 from potstill.study.storage import RunId
@@ -32,8 +33,20 @@ class Answer:
 
     step: int | None  # None for untrained and teacher
     pieces: Sequence[Piece]
-    right: bool | None  # strict extractor
+    grade: float | None  # strict extractor, in [0, 1]; None: the task has no grader
     ended: bool | None  # False where the token limit cut it
+
+    @property
+    def mark(self) -> str:
+        """The grade in words."""
+        if self.grade is None:
+            return ""
+        return {0.0: "✗ wrong", 1.0: "✓ right"}.get(self.grade, f"grade {self.grade:.2f}")
+
+    @property
+    def css(self) -> str:
+        """Of the mark."""
+        return "" if self.grade is None else "up" if self.grade >= HALF else "down"
 
 
 @dataclass(frozen=True)
@@ -119,7 +132,8 @@ def _spread(steps: Sequence[int]) -> list[int]:
 def _answer(row: Mapping[str, Any], step: int | None, target: str | None) -> Answer:
     text = visible(row.get("text", ""))
     pieces = [("same", text)] if target is None else marked(text, target)
-    return Answer(step, pieces, row.get("strict"), row.get("ended"))
+    grade = row.get("strict")
+    return Answer(step, pieces, None if grade is None else float(grade), row.get("ended"))
 
 
 def marked(text: str, target: str) -> list[Piece]:

@@ -37,7 +37,8 @@ class CostRow:
     predicted: Spent | None  # None where pre-flight was skipped
     usd: float | None  # None where no price is set
     predicted_usd: float | None
-    usd_per_point: float | None  # of accuracy gained on the untrained student; None for no gain
+    usd_per_point: float | None  # of accuracy gained on the untrained student; None for no gain,
+    # and where methods are compared by another number
     flops_per_point: float | None = None  # the same in operations; None where they are unknown too
     device_seconds: float | None = None  # times the devices that a run held; None: a service's
     peak_bytes: int | None = None  # the most memory that a run held; None: a service's
@@ -47,7 +48,7 @@ class CostRow:
 
 def costs(data: StudyData, pair: str) -> list[CostRow]:
     """A row for each method that has a finished run."""
-    price, before = data.study.price, data.accuracy(pair, "untrained")
+    price, metric, before = data.study.price, data.metric, data.level(pair, "untrained")
     predictions = data.folder.predicted.get(pair, {})
     rows = []
     for method in data.recipes:
@@ -56,8 +57,9 @@ def costs(data: StudyData, pair: str) -> list[CostRow]:
             continue
         actual = total(map(Spent.read, done)) * (1 / len(done))
         spent = actual.alone
-        accuracy = sum(record["accuracy"] for record in done) / len(done)
-        points = 100 * (accuracy - before) if before is not None else 0.0
+        levels = [level for record in done if (level := metric.of(record)) is not None]
+        known = metric.share and levels and before is not None
+        points = 100 * (sum(levels) / len(levels) - (before or 0.0)) if known else 0.0
         predicted = predictions[method].alone if method in predictions else None
         usd = _usd(spent, price)
         rows.append(

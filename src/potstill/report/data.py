@@ -20,6 +20,7 @@ from potstill.algorithms.recipe import Recipe
 from potstill.errors import Errors
 from potstill.report.results import Row, family, table
 from potstill.stats.comparisons import Comparisons
+from potstill.stats.metric import Metric, metrics_of
 from potstill.study.file_schemas import metrics_error, order_error
 from potstill.study.files import damaged, read_text, rows_of
 from potstill.study.race import Course, courses_of, runs_in
@@ -70,7 +71,17 @@ class StudyData:
     runs: Mapping[RunId, RunData]  # every run of the grid, or of the race so far
     rows: Sequence[Row]
     race: Mapping[str, Course]  # by pair; empty for a grid
+    metrics: tuple[Metric, ...]  # the numbers of its evaluations
     _families: dict[tuple[str, str], Comparisons] = field(default_factory=dict)
+
+    @property
+    def metric(self) -> Metric:
+        """The number by which methods are compared."""
+        return self.metrics[0]
+
+    def measured(self, name: str) -> Metric | None:
+        """The metric of that name, if the study has it."""
+        return next((metric for metric in self.metrics if metric.name == name), None)
 
     @property
     def recipes(self) -> dict[str, Recipe]:
@@ -112,17 +123,33 @@ class StudyData:
         rows = max((len(row.seeds) for row in self.rows), default=0)
         return rows if self.race else len(self.study.seeds)
 
-    def family(self, pair: str, extractor: str = "strict") -> Comparisons:
-        """The methods of a pair that have finished runs, with all their differences."""
-        if (pair, extractor) not in self._families:
-            known = {m: self.done(pair, m) for m in [*REFERENCES, *self.recipes]}
-            self._families[pair, extractor] = family(known, extractor)
-        return self._families[pair, extractor]
+    def family(self, pair: str, metric: Metric | None = None) -> Comparisons:
+        """The methods of a pair that have finished runs, with all their differences.
 
-    def accuracy(self, pair: str, method: str) -> float | None:
-        """Strict accuracy of the untrained student or the teacher."""
-        value = self.runs[RunId(pair, method)].record.get("accuracy")
-        return float(value) if value is not None else None
+        Args:
+            pair: its name.
+            metric: one of `metrics`; default: the first.
+        """
+        chosen = metric or self.metric
+        if (pair, chosen.name) not in self._families:
+            known = {m: self.done(pair, m) for m in [*REFERENCES, *self.recipes]}
+            self._families[pair, chosen.name] = family(known, chosen)
+        return self._families[pair, chosen.name]
+
+    def level(self, pair: str, method: str) -> float | None:
+        """The metric of the untrained student or the teacher; None where it has no result."""
+        run = self.runs.get(RunId(pair, method))
+        return self.metric.of(run.record) if run else None
+
+    @cached_property
+    def binary(self) -> bool:
+        """True where every outcome is right or wrong."""
+        records = [run.record for run in self.runs.values() if run.record.get("outcomes")]
+        return all(isinstance(r["outcomes"].get(self.metric.key), str) for r in records)
+
+    def references(self, pair: str) -> list[str]:
+        """The baselines of a pair: one without a teacher has no teacher's."""
+        return [role for role in REFERENCES if RunId(pair, role) in self.runs]
 
 
 def load(path: Path) -> StudyData:
@@ -143,10 +170,11 @@ def load(path: Path) -> StudyData:
     errors.check()
     records = {cell: run.record for cell, run in runs.items() if run.record}
     shown = [cell for cell in cells if _reported(race, cell)]
-    rows = table(shown, list(study.recipes), records, lambda cell: runs[cell].metrics)
+    measured = metrics_of(records.values())
+    rows = table(shown, list(study.recipes), records, lambda cell: runs[cell].metrics, measured)
     known = {(cell.pair, cell.method) for cell in shown}
     rows = [row for row in rows if (row.pair, row.method) in known]
-    return StudyData(folder, study, provenance, runs, rows, race)
+    return StudyData(folder, study, provenance, runs, rows, race, measured)
 
 
 def planned(study: Study, race: Mapping[str, Course]) -> list[RunId]:

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeGuard
 
 from potstill.settings import flatten
+from potstill.stats.metric import ACCURACY, Metric
 
 UNITS = ((1e18, " E"), (1e15, " P"), (1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k"))
 HIDDEN = ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")  # unicode categories that print nothing
@@ -30,7 +31,7 @@ def per_cent(value: float | None) -> str:
     >>> per_cent(0.125), per_cent(-0.0001), per_cent(None)
     ('12.5', '0.0', '')
     """
-    return f"{round(100 * value, 1) + 0.0:.1f}".replace("-", "−") if finite(value) else ""
+    return level(value)
 
 
 def signed(value: float | None) -> str:
@@ -39,7 +40,7 @@ def signed(value: float | None) -> str:
     >>> signed(0.031), signed(-0.0001), signed(float("nan"))
     ('+3.1', '+0.0', '')
     """
-    return f"{round(100 * value, 1) + 0.0:+.1f}".replace("-", "−") if finite(value) else ""
+    return change(value)
 
 
 def p_value(value: float) -> str:
@@ -47,13 +48,70 @@ def p_value(value: float) -> str:
     return "" if not math.isfinite(value) else "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def span(value: Any) -> str:
-    """The 95 % interval of an `Interval` in per cent, of a `Difference` in points."""
-    write = signed if hasattr(value, "p") else per_cent
-    return f"{write(value.low)} to {write(value.high)}" if finite(value.low) else ""
+def level(value: float | None, metric: Metric = ACCURACY) -> str:
+    """A value in the metric's unit, which is not written.
+
+    >>> from potstill.stats.metric import KL
+    >>> level(0.125), level(0.125, KL), level(-0.0001, KL), level(None, KL)
+    ('12.5', '0.125', '0.000', '')
+    """
+    if not finite(value):
+        return ""
+    text = f"{round(metric.scale * value, metric.digits) + 0.0:.{metric.digits}f}"
+    return text.replace("-", "−")
 
 
-def detail(value: Any) -> str:
+def change(value: float | None, metric: Metric = ACCURACY) -> str:
+    """A difference with its sign.
+
+    >>> from potstill.stats.metric import KL
+    >>> change(0.031), change(-0.0314, KL)
+    ('+3.1', '−0.031')
+    """
+    if not finite(value):
+        return ""
+    text = f"{round(metric.scale * value, metric.digits) + 0.0:+.{metric.digits}f}"
+    return text.replace("-", "−")
+
+
+def amount(value: float | None, metric: Metric = ACCURACY) -> str:
+    """A value with its unit.
+
+    >>> from potstill.stats.metric import KL
+    >>> amount(0.5), amount(0.5, KL)
+    ('50.0 %', '0.500 nats per token')
+    """
+    return f"{level(value, metric)} {metric.unit}" if finite(value) else ""
+
+
+def points(value: float | None, metric: Metric = ACCURACY) -> str:
+    """A difference with its sign and unit.
+
+    >>> points(0.031)
+    '+3.1 points'
+    """
+    return f"{change(value, metric)} {metric.points}" if finite(value) else ""
+
+
+def margin(value: float, metric: Metric = ACCURACY) -> str:
+    """The size of a difference with its unit.
+
+    >>> from potstill.stats.metric import KL
+    >>> margin(0.01), margin(0.01, KL)
+    ('1.0 points', '0.010 nats per token')
+    """
+    return f"{level(value, metric)} {metric.points}"
+
+
+def span(value: Any, metric: Metric = ACCURACY) -> str:
+    """The 95 % interval of an `Interval`, or of a `Difference` with signs."""
+    write = change if hasattr(value, "p") else level
+    if not finite(value.low):
+        return ""
+    return f"{write(value.low, metric)} to {write(value.high, metric)}"
+
+
+def detail(value: Any, metric: Metric = ACCURACY) -> str:
     """The small print of an interval or a difference: `span`, and p where there is one.
 
     >>> from potstill.stats.comparisons import Difference, Interval
@@ -63,8 +121,9 @@ def detail(value: Any) -> str:
     '45.0 to 55.0 for this seed'
     """
     p = p_value(getattr(value, "p", math.nan))
-    one = " for this seed" if getattr(value, "seeds", 0) == 1 and span(value) else ""
-    return ", ".join(filter(None, [span(value) + one, p and f"p {p}"]))
+    ends = span(value, metric)
+    one = " for this seed" if getattr(value, "seeds", 0) == 1 and ends else ""
+    return ", ".join(filter(None, [ends + one, p and f"p {p}"]))
 
 
 def ranged(value: Any, digits: int, scale: float = 1.0) -> str:

@@ -15,6 +15,7 @@ import numpy as np
 
 from potstill.stats.comparisons import Comparisons, Difference, Interval
 from potstill.stats.mean_squares import Matrix, mean_squares
+from potstill.stats.metric import ACCURACY, FLEXIBLE, Metric
 from potstill.study.storage import REFERENCES, RunId
 from potstill.training.spending import Spent
 from potstill.types import KINDS
@@ -33,12 +34,12 @@ class Row:
     seeds: tuple[int, ...]  # of the runs that are done
     failed: tuple[str, ...]  # "seed: cause" of those that failed
     missing: int  # runs without a result
-    accuracy: Interval | None  # strict extractor
-    flexible: Interval | None
-    against_baseline: Difference | None
+    level: Interval | None  # of the metric that methods are compared by
+    others: Mapping[str, Interval]  # of the other metrics, by name
+    against_baseline: Difference | None  # method minus baseline, in the metric's own direction
     against_untrained: Difference | None
     gap_closed: float | None  # (method - untrained) / (teacher - untrained)
-    equal_tokens: float | None  # accuracy when it had spent the baseline's mean total
+    equal_tokens: float | None  # the level when it had spent the baseline's mean total
     tokens: float | None  # completion tokens per run, all kinds
     seconds: float | None  # per run
 
@@ -48,6 +49,7 @@ def table(
     methods: Sequence[str],
     results: Mapping[RunId, Record],
     metrics: Callable[[RunId], Sequence[Mapping[str, Any]]],
+    measured: Sequence[Metric] = (ACCURACY, FLEXIBLE),
 ) -> list[Row]:
     """The rows of each pair: untrained and teacher, then the methods.
 
@@ -56,44 +58,46 @@ def table(
         methods: names of the methods in the order of the table.
         results: records of the runs that have ended.
         metrics: reads the per-step metrics of a run.
+        measured: the numbers of an evaluation, the one to compare methods by first.
     """
     rows: list[Row] = []
     for pair in dict.fromkeys(cell.pair for cell in cells):
         here = [cell for cell in cells if cell.pair == pair]
         done = {c: results[c] for c in here if results.get(c, {}).get("status") == "done"}
         by_method = {m: _of(m, done) for m in [*REFERENCES, *methods]}
-        strict, flexible = family(by_method), family(by_method, "flexible")
+        families = {metric: family(by_method, metric) for metric in measured}
         for method in by_method:
-            row = _row(pair, method, here, results, done, metrics, strict, flexible)
-            rows.append(row)
+            rows.append(_row(pair, method, here, results, done, metrics, families))
     return rows
 
 
-def family(by_method: Mapping[str, Mapping[Any, Record]], extractor: str = "strict") -> Comparisons:
+def family(by_method: Mapping[str, Mapping[Any, Record]], metric: Metric = ACCURACY) -> Comparisons:
     """The methods of one pair that have finished runs, and the untrained student and teacher.
 
     Args:
         by_method: records by method and seed.
-        extractor: "strict" or "flexible".
+        metric: the number to compare; records without it are left out.
     """
-    known = {m: list(records.values()) for m, records in by_method.items() if records}
-    widths = Counter(len(r["outcomes"][extractor]) for records in known.values() for r in records)
+    key = metric.key
+    known = {m: [r for r in by_method[m].values() if key in r["outcomes"]] for m in by_method}
+    widths = Counter(len(r["outcomes"][key]) for records in known.values() for r in records)
     width = widths.most_common(1)[0][0] if widths else 0  # others had other problems
     whole = [r for records in known.values() for r in records]
     clusters = next((r["clusters"] for r in whole if len(r.get("clusters") or ()) == width), None)
     samples = {}
     for method, records in known.items():
-        same = [r for r in records if len(r["outcomes"][extractor]) == width]
+        same = [r for r in records if len(r["outcomes"][key]) == width]
         if same:
             seeded = method not in REFERENCES
-            outcomes = outcome_matrix(same, extractor)
-            samples[method] = mean_squares(outcomes, seeded=seeded, clusters=clusters)
+            samples[method] = mean_squares(
+                outcome_matrix(same, key), seeded=seeded, clusters=clusters, shares=metric.share
+            )
     return Comparisons(samples, compared=[name for name in samples if name != "teacher"])
 
 
-def outcome_matrix(records: Iterable[Record], extractor: str = "strict") -> Matrix:
-    """Outcomes (S, P) of finished runs."""
-    return np.array([[float(c) for c in r["outcomes"][extractor]] for r in records])
+def outcome_matrix(records: Iterable[Record], key: str = ACCURACY.key) -> Matrix:
+    """Outcomes (S, P) of finished runs: a record has text of 0 and 1, or numbers."""
+    return np.array([[float(c) for c in r["outcomes"][key]] for r in records])
 
 
 def spent(record: Record) -> float:
@@ -101,9 +105,11 @@ def spent(record: Record) -> float:
     return float(sum(record["tokens"].get(kind, 0) for kind in KINDS))
 
 
-def curve(metrics: Iterable[Mapping[str, Any]], start: float) -> list[tuple[float, float]]:
-    """Evaluations of one run as (tokens spent, accuracy), from the untrained student on."""
-    points = [(row["tokens"], row.get("eval/accuracy")) for row in metrics]
+def curve(
+    metrics: Iterable[Mapping[str, Any]], start: float, key: str = ACCURACY.curve
+) -> list[tuple[float, float]]:
+    """Evaluations of one run as (tokens spent, level), from the untrained student on."""
+    points = [(row["tokens"], row.get(key)) for row in metrics]
     return [(0.0, start), *((tokens, level) for tokens, level in points if level is not None)]
 
 
@@ -111,20 +117,20 @@ def _of(method: str, done: Mapping[RunId, Record]) -> dict[int | None, Record]:
     return {cell.seed: record for cell, record in done.items() if cell.method == method}
 
 
-def _against(method: str, other: str, strict: Comparisons) -> Difference | None:
-    if method == other or method in REFERENCES or not {method, other} <= {*strict.samples}:
+def _against(method: str, other: str, known: Comparisons) -> Difference | None:
+    if method == other or method in REFERENCES or not {method, other} <= {*known.samples}:
         return None
-    return strict[method, other]
+    return known[method, other]
 
 
-def accuracy_at(tokens: float, curve: Sequence[tuple[float, float]]) -> float:
-    """Read a curve of (tokens spent, accuracy) at a number of tokens, linear in between.
+def level_at(tokens: float, curve: Sequence[tuple[float, float]]) -> float:
+    """Read a curve of (tokens spent, level) at a number of tokens, linear in between.
 
-    >>> accuracy_at(50, [(0, 0.4), (100, 0.6)])
+    >>> level_at(50, [(0, 0.4), (100, 0.6)])
     0.5
     """
-    spent, accuracy = zip(*curve, strict=True)
-    return float(np.interp(tokens, spent, accuracy))
+    spent, levels = zip(*curve, strict=True)
+    return float(np.interp(tokens, spent, levels))
 
 
 def _row(
@@ -134,12 +140,12 @@ def _row(
     results: Mapping[RunId, Record],
     done: Mapping[RunId, Record],
     metrics: Callable[[RunId], Sequence[Mapping[str, Any]]],
-    strict: Comparisons,
-    flexible: Comparisons,
+    families: Mapping[Metric, Comparisons],
 ) -> Row:
     runs = [c for c in cells if c.method == method]
     records = [done[c] for c in runs if c in done]
-    accuracy = strict.interval(method) if method in strict.samples else None
+    levels = {m: f.interval(method) for m, f in families.items() if method in f.samples}
+    metric, known = next(iter(families.items()))
     return Row(
         pair=pair,
         method=method,
@@ -150,25 +156,25 @@ def _row(
             if results.get(c, {}).get("status") == "failed"
         ),
         missing=sum(c not in results for c in runs),
-        accuracy=accuracy,
-        flexible=flexible.interval(method) if method in flexible.samples else None,
-        against_baseline=_against(method, BASELINE, strict),
-        against_untrained=_against(method, "untrained", strict),
-        gap_closed=_gap_closed(method, accuracy, done),
-        equal_tokens=_equal_tokens(runs, done, metrics),
+        level=levels.get(metric),
+        others={other.name: levels[other] for other in [*families][1:] if other in levels},
+        against_baseline=_against(method, BASELINE, known),
+        against_untrained=_against(method, "untrained", known),
+        gap_closed=_gap_closed(method, levels.get(metric), done, metric),
+        equal_tokens=_equal_tokens(runs, done, metrics, metric),
         tokens=_mean([spent(r) for r in records]) if method not in REFERENCES else None,
         seconds=_mean([Spent.read(r).alone.seconds for r in records]),
     )
 
 
 def _gap_closed(
-    method: str, accuracy: Interval | None, done: Mapping[RunId, Record]
+    method: str, level: Interval | None, done: Mapping[RunId, Record], metric: Metric
 ) -> float | None:
-    ends = [_of(name, done).get(None) for name in REFERENCES]
-    if not accuracy or not all(ends) or method in REFERENCES:
+    """None without both ends: a pair may have no teacher."""
+    before, after = (metric.of(_of(name, done).get(None, {})) for name in REFERENCES)
+    if level is None or before is None or after is None or method in REFERENCES:
         return None
-    low, high = (e["accuracy"] for e in ends if e)
-    return (accuracy.mean - low) / (high - low) if high != low else None
+    return (level.mean - before) / (after - before) if after != before else None
 
 
 def _mean(values: Sequence[float]) -> float | None:
@@ -179,11 +185,12 @@ def _equal_tokens(
     cells: Sequence[RunId],
     done: Mapping[RunId, Record],
     metrics: Callable[[RunId], Sequence[Mapping[str, Any]]],
+    metric: Metric,
 ) -> float | None:
-    """Mean accuracy of the runs when they had spent the baseline's mean total."""
+    """Mean level of the runs when they had spent the baseline's mean total."""
     budget = _mean([spent(r) for r in _of(BASELINE, done).values()])
-    untrained = _of("untrained", done).get(None)
+    start = metric.of(_of("untrained", done).get(None, {}))
     runs = [c for c in cells if c in done and c.seed is not None]
-    if budget is None or untrained is None or not runs:
+    if budget is None or start is None or not runs:
         return None
-    return _mean([accuracy_at(budget, curve(metrics(c), untrained["accuracy"])) for c in runs])
+    return _mean([level_at(budget, curve(metrics(c), start, metric.curve)) for c in runs])

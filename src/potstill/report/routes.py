@@ -1,4 +1,4 @@
-"""Accuracy by the key that chooses among several teachers: the gain on each teacher's problems.
+"""Results by the key that chooses among several teachers: the gain on each teacher's problems.
 
 A mean over all problems hides that the problems of a weak teacher do not improve. It judges
 nothing, and is empty for a pair with one teacher.
@@ -17,6 +17,7 @@ from potstill.report.data import StudyData
 from potstill.report.results import Record, outcome_matrix
 from potstill.stats.comparisons import Comparisons, Interval
 from potstill.stats.mean_squares import mean_squares
+from potstill.stats.metric import Metric
 from potstill.study.storage import REFERENCES
 
 
@@ -36,7 +37,8 @@ class Routes:
     pair: str
     key: str
     values: tuple[Route, ...]
-    rows: Mapping[str, Sequence[Interval | None]]  # method -> accuracy, in the order of `values`
+    rows: Mapping[str, Sequence[Interval | None]]  # method -> level, in the order of `values`
+    metric: Metric
 
 
 def routes(data: StudyData, pair: str) -> Routes | None:
@@ -57,18 +59,22 @@ def routes(data: StudyData, pair: str) -> Routes | None:
     )
     rows: dict[str, list[Interval | None]] = {method: [] for method in done}
     for route in values:
-        of_route = _family(done, by_problem == route.value)
+        of_route = _family(done, by_problem == route.value, data.metric)
         for method in done:
             known = method in of_route.samples
             rows[method].append(of_route.interval(method) if known else None)
-    return Routes(pair, models.route, values, rows)
+    return Routes(pair, models.route, values, rows, data.metric)
 
 
-def _family(done: Mapping[str, Sequence[Record]], problems: npt.NDArray[np.bool_]) -> Comparisons:
+def _family(
+    done: Mapping[str, Sequence[Record]], problems: npt.NDArray[np.bool_], metric: Metric
+) -> Comparisons:
     return Comparisons(
         {
             method: mean_squares(
-                outcome_matrix(records)[:, problems], seeded=method not in REFERENCES
+                outcome_matrix(records, metric.key)[:, problems],
+                seeded=method not in REFERENCES,
+                shares=metric.share,
             )
             for method, records in done.items()
             if records

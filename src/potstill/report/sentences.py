@@ -27,8 +27,9 @@ def _template() -> Template:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     words = Environment(loader=PackageLoader("potstill", "report"), undefined=StrictUndefined)
-    names = ("count", "detail", "dollars", "duration", "listed", "per_cent", "plural", "ranged")
-    words.filters |= {name: getattr(formatting, name) for name in (*names, "signed", "visible")}
+    names = ("amount", "count", "detail", "dollars", "duration", "level", "listed", "margin")
+    more = ("per_cent", "plural", "points", "ranged", "signed", "visible")
+    words.filters |= {name: getattr(formatting, name) for name in (*names, *more)}
     words.filters |= {"direction": direction, "oneline": _oneline}
     words.globals |= {"baseline": BASELINE, "verdict_seeds": VERDICT_SEEDS, "inf": math.inf}
     return words.get_template("sentences.j2")
@@ -98,6 +99,6 @@ def as_record(summary: Summary) -> dict[str, dict[str, Any]]:
 
 
 def power_record(power: Power) -> dict[str, Any]:
-    """The same for programs; the smallest difference as a share, None for none at all."""
+    """The same for programs; the smallest difference in [0, 1] or nats, None for none at all."""
     smallest = power.smallest if math.isfinite(power.smallest) else None
     return {"smallest": smallest, "measured": power.measured, "lines": ability(power)}

@@ -17,6 +17,7 @@ from potstill.report.data import RunData, StudyData
 from potstill.report.formatting import finite
 from potstill.stats.comparisons import Comparisons, Difference, Interval
 from potstill.stats.mean_squares import mean_squares
+from potstill.stats.metric import FLEXIBLE
 
 LAST = ("eval/avg_score", "train/kl_divergence", "eval/format")
 SIMILAR = 0.9  # a score that reads as success; the published ones began at 0.92
@@ -43,14 +44,16 @@ class Similarity:
 
 
 def similarities(data: StudyData) -> list[Similarity]:
-    """Every method with a finished run, in table order."""
+    """Every method with a finished run, in table order; none where no task grades."""
+    if not data.metric.share:
+        return []
     return [one for pair in data.study.models for one in _similarities(data, pair)]
 
 
 def _similarities(data: StudyData, pair: str) -> list[Similarity]:
     runs = {method: data.of(pair, method, "done") for method in data.recipes}
     runs = {method: done for method, done in runs.items() if done}
-    strict, flexible = data.family(pair), data.family(pair, "flexible")
+    strict, flexible = data.family(pair), data.family(pair, FLEXIBLE)
     score, kl, form = (last(runs, name) for name in LAST)
     return [
         Similarity(

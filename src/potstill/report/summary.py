@@ -4,6 +4,7 @@ did it cost, did anything break? Their sentences are in `sentences.j2`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -18,12 +19,14 @@ from potstill.report.similarity import Similarity, similarities
 from potstill.report.verdict import WITHIN, Evidence, Outcome, Verdict, best_row, judge
 from potstill.settings import Price
 from potstill.stats.comparisons import VERDICT_SEEDS
+from potstill.stats.metric import ACCURACY, Metric
 from potstill.stats.power import Power, power
 from potstill.study.storage import REFERENCES
 from potstill.training.spending import Spent, total
 
 Tone = Literal["good", "warn", "bad", "plain"]
 FEW_PROBLEMS = 100
+FEW_EQUAL = 20  # effective problems, below which intervals of nats cover less than 93 %
 FIRM = (Outcome.CLEAR, Outcome.GAIN, Outcome.TIE, Outcome.SINGLE)
 
 
@@ -47,6 +50,8 @@ class Trust:
     without_run: tuple[str, ...]  # built-in methods that the study does not have
     task: str
     pairs: tuple[str, ...]
+    metric: Metric = ACCURACY
+    effective: float = math.inf  # problems that would tell as much if all had equal shares
 
     @property
     def few_seeds(self) -> bool:
@@ -57,10 +62,16 @@ class Trust:
         return self.problems < FEW_PROBLEMS
 
     @property
+    def skewed(self) -> bool:
+        """True where intervals may cover less than 95 %: a few problems have most of the number."""
+        return self.effective < FEW_EQUAL
+
+    @property
     def tone(self) -> Tone:
         if self.faults or self.deviating:
             return "bad"
-        return "warn" if self.few_seeds or self.few_problems or self.missing else "good"
+        few = self.few_seeds or self.few_problems or self.skewed
+        return "warn" if few or self.missing else "good"
 
 
 @dataclass(frozen=True)
@@ -115,7 +126,7 @@ class Summary:
 
 
 def summarize(data: StudyData, groups: Sequence[FindingGroup], within: float = WITHIN) -> Summary:
-    """All answers of a study; `within` is the verdict's margin as a share."""
+    """All answers of a study; `within` is the verdict's margin: a share, or nats per token."""
     pairs = data.study.models
     verdicts = {pair: judge(evidence(data, pair, groups, within)) for pair in pairs}
     able = {pair: _power(data, pair) for pair in pairs}
@@ -128,13 +139,14 @@ def evidence(
     """The data behind a verdict."""
     rows = [r for r in data.rows if r.pair == pair and r.method not in REFERENCES]
     collapsed = {g.method: g.extent for g in groups if g.pair == pair and g.collapse}
-    top, known = best_row(rows, collapsed), data.family(pair)
-    others = [r.method for r in rows if top and r.accuracy and r.method != top.method]
+    top, known = best_row(rows, collapsed, data.metric), data.family(pair)
+    others = [r.method for r in rows if top and r.level and r.method != top.method]
     lead = {method: known[top.method, method] for method in others if top}
     price = {row.method: row.usd for row in costs(data, pair) if row.usd is not None}
     missing = sum(r.status == "missing" for c, r in data.runs.items() if c.pair == pair)
     dropped = list(data.race[pair].dropped) if pair in data.race else []
-    return Evidence(rows, lead, collapsed, data.study.faults, price, missing, within, dropped)
+    faults, metric = data.study.faults, data.metric
+    return Evidence(rows, lead, collapsed, faults, price, missing, within, dropped, metric)
 
 
 def _power(data: StudyData, pair: str) -> Power:
@@ -146,6 +158,7 @@ def _power(data: StudyData, pair: str) -> Power:
         methods=sum(r.pair == pair and r.method not in REFERENCES for r in data.rows) + 1,
         seeds=min(seeds, default=len(study.seeds)),
         problems=max(problems, default=study.eval.problems),
+        metric=data.metric,
     )
 
 
@@ -167,12 +180,27 @@ def trust(data: StudyData, groups: Sequence[FindingGroup]) -> Trust:
         checked=data.watched,
         faults=tuple(study.faults),
         without_result=tuple(
-            f"{p} {r}" for p in study.models for r in REFERENCES if data.accuracy(p, r) is None
+            f"{p} {role}"
+            for p in study.models
+            for role in data.references(p)
+            if data.level(p, role) is None
         ),
         without_run=tuple(name for name in METHODS if name not in data.recipes),
         task=str(study.task.get("name", "unknown")),
         pairs=tuple(study.models),
+        metric=data.metric,
+        effective=min((_effective(data, pair) for pair in study.models), default=math.inf),
     )
+
+
+def _effective(data: StudyData, pair: str) -> float:
+    """The fewest problems behind a mean of numbers without bounds, P / (1 + (sd / mean)^2).
+
+    Source: L. Kish, Survey sampling, 1965, section 11.7: the size of a sample with such weights.
+    """
+    samples = data.family(pair).samples.items()
+    known = [s.columns for m, s in samples if m != "teacher" and len(s.columns) and not s.shares]
+    return min((float(x.sum() ** 2 / (x**2).sum()) for x in known if x.any()), default=math.inf)
 
 
 def _cost(data: StudyData) -> CostSummary:

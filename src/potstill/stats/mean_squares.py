@@ -36,6 +36,7 @@ class MeanSquares:
     residual: float  # E; nan below two seeds
     shares: bool  # every outcome is in [0, 1], so is the mean
     binary: bool  # every outcome is 0 or 1
+    positive: bool  # every outcome is at least 0, so is the mean
     effective: float  # independent problems that would tell as much; fewer where some are repeated
 
     @property
@@ -64,9 +65,12 @@ def mean_squares(
     x = np.asarray(outcomes, float)
     if x.ndim == 1:
         square = float(x.var(ddof=1)) if len(x) > 1 else float("nan")
-        return MeanSquares(len(x), float(x.mean()), np.empty(0), square, 0.0, False, False, 0.0)
+        return MeanSquares(
+            len(x), float(x.mean()), np.empty(0), square, 0.0, False, False, False, 0.0
+        )
     shares = shares and bool(((x >= 0) & (x <= 1)).all())
     binary = shares and bool(((x == 0) | (x == 1)).all())
+    kind = shares, binary, bool((x >= 0).all())
     effective = float(x.shape[1])
     if clusters is not None:
         sizes = np.array([*Counter(clusters).values()], float)
@@ -76,12 +80,12 @@ def mean_squares(
     if s < 2 or not seeded:
         nan = float("nan")
         seeds = s if seeded else 0
-        return MeanSquares(seeds, mean, columns, nan, nan, shares, binary, effective)
+        return MeanSquares(seeds, mean, columns, nan, nan, *kind, effective)
     residual = x - rows[:, None] - columns + mean
     error = float((residual**2).sum() / ((s - 1) * (p - 1))) if p > 1 else 0.0
     equal = np.ptp(rows) <= 1e-12 * np.abs(x).max()  # equal but for rounding
     seed_square = 0.0 if equal else float(p * rows.var(ddof=1))
-    return MeanSquares(s, mean, columns, seed_square, error, shares, binary, effective)
+    return MeanSquares(s, mean, columns, seed_square, error, *kind, effective)
 
 
 def clustered(outcomes: Matrix, clusters: Sequence[object]) -> Matrix:

@@ -1,4 +1,4 @@
-"""The number by which the methods of a study are compared, and those that stand beside it.
+"""The number by which the methods of a study are compared, and the other numbers of an evaluation.
 
 Where a task grades, it is the mean grade. Without a grader it is the KL divergence to the teacher
 on held-out prompts, where less is better. Everything that compares methods reads direction, unit
@@ -97,21 +97,31 @@ STUDENT_LOSS = replace(
 )
 
 
+WITHOUT_TEACHER = replace(
+    STUDENT_LOSS,
+    label="loss on the data's completions",
+    help="The student's loss on the completions that the held-out data have. Less is better.",
+)
+
+
 def metrics_of(records: Iterable[Record]) -> tuple[Metric, ...]:
     """The numbers that the runs of a study have, the one to compare methods by first.
+
+    Without a grader, methods are compared by the KL to the teacher if all runs have it; a pair
+    without a teacher has the loss on the data's completions alone.
 
     >>> [m.label for m in metrics_of([{"outcomes": {"kl": [0.5], "student_loss": [1.0]}}])]
     ['KL to the teacher', "student's loss"]
     >>> [m.label for m in metrics_of([])]
     ['accuracy', 'flexible']
     """
-    known: dict[str, None] = {}
-    samples = 1
-    for record in records:
-        known |= dict.fromkeys(record.get("outcomes") or ())
-        samples = max(samples, int(record.get("samples") or 1))
-    if "strict" not in known and known.keys() & {"kl", "student_loss"}:
-        return tuple(one for one in (KL, TEACHER_LOSS, STUDENT_LOSS) if one.key in known)
+    evaluated = [record for record in records if record.get("outcomes")]
+    known = {key for record in evaluated for key in record["outcomes"]}
+    if known & {KL.key, STUDENT_LOSS.key}:
+        if all(KL.key in record["outcomes"] for record in evaluated):
+            return tuple(one for one in (KL, TEACHER_LOSS, STUDENT_LOSS) if one.key in known)
+        return (WITHOUT_TEACHER, *(one for one in (KL, TEACHER_LOSS) if one.key in known))
+    samples = max((int(record.get("samples") or 1) for record in evaluated), default=1)
     passed = sorted((key for key in known if key.startswith("pass@")), key=_tries)
     return (_averaged(ACCURACY, samples), _averaged(FLEXIBLE, samples), *map(_passed, passed))
 

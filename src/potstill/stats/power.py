@@ -6,6 +6,7 @@ number of seeds and problems; their seed variances are taken to be alike.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations
@@ -13,16 +14,17 @@ from itertools import combinations
 import numpy as np
 
 from potstill.stats.comparisons import LEVEL, VERDICT_SEEDS, Comparisons
+from potstill.stats.metric import ACCURACY, Metric
 from potstill.stats.multiple import critical
 
 POWER = 0.8
-EFFECTS = (0.04, 0.02, 0.01)  # differences to plan for, as shares
+EFFECTS = (0.04, 0.02, 0.01)  # differences to plan for: shares, or nats per token
 MOST_SEEDS = 100
 
 
 @dataclass(frozen=True)
 class Components:
-    """Where the variance of a difference between two methods comes from; shares squared."""
+    """Where the variance of a difference between two methods comes from, in squared units."""
 
     seed: float  # between seeds of one method
     problem: float  # of the difference, between problems
@@ -43,8 +45,8 @@ class Components:
         """
         from scipy.special import ndtr, stdtrit
 
-        if seeds < VERDICT_SEEDS or problems < 2:
-            return float("inf")
+        if seeds < VERDICT_SEEDS or problems < 2 or math.isinf(self.seed):
+            return math.inf
         by_seed, by_problem, residual = self.parts(seeds, problems)
         total, random = by_seed + by_problem + residual, by_seed + residual
         if not total:
@@ -83,7 +85,8 @@ class Power:
     methods: int
     seeds: int
     problems: int
-    measured: bool  # from results; False: from `TYPICAL`
+    measured: bool  # from results; False: from `TYPICAL`, or unknown
+    metric: Metric = ACCURACY
 
     @property
     def smallest(self) -> float:
@@ -100,7 +103,8 @@ class Power:
     @property
     def plans(self) -> tuple[Plan, ...]:
         """Larger studies that show those of `EFFECTS` that this one cannot show."""
-        return tuple(self._plan(effect) for effect in EFFECTS if effect < self.smallest)
+        known = math.isfinite(self.components.seed)
+        return tuple(self._plan(e) for e in EFFECTS if known and e < self.smallest)
 
     def _plan(self, effect: float) -> Plan:
         seeds = self.components.seeds_for(effect, self.methods, self.problems)
@@ -118,8 +122,15 @@ class Plan:
     problems: int | None
 
 
+UNKNOWN = Components(math.inf, math.inf, math.inf)  # numbers whose size nothing is known about
+
+
 def components(family: Comparisons) -> Components | None:
-    """The components of the methods of one pair; None where no method has two seeds."""
+    """The components of the methods of one pair; None where no method has two seeds.
+
+    Of a single method nothing shows how much a difference varies between problems: a typical
+    value is taken for shares, and for other numbers what two independent methods would have.
+    """
     known = [s for s in family.samples.values() if s.seeds > 1 and len(s.columns) > 1]
     varied = [s for s in known if not s.constant] or known
     if not varied:
@@ -130,12 +141,19 @@ def components(family: Comparisons) -> Components | None:
         float((a.columns - b.columns).var(ddof=1)) - a.residual / a.seeds - b.residual / b.seeds
         for a, b in combinations(varied, 2)
     ]
-    problem = max(float(np.mean(between)), 0.0) if between else TYPICAL.problem
+    alone = TYPICAL.problem if varied[0].shares else 2 * float(varied[0].columns.var(ddof=1))
+    problem = max(float(np.mean(between)), 0.0) if between else alone
     seed = max(square - residual, 0.0) / len(varied[0].columns)
     return Components(seed, problem, residual)
 
 
-def power(family: Comparisons, methods: int, seeds: int, problems: int) -> Power:
+def power(
+    family: Comparisons,
+    methods: int,
+    seeds: int,
+    problems: int,
+    metric: Metric = ACCURACY,
+) -> Power:
     """The power of a study: from its results, or from typical components where there are none.
 
     Args:
@@ -143,9 +161,11 @@ def power(family: Comparisons, methods: int, seeds: int, problems: int) -> Power
         methods: in the family when it is complete, the untrained student among them.
         seeds: of each method.
         problems: held-out ones.
+        metric: of the outcomes; numbers other than shares have no typical components.
     """
     known = components(family)
-    return Power(known or TYPICAL, methods, seeds, problems, known is not None)
+    typical = TYPICAL if metric.share else UNKNOWN
+    return Power(known or typical, methods, seeds, problems, known is not None, metric)
 
 
 @lru_cache(64)

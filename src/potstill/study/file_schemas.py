@@ -8,6 +8,7 @@ field is checked, and a field that no version had is refused.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_type_hints
@@ -20,7 +21,12 @@ from potstill.types import Finding
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Amount = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0)]
-Outcomes = Annotated[str, Field(pattern=r"^[01]*$")]  # one character a problem
+Number = Annotated[float, Field(allow_inf_nan=False)]
+Outcomes = Annotated[str, Field(pattern=r"^[01]*$")] | list[Number]  # one a problem
+
+GRADED = ("strict", "flexible")  # outcomes of a task with a grader; pass@k besides
+UNGRADED = ("kl", "teacher_loss", "student_loss")  # of a task without one: some of these
+PASSED = re.compile(r"pass@[1-9]\d*")
 
 
 class _Strict(BaseModel):
@@ -66,6 +72,22 @@ class NoteRecord(_Strict):
     trouble: str
 
 
+class KeptRecord(_Strict):
+    """The best student of a run, by validation."""
+
+    step: Count
+    by: Literal["loss", "accuracy"]
+    value: float
+
+
+class BenchmarkRecord(_Strict):
+    """One task of lm-eval, with an outcome a document."""
+
+    metric: str
+    outcomes: Outcomes
+    mean: Number
+
+
 class ResultRecord(_Strict):
     """The file result.json."""
 
@@ -81,12 +103,18 @@ class ResultRecord(_Strict):
     cause: str = ""
     traceback: str = ""
     ended: dict[str, Count] | None = None
+    kept: KeptRecord | None = None
+    state: Count | None = None
     findings: list[FindingRecord] = []  # type: ignore[valid-type]
     accuracy: Share | None = None
     flexible: Share | None = None
     format: Share | None = None
     problems: Count | None = None
     outcomes: dict[str, Outcomes] | None = None
+    samples: Annotated[int, Field(ge=1)] = 1
+    estimator: str = ""
+    benchmarks: dict[str, BenchmarkRecord] = {}
+    drift: list[Number] | None = None
     routes: list[str] = []
     clusters: list[Count] = []
     prompt: str = ""
@@ -109,12 +137,13 @@ class ResultRecord(_Strict):
             return self
         if self.outcomes is None or self.problems is None or self.seconds is None:
             raise ValueError("a run that is done has outcomes, problems and seconds")
-        for name, share in (("strict", self.accuracy), ("flexible", self.flexible)):
+        check_outcomes(self.outcomes, self.problems, self.samples)
+        for name, share in zip(GRADED, (self.accuracy, self.flexible), strict=True):
             outcomes = self.outcomes.get(name)
-            if outcomes is None or share is None or len(outcomes) != self.problems:
+            if (outcomes is None) != (share is None):
                 raise ValueError(f'its "{name}" outcomes are not those of {self.problems} problems')
-            mean = outcomes.count("1") / max(1, len(outcomes))
-            if not math.isclose(share, mean, abs_tol=1e-9):
+            mean = mean_of(outcomes) if outcomes is not None else 0.0
+            if share is not None and not math.isclose(share, mean, abs_tol=1e-9):
                 raise ValueError(
                     f'the mean of its "{name}" outcomes is {mean:g}, it says {share:g}'
                 )
@@ -122,6 +151,33 @@ class ResultRecord(_Strict):
             if values and len(values) != self.problems:
                 raise ValueError(f"{name} has {len(values)} entries for {self.problems} problems")
         return self
+
+
+def mean_of(outcomes: str | list[float]) -> float:
+    """The mean over problems; 0 without any."""
+    return sum(map(float, outcomes)) / max(1, len(outcomes))
+
+
+def check_outcomes(outcomes: Mapping[str, str | list[float]], problems: int, samples: int) -> None:
+    """Raise `ValueError` for outcomes that no evaluation has.
+
+    Args:
+        outcomes: by name, one a problem.
+        problems: how many were evaluated.
+        samples: completions of each problem.
+    """
+    graded = {name for name in outcomes if name in GRADED or PASSED.fullmatch(name)}
+    if not outcomes or (graded and not {*GRADED} <= graded):
+        raise ValueError(f"its outcomes are {', '.join(outcomes) or 'empty'}")
+    for name, values in outcomes.items():
+        if name not in (graded or UNGRADED):
+            raise ValueError(f'"{name:.40}" is not an outcome of the same evaluation')
+        if len(values) != problems:
+            raise ValueError(f'its "{name}" outcomes are not those of {problems} problems')
+        if graded and not all(0 <= value <= 1 for value in map(float, values)):
+            raise ValueError(f'some of its "{name}" outcomes are not between 0 and 1')
+        if PASSED.fullmatch(name) and int(name.removeprefix("pass@")) > samples:
+            raise ValueError(f'it has "{name}" outcomes of {samples} samples')
 
 
 def checked(
@@ -170,7 +226,8 @@ def metrics_error(row: Mapping[str, Any]) -> str:
     for name, value in row.items():
         if name.startswith(NUMBERS) and not (value is None or _is_number(value)):
             return f"{name} is {value!r:.40}, not a number"
-        if name in SHARES and value is not None and not 0 <= value <= 1:
+        is_share = name in SHARES or name.startswith("eval/pass@")
+        if is_share and value is not None and not 0 <= value <= 1:
             return f"{name} is {value:g}, not between 0 and 1"
     tokens = row.get("tokens")
     return "" if tokens is None or _is_number(tokens) else f"tokens is {tokens!r:.40}"
@@ -188,9 +245,12 @@ def example_error(row: Mapping[str, Any]) -> str:
     for name in TEXTS:
         if not isinstance(row.get(name), str | None):
             return f"{name} is {row[name]!r:.40}, not a text"
-    for name in ("strict", "flexible", "ended"):
-        if not isinstance(row.get(name), bool | None):
-            return f"{name} is {row[name]!r:.40}, not true or false"
+    for name in GRADED:
+        grade = row.get(name)
+        if grade is not None and not (isinstance(grade, bool) or _is_share(grade)):
+            return f"{name} is {grade!r:.40}, not between 0 and 1"
+    if not isinstance(row.get("ended"), bool | None):
+        return f"ended is {row['ended']!r:.40}, not true or false"
     return ""
 
 
@@ -208,6 +268,10 @@ def order_error(steps: Iterable[int]) -> str:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_share(value: Any) -> bool:
+    return _is_number(value) and 0 <= value <= 1
 
 
 def _is_count(value: Any) -> bool:

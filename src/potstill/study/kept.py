@@ -29,9 +29,9 @@ from potstill.engines.host import one_of_several
 from potstill.errors import PotstillError
 from potstill.study.files import write_text
 from potstill.study.inputs import grader_identity, problems_digest
-from potstill.study.problems import study_task
 from potstill.study.provenance import provenance
 from potstill.study.schema import Study
+from potstill.study.settling import task_of
 
 # Facts of the provenance that can change a check's result, and those that change times only.
 VERSIONS = (
@@ -131,7 +131,7 @@ class KeptChecks:
             study = self._study
             pair, table = study.models[self._pair], study.to_toml()
             settings = {name: table.get(name) for name in TABLES}
-            models = (pair.student, pair.teacher, *pair.teachers.values())
+            models = filter(None, (pair.student, pair.teacher, *pair.teachers.values()))
             facts = provenance()
             self._common = _hash(
                 [
@@ -156,7 +156,7 @@ def _hash(value: object) -> str:
 
 def _problems(study: Study) -> tuple[str, str, str]:
     """Digests of all problems of the task, wherever they come from, and of its grader."""
-    task = study_task(study)
+    task = task_of(study)
     return problems_digest(task.train), problems_digest(task.test), grader_identity(task)
 
 

@@ -20,15 +20,24 @@ from potstill.engines import zoo
 from potstill.engines.cross_tokenizer.token_bytes import differ
 from potstill.errors import Errors, PotstillError, did_you_mean, together
 from potstill.fields import brief, explain
-from potstill.settings import MOST_STEPS, Train
+from potstill.settings import Train
+from potstill.study.aliases import with_our_names
+from potstill.study.benchmarks import check_benchmarks
 from potstill.study.names import check_study_names
 from potstill.study.paths import located
 from potstill.study.problems import add_data_errors
 from potstill.study.reading import DEEPEST, LARGEST, check_values, parse_toml, text_problem
 from potstill.study.schema import EMBEDDED_LEARNING_RATE, PUBLISHED, Study
+from potstill.study.settling import check_length
 from potstill.study.tables import check_tables
 from potstill.study.tracking.registry import check_trackers
-from potstill.study.validation import check_model, check_recipe, check_teachers, check_tokenizers
+from potstill.study.validation import (
+    check_alone,
+    check_model,
+    check_recipe,
+    check_teachers,
+    check_tokenizers,
+)
 from potstill.tasks.reading import read_text
 from potstill.urls import Url, as_urls, remember_variables, whole
 
@@ -55,6 +64,8 @@ def resolve(study: Study) -> Study:
         check_faults(study.faults)
     with errors:
         check_trackers(study.track)
+    with errors:
+        check_benchmarks(study.eval, study.engine.name)
     with errors:
         _check_published(study)
     with errors:
@@ -114,13 +125,7 @@ def _check_size(study: Study) -> None:
         raise PotstillError(
             f"a study has at most {MOST_RUNS:,} runs, got {runs:,}", "name fewer seeds or methods"
         )
-    longest = max(map(study.total_steps, study.recipes.values()))
-    if longest > MOST_STEPS:
-        raise PotstillError(
-            f"a run has at most {MOST_STEPS:,} steps, a recipe's budget times train.steps is "
-            f"{longest:,}",
-            "lower train.steps or the budget",
-        )
+    check_length(study)
 
 
 def _check_budget(study: Study) -> None:
@@ -181,13 +186,17 @@ def _check_pair(study: Study, name: str) -> None:
         check_teachers(table, pair.route, pair.teachers, study.engine.name)
     models = {f"{table}.{role}": getattr(pair, role) for role in ("student", "teacher")}
     models |= {f"{table}.teachers.{key}": model for key, model in pair.teachers.items()}
+    if not pair.teacher:
+        del models[f"{table}.teacher"]
+        with errors:
+            check_alone(study, name)
     local = study.engine.name == "torch"
     if local and name in study.pair:  # embedded pairs need no check
         for place, model in models.items():
             with errors:
                 check_model(model, place)
     errors.check()
-    if local:
+    if local and pair.teacher:
         check_tokenizers(study, name, differ(pair.student, pair.teacher))
 
 
@@ -255,6 +264,7 @@ def read_study(
     with contextlib.suppress(AttributeError, KeyError, TypeError):  # of a table of another form
         remember_variables(merged["ray"]["runtime_env"]["env_vars"])
     with errors:
+        merged = with_our_names(merged, where)
         study = _validated(merged, where)
     with errors:
         check_tables(merged)

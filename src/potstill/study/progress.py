@@ -12,11 +12,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from potstill.stats.metric import ACCURACY, KL, WITHOUT_TEACHER, Metric
 from potstill.study.file_schemas import metrics_error
 from potstill.study.files import JsonlTail
 from potstill.study.schema import Study
 from potstill.study.storage import REFERENCES, RunId, StudyFolder
 from potstill.training.spending import Spent, total
+
+MEASURED = (ACCURACY, KL, WITHOUT_TEACHER)  # by which methods are compared; a run has one of them
 
 
 @dataclass
@@ -27,7 +30,8 @@ class Running:
     total: int  # optimizer steps when it is complete; 0 for a baseline
     lines: JsonlTail
     step: int = 0
-    accuracy: list[float] = field(default_factory=list)  # of the evaluations so far, in [0, 1]
+    levels: list[float] = field(default_factory=list)  # of the evaluations so far
+    metric: Metric = ACCURACY  # of these
     score: list[float] = field(default_factory=list)  # similarity with the teacher, in [0, 1]
     findings: list[dict[str, Any]] = field(default_factory=list)
 
@@ -35,9 +39,11 @@ class Running:
         """Add the new rows."""
         for row in self.lines.new_rows():
             if row["step"] <= self.step:  # the run went back to a checkpoint
-                self.accuracy, self.score = [], []
+                self.levels, self.score = [], []
             self.step = row["step"]
-            for name, values in (("eval/accuracy", self.accuracy), ("train/score", self.score)):
+            known = (one for one in MEASURED if row.get(one.curve) is not None)
+            self.metric = next(known, self.metric)
+            for name, values in ((self.metric.curve, self.levels), ("train/score", self.score)):
                 if row.get(name) is not None:
                     values.append(row[name])
 

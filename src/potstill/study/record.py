@@ -14,12 +14,15 @@ from typing import Any
 from potstill.engines.protocol import Engine
 from potstill.errors import NonFinite
 from potstill.problems import Evaluation
+from potstill.settings import Train
 from potstill.study.provenance import provenance
 from potstill.study.schema import Study
 from potstill.study.storage import RunFolder, RunId, settings_digest
 from potstill.tasks import Task
 from potstill.tasks.overlap import problem_key
+from potstill.training import checkpoint
 from potstill.training.completing import held_out
+from potstill.training.metering import Usage
 from potstill.training.session import Trained
 
 Record = dict[str, Any]
@@ -45,11 +48,15 @@ def complete(study: Study, key: RunId, outcome: Record, inputs: str = "") -> Rec
     return {**identity, **outcome, **digests, "provenance": provenance()}
 
 
-def of_training(trained: Trained, run: RunFolder) -> Record:
+def of_training(trained: Trained, run: RunFolder, settings: Train) -> Record:
+    points = checkpoint.points(run.path / "checkpoints") if settings.keep_state else []
+    state = {"state": checkpoint.step_of(points[-1])} if points and not trained.ended else {}
     seconds = trained.spent["seconds"]
     return {
         "steps": trained.steps,
         "ended": trained.ended,
+        **({"kept": trained.kept} if trained.kept else {}),
+        **state,
         "findings": run.findings,
         **of_evaluation(trained.evaluation),
         "tokens": trained.spent["tokens"],
@@ -58,6 +65,28 @@ def of_training(trained: Trained, run: RunFolder) -> Record:
         "seconds": round(sum(seconds.values()), 3),
         "activity": {name: round(value, 3) for name, value in seconds.items()},
         "saved": {name: round(value, 3) for name, value in trained.spent["saved"].items()},
+    }
+
+
+def with_cost(record: Record, more: Usage | None) -> Record:
+    """The record of a run with the cost of what was measured after it."""
+    if more is None:
+        return record
+    seconds = more.seconds["evaluation"]
+    activity = dict(record["activity"])
+    activity["evaluation"] = round(activity.get("evaluation", 0.0) + seconds, 3)
+    sums = {
+        name: {
+            key: record[name].get(key, 0) + added.get(key, 0) for key in {**record[name], **added}
+        }
+        for name, added in (("tokens", +more.tokens), ("flops", more.flops))
+    }
+    sums["flops"] = sums["flops"] if record["flops"] and more.flops else {}
+    return {
+        **record,
+        **sums,
+        "activity": activity,
+        "seconds": round(record["seconds"] + seconds, 3),
     }
 
 

@@ -33,17 +33,21 @@ from potstill.engines.protocol import Engine
 from potstill.errors import Errors, PotstillError, StorageError, shown, writing
 from potstill.problems import Problem
 from potstill.study import record
+from potstill.study.benchmarks import forgotten, load_tasks
 from potstill.study.budget import Ledger
+from potstill.study.completions import check_completions
 from potstill.study.engine import open_study_engine
 from potstill.study.evaluating import check_evaluation
 from potstill.study.files import DamagedFile
 from potstill.study.inputs import inputs_of
-from potstill.study.problems import check_lengths, study_task
+from potstill.study.problems import check_lengths
 from potstill.study.schema import Study
+from potstill.study.settling import settled, task_of
 from potstill.study.storage import REFERENCES, RunFolder, RunId, StudyFolder, example
 from potstill.study.validation import check_routes, check_window
 from potstill.tasks import Task, check_disjoint
 from potstill.tasks.context.builder import PromptBuilder
+from potstill.tasks.graders import GraderError
 from potstill.training.completing import complete, held_out
 from potstill.training.evaluation import GREEDY, TeacherCompletions, evaluate
 from potstill.training.loop import train
@@ -55,7 +59,7 @@ from potstill.types import Ids, ModelSpec, Role
 
 def prepare(study: Study) -> Task:
     """Load the task and check what depends on its problems. Opens no model."""
-    errors, task = Errors(), study_task(study)
+    errors, task = Errors(), task_of(study)
     for split in ("train", "test"):
         with errors:
             getattr(task, split)  # reads its files
@@ -66,7 +70,12 @@ def prepare(study: Study) -> Task:
     with errors:
         check_evaluation(study, task, evaluated)
     with errors:
+        check_completions(study, task, evaluated)
+    with errors:
         check_lengths(study, task, evaluated)
+    with errors:
+        if study.eval.lm_eval:
+            load_tasks(study.eval.lm_eval)  # before a model is trained for hours
     for pair in study.models.values():
         if pair.route:
             with errors:
@@ -111,15 +120,19 @@ def run_cell(
     Raises:
         BudgetReached: the budget is spent; the run can continue from its checkpoint.
         StorageError: storage is unavailable.
+        GraderError: the grader failed on a baseline, so that nothing is trained yet.
     """
-    teacher = None if key.method in REFERENCES else read_completions(folder, key.pair)
+    teacher = None
+    if key.method not in REFERENCES and study.models[key.pair].teacher:
+        teacher = read_completions(folder, key.pair)
     by_problem = teacher.by_problem if teacher else None
     run = folder.cell(key, teacher=by_problem, examples=study.eval.examples, ledger=ledger)
     run.mark_running(True)
     digest = ""
     try:
         try:
-            task = task or study_task(study)
+            task = task or task_of(study)
+            study = settled(study, task)
             inputs = inputs_of(study, task, [key.pair])
             folder.check_inputs(inputs)
             digest = inputs.digest(key.pair)
@@ -127,6 +140,8 @@ def run_cell(
         except (StorageError, BudgetReached, DamagedFile):
             raise
         except Exception as error:  # any other error is the result of this run
+            if isinstance(error, GraderError) and key.method in REFERENCES:
+                raise  # it would fail on every run
             cause = record.of_error(error, run)
             outcome = {k: shown(v) if isinstance(v, str) else v for k, v in cause.items()}
         result = record.complete(study, key, outcome, digest)
@@ -145,7 +160,7 @@ def _execute(
     teacher: TeacherCompletions | None,
 ) -> dict[str, Any]:
     """Train, or evaluate a baseline; returns the run's part of the record."""
-    if teacher is None and key.method not in REFERENCES:
+    if teacher is None and key.method not in REFERENCES and study.models[key.pair].teacher:
         raise PotstillError(f"the teacher baseline of {key.pair} failed", "see its result.json")
     engine = open_study_engine(study, key, task, run.path, folder.cache)
     recipe = study.recipes.get(key.method) or Recipe(name=key.method)
@@ -168,8 +183,14 @@ def _execute(
         if study.train.save:
             with writing(run.path / "student"):
                 engine.export(run.path / "student")
+        usage = Usage(engine)
+        with usage.clock("evaluation"):
+            more = forgotten(Metered(engine, usage, "evaluation"), study.eval)
         return {
-            **record.of_training(trained, run),
+            **record.with_cost(
+                record.of_training(trained, run, study.train), usage if more else None
+            ),
+            **more,
             **record.of_problems(study, key.pair, actual.task),
             **record.of_engine(engine),
         }
@@ -199,6 +220,7 @@ def _evaluate_baseline(
     return {
         "steps": 0,
         **record.of_evaluation(evaluation),
+        **(forgotten(meter, study.eval) if role == "student" else {}),
         **record.of_problems(study, key.pair, task),
         "prompt": engine.rendered(engine.prompt(problems[0]), role),
         "tokens": dict(+usage.tokens),
@@ -251,7 +273,7 @@ def preflight_pair(
     kept = from_keeper(recipes, only, watch, keeper)
     if kept is not None:
         return list(kept)
-    task, key = study_task(study), RunId(pair, "preflight", first)
+    task, key = task_of(study), RunId(pair, "preflight", first)
     with tempfile.TemporaryDirectory(prefix="potstill-preflight-") as scratch:
         watch(Progress("models"))
         start = time.perf_counter()

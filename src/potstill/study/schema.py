@@ -15,6 +15,7 @@ from pydantic import BeforeValidator, Field
 from potstill.algorithms.methods import METHODS
 from potstill.algorithms.recipe import Recipe
 from potstill.engines import zoo
+from potstill.errors import PotstillError
 from potstill.settings import (
     MOST_SEED,
     Budget,
@@ -29,6 +30,7 @@ from potstill.settings import (
     Train,
 )
 from potstill.study.tables import check_names, checked_loss, listed, named, read_recipes
+from potstill.study.trained import model_of
 from potstill.tasks.context import Context, read_context
 from potstill.urls import as_urls
 
@@ -118,7 +120,16 @@ class Study(Table):
         return self.eval.max_tokens or self.train.max_tokens
 
     def total_steps(self, recipe: Recipe) -> int:
-        """Optimizer steps of one run."""
+        """Optimizer steps of one run.
+
+        Raises:
+            PotstillError: the training has epochs, whose steps depend on the data.
+        """
+        if self.train.epochs is not None:
+            raise PotstillError(
+                f"the steps of train.epochs = {self.train.epochs:g} depend on the data",
+                "call potstill.study.settling.settled(study) first",
+            )
         return recipe.total_steps(self.train.steps)
 
     def to_toml(self) -> dict[str, Any]:
@@ -128,6 +139,8 @@ class Study(Table):
         """
         table = self.model_dump(mode="json", exclude_none=True, context={"urls": "full"})
         table["pairs"] = list(self.models)
+        if self.train.epochs is not None:
+            table["train"].pop("steps")  # a file has one of the two
         return dict(as_urls(_without_none(table)))
 
 
@@ -137,8 +150,12 @@ def _without_none(value: Any) -> Any:
     return [_without_none(v) for v in value] if isinstance(value, list) else value
 
 
+def _folder_of(name: str) -> str:
+    return model_of(zoo.place(name))
+
+
 def _with_folders(pair: Pair) -> Pair:
-    """Replace embedded models, written PAIR/ROLE, by their folders."""
-    models: dict[str, Any] = {r: zoo.place(getattr(pair, r)) for r in ("student", "teacher")}
-    models["teachers"] = {key: zoo.place(name) for key, name in pair.teachers.items()}
+    """Replace embedded models, written PAIR/ROLE, and runs by the folders of their models."""
+    models: dict[str, Any] = {r: _folder_of(getattr(pair, r)) for r in ("student", "teacher")}
+    models["teachers"] = {key: _folder_of(name) for key, name in pair.teachers.items()}
     return pair.model_copy(update=models)

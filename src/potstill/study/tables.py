@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 from potstill.algorithms.losses import loss
-from potstill.algorithms.methods import METHODS
+from potstill.algorithms.methods import KNOWN
 from potstill.algorithms.recipe import Recipe, recipe_from_toml
 from potstill.engines import zoo
 from potstill.errors import Errors, PotstillError, did_you_mean
@@ -53,7 +53,7 @@ def read_recipes(tables: Mapping[str, Mapping[str, Any]], student_loss: Any) -> 
     """
     errors, invalid = Errors(), set[str]()
     common: dict[str, Any] = {} if student_loss is None else {"student_loss": student_loss}
-    known = {name: dataclasses.replace(recipe, **common) for name, recipe in METHODS.items()}
+    known = {name: dataclasses.replace(recipe, **common) for name, recipe in KNOWN.items()}
     for name, table in tables.items():
         if str(table.get("from")) in invalid:  # whose error is reported
             continue
@@ -68,7 +68,7 @@ def read_recipes(tables: Mapping[str, Mapping[str, Any]], student_loss: Any) -> 
 
 
 def _recipe(name: str, fields: Mapping[str, Any], known: Mapping[str, Recipe]) -> Recipe:
-    if name in METHODS:
+    if name in KNOWN:
         raise PotstillError(
             f'recipe "{name}" would redefine a method of that name',
             "choose another name, so that tables mean one thing",
@@ -98,7 +98,7 @@ def check_tables(study: Mapping[str, Any]) -> None:
         if isinstance(context, Mapping) and context:
             with errors:
                 read_context(context, f"pair.{name}.context")
-    for kind, table, built_in in (("method", "recipe", METHODS), ("pair", "pair", zoo.PAIRS)):
+    for kind, table, built_in in (("method", "recipe", KNOWN), ("pair", "pair", zoo.PAIRS)):
         own = study.get(table)
         known = {*built_in, *(own if isinstance(own, Mapping) else ())}
         with errors:

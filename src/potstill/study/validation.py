@@ -18,9 +18,9 @@ from potstill.algorithms.losses import (
     ONE_TOKENIZER,
     REVERSE_KL,
 )
-from potstill.algorithms.recipe import Recipe
+from potstill.algorithms.recipe import Recipe, anchor_losses
 from potstill.engines import zoo
-from potstill.errors import PotstillError, did_you_mean
+from potstill.errors import Errors, PotstillError, did_you_mean
 from potstill.fields import brief
 from potstill.problems import Problem
 from potstill.study.schema import Study
@@ -28,9 +28,10 @@ from potstill.tasks import Task
 from potstill.tasks.context.builder import PromptBuilder
 from potstill.tasks.rendering import plain, render
 from potstill.training.rollout import check_prefix
-from potstill.types import ModelSpec
+from potstill.types import WHOLE, ModelSpec
 
 _HUB_ID = re.compile(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}", re.ASCII)  # OWNER/NAME
+TEACHERS_FAULTS = ("template_mismatch", "teacher_shifted", "vocab_permuted")
 TEMPLATE = 256  # bytes that a chat template may add to a message
 
 
@@ -54,9 +55,36 @@ def check_recipe(recipe: Recipe, study: Study, losses: frozenset[str]) -> None:
                 f'{recipe.name} needs {used}, which engine "{study.engine.name}" cannot compute',
                 f"its losses: {', '.join(sorted(losses))}",
             )
-    if recipe.replay and study.train.steps < 2:
+    check_samplers(recipe, study)
+
+
+def check_samplers(recipe: Recipe, study: Study) -> None:
+    """Check that the probabilities are known with which truncated samplers draw."""
+    train, served = study.train, study.engine.name == "tinker"
+    cut = {"": train.truncation != WHOLE, "teacher_": train.teacher_truncation != WHOLE}
+    for role, short in cut.items():
+        names = ", ".join(f"train.{role}{name}" for name in ("top_k", "top_p", "min_p"))
+        if served and getattr(train, f"{role}min_p"):
+            raise PotstillError(
+                f'engine "tinker" samples with top_k and top_p alone, got train.{role}min_p = '
+                f"{getattr(train, f'{role}min_p'):g}",
+                f"leave it out, or use train.{role}top_p",
+            )
+        used = short and (recipe.uses_teacher if role else recipe.uses_student)
+        losses = [recipe.teacher_loss if role else recipe.student_loss, *anchor_losses(recipe)]
+        ratios = [loss for loss in losses if loss.needs == "token_scores"]
+        if used and ratios and served:
+            raise PotstillError(
+                f"{recipe.name} needs the probability with which each token was drawn, for "
+                f"{ratios[0]}, and a training service does not tell it of a truncated sampler",
+                f"leave {names} out",
+            )
+    ratios = [loss for loss in recipe.losses if loss.needs == "token_scores"]
+    if recipe.interleave and ratios and any(cut.values()):
         raise PotstillError(
-            f"{recipe.name} replays earlier steps, train.steps is 1", "raise train.steps"
+            f"{recipe.name} interleaves two models and needs the probability of each token, for "
+            f"{ratios[0]}, which is not computed for truncated samplers",
+            "leave top_k, top_p and min_p out, or use a loss on whole distributions",
         )
 
 
@@ -159,6 +187,55 @@ def check_teachers(where: str, route: str, teachers: Mapping[str, str], engine: 
             f"{where}.teachers: a value of the key is text without a colon, got {brief(bad[0])}",
             "problems without a value are read by teacher",
         )
+
+
+def check_alone(study: Study, name: str) -> None:
+    """Check that a pair without a teacher asks nothing of one.
+
+    Raises:
+        PotstillError: recipes, faults or settings of the pair that need a teacher, all of them.
+    """
+    pair, table, errors = study.models[name], f"pair.{name}", Errors()
+    for key in ("context", "route", "teachers"):
+        if getattr(pair, key):
+            errors.add(
+                PotstillError(
+                    f"{table}.{key} is about a teacher, and the pair has none",
+                    f"name one, {table}.teacher, or leave {key} out",
+                )
+            )
+    reasons: dict[str, list[str]] = {}
+    for recipe in study.recipes.values():
+        if need := _needs_teacher(recipe):
+            reasons.setdefault(need, []).append(recipe.name)
+    for need, names in reasons.items():
+        verb = "needs" if len(names) == 1 else "need"
+        errors.add(
+            PotstillError(
+                f'{", ".join(names)} {verb} {need}, and pair "{name}" has no teacher',
+                f"name one, {table}.teacher, or train on the completions of the data: methods = "
+                '["sft"]',
+            )
+        )
+    if wrong := [fault for fault in study.faults if fault in TEACHERS_FAULTS]:
+        errors.add(
+            PotstillError(
+                f'the fault {wrong[0]} is one of a teacher, and pair "{name}" has none',
+                "leave it out",
+            )
+        )
+    errors.check()
+
+
+def _needs_teacher(recipe: Recipe) -> str:
+    """What a recipe needs a teacher for, in addition to completions; "" for nothing."""
+    if recipe.interleave:
+        return "a teacher's ranks of the student's tokens"
+    if recipe.uses_student and recipe.student_loss.needs != "tokens":
+        return f"a teacher's probabilities of the student's text ({recipe.student_loss})"
+    if recipe.uses_teacher and recipe.teacher_loss.needs != "tokens":
+        return f"a teacher's probabilities of its text ({recipe.teacher_loss})"
+    return ""
 
 
 def check_window(

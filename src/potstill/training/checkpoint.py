@@ -2,8 +2,9 @@
 
 A checkpoint is written under a temporary name and renamed when it is complete. It has a digest of
 each of its files. The newest one whose files are as they were written is loaded, so that a damaged
-disk costs steps and changes no number. The one before is kept for that, and the last one before
-any symptom of a collapse. Random state is not saved: every random number comes from (seed, step).
+disk costs steps and changes no number. The one before is kept for that, and where a run needs them
+the last one before any symptom of a collapse and the best one. Random state is not saved: every
+random number comes from (seed, step).
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ def save(
     buffer: Sequence[Trajectory],
     extra: dict[str, Any],
     good: int | None = None,
+    keep: Callable[[int], int | None] = lambda step: None,
 ) -> None:
     """Write the checkpoint after `step` optimizer steps and delete all but the one before.
 
@@ -52,6 +54,7 @@ def save(
         buffer: entries of the replay buffer.
         extra: token counts and seconds.
         good: the newest checkpoint up to this step is kept too, so that a run can roll back to it.
+        keep: the step of a further checkpoint that one of a given step needs, such as the best.
     """
     partial, final = folder / f"partial-{step:08d}", folder / f"{_PREFIX}{step:08d}"
     state = {"step": step, "extra": extra, "buffer": [_to_json(entry) for entry in buffer]}
@@ -69,9 +72,11 @@ def save(
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
         _fsync(folder)
-    keep = {final, *before, *_until(folder, step if good is None else good)[-1:]}
+    kept = {final, *before, *_until(folder, step if good is None else good)[-1:]}
+    needed = {keep(step_of(path)) for path in kept}
+    kept |= {path for path in points(folder) if step_of(path) in needed}
     for path in folder.iterdir():
-        if path not in keep:
+        if path not in kept:
             shutil.rmtree(path, ignore_errors=True)
 
 
@@ -117,6 +122,19 @@ def roll_back(folder: Path, engine: Engine, step: int) -> int:
             'run it again, or with on_collapse = "stop"',
         )
     return int(state["step"])
+
+
+def at(folder: Path, engine: Engine, step: int) -> None:
+    """Load the checkpoint of one step into the engine.
+
+    Raises:
+        PotstillError: it is not there, or damaged.
+    """
+    if _restore([path for path in points(folder) if step_of(path) == step], engine) is None:
+        raise PotstillError(
+            f'"{folder}" has no sound checkpoint of step {step}, the best one',
+            "run it again: remove the folder of the run",
+        )
 
 
 def _restore(paths: Sequence[Path], engine: Engine) -> dict[str, Any] | None:

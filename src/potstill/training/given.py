@@ -9,12 +9,18 @@ written: their log-probabilities are NaN.
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from potstill.engines.protocol import Engine
+from potstill.errors import PotstillError
 from potstill.problems import Problem
-from potstill.types import Trajectory
+from potstill.types import Ids, Trajectory
+
+MOST = 20_000  # completions that are tokenized before a run
+Encode = Callable[[Problem, str], Ids]
 
 
 def given(
@@ -38,3 +44,54 @@ def chosen(problem: Problem, seed: int, epoch: int) -> str:
     name = zlib.crc32(problem.id.encode())
     order = np.random.default_rng([seed, round_, name]).permutation(len(problem.completions))
     return problem.completions[order[turn]]
+
+
+@dataclass
+class Survey:
+    """Counts of the completions of some problems."""
+
+    problems: int = 0
+    having: int = 0  # problems with completions
+    texts: int = 0
+    checked: int = 0  # of the texts; the others are like them
+    longest: int = 0  # tokens, the end included
+    cut: int = 0  # longer than the limit
+    unreadable: int = 0  # cannot be written in the student's tokens
+    right: int | None = None  # None: not graded
+    error: PotstillError = field(default_factory=lambda: PotstillError(""))  # the first
+    example: tuple[Problem, str] | None = None  # the first that is wrong
+
+
+def survey(
+    problems: Sequence[Problem],
+    limit: int,
+    encode: Encode,
+    grade: Callable[[Problem, Ids], bool] | None = None,
+) -> Survey:
+    """Tokenize the completions of problems, at equal distances if there are very many.
+
+    Args:
+        problems: with completions or without.
+        limit: tokens of a completion.
+        encode: the ids of a problem's completion.
+        grade: whether ids are right; None: they are not graded.
+    """
+    texts = [(problem, text) for problem in problems for text in problem.completions]
+    found = Survey(len(problems), sum(bool(p.completions) for p in problems), len(texts))
+    found.right = None if grade is None else 0
+    for problem, text in texts[:: max(1, -(-len(texts) // MOST))]:
+        found.checked += 1
+        try:
+            ids = encode(problem, text)
+        except PotstillError as error:
+            found.error = found.error if found.unreadable else error
+            found.unreadable += 1
+            continue
+        found.longest = max(found.longest, len(ids))
+        found.cut += len(ids) > limit
+        if grade is not None and found.right is not None:
+            right = grade(problem, ids[:limit])
+            found.right += right
+            if not right and found.example is None:
+                found.example = problem, text
+    return found

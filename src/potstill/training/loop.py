@@ -20,9 +20,10 @@ from potstill.training.evaluation import TeacherCompletions
 from potstill.training.filtering import RolloutFilter
 from potstill.training.monitoring import MonitorFactory
 from potstill.training.recorder import Memory, Recorder
-from potstill.training.rollout import check_prefix, collect, draw, epochs
+from potstill.training.rollout import check_prefix, collect, draw, epochs, limits_of
 from potstill.training.session import Trained, open_session
-from potstill.types import Limits, StepStats, Trajectory
+from potstill.training.validating import held_back
+from potstill.types import StepStats, Trajectory
 
 
 def train(
@@ -57,9 +58,9 @@ def train(
         BudgetReached: the budget is spent; a later call continues from the checkpoint.
     """
     check_prefix(recipe, settings.max_tokens)
-    recorder = recorder or Memory()
-    total = recipe.total_steps(settings.steps)
-    limits = Limits(settings.max_tokens, settings.temperature, settings.teacher_temperature)
+    recorder, task = recorder or Memory(), held_back(task, settings.validation)
+    total = recipe.total_steps(settings.settled(len(task.train)).steps)
+    limits = limits_of(settings)
     session = open_session(
         engine, task, settings, evaluation, teacher_completions, recorder, monitor
     )
@@ -72,7 +73,7 @@ def train(
         passes = epochs(len(task.train), settings.batch_size, step)
         fresh = collect(recipe, meter, problems, t, step, seed, limits, success, passes)
         batch = buffer.exchange(rollouts.keep(fresh), step, seed)
-        rate = settings.rate(step, _student_share(batch))
+        rate = settings.rate(step, _student_share(batch), total)
         with usage.clock("diagnosis"):
             session.monitor.before(done, fresh, batch)
         stats = meter.step(objective.build(recipe, batch, meter), rate)
@@ -82,8 +83,7 @@ def train(
         session.record(metrics, stats, fresh, last=done == total)
         if ended := session.end_if_collapsed(done, total):
             return session.finish(done, ended)
-        if done < total:
-            session.save_if_due(done, buffer)
+        session.save_if_due(done, total, buffer)
     return session.finish(total)
 
 

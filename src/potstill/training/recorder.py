@@ -15,6 +15,7 @@ class Recorder(Protocol):
     """Stores one run: the study's run folder on disk, or `Memory`."""
 
     checkpoints: Path | None  # folder of the run's checkpoints
+    students: Path | None  # folder of its students of some steps, as model folders
     durable: bool  # its metrics are there after an interruption
 
     @property
@@ -41,6 +42,7 @@ class Memory:
     metrics: list[dict[str, Any]] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
     checkpoints: Path | None = None
+    students: Path | None = None
     durable: bool = False
 
     def rewind(self, step: int) -> None:

@@ -17,6 +17,7 @@ from potstill.algorithms.schedules import whole
 from potstill.engines.protocol import Engine
 from potstill.errors import PotstillError
 from potstill.problems import Problem
+from potstill.settings import Train
 from potstill.training.given import given
 from potstill.training.speculative import interleave, with_behavior
 from potstill.types import Limits, Role, Trajectory
@@ -45,6 +46,17 @@ def epochs(size: int, count: int, step: int) -> list[int]:
     [0, 1, 1, 1]
     """
     return [position // size for position in range(step * count, (step + 1) * count)]
+
+
+def limits_of(settings: Train, max_tokens: int | None = None) -> Limits:
+    """Limits and samplers of training; `max_tokens` may be other ones."""
+    return Limits(
+        settings.max_tokens if max_tokens is None else max_tokens,
+        settings.temperature,
+        settings.teacher_temperature,
+        settings.truncation,
+        settings.teacher_truncation,
+    )
 
 
 def check_prefix(recipe: Recipe, max_tokens: int) -> None:

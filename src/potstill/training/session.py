@@ -6,13 +6,14 @@ The steps themselves are left to `loop`; the checks of a run are the monitor's.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from potstill.algorithms.recipe import Recipe
 from potstill.engines.protocol import Engine, bare
-from potstill.errors import PotstillError
+from potstill.errors import PotstillError, writing
 from potstill.problems import Evaluation
 from potstill.settings import Eval, Train
 from potstill.tasks import Task
@@ -23,6 +24,7 @@ from potstill.training.monitoring import MonitorFactory, RunMonitor, Unmonitored
 from potstill.training.recorder import Recorder
 from potstill.training.replay import Buffer
 from potstill.training.spending import BudgetReached
+from potstill.training.validating import Validator
 from potstill.types import StepStats, Trajectory
 
 
@@ -35,6 +37,7 @@ class Trained:
     spent: dict[str, dict[str, float]]  # tokens and operations by kind, seconds by activity
     recorder: Recorder
     ended: dict[str, int] | None = None  # after a collapse: see `Session.end_if_collapsed`
+    kept: dict[str, Any] | None = None  # the best student, see `Validator.best`
 
     @property
     def accuracy(self) -> float | None:
@@ -51,6 +54,7 @@ class Session:
     evaluator: Evaluator
     monitor: RunMonitor
     recorder: Recorder
+    validator: Validator
 
     def resume(self, recipe: Recipe) -> tuple[int, Buffer]:
         """Restore the last checkpoint, or record step 0; returns the first step to make."""
@@ -63,6 +67,7 @@ class Session:
         usage.recall(counts)
         self.recorder.rewind(step)
         self.monitor.recall(self.recorder.metrics)
+        self.validator.recall(self.recorder.metrics)
         if not self.recorder.metrics:
             with usage.clock("diagnosis"):
                 row = self.monitor.start(self.evaluator.problems)
@@ -86,6 +91,7 @@ class Session:
             metrics |= self.monitor.after(metrics, stats, fresh, last=last)
         with self.meter.usage.clock("evaluation"):
             metrics |= self.evaluator.evaluate_if_due(metrics["step"], last=last)
+            metrics |= self.validator.measure_if_due(metrics["step"], last=last)
         self.recorder.record(metrics, self.evaluator.latest)
         self.recorder.note(self.monitor.findings)
 
@@ -105,11 +111,18 @@ class Session:
         )
         return {"step": done, "of": total, "back_to": step}
 
-    def save_if_due(self, done: int, buffer: Buffer) -> None:
-        """Save a checkpoint if one is due; end the run if the budget is spent."""
+    def save_if_due(self, done: int, total: int, buffer: Buffer) -> None:
+        """Save what is due after a step; end the run if the budget is spent."""
+        if self.settings.save_every and done % self.settings.save_every == 0:
+            self._export(done)
+        if done == total:
+            return
         state = self.meter.usage.state
         spent = self.recorder.spend(state())
-        if self.recorder.checkpoints and (spent or done % self.settings.checkpoint_every == 0):
+        due = spent or done % self.settings.checkpoint_every == 0
+        due = due or self.validator.needed(done) == done
+        due = due or (self.settings.keep_state and done == total - 1)
+        if self.recorder.checkpoints and due:
             checkpoint.save(
                 self.recorder.checkpoints,
                 done,
@@ -117,16 +130,35 @@ class Session:
                 buffer.entries,
                 state(),
                 self.monitor.healthy_until,
+                self.validator.needed,
             )
         if spent:
             raise BudgetReached(f"the budget is spent: {spent}", "raise it and run again to go on")
 
+    def _export(self, done: int) -> None:
+        """Write the student of a step as a model folder, whole or not at all."""
+        assert self.recorder.students
+        final = self.recorder.students / f"step-{done}"
+        partial = self.recorder.students / f"partial-{done}"
+        with writing(final):
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.parent.mkdir(parents=True, exist_ok=True)
+            self.meter.export(partial)
+            shutil.rmtree(final, ignore_errors=True)
+            partial.rename(final)
+
     def finish(self, done: int, ended: dict[str, int] | None = None) -> Trained:
-        """Evaluate the final student, unless the last step did."""
+        """Restore the best student where it is kept; evaluate unless the last step did."""
+        best = self.validator.best()
+        older = best is not None and best["step"] != done
+        if best and older:
+            assert self.recorder.checkpoints
+            checkpoint.at(self.recorder.checkpoints, self.meter, best["step"])
         with self.meter.usage.clock("evaluation"):
-            latest = None if ended else self.evaluator.latest
+            latest = None if ended or older else self.evaluator.latest
             evaluation = latest or self.evaluator.evaluate()
-        return Trained(done, evaluation, self.meter.usage.state(), self.recorder, ended)
+        usage = self.meter.usage.state()
+        return Trained(done, evaluation, usage, self.recorder, ended, best)
 
 
 def open_session(
@@ -140,13 +172,16 @@ def open_session(
 ) -> Session:
     """Put a meter around the engine and create the evaluator and the monitor."""
     _check_collapse_action(settings, recorder, monitor)
+    _check_folders(settings, recorder)
     usage = Usage(engine)
     evaluating = Metered(bare(engine), usage, "evaluation")
     with usage.clock("evaluation"):
         evaluator = Evaluator(evaluating, task, evaluation, settings.max_tokens, teacher)
     with usage.clock("diagnosis"):
         watcher = monitor(evaluating, evaluator.teacher_completions) if monitor else Unmonitored()
-    return Session(settings, Metered(engine, usage), evaluator, watcher, recorder)
+    limit = evaluation.max_tokens or settings.max_tokens
+    validator = Validator(evaluating, task, settings, limit)
+    return Session(settings, Metered(engine, usage), evaluator, watcher, recorder, validator)
 
 
 def _check_collapse_action(
@@ -162,4 +197,18 @@ def _check_collapse_action(
         raise PotstillError(
             'on_collapse = "rollback" needs a folder for checkpoints',
             'write "stop", or pass a recorder that has one',
+        )
+
+
+def _check_folders(settings: Train, recorder: Recorder) -> None:
+    """Reject students that are kept without a folder for them."""
+    if settings.keep == "best" and not recorder.checkpoints:
+        raise PotstillError(
+            'keep = "best" needs a folder for checkpoints',
+            'write "last", or pass a recorder that has one',
+        )
+    if settings.save_every and not recorder.students:
+        raise PotstillError(
+            f"save_every = {settings.save_every} needs a folder for students",
+            "leave it out, or pass a recorder that has one",
         )

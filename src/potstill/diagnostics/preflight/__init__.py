@@ -28,6 +28,7 @@ from potstill.diagnostics.preflight.check import (
 )
 from potstill.diagnostics.preflight.completions import completions
 from potstill.diagnostics.preflight.cost import affordable, recall
+from potstill.diagnostics.preflight.given import data_completions
 from potstill.diagnostics.preflight.memo import Memo
 from potstill.diagnostics.preflight.memory import fits
 from potstill.diagnostics.preflight.rehearsal import Rehearsal
@@ -68,6 +69,7 @@ CHECKS: dict[str, Callable[[Rehearsal], Iterable[Check]]] = {
     "forward pass": pair.forward_pass,
     "sampler": pair.sampler_scores,
     "identity": pair.self_divergence,
+    "data completions": data_completions,
     "completions": completions,
     "capability gap": pair.capability_gap,
     STEPS: lambda rehearsal: [

@@ -8,6 +8,7 @@ from typing import Any, Literal, Protocol
 
 from potstill.diagnostics.faults import FAULTS
 
+WITHOUT_TEACHER = "left out: the pair has no teacher"
 Status = Literal["passed", "warning", "refused"]
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from potstill.diagnostics.preflight.check import Check
+from potstill.diagnostics.preflight.check import WITHOUT_TEACHER, Check
 from potstill.diagnostics.preflight.rehearsal import Rehearsal
 from potstill.problems import Problem
 from potstill.tasks import is_graded
@@ -41,10 +41,12 @@ def completions(rehearsal: Rehearsal) -> Iterator[Check]:
     """Check the teacher's completions as training and evaluation have them."""
     engine = rehearsal.engine
     if not has_teacher(engine):
+        yield Check(NAME, "passed", WITHOUT_TEACHER)
         return
     settings, evaluation = rehearsal.settings, rehearsal.evaluation
     task = rehearsal.any_run().task
-    trained = draw(task.train, min(PROBLEMS, len(task.train)), rehearsal.seed, 0)
+    drawn = draw(task.train, min(PROBLEMS, len(task.train)), rehearsal.seed, 0)
+    trained = [p for p in drawn if not p.completions] or drawn  # others are not written by it
     temperature = settings.teacher_temperature
     yield from _lengths(rehearsal, "train.max_tokens", settings.max_tokens, trained, temperature)
     if evaluation.max_tokens and evaluation.max_tokens < settings.max_tokens:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from potstill.algorithms.recipe import Recipe
+from potstill.algorithms.recipe import Recipe, anchor_losses
 from potstill.diagnostics.preflight.check import Check
 from potstill.diagnostics.preflight.rehearsal import Rehearsal
 from potstill.engines.protocol import PredictsMemory
@@ -51,10 +51,8 @@ def fits(rehearsal: Rehearsal) -> Iterator[Check]:
 
 def _losses(recipe: Recipe) -> tuple[Loss, ...]:
     """The losses of a token, those of the source with more models to compare."""
-    anchors = (recipe.anchor_loss,) if recipe.anchor else ()
-    return max(
-        ((loss, *anchors) for loss in (recipe.student_loss, recipe.teacher_loss)), key=_models
-    )
+    used = [recipe.student_loss] * recipe.uses_student + [recipe.teacher_loss] * recipe.uses_teacher
+    return max(((loss, *anchor_losses(recipe)) for loss in used), key=_models)
 
 
 def _models(losses: tuple[Loss, ...]) -> int:

@@ -11,6 +11,7 @@ from potstill.problems import Problem
 from potstill.tasks.selecting import containing, messages
 from potstill.tasks.selecting import longest as largest_problems
 from potstill.training.completing import held_out
+from potstill.training.evaluation import has_teacher
 from potstill.types import Role
 
 PROBED = 32  # problems of each split whose prompts are rendered
@@ -91,7 +92,7 @@ def longest_prompts(engine: Any, problems: Sequence[Problem]) -> dict[Role, tupl
     by_text = largest_problems(problems, LONGEST)
     prompts = [engine.prompt(problem) for problem in by_text]
     longest: dict[Role, tuple[str, int]] = {}
-    for role in ("student", "teacher"):
+    for role in ("student", "teacher") if has_teacher(engine) else ("student",):
         ids = [p.foreign or p.teacher if role == "teacher" else p.student for p in prompts]
         if ids:
             best = max(range(len(ids)), key=lambda i: len(ids[i]))

@@ -17,7 +17,8 @@ from potstill.engines.protocol import CrossTokenizer, Engine, Wrapper, bare
 from potstill.errors import writing
 from potstill.problems import Problem
 from potstill.settings import Eval, Train
-from potstill.training.rollout import draw, generator
+from potstill.training.evaluation import has_teacher
+from potstill.training.rollout import draw, generator, limits_of
 from potstill.training.run import RunSpec
 from potstill.types import Datum, Floats, Limits, Reading, Role, StepStats
 
@@ -82,7 +83,7 @@ class Rehearsal:
         """Limits of a rehearsed completion, of which a teacher's prefix leaves some tokens."""
         s = self.settings
         longest = min(s.max_tokens, max(tokens, prefix + AFTER_PREFIX))
-        return Limits(longest, s.temperature, s.teacher_temperature)
+        return limits_of(s, longest)
 
     def any_run(self) -> RunSpec:
         """A run of the first recipe, for checks that do not depend on the recipe."""
@@ -120,7 +121,7 @@ class Rehearsal:
 
     def forward_gap(self, size: CheckSize) -> float:
         """Mean distance in nats between the engine's scores and the models' own forward passes."""
-        roles: tuple[Role, ...] = ("student",) if self.crossing else ("student", "teacher")
+        roles = ("student",) if self.crossing else self.roles
         return max(
             forward_gap(self.engine, role, self.sampled(self.engine, role, size)[0])
             for role in roles
@@ -131,6 +132,11 @@ class Rehearsal:
         """`forward_gap` as its check has measured it."""
         gap = self.measured.forward_gap
         return self.forward_gap(self.row_size) if gap is None else gap
+
+    @property
+    def roles(self) -> tuple[Role, ...]:
+        """The student, and the teacher if there is one."""
+        return ("student", "teacher") if has_teacher(self.engine) else ("student",)
 
     @property
     def crossing(self) -> CrossTokenizer | None:

@@ -18,9 +18,9 @@ from potstill.settings import Eval, Train
 from potstill.tasks import Resplit, Task
 from potstill.training import objective
 from potstill.training.completing import held_out
-from potstill.training.evaluation import TeacherCompletions, evaluate
+from potstill.training.evaluation import TeacherCompletions, evaluate, has_teacher
 from potstill.training.metering import Metered, Usage
-from potstill.training.rollout import collect, draw
+from potstill.training.rollout import collect, draw, limits_of
 from potstill.training.run import RunSpec
 from potstill.training.spending import Spent
 from potstill.types import Limits, Role, Trajectory
@@ -64,7 +64,8 @@ class Timing:
                 for kind in kinds_at(recipe, moment, settings.batch_size):
                     self._kinds.setdefault(kind, (recipe, moment))
         self.steps: dict[StepKind, list[Step]] = {kind: [] for kind in self._kinds}
-        self.evaluations: dict[Role, list[tuple[int, Spent]]] = {"student": [], "teacher": []}
+        roles: tuple[Role, ...] = ("teacher", "student") if has_teacher(engine) else ("student",)
+        self.evaluations: dict[Role, list[tuple[int, Spent]]] = {role: [] for role in roles}
         self.probe = Spent()
         self._batch: list[Trajectory] = []  # of the first timed step
 
@@ -122,7 +123,7 @@ class Timing:
 
     def _limits(self) -> Limits:
         s = self.settings
-        return Limits(s.max_tokens, s.temperature, s.teacher_temperature)
+        return limits_of(s)
 
     def _warm_up(self) -> None:
         """Make a step on two tokens: the first one takes longer than those that follow."""
@@ -162,7 +163,7 @@ class Timing:
         """Time an evaluation of both models on a number of problems."""
         limit = self.evaluation.max_tokens or self.settings.max_tokens
         problems, teacher = held_out(self.task, self.evaluation, count), None
-        for role in ("teacher", "student"):
+        for role in self.evaluations:
             start, usage = time.perf_counter(), Usage(self.engine)
             meter = Metered(self.engine, usage, "evaluation")
             with self._recomputing():

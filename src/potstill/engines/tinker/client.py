@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -30,10 +30,27 @@ from potstill.engines.tinker.connection import (
     waiting,
 )
 from potstill.errors import PotstillError
+from potstill.settings import Adam
 from potstill.types import WHOLE, Floats, Ids, Sample, Truncation
 from potstill.urls import Url
 
 ADAM = {"beta1": 0.9, "beta2": 0.95, "eps": 1e-8}
+
+
+def adam_of(adam: Adam) -> dict[str, float]:
+    """The optimizer's settings as the API names them."""
+    from tinker import types
+
+    (first, second), decay = adam.betas, adam.weight_decay
+    known = getattr(types.AdamParams, "model_fields", {})
+    if decay and "weight_decay" not in known:
+        raise PotstillError(
+            f"this version of the tinker SDK has no weight decay, got {decay:g}",
+            "update it, or leave train.weight_decay out",
+        )
+    betas = {"beta1": first, "beta2": second}
+    return {**ADAM, **betas, **({"weight_decay": decay} if decay else {})}
+
 
 T = TypeVar("T")
 
@@ -58,6 +75,8 @@ class Service:
         vocabulary: this id and above are never sent.
         in_flight: maximum number of concurrent requests.
     """
+
+    adam: Mapping[str, float] = ADAM
 
     def __init__(self, url: str, model: str, vocabulary: int, in_flight: int = 64) -> None:
         self.sdk = check_sdk()
@@ -252,7 +271,7 @@ class Trainer:
         from tinker import types
 
         self._check(rows)
-        options = {**ADAM, "learning_rate": learning_rate}
+        options = {**self.service.adam, "learning_rate": learning_rate}
         if max_grad_norm and "grad_clip_norm" in getattr(types.AdamParams, "model_fields", {}):
             options["grad_clip_norm"] = max_grad_norm
         request = [self._datum(row, loss) for row in rows]

@@ -23,13 +23,15 @@ import numpy as np
 
 from potstill.engines.host import host_memory
 from potstill.engines.prompts import Prompting
+from potstill.engines.protocol import NO_TEACHER
 from potstill.engines.registry import ENGINES
-from potstill.engines.tinker.client import Sampler, Service, Trainer, TrainingRow
+from potstill.engines.tinker.client import Sampler, Service, Trainer, TrainingRow, adam_of
 from potstill.engines.tinker.conformance import facts_of, sampler_facts_of
 from potstill.engines.tinker.connection import is_lost
 from potstill.engines.tinker.parts import (
     WeightedTerm,
     behind,
+    check_rank,
     check_truncation,
     completion,
     row,
@@ -41,7 +43,7 @@ from potstill.engines.torch.loading import ModelPair
 from potstill.engines.torch.thoughts import decoder_of
 from potstill.errors import NonFinite, PotstillError
 from potstill.problems import Messages
-from potstill.settings import TinkerSettings
+from potstill.settings import Adam, TinkerSettings
 from potstill.tasks.rendering import render
 from potstill.types import (
     WHOLE,
@@ -56,6 +58,7 @@ from potstill.types import (
     Sample,
     StepStats,
     Truncation,
+    is_teacher,
 )
 
 TRIES = 4  # number of attempts at an operation, each on a new session
@@ -83,6 +86,7 @@ class TinkerEngine(Prompting):
         seed: seed of the LoRA adapters' initial weights.
         lora_rank: rank of the adapters.
         max_grad_norm: clip gradients to this norm, if the SDK supports it.
+        adam: the optimizer's settings.
         settings: servers and maximum number of requests in flight; default: the hosted service.
         changes: single fields of the settings, such as `base_url="http://127.0.0.1:8000"`.
     """
@@ -98,27 +102,27 @@ class TinkerEngine(Prompting):
         seed: int = 0,
         lora_rank: int = 32,
         max_grad_norm: float = 0.0,
+        adam: Adam | None = None,
         settings: TinkerSettings | None = None,
         **changes: Any,
     ) -> None:
         settings = (settings or TinkerSettings(name="tinker")).changed(changes)
-        if lora_rank < 1:
-            raise PotstillError(
-                "a training service trains LoRA adapters, got lora_rank 0",
-                "set train.lora_rank, 32 is usual",
-            )
+        check_rank(lora_rank)
         pair = ModelPair.open(student, teacher, None, None)
+        self.has_teacher = not pair.alone
         self.tokenizer, self.eos, self.vocabulary = pair.tokenizer, pair.eos, pair.vocabulary
         self.windows, self._decode = pair.windows_by_role, decoder_of(pair.tokenizer)
         self.seed, self.rank, self.max_grad_norm = seed, lora_rank, max_grad_norm
         student_url, in_flight = settings.base_url, settings.in_flight
-        teacher_url = settings.teacher_url or student_url
+        teacher = teacher or student  # which is not used then
+        teacher_url = (settings.teacher_url if self.has_teacher else None) or student_url
         service = teacher_service = Service(student_url, student, self.vocabulary, in_flight)
         if (teacher_url.full, teacher) != (student_url.full, student):
             teacher_service = Service(teacher_url, teacher, self.vocabulary, in_flight)
         self._services: dict[Role, Service] = {"student": service, "init": service}
         self._services["teacher"] = teacher_service
         self.facts = facts_of(service)
+        service.adam = adam_of(adam or Adam())
         raw, notes = self.facts.raw, [f"{f.question}: {f.answer}" for f in self.facts.table]
         self._raw: dict[Role, bool] = {"student": raw, "init": raw, "teacher": raw}
         if teacher_service is not service:
@@ -283,6 +287,8 @@ class TinkerEngine(Prompting):
 
     def _sampler(self, role: Role) -> Sampler:
         """Return a sampler of the role's newest weights; older student samplers become invalid."""
+        if is_teacher(role) and not self.has_teacher:
+            raise PotstillError(*NO_TEACHER)
         if role not in self._samplers:
             student = role == "student"
             self._samplers[role] = (

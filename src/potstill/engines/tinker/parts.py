@@ -42,6 +42,15 @@ class WeightedTerm:
         return weights if self.surrogate is None else weights * self.surrogate.advantages
 
 
+def check_rank(rank: int) -> None:
+    """Reject training without adapters."""
+    if rank < 1:
+        raise PotstillError(
+            f"a training service trains LoRA adapters, got lora_rank {rank}",
+            "set train.lora_rank, 32 is usual",
+        )
+
+
 def check_truncation(truncation: Truncation) -> None:
     """Reject what the API has no name for."""
     if truncation.min_p:

@@ -87,6 +87,12 @@ def continue_lora(model: Any, folder: str, adapter: Mapping[str, Any], lora: Lor
             f"write lora_rank = {adapter.get('r')} to train it further, or lora_rank = 0 to merge "
             "it and train all weights",
         )
+    if lora.alpha and adapter.get("lora_alpha") != lora.alpha:
+        raise PotstillError(
+            f'the student "{folder}" is an adapter of lora_alpha {adapter.get("lora_alpha")}, '
+            f"train.lora_alpha is {lora.alpha}",
+            "leave train.lora_alpha out: it is trained further with its own",
+        )
     model = _with_adapter(model, folder, trained=True).eval()
     for module in model.modules():
         for name in getattr(module, "lora_dropout", {}):

@@ -32,7 +32,7 @@ from potstill.engines.torch.sampling import generate
 from potstill.engines.torch.stepping import Stepper, read_states
 from potstill.engines.torch.thoughts import decoder_of
 from potstill.problems import Messages
-from potstill.settings import Lora, TorchSettings
+from potstill.settings import Adam, Lora, TorchSettings
 from potstill.types import (
     WHOLE,
     Datum,
@@ -68,6 +68,7 @@ class TorchEngine(Prompting):
         lora_rank: rank of the adapters; 0 trains all weights.
         lora: the adapters' other settings; default: on all linear layers.
         max_grad_norm: clip gradients to this norm; 0 turns clipping off.
+        adam: betas and weight decay.
         settings: devices, dtypes and memory; default: those of a study, with torch's default
             number of CPU threads.
         world: the processes of this engine.
@@ -87,6 +88,7 @@ class TorchEngine(Prompting):
         lora_rank: int = 0,
         lora: Lora | None = None,
         max_grad_norm: float = 1.0,
+        adam: Adam | None = None,
         settings: TorchSettings | None = None,
         world: World = SINGLE,
         **changes: Any,
@@ -97,13 +99,13 @@ class TorchEngine(Prompting):
         if not world.single:
             check_one_device_each(settings.student, settings.teacher)
         pair = ModelPair.open(student, teacher, settings.student, settings.teacher, self.cross)
-        self.pair = pair.with_teachers(teachers or {})
+        self.pair, self.has_teacher = pair.with_teachers(teachers or {}), not pair.alone
         self.tokenizer, self.eos = self.pair.tokenizer, self.pair.eos
         self._decode, self.student_spec = decoder_of(self.tokenizer), self.pair.student_spec
         self.vocabulary, self.world = self.pair.vocabulary, world
         self.two_renderings, self.windows = self.pair.two_renderings, self.pair.windows_by_role
         adapters = (lora or Lora()).changed({"rank": lora_rank})
-        self.models = Models(self.pair, world, settings, lora=adapters, seed=seed)
+        self.models = Models(self.pair, world, settings, lora=adapters, adam=adam, seed=seed)
         self.coverage = self.models.coverage  # of LoRA: share of weights, experts
         self._notes = self.pair.notes
         self._stepper = Stepper(self.pair, self.models, world, settings.batch_tokens, max_grad_norm)
@@ -278,12 +280,13 @@ class TorchEngine(Prompting):
         others = sum(forward["teacher" if role == "teacher" else "student"] for role in targets)
         return {
             "student sampling": least_decoding(student, machine, rows),
-            "scoring": forward["teacher"],
+            "scoring": forward.get("teacher", 0.0),
             "forward and backward": machine.seconds(student.training(rows)) + others,
         }
 
     def _specs(self) -> tuple[tuple[Role, ModelSpec], ...]:
-        return ("student", self.pair.student_spec), ("teacher", self.pair.teacher_spec)
+        student, teacher = ("student", self.pair.student_spec), ("teacher", self.pair.teacher_spec)
+        return (student, teacher) if self.has_teacher else (student,)
 
     def size(self, role: Role) -> Size:
         return size_of(self.models.ensure(role), getattr(torch, self.models.spec(role).dtype))

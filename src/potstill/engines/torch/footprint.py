@@ -134,7 +134,7 @@ def footprint(
     """
     models, stepper = engine.models, engine._stepper
     roles = sorted({loss.to for loss in losses if needs_rows(loss)})
-    for role in ("student", "teacher", *roles):
+    for role in ("student", *(("teacher",) if engine.has_teacher else ()), *roles):
         models.ensure(role)
     limit = engine.settings.batch_tokens // (len(prompt.student) + max_tokens)
     rows = max(1, min(batch, limit))

@@ -80,6 +80,7 @@ class ModelPair:
     rows: tuple[int, int] = (0, 0)  # ids that the student and the teachers can read
     windows: tuple[Window, Window] = (Window(), Window())  # of the student and the teachers
     student_adapter: Mapping[str, Any] = field(default_factory=dict)  # if the student is one
+    alone: bool = False  # no teacher: its fields are the student's
 
     def eos_of(self, role: Role) -> frozenset[int]:
         """Return the ids that end a completion of this model."""
@@ -180,11 +181,15 @@ class ModelPair:
 
         Args:
             student: hub name or folder.
-            teacher: hub name or folder.
+            teacher: hub name or folder; "" if the pair has none.
             student_spec: placement of the student.
             teacher_spec: placement of the teacher.
             cross: whether the tokenizers may differ.
         """
+        if not teacher:
+            pair = cls.open(student, student, student_spec, student_spec)
+            notes = (*pair.notes, "the pair has no teacher")
+            return dataclasses.replace(pair, alone=True, notes=notes)
         if student_spec and student_spec.dtype == "float16":
             raise PotstillError(
                 "a student cannot train in float16: small gradients vanish without loss scaling",

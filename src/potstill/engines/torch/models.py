@@ -10,15 +10,17 @@ from __future__ import annotations
 
 import contextlib
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers.trainer_pt_utils import get_parameter_names
 
 from potstill.engines.host import host_memory
+from potstill.engines.protocol import NO_TEACHER
 from potstill.engines.torch.adapters import add_lora, continue_lora, coverage
 from potstill.engines.torch.distributed import World
 from potstill.engines.torch.exporting import export_student
@@ -33,10 +35,12 @@ from potstill.engines.torch.recomputing import checkpoint_activations
 from potstill.engines.torch.roofline import gpu_memory
 from potstill.engines.torch.sharing import Sharing, sharing_of
 from potstill.errors import PotstillError
-from potstill.settings import Lora, TorchSettings
+from potstill.settings import Adam, Lora, TorchSettings
 from potstill.types import ModelSpec, Role, is_teacher
 
-ADAM: dict[str, Any] = {"betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.0}
+TINY = 1e-8  # of Adam
+# Parameters without weight decay, as in the Trainer of transformers.
+NOT_DECAYED = r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)"
 
 
 class Models:
@@ -46,12 +50,20 @@ class Models:
         pair: names and placements of the models.
         world: the processes that hold them.
         lora: the adapters; rank 0 trains all weights.
+        adam: the optimizer's settings; default: those of `Adam`.
         seed: seed of the adapters' initial weights.
         settings: memory and sharding.
     """
 
     def __init__(
-        self, pair: ModelPair, world: World, settings: TorchSettings, *, lora: Lora, seed: int
+        self,
+        pair: ModelPair,
+        world: World,
+        settings: TorchSettings,
+        *,
+        lora: Lora,
+        seed: int,
+        adam: Adam | None = None,
     ) -> None:
         self.pair, self.world, self.adapters, self.seed = pair, world, lora, seed
         self.checkpointed = settings.gradient_checkpointing
@@ -63,8 +75,7 @@ class Models:
         student = self._load("student")
         self.coverage = coverage(student) if self.lora else None
         self.trained = {n: p for n, p in student.named_parameters() if p.requires_grad}
-        params = [*self.trained.values()] or [torch.zeros(0)]  # a quantised student has none
-        self.optimizer = torch.optim.AdamW(params, lr=0.0, fused=True, **ADAM)
+        self.optimizer = _optimizer(student, self.trained, adam or Adam())
 
     @property
     def lora(self) -> bool:
@@ -133,6 +144,8 @@ class Models:
 
     def _holder(self, role: Role) -> Role:
         """Return the role whose model has the weights of this role."""
+        if is_teacher(role) and self.pair.alone:
+            raise PotstillError(*NO_TEACHER)
         if role == "teacher" and self.pair.one_model:
             role = "init"  # the same weights, before training
         fresh = self.lora and not self.pair.student_adapter
@@ -224,6 +237,24 @@ class Models:
         self._sharing.clear()
         self.trained.clear()
         self.optimizer.state.clear()
+
+
+def _optimizer(model: Any, trained: Mapping[str, Tensor], adam: Adam) -> torch.optim.AdamW:
+    """AdamW on the trained weights; biases and norms are not decayed."""
+    groups: list[dict[str, Any]] = [{"params": [*trained.values()], "weight_decay": 0.0}]
+    if adam.weight_decay:
+        decayed = {*get_parameter_names(model, [torch.nn.LayerNorm], list(NOT_DECAYED))}
+        groups = [
+            {
+                "params": [p for name, p in trained.items() if (name in decayed) == decay],
+                "weight_decay": adam.weight_decay if decay else 0.0,
+            }
+            for decay in (True, False)
+        ]
+    groups = [group for group in groups if group["params"]]
+    if not groups:
+        groups = [{"params": [torch.zeros(0)]}]  # a quantised student has none
+    return torch.optim.AdamW(groups, lr=0.0, fused=True, betas=adam.betas, eps=TINY)
 
 
 def check_one_device_each(*specs: ModelSpec | None) -> None:

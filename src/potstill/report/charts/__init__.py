@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from potstill.report.charts import heat_map
 from potstill.report.charts import point_charts as points
-from potstill.report.charts.curves import ACCURACY, KL, METRICS, SCORE, SEEDED, curves_of
+from potstill.report.charts.curves import KL, SCORE, SEEDED, curves_of, headline, metrics_of
 from potstill.report.charts.lines import aligned, learning, seeding
 from potstill.report.charts.palette import Look
 from potstill.report.charts.spec import Chart
@@ -15,9 +15,9 @@ from potstill.report.findings import FindingGroup
 from potstill.report.results import BASELINE
 from potstill.study.storage import REFERENCES
 
-INTERVAL = "Bars are 95 % bootstrap intervals over seeds and problems"
-FILLED = "filled: the interval excludes 0 and Holm's p < 0.05."
-CHEAPER = "Up and to the left is better. Diamonds are Pareto-optimal by their means: no method is \
+INTERVAL = "Bars are 95 % intervals over seeds and problems"
+FILLED = "filled: the interval excludes 0 and the corrected p < 0.05."
+CHEAPER = "{} and to the left is better. Diamonds are Pareto-optimal by their means: no method is \
 both cheaper and better. Overlapping bars do not establish an order."
 AROUND = "Around the step at which the other model starts to write: thin lines are single runs, \
 thick ones means. A cliff would be a drop that stays."
@@ -40,18 +40,22 @@ def charts(
 def _compared(data: StudyData, pair: str, looks: Mapping[str, Look]) -> Iterator[Chart]:
     rows = [row for row in data.rows if row.pair == pair]
     trained = [row for row in rows if row.method not in REFERENCES]
-    tall = 86 + 30 * max(2, len([row for row in rows if row.accuracy]))
-    note = f"{INTERVAL}; short strokes are single seeds, dotted lines are untrained and teacher."
-    yield Chart("accuracy", "Accuracy", note, points.accuracy(data, rows, looks), height=tall)
+    tall, metric = 86 + 30 * max(2, len([row for row in rows if row.level])), data.metric
+    ends = " and ".join(data.references(pair))
+    note = f"{INTERVAL}; short strokes are single seeds, dotted lines are {ends}."
+    name, label = metric.name.replace("_", "-"), metric.label[0].upper() + metric.label[1:]
+    yield Chart(name, label, note, points.levels(data, rows, looks), height=tall)
     against = BASELINE if any(row.against_baseline for row in trained) else "untrained"
-    name, title = f"difference-to-{against}", f"Difference to {against}"
-    spec = points.differences(trained, against, looks)
-    yield Chart(name, title, f"{INTERVAL}, paired; {FILLED}", spec, height=tall)
+    title = f"Difference to {against}"
+    spec = points.differences(trained, against, looks, metric)
+    note = f"{INTERVAL}, paired; {FILLED}"
+    yield Chart(f"difference-to-{against}", title, note, spec, height=tall)
     for unit, cost in points.spendings(data, trained):
         what = unit.split(" a run")[0]
-        name, title = f"accuracy-by-{what.split()[-1].lower()}", f"Accuracy against {what}"
-        spec = points.frontier(trained, cost, unit, looks)
-        yield Chart(name, title, CHEAPER, spec, height=max(340, tall))
+        file, title = f"{name}-by-{what.split()[-1].lower()}", f"{label} against {what}"
+        spec = points.frontier(trained, cost, unit, looks, metric)
+        note = CHEAPER.format("Up" if metric.higher_is_better else "Down")
+        yield Chart(file, title, note, spec, height=max(340, tall))
 
 
 def _cliff(data: StudyData, pair: str, looks: Mapping[str, Look]) -> Iterator[Chart]:
@@ -77,9 +81,10 @@ def _seeding(data: StudyData, pair: str, looks: Mapping[str, Look]) -> Iterator[
 def _learning(
     data: StudyData, pair: str, looks: Mapping[str, Look], groups: Sequence[FindingGroup]
 ) -> Iterator[Chart]:
-    for metric in METRICS:
+    for metric in metrics_of(data):
         spec = learning(data, pair, metric, curves_of(data, pair, metric), looks, groups)
-        wide, height = metric is ACCURACY, 430 if metric is ACCURACY else 320
+        wide = metric == headline(data)
+        height = 430 if wide else 320
         yield Chart(metric.name, metric.title, metric.note, spec, wide, height)
 
 
@@ -87,4 +92,5 @@ def _solved(data: StudyData, pair: str) -> Iterator[Chart]:
     if known := heat_map.shares(data, pair):
         note = f"Each column is a problem. {heat_map.in_words(known)}"
         tall = 110 + 30 * max(2, len(known))
-        yield Chart("solved", "Problems by methods", note, heat_map.heat_map(known), True, tall)
+        spec = heat_map.heat_map(known, "share of seeds" if data.binary else "mean grade")
+        yield Chart("solved", "Problems by methods", note, spec, True, tall)

@@ -12,13 +12,14 @@ from dataclasses import dataclass
 
 from potstill.report.data import RunData, StudyData
 from potstill.report.formatting import finite
+from potstill.stats import metric as stats
 
 POINTS = 120  # at most, a line
 Line = Mapping[int, float]  # values by step
 
 
 @dataclass(frozen=True)
-class Metric:
+class Series:
     """One chart of learning curves."""
 
     key: str  # in metrics.jsonl
@@ -34,7 +35,7 @@ class Metric:
 
 
 NATS, UNIT = "nats per token", "score, 0 to 1"
-STRICT = "Strict extractor, greedy, from the untrained student on; a cross: a collapse begins."
+STRICT = "Strict extractor, {}, from the untrained student on; a cross: a collapse begins."
 FORMULA = "0.4 Jaccard + 0.3 length ratio + 0.3 bigram recall, on the probe's problems."
 HELD_OUT = "The score at each evaluation, mean over the problems."
 SHARE = "0: the teacher writes the training text, 1: the student does."
@@ -44,20 +45,40 @@ OBJECTIVE = "The objective of each method: levels compare only between equal los
 PREFIX = "Measured; the thin dotted line is the schedule. Short completions hold fewer."
 TEACHER = "The teacher's loss on the student's completions"
 
-ACCURACY = Metric("eval/accuracy", "Accuracy on held-out problems", "%", STRICT, 100.0)
-SCORE = Metric("train/score", "Similarity with the teacher's completions", UNIT, FORMULA)
-KL = Metric("train/kl_divergence", "KL(student, teacher)", NATS, ESTIMATE)
-SEEDED = Metric("train/seed_tokens", "Prefix tokens written by the teacher", "tokens", PREFIX)
+START = "From the untrained student on; a cross: a collapse begins."
+SCORE = Series("train/score", "Similarity with the teacher's completions", UNIT, FORMULA)
+KL = Series("train/kl_divergence", "KL(student, teacher)", NATS, ESTIMATE)
+SEEDED = Series("train/seed_tokens", "Prefix tokens written by the teacher", "tokens", PREFIX)
 METRICS = (
-    ACCURACY,
     SCORE,
-    Metric("eval/avg_score", "The same on held-out problems", UNIT, HELD_OUT),
-    Metric("train/phase", "Who writes: the student's share of prompts", "share", SHARE),
-    Metric("train/on_policy_loss", "Loss on the student's own tokens", NATS, WRITTEN),
+    Series("eval/avg_score", "The same on held-out problems", UNIT, HELD_OUT),
+    Series("train/phase", "Who writes: the student's share of prompts", "share", SHARE),
+    Series("train/on_policy_loss", "Loss on the student's own tokens", NATS, WRITTEN),
     KL,
-    Metric("signal/teacher_loss", TEACHER, NATS, "A jump is the mark of a collapse."),
-    Metric("train/loss", "Training loss", NATS, OBJECTIVE),
+    Series("signal/teacher_loss", TEACHER, NATS, "A jump is the mark of a collapse."),
+    Series("train/loss", "Training loss", NATS, OBJECTIVE),
 )
+
+
+def headline(data: StudyData) -> Series:
+    """The number that methods are compared by, at each evaluation."""
+    metric = data.metric
+    title = f"{metric.label[0].upper()}{metric.label[1:]} on held-out problems"
+    drawn = "greedy" if metric.samples == 1 else f"mean of {metric.samples} completions"
+    note = STRICT.format(drawn) if metric.share else START
+    return Series(metric.curve, title, metric.unit, note, metric.scale)
+
+
+def metrics_of(data: StudyData) -> tuple[Series, ...]:
+    """The charts of a study."""
+    losses = [one for one in data.metrics[1:] if not one.share]
+    held_out = [_held_out(one) for one in losses]
+    return (headline(data), *held_out, *METRICS)
+
+
+def _held_out(metric: stats.Metric) -> Series:
+    title = f"{metric.label[0].upper()}{metric.label[1:]} on held-out problems"
+    return Series(metric.curve, title, metric.unit, metric.help, metric.scale)
 
 
 @dataclass(frozen=True)
@@ -74,9 +95,9 @@ class Curve:
         return [round(100 * step / self.total, 2) for step in line]
 
 
-def curves_of(data: StudyData, pair: str, metric: Metric) -> list[Curve]:
+def curves_of(data: StudyData, pair: str, metric: Series) -> list[Curve]:
     """The curves of every method of a pair that has recorded something."""
-    start = data.accuracy(pair, "untrained") if metric is ACCURACY else None
+    start = data.level(pair, "untrained") if metric == headline(data) else None
     drawn = []
     for method in data.recipes:
         runs = data.of(pair, method)
@@ -89,7 +110,7 @@ def curves_of(data: StudyData, pair: str, metric: Metric) -> list[Curve]:
     return drawn
 
 
-def _line(run: RunData, metric: Metric, start: float | None) -> Line:
+def _line(run: RunData, metric: Series, start: float | None) -> Line:
     points = [(int(row["step"]), row.get(metric.key)) for row in run.metrics]
     if start is not None and points:
         points.insert(0, (0, start))

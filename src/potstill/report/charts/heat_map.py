@@ -1,7 +1,8 @@
 """Problem heat map: which problems each method solves, and a summary of it in words.
 
-A field is the share of a method's seeds that solved the problem, strict extractor. Problems are
-ordered from the one that most methods solve to the one that fewest do.
+A field is the share of a method's seeds that solved the problem, strict extractor, or the mean
+grade where grades are more than right and wrong. Problems are ordered from the one that most
+methods solve to the one that fewest do. Without a grader there is none.
 """
 
 from __future__ import annotations
@@ -19,30 +20,37 @@ from potstill.study.storage import REFERENCES
 
 WIDEST = 1000  # columns; more problems than that share them
 LEGEND = {"orient": "top", "direction": "horizontal", "format": ".0%", "values": [0, 0.5, 1]}
-SHARE = number("y", "share of seeds", legend=LEGEND)
-SHARE["scale"] = {"scheme": "cividis", "domain": [0, 1]}
 
 
 def shares(data: StudyData, pair: str) -> dict[str, Matrix]:
     """Share of seeds (P,) that solved each problem: untrained, teacher, then the methods."""
+    if not data.metric.share:
+        return {}
     known = {
-        method: outcome_matrix(records.values()).mean(0)
+        method: outcome_matrix(records.values(), data.metric.key).mean(0)
         for method in [*REFERENCES, *data.recipes]
         if (records := data.done(pair, method))
     }
     return known if len({len(share) for share in known.values()}) == 1 else {}
 
 
-def heat_map(known: Mapping[str, Matrix]) -> Spec:
-    """The map, one record a method."""
+def heat_map(known: Mapping[str, Matrix], meaning: str = "share of seeds") -> Spec:
+    """The map, one record a method.
+
+    Args:
+        known: of each method, (P,) in [0, 1].
+        meaning: of the numbers.
+    """
+    share = number("y", meaning, legend=LEGEND)
+    share["scale"] = {"scheme": "cividis", "domain": [0, 1]}
     rows = [known[m] for m in known if m not in REFERENCES] or list(known.values())
     order = np.argsort(-np.mean(rows, axis=0), kind="stable")
     width = max(1, -(-len(order) // WIDEST))
     columns = [order[i : i + width] for i in range(0, len(order), width)]
     ids, n = [int(column[0]) + 1 for column in columns], len(columns)
     values = [
-        record(method, "solved", list(range(n)), _means(share, columns), problem=ids)
-        for method, share in known.items()
+        record(method, "solved", list(range(n)), _means(solved, columns), problem=ids)
+        for method, solved in known.items()
     ]
     end: Spec = {"calculate": f"min(datum.x + 1.4, {n})", "as": "end"}  # over the next: no gaps
     scale = {"domain": [0, n], "nice": False, "padding": 0}
@@ -50,12 +58,12 @@ def heat_map(known: Mapping[str, Matrix]) -> Spec:
     label = tooltip(method="method", problem="problem", solved_by="y|.0%")
     flat: list[Spec] = [{"flatten": ["x", "y", "problem"]}, end]
     y = names("method", list(known))
-    spec = chart("heat map", values, {}, x, y, flat, share=SHARE, tooltip=label)
-    return spec | {"usermeta": {"x": "problem", "y": "share of seeds"}}
+    spec = chart("heat map", values, {}, x, y, flat, share=share, tooltip=label)
+    return spec | {"usermeta": {"x": "problem", "y": meaning}}
 
 
-def _means(share: Matrix, columns: list[Any]) -> list[float]:
-    return [round(float(share[column].mean()), 2) for column in columns]
+def _means(solved: Matrix, columns: list[Any]) -> list[float]:
+    return [round(float(solved[column].mean()), 2) for column in columns]
 
 
 def in_words(known: Mapping[str, Matrix]) -> str:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from potstill.report.charts.curves import ACCURACY, SEEDED, Curve, Line, Metric
+from potstill.report.charts.curves import SEEDED, Curve, Line, Series, headline
 from potstill.report.charts.palette import Look
 from potstill.report.charts.spec import Spec, chart, number, record, tooltip
 from potstill.report.data import StudyData
 from potstill.report.findings import FindingGroup
-from potstill.study.storage import REFERENCES
 
 FULL = {"domain": [0, 100], "padding": 0, "nice": False}
 PROGRESS = number("x", "progress of the run, %", FULL)
@@ -20,27 +19,29 @@ LABEL = tooltip(method="method", value="y|.4g", step="step")
 def learning(
     data: StudyData,
     pair: str,
-    metric: Metric,
+    metric: Series,
     curves: Sequence[Curve],
     looks: Mapping[str, Look],
     groups: Sequence[FindingGroup] = (),
 ) -> Spec:
-    """One metric's curves of every method, with hand-overs; accuracy with levels and onsets."""
-    values, named = [value for curve in curves for value in _curve(curve)], metric is ACCURACY
+    """One metric's curves of every method, with hand-overs; the one that methods are compared by
+    with levels and onsets."""
+    values, named = [value for curve in curves for value in _curve(curve)], metric == headline(data)
     switched = [c.method for c in curves if data.recipes[c.method].on_policy.kind == "switch"]
     for i, method in enumerate(switched):
         label = {"name": f"{method} hands over", "row": i} if named else {}
         x = 100 * data.recipes[method].on_policy.until
         values.append(record(method, "hand-over", [x], [None], **label))
-    for role in REFERENCES if named and curves else ():
-        level = data.accuracy(pair, role)
-        values += [record(role, "level", [0, 100], [100 * (level or 0)] * 2)] * (level is not None)
+    for role in data.references(pair) if named and curves else ():
+        level = data.level(pair, role)
+        ends = [metric.scale * (level or 0)] * 2
+        values += [record(role, "level", [0, 100], ends)] * (level is not None)
     values += [v for curve in curves for v in _onsets(curve, pair, groups) if named]
-    return _lines(values, looks, metric, PROGRESS)
+    return _lines(values, looks, metric, PROGRESS, points=named)
 
 
 def aligned(
-    data: StudyData, metric: Metric, curves: Sequence[Curve], looks: Mapping[str, Look]
+    data: StudyData, metric: Series, curves: Sequence[Curve], looks: Mapping[str, Look]
 ) -> Spec:
     """Curves over the steps before and after the hand-over of each method."""
     values: list[Spec] = []
@@ -67,14 +68,16 @@ def seeding(data: StudyData, curves: Sequence[Curve], looks: Mapping[str, Look])
 def _lines(
     values: Sequence[Spec],
     looks: Mapping[str, Look],
-    metric: Metric,
+    metric: Series,
     x: Spec,
     label: Sequence[Spec] = LABEL,
+    *,
+    points: bool = False,
 ) -> Spec:
+    """The chart; without points those on the lines are only the tooltip's target."""
     y = number("y", metric.unit)
     flat: list[Spec] = [{"flatten": ["x", "y"]}, STEP]
-    opacity = int(metric is ACCURACY)  # elsewhere the points are only the tooltip's target
-    return chart("lines", values, looks, x, y, flat, tooltip=label, opacity=opacity)
+    return chart("lines", values, looks, x, y, flat, tooltip=label, opacity=int(points))
 
 
 def _curve(curve: Curve) -> Iterator[Spec]:

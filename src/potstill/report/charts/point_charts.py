@@ -1,5 +1,5 @@
-"""Charts with one point a method: accuracy with intervals, paired differences, the frontier of
-accuracy against cost."""
+"""Charts with one point a method: levels with intervals, paired differences, the frontier of
+levels against cost."""
 
 from __future__ import annotations
 
@@ -13,72 +13,115 @@ from potstill.report.data import StudyData
 from potstill.report.formatting import p_value, span
 from potstill.report.results import BASELINE, Row
 from potstill.stats.comparisons import Difference, Interval, direction
+from potstill.stats.metric import Metric
 from potstill.study.storage import REFERENCES
 
-LEVEL = "accuracy, strict, %"
-POINTS = "accuracy, difference in points"
-LABELS = {
-    LEVEL: tooltip(method="y", accuracy="x|.1f", interval="interval"),
-    POINTS: tooltip(method="y", difference="x|+.1f", interval="interval", p="p"),
-}
+
+def axis_title(metric: Metric) -> str:
+    """Of an axis of levels."""
+    return f"{metric.label}, strict, %" if metric.share else f"{metric.label}, {metric.unit}"
 
 
 def rows(
-    values: Sequence[Spec], looks: Mapping[str, Look], title: str, levels: Mapping[str, float]
+    values: Sequence[Spec],
+    looks: Mapping[str, Look],
+    metric: Metric,
+    levels: Mapping[str, float],
+    *,
+    compared: bool = False,
 ) -> Spec:
-    """A row a name: points with intervals, single runs as strokes, vertical lines at the levels."""
+    """A row a name: points with intervals, single runs as strokes, vertical lines at the levels.
+
+    Args:
+        values: records.
+        looks: of the methods.
+        metric: of the values.
+        levels: name -> the place of a vertical line, in the metric's unit.
+        compared: the values are differences.
+    """
     order = list(dict.fromkeys(value["y"] for value in values))
-    lines = [record(name, "level", round(level, 2), None) for name, level in levels.items()]
+    lines = [
+        record(name, "level", round(level, metric.digits + 1), None)
+        for name, level in levels.items()
+    ]
+    style = f".{metric.digits}f"
+    title = f"{metric.label}, difference in {metric.points}" if compared else axis_title(metric)
+    label = tooltip(method="y", **{_word(metric): f"x|{style}"}, interval="interval")
+    if compared:
+        label = tooltip(method="y", difference=f"x|+{style}", interval="interval", p="p")
     x, low = number("x", title), number("low", title)
     drawn = [*values, *lines] if values else []
-    return chart("rows", drawn, looks, x, names("y", order), low=low, tooltip=LABELS[title])
+    return chart("rows", drawn, looks, x, names("y", order), low=low, tooltip=label)
 
 
-def point(method: str, name: str, value: Interval | Difference, shape: str = "circle") -> Spec:
-    """A point with its interval in a row of that name, in per cent; hollow where it is a difference
-    that is not significant."""
+def _word(metric: Metric) -> str:
+    """Of a tooltip's line."""
+    return "accuracy" if metric.share else "value"
+
+
+def point(
+    method: str,
+    name: str,
+    value: Interval | Difference,
+    metric: Metric,
+    shape: str = "circle",
+) -> Spec:
+    """A point with its interval in a row of that name, in the metric's unit; hollow where it is a
+    difference that is not significant."""
     compared = isinstance(value, Difference)
     hollow = isinstance(value, Difference) and not direction(value)
     p = p_value(value.p) if isinstance(value, Difference) else ""
-    text = {"interval": span(value)} if span(value) else {}
+    text = {"interval": span(value, metric)} if span(value, metric) else {}
     text |= {"p": f"{p} corrected{', not significant' if hollow else ''}"} if p else {}
-    ends = {"low": 100 * value.low, "high": 100 * value.high, "shape": shape, "open": hollow}
-    part, mean = "difference" if compared else "mean", round(100 * value.mean, 2)
-    return record(method, part, mean, name, **ends, **text)
+    mean, low, high = (scaled(x, metric) for x in (value.mean, value.low, value.high))
+    ends = {"low": low, "high": high, "shape": shape, "open": hollow}
+    return record(method, "difference" if compared else "mean", mean, name, **ends, **text)
 
 
-def accuracy(data: StudyData, table: Sequence[Row], looks: Mapping[str, Look]) -> Spec:
-    """Accuracy of every row with its interval, and each seed as a stroke."""
+def scaled(value: float, metric: Metric) -> float:
+    """A value in the metric's unit, with one digit more than is printed."""
+    return round(metric.scale * value, metric.digits + 1)
+
+
+def levels(data: StudyData, table: Sequence[Row], looks: Mapping[str, Look]) -> Spec:
+    """The level of every row with its interval, and each seed as a stroke."""
     values: list[Spec] = []
-    levels = {row.method: row.accuracy for row in table if row.accuracy}
-    for method, level in levels.items():
+    metric = data.metric
+    known = {row.method: row.level for row in table if row.level}
+    for method, level in known.items():
         done = data.done(table[0].pair, method).items()
-        seeds = {seed: r["accuracy"] for seed, r in done if r["accuracy"] is not None}
+        seeds = {seed: x for seed, record in done if (x := metric.of(record)) is not None}
         for seed, value in seeds.items() if len(seeds) > 1 else ():
-            values.append(record(method, "seed", round(100 * value, 2), method, seed=seed))
-        values.append(point(method, method, level))
-    ends = {role: 100 * levels[role].mean for role in REFERENCES if role in levels}
-    return rows(values, looks, LEVEL, ends)
+            values.append(record(method, "seed", scaled(value, metric), method, seed=seed))
+        values.append(point(method, method, level, metric))
+    ends = {role: metric.scale * known[role].mean for role in REFERENCES if role in known}
+    return rows(values, looks, metric, ends)
 
 
-def differences(table: Sequence[Row], against: str, looks: Mapping[str, Look]) -> Spec:
+def differences(
+    table: Sequence[Row], against: str, looks: Mapping[str, Look], metric: Metric
+) -> Spec:
     """Paired differences to `against`, filled where they are significant."""
     name = "against_baseline" if against == BASELINE else "against_untrained"
     known = {row.method: getattr(row, name) for row in table if getattr(row, name)}
-    values = [point(method, method, value, "square") for method, value in known.items()]
-    return rows(values, looks, POINTS, {"": 0.0})
+    values = [point(method, method, value, metric, "square") for method, value in known.items()]
+    return rows(values, looks, metric, {"": 0.0}, compared=True)
 
 
 def frontier(
-    table: Sequence[Row], cost: Mapping[str, float], unit: str, looks: Mapping[str, Look]
+    table: Sequence[Row],
+    cost: Mapping[str, float],
+    unit: str,
+    looks: Mapping[str, Look],
+    metric: Metric,
 ) -> Spec:
-    """Accuracy against cost; the Pareto-optimal methods are filled and joined, its ends named."""
-    levels = {row.method: row.accuracy for row in table if row.accuracy and row.method in cost}
-    best = pareto({method: (cost[method], level.mean) for method, level in levels.items()})
+    """Levels against cost; the Pareto-optimal methods are filled and joined, its ends named."""
+    known = {row.method: row.level for row in table if row.level and row.method in cost}
+    best = pareto({m: (cost[m], metric.goodness(level.mean)) for m, level in known.items()})
     ends, most = {*best[:1], *best[-1:]}, max(cost.values(), default=1.0)
     values: dict[str, Spec] = {}
-    for method, level in levels.items():
-        value = point(method, method, level, "diamond" if method in best else "circle")
+    for method, level in known.items():
+        value = point(method, method, level, metric, "diamond" if method in best else "circle")
         value |= {"x": cost[method], "y": value["x"], "open": method not in best}
         value |= {"align": "right" if cost[method] > 0.3 * most else "center"}
         values[method] = value | {"name": method if method in ends else ""}
@@ -86,13 +129,14 @@ def frontier(
     axis = {"axis": {"format": "~s"}} if "token" in unit else {}
     x = number("x", unit, {"domain": [0, 1.06 * most], "nice": False, "padding": 0}, **axis)
     drawn = [*(front if len(best) > 1 else ()), *values.values()]
-    label = tooltip(method="method", accuracy="y|.1f", interval="interval", cost="x|,.4~g")
-    y, low = number("y", LEVEL), number("low", LEVEL)
+    shown = {_word(metric): f"y|.{metric.digits}f"}
+    label = tooltip(method="method", **shown, interval="interval", cost="x|,.4~g")
+    y, low = number("y", axis_title(metric)), number("low", axis_title(metric))
     return chart("frontier", drawn, looks, x, y, low=low, tooltip=label)
 
 
 def pareto(points: Mapping[str, tuple[float, float]]) -> list[str]:
-    """Names that no other beats in cost and in accuracy both, from the cheapest on.
+    """Names that no other beats in cost and in goodness both, from the cheapest on.
 
     >>> pareto({"a": (1, 0.5), "b": (2, 0.4), "c": (3, 0.6)})
     ['a', 'c']
@@ -107,7 +151,7 @@ def pareto(points: Mapping[str, tuple[float, float]]) -> list[str]:
 
 
 def spendings(data: StudyData, table: Sequence[Row]) -> list[tuple[str, dict[str, float]]]:
-    """The costs that accuracy can be compared with: (unit, mean of a run by method)."""
+    """The costs that levels can be compared with: (unit, mean of a run by method)."""
     tokens = {row.method: row.tokens for row in table if row.tokens is not None}
     known = costs(data, table[0].pair) if table else []
     usd = {row.method: round(row.usd, 6) for row in known if row.usd is not None}

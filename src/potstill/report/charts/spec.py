@@ -113,6 +113,6 @@ def tooltip(**fields: str) -> list[Spec]:
 
 def record(method: str, part: str, x: Any, y: Any, **more: Any) -> Spec:
     """One record of a chart's data; numbers that are not finite are left out."""
-    rounded = {key: round(v, 2) if isinstance(v, float) else v for key, v in more.items()}
+    rounded = {key: round(v, 4) if isinstance(v, float) else v for key, v in more.items()}
     kept = {k: v for k, v in rounded.items() if not isinstance(v, float) or finite(v)}
     return {"method": method, "part": part, "x": x, "y": y, **kept}

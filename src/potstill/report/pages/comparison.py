@@ -17,8 +17,8 @@ from potstill.study.storage import REFERENCES, write_text
 
 TURNED = ("up", "down", "left", "right")
 SHAPES = ("circle", "diamond", "square", "cross", *(f"triangle-{side}" for side in TURNED))
-LEVELS = "Bars are 95 % bootstrap intervals; letters are the studies."
-LEADS = "Bars are 95 % bootstrap intervals; filled: the interval excludes 0 and Holm's p < 0.05."
+LEVELS = "Bars are 95 % intervals; letters are the studies."
+LEADS = "Bars are 95 % intervals; filled: the interval excludes 0 and Holm's p < 0.05."
 
 
 def write_comparison(comparison: Comparison, path: Path) -> Path:
@@ -37,6 +37,7 @@ def write_comparison(comparison: Comparison, path: Path) -> Path:
     page = bundle.render(
         "compare.html.j2",
         comparison=comparison,
+        metric=comparison.metric,
         looks=styles,
         methods=list(shown),
         columns=tables.columns(comparison),
@@ -49,20 +50,23 @@ def write_comparison(comparison: Comparison, path: Path) -> Path:
 
 def _pair(comparison: Comparison, pair: str, styles: dict[str, Look]) -> dict[str, Any]:
     entries = [entry for entry in comparison.entries if entry.pair == pair]
-    first, levels, leads = comparison.sides[0].letter, [], []
+    first, metric = comparison.sides[0].letter, comparison.metric
+    levels, leads = [], []
     for entry in entries:
         sides = zip(comparison.sides, SHAPES, entry.rows, entry.differences, strict=False)
         for side, shape, row, lead in sides:
             name = f"{entry.method} {side.letter}"
-            if row and row.accuracy:
-                levels.append(points.point(entry.method, name, row.accuracy, shape))
+            if row and row.level:
+                levels.append(points.point(entry.method, name, row.level, metric, shape))
             if lead:
-                leads.append(points.point(entry.method, f"{name} − {first}", lead, "square"))
+                title = f"{name} − {first}"
+                leads.append(points.point(entry.method, title, lead, metric, "square"))
     one, other = 86 + 28 * max(2, len(levels)), 86 + 28 * max(2, len(leads))
-    accuracy = points.rows(levels, styles, points.LEVEL, {})
-    difference = points.rows(leads, styles, points.POINTS, {"": 0.0})
+    drawn = points.rows(levels, styles, metric, {})
+    difference = points.rows(leads, styles, metric, {"": 0.0}, compared=True)
+    title = metric.label[0].upper() + metric.label[1:]
     charts = [
-        Chart("accuracy", "Accuracy", LEVELS, accuracy, height=one),
+        Chart(metric.name.replace("_", "-"), title, LEVELS, drawn, height=one),
         Chart("difference", f"Difference to {first}", LEADS, difference, height=other),
     ]
     return {

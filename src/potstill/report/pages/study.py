@@ -49,7 +49,8 @@ def render(
         groups=list(groups),
         notes=notes(data),
         pairs=[_pair(data, pair, summary, charts) for pair, charts in sections.items()],
-        columns=methods.chosen(columns, methods.PAGE),
+        columns=methods.chosen(columns, methods.page_keys(data.metrics)),
+        metric=data.metric,
         priced="usd" in columns,
         published_cost=published.COST,
         methods=[m for m in data.recipes if m in recorded],
@@ -62,11 +63,12 @@ def render(
 
 def _pair(data: StudyData, pair: str, summary: Summary, sections: Sections) -> dict[str, Any]:
     models, verdict, routed = data.study.models[pair], summary.verdicts[pair], routes(data, pair)
+    taught = models.teacher and model(pair, "teacher", models.teacher)
     spent, profile, race = costs(data, pair), profiles(data, pair), races(data).get(pair)
     return {
         "name": pair,
         "student": model(pair, "student", models.student),
-        "teacher": model(pair, "teacher", models.teacher),
+        "teacher": taught,  # empty: the pair has none
         "rows": [row for row in data.rows if row.pair == pair],
         "caveat": published.caveat(data.study, pair),
         "head": sentences.headline(verdict),

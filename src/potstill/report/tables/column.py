@@ -11,13 +11,13 @@ import csv
 import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from potstill.report import formatting
 from potstill.report.formatting import finite
 from potstill.stats.comparisons import direction
-
-SIDES = {1: "num up", 0: "num", -1: "num down"}
+from potstill.stats.metric import ACCURACY, Metric
 
 
 @dataclass(frozen=True)
@@ -60,14 +60,40 @@ def _ends(value: Any) -> str:
 
 ENDS = {"": "mean", "_low": "low", "_high": "high"}
 TESTED = {**ENDS, "_p": "p"}
-POINTS, LEVEL = _mean(formatting.signed), _mean(formatting.per_cent)
-MEAN = Format(LEVEL, parts=ENDS, key=lambda value: value.mean)  # an interval, by its mean alone
-INTERVAL = Format(LEVEL, formatting.detail, ENDS, MEAN.key, lambda v: "num level" if v else "num")
-DIFFERENCE = Format(POINTS, formatting.detail, TESTED, MEAN.key, lambda v: SIDES[direction(v)])
-GAIN = Format(POINTS, formatting.span)
+
+
+def interval(metric: Metric = ACCURACY, *, small: bool = True) -> Format:
+    """An interval of a metric; without small print its mean alone."""
+    detail = partial(formatting.detail, metric=metric) if small else lambda value: ""
+    css = (lambda v: "num level" if v else "num") if small else (lambda v: "num")
+    return Format(_mean(partial(formatting.level, metric=metric)), detail, ENDS, _by_mean, css)
+
+
+def difference(metric: Metric = ACCURACY) -> Format:
+    """A difference of a metric, marked where it is significant: above or below, better or worse."""
+
+    def css(value: Any) -> str:
+        mark = {1: " up", 0: "", -1: " down"}[direction(value)]
+        return f"num{mark}{' reverse' if mark and not metric.higher_is_better else ''}"
+
+    write = _mean(partial(formatting.change, metric=metric))
+    return Format(write, partial(formatting.detail, metric=metric), TESTED, _by_mean, css)
+
+
+def gain(metric: Metric = ACCURACY) -> Format:
+    """A difference with its interval alone."""
+    write = _mean(partial(formatting.change, metric=metric))
+    return Format(write, partial(formatting.span, metric=metric))
+
+
+def _by_mean(value: Any) -> float:
+    return float(value.mean)
+
+
+INTERVAL, MEAN, DIFFERENCE, GAIN = interval(), interval(small=False), difference(), gain()
 SHARE, COUNT = Format(formatting.per_cent), Format(formatting.count)
 DURATION, USD = Format(formatting.duration), Format(formatting.dollars)
-NATS = Format(_mean("{:.3f}".format), _ends, ENDS, MEAN.key)
+NATS = Format(_mean("{:.3f}".format), _ends, ENDS, _by_mean)
 TEXT = Format(css=lambda value: "")
 
 

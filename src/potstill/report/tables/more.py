@@ -78,31 +78,33 @@ def times(rows: Sequence[Profile]) -> list[Column]:
 
 @dataclass(frozen=True)
 class RouteRow:
-    """One method's accuracy by teacher."""
+    """One method's results by teacher."""
 
     method: str
-    accuracy: Sequence[Interval | None]
+    levels: Sequence[Interval | None]
 
 
 def teachers(routes: Routes, named: Callable[[str], str]) -> tuple[list[Column], list[RouteRow]]:
-    """Accuracy on the problems that each teacher reads: the columns and the rows."""
+    """Results on the problems that each teacher reads: the columns and the rows."""
+    style = c.interval(routes.metric)
 
     def column(i: int) -> Column:
         route = routes.values[i]
         unit = f"{plural(route.problems, 'problem')}, {visible(named(route.teacher), 80)}"
         title = visible(route.value or "none", 60)
-        return Column(title, title, c.INTERVAL, unit, value=lambda row: row.accuracy[i])
+        return Column(title, title, style, unit, value=lambda row: row.levels[i])
 
     rows = [RouteRow(method, levels) for method, levels in routes.rows.items()]
     return [column(i) for i in range(len(routes.values))], rows
 
 
 def routes_markdown(pairs: Iterable[Routes | None]) -> str:
-    """A table a pair: accuracy by teacher in per cent with its interval."""
+    """A table a pair: results by teacher with their intervals."""
     tables = []
     for routes in filter(None, pairs):
         heads = [f"{v.value or f'no {routes.key}'} ({v.problems} problems)" for v in routes.values]
-        rows = [[f"`{m}`", *map(c.INTERVAL.write, levels)] for m, levels in routes.rows.items()]
+        write = c.interval(routes.metric).write
+        rows = [[f"`{m}`", *map(write, levels)] for m, levels in routes.rows.items()]
         tables.append(c.markdown([f"{routes.pair}, by {routes.key}", *heads], rows))
     return "\n".join(tables)
 

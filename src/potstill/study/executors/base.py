@@ -105,11 +105,11 @@ def unfinished(folder: StudyFolder, keys: Sequence[RunId]) -> list[RunId]:
     return [key for key in keys if not folder.cell(key).ended]
 
 
-def runnable(folder: StudyFolder, pending: Sequence[RunId]) -> Iterator[RunId]:
+def runnable(study: Study, folder: StudyFolder, pending: Sequence[RunId]) -> Iterator[RunId]:
     """Pending runs that can start: training needs the teacher baseline of its pair."""
     for key in pending:
-        teacher = folder.cell(RunId(key.pair, "teacher"))
-        if key.method in REFERENCES or teacher.ended:
+        alone = not study.models[key.pair].teacher
+        if key.method in REFERENCES or alone or folder.cell(RunId(key.pair, "teacher")).ended:
             yield key
 
 

@@ -43,9 +43,9 @@ from potstill.study.executors.base import (
 )
 from potstill.study.kept import keeper_of
 from potstill.study.loading import read_study
-from potstill.study.problems import study_task
 from potstill.study.run import preflight_pair
 from potstill.study.schema import Study
+from potstill.study.settling import task_of
 from potstill.study.storage import RunId, StudyFolder, runs_of
 from potstill.training.spending import BudgetReached
 
@@ -297,9 +297,9 @@ def _worker(
             os.sched_setaffinity(0, cores)
     try:
         study = read_study(table)
-        task, ledger = study_task(study), folder.ledger(study)
+        task, ledger = task_of(study), folder.ledger(study)
         while pending := unfinished(folder, keys):
-            for key in runnable(folder, pending):
+            for key in runnable(study, folder, pending):
                 if run_if_free(study, folder, key, task, ledger):
                     break
             else:

@@ -68,6 +68,7 @@ def course(
     records: Records,
     screened: Records,
     stored: Stored,
+    baselines: Sequence[str] = REFERENCES,
 ) -> Course:
     """The course of a race on one pair.
 
@@ -79,10 +80,11 @@ def course(
         records: of the runs that have ended.
         screened: of the screen's runs that have ended.
         stored: decisions of earlier calls.
+        baselines: of the pair; one without a teacher has no teacher's.
     """
     racing, looks, digests, screen = tuple(methods), [], [], None
     levels, first = rules.levels, seeds[:1]
-    planned = [RunId(pair, role) for role in reversed(REFERENCES)]
+    planned = [RunId(pair, role) for role in reversed(baselines)]
     if rules.screen:
         if not _complete(screened, _runs(pair, racing, first)):
             return Course(pair, None, (), racing, tuple(planned), (), ())

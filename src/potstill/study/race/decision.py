@@ -35,7 +35,7 @@ End = Literal["", "none left", "one left", "within", "last look"]
 class Entry:
     """The runs of one method up to a look."""
 
-    outcomes: Matrix  # (S, P) of the finished runs, 0 or 1
+    outcomes: Matrix  # (S, P) of the finished runs, in [0, 1]
     collapsed: int = 0  # runs with a collapse
     failed: str = ""  # cause of the first failed run
 

@@ -20,7 +20,7 @@ from potstill.study.race.course import Course, Records, course
 from potstill.study.race.decision import Decision, Drop
 from potstill.study.race.rules import Rules, screening
 from potstill.study.schema import Study
-from potstill.study.storage import RunId, StudyFolder, runs_of
+from potstill.study.storage import RunId, StudyFolder, references_of, runs_of
 
 FILE = "race.json"
 AGAIN = "run the same `potstill race` command again: it is written from the runs"
@@ -76,9 +76,18 @@ class RaceFolder:
         if rules.screen:
             screening_study = screening(study)
             screened = self.screen.results(runs_of(screening_study), screening_study)
-        stored = self._stored()
+        stored, methods = self._stored(), list(study.methods)
         return {
-            pair: course(pair, list(study.methods), study.seeds, rules, records, screened, stored)
+            pair: course(
+                pair,
+                methods,
+                study.seeds,
+                rules,
+                records,
+                screened,
+                stored,
+                references_of(study, pair),
+            )
             for pair in study.models
         }
 

@@ -13,6 +13,7 @@ from potstill.settings import MOST_SEED, Table
 from potstill.stats.comparisons import VERDICT_SEEDS
 from potstill.study.race.decision import levels
 from potstill.study.schema import MOST_SEEDS, Study
+from potstill.tasks import is_graded, load_task
 
 SCREEN = 4  # the screen trains for one part of so many of the steps
 
@@ -94,13 +95,22 @@ class Rules(Table):
 def raced(study: Study, rules: Rules) -> Study:
     """The study with as many seeds as the race may need: its own, then the next numbers.
 
+    A race needs a grader: its first look assumes how much accuracy differs between seeds, and its
+    error rate is shown for grades in [0, 1] alone.
+
     Raises:
-        PotstillError: there is nothing to compare.
+        PotstillError: there is nothing to compare, or no grader to compare by.
     """
     if len(study.methods) < 2:
         raise PotstillError(
             f"a race has at least two methods, got {', '.join(study.methods)}",
             "name more in methods, see `potstill ls methods`",
+        )
+    if not is_graded(load_task(**study.task)):
+        raise PotstillError(
+            f'a race drops methods by their grades, and the task "{study.task.get("name")}" has no '
+            "grader",
+            "run `potstill study` with the same file: it compares by the KL to the teacher",
         )
     if rules.seeds > MOST_SEEDS:
         raise PotstillError(

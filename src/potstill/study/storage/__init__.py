@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from potstill.study.files import write_text
 from potstill.study.storage.identity import settings_digest
-from potstill.study.storage.keys import REFERENCES, RunId, runs_of
+from potstill.study.storage.keys import REFERENCES, RunId, references_of, runs_of
 from potstill.study.storage.run_folder import RunFolder, example
 from potstill.study.storage.study_folder import StudyFolder
 
@@ -33,6 +33,7 @@ __all__ = [
     "RunId",
     "RunFolder",
     "StudyFolder",
+    "references_of",
     "runs_of",
     "example",
     "settings_digest",

@@ -7,6 +7,7 @@ seeds of one method.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from potstill.digests import digest_of
@@ -19,6 +20,25 @@ NEUTRAL = ("price", "budget", "ray", "track", "published")
 GROWING = ("methods", "pairs", "seeds")  # may gain values and lose none
 NAMED = ("pair", "recipe")  # tables of named tables; names may be added
 _UNUSED = {"name", *NEUTRAL, *GROWING, *NAMED}
+# Settings inside tables: what is kept on disk, and how often progress is looked at.
+_KEPT = {"train": ("save", "save_every", "keep_state", "checkpoint_every")}
+_LOOKS = {"eval": ("every", "probe_every")}
+
+
+def neutral_fields(settings: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    """Settings inside tables that change no number, by table.
+
+    A run that acts on a collapse depends on the steps at which it looks for one, and on the
+    checkpoints that it can go back to.
+
+    Args:
+        settings: the table of a study; defaults may be left out.
+    """
+    train = settings.get("train")
+    action = (train if isinstance(train, Mapping) else {}).get("on_collapse", "warn")
+    if action == "warn":
+        return {**_KEPT, **_LOOKS}
+    return {"train": tuple(name for name in _KEPT["train"] if name != "checkpoint_every")}
 
 
 def settings_digest(study: Study, run: RunId) -> str:
@@ -31,15 +51,23 @@ def settings_digest(study: Study, run: RunId) -> str:
 
 
 def is_digest_of(digest: str, study: Study, run: RunId) -> bool:
-    """True for the digest of the settings, or of those with paths that were kept as written."""
-    if digest == settings_digest(study, run):
-        return True
+    """True for the digest of the settings, or that of a version before.
+
+    Earlier versions kept paths as they were written, and counted every field of a table.
+    """
     table = study.model_dump(mode="json", exclude_defaults=True)
-    return any(digest == _digest(study, run, earlier) for earlier in earlier_tables(table))
+    return any(
+        digest == _digest(study, run, one, every_field=every_field)
+        for one in (table, *earlier_tables(table))
+        for every_field in (False, True)
+    )
 
 
-def _digest(study: Study, run: RunId, changed: dict[str, Any]) -> str:
+def _digest(study: Study, run: RunId, changed: dict[str, Any], *, every_field: bool = False) -> str:
     used = {key: value for key, value in changed.items() if key not in _UNUSED}
+    for table, fields in ({} if every_field else neutral_fields(used)).items():
+        rest = {k: v for k, v in used.pop(table, {}).items() if k not in fields}
+        used |= {table: rest} if rest else {}
     used["engine"] = {**used.get("engine", {}), "name": study.engine.name}
     used["pair"] = changed.get("pair", {}).get(run.pair, run.pair)
     if run.method not in REFERENCES:

@@ -23,9 +23,19 @@ class RunId:
         return f"{self.pair}/{self.method}/{seed}"
 
 
+def references_of(study: Study, pair: str) -> tuple[str, ...]:
+    """The baselines of a pair: a teacher is one if there is one."""
+    return REFERENCES if study.models[pair].teacher else REFERENCES[:1]
+
+
 def runs_of(study: Study) -> list[RunId]:
     """Every run in execution order: baselines first, then seed by seed, long runs first."""
-    baselines = [RunId(pair, role) for role in reversed(REFERENCES) for pair in study.models]
+    baselines = [
+        RunId(pair, role)
+        for role in reversed(REFERENCES)
+        for pair in study.models
+        if role in references_of(study, pair)
+    ]
     by_length = sorted(study.recipes.values(), key=lambda recipe: -recipe.budget)
     runs = [
         RunId(pair, recipe.name, seed)

@@ -57,6 +57,7 @@ class RunFolder:
     ) -> None:
         self.path, self.key = path, key
         self.checkpoints: Path | None = path / "checkpoints"
+        self.students: Path | None = path / "students"
         self.teacher, self.examples, self.ledger = teacher or {}, examples, ledger
 
     @property
@@ -253,7 +254,8 @@ class RunFolder:
             (self.path / ".running").unlink(missing_ok=True)
 
     def _tidy(self, result: Mapping[str, Any]) -> None:
-        shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
+        if "state" not in result:
+            shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
         if result["status"] == "done":  # of a failed run, .spent remains the only record
             self._close_account()
 

@@ -22,7 +22,7 @@ from potstill.study.inputs import Inputs
 from potstill.study.paths import as_now
 from potstill.study.provenance import provenance
 from potstill.study.schema import Study
-from potstill.study.storage.identity import GROWING, NAMED, NEUTRAL, is_digest_of
+from potstill.study.storage.identity import GROWING, NAMED, NEUTRAL, is_digest_of, neutral_fields
 from potstill.study.storage.keys import RunId
 from potstill.study.storage.run_folder import RunFolder
 from potstill.training.spending import Spent
@@ -178,7 +178,7 @@ class StudyFolder:
             pass
 
     def _check_settings(self, stored: dict[str, Any], current: dict[str, Any]) -> None:
-        if changes := _changes(stored, current):
+        if changes := changes_between(stored, current):
             raise PotstillError(
                 f'"{self.path}" holds a study with other settings ({"; ".join(changes)})',
                 "use another --out, or the settings of its study.toml; adding methods, pairs and "
@@ -302,9 +302,9 @@ def _as_today(stored: dict[str, Any], current: dict[str, Any]) -> dict[str, Any]
     return as_now({**stored, "engine": engine} if engine else stored, current)
 
 
-def _changes(stored: dict[str, Any], current: dict[str, Any]) -> list[str]:
+def changes_between(stored: dict[str, Any], current: dict[str, Any]) -> list[str]:
     """Differences between two studies' settings that would change a number."""
-    changes = []
+    changes, neutral = [], neutral_fields(current)
     for key in sorted((stored.keys() | current.keys()) - set(NEUTRAL)):
         old, new = stored.get(key), current.get(key)
         if key in GROWING:
@@ -314,7 +314,8 @@ def _changes(stored: dict[str, Any], current: dict[str, Any]) -> list[str]:
             before, after = (table if isinstance(table, dict) else {} for table in (old, new))
             changes += [f"{key}.{name}" for name in before if after.get(name) != before[name]]
         elif isinstance(old, dict) and isinstance(new, dict):
-            fields = sorted(f for f in old.keys() | new.keys() if old.get(f) != new.get(f))
+            used = (old.keys() | new.keys()) - {*neutral.get(key, ())}
+            fields = sorted(field for field in used if old.get(field) != new.get(field))
             changes += [f"{key}.{field}: {old.get(field)} -> {new.get(field)}" for field in fields]
         elif old != new and key != "name":
             changes.append(f"{key}: {old} -> {new}")

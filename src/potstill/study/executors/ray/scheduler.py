@@ -96,7 +96,7 @@ class RayScheduler:
                     self._mirror.pull()
                 check_budget(self, self.study, self.folder, self.keys)
         submitted = set(self._running.values())
-        for key in runnable(self.folder, pending):
+        for key in runnable(self.study, self.folder, pending):
             if self._limit and len(self._running) >= self._limit:
                 return
             if key not in submitted and self._may_start(key, now):

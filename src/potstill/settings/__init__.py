@@ -7,19 +7,61 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    field_validator,
-    model_validator,
-)
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from potstill.errors import PotstillError, did_you_mean, together
-from potstill.fields import brief, is_flag_for_number
+from potstill.errors import PotstillError, did_you_mean
+from potstill.fields import brief
+from potstill.settings.base import (
+    COLD,
+    HOT,
+    MOST_DOLLARS,
+    MOST_PROBLEMS,
+    MOST_PROMPTS,
+    MOST_RANK,
+    MOST_ROWS,
+    MOST_SAMPLES,
+    MOST_SEED,
+    MOST_STEPS,
+    MOST_TOKENS,
+    SLOWEST,
+    Modules,
+    Norm,
+    Table,
+)
+from potstill.settings.train import Adam, Train
 from potstill.types import ModelSpec, Truncation
 from potstill.urls import Url
+
+__all__ = [
+    "COLD",
+    "HOT",
+    "MOST_DOLLARS",
+    "MOST_PROMPTS",
+    "MOST_RANK",
+    "MOST_ROWS",
+    "MOST_PROBLEMS",
+    "MOST_SAMPLES",
+    "MOST_SEED",
+    "MOST_STEPS",
+    "MOST_TOKENS",
+    "SLOWEST",
+    "Adam",
+    "Budget",
+    "Eval",
+    "FakeSettings",
+    "Lora",
+    "Modules",
+    "Norm",
+    "Pair",
+    "Price",
+    "RaySettings",
+    "Table",
+    "TinkerSettings",
+    "TorchSettings",
+    "Train",
+    "check_placement",
+    "flatten",
+]
 
 # Arguments of `apply_chat_template` that are not the template's own.
 RESERVED = frozenset(
@@ -29,17 +71,6 @@ RESERVED = frozenset(
 )
 
 
-# The largest values: far above any use, and below what overflows or does not fit in memory.
-MOST_STEPS = 10**7
-MOST_PROMPTS = 10**5  # of a step
-MOST_TOKENS = 10**6  # of a completion; windows of models are below it
-MOST_SAMPLES = 10**4  # of a problem
-MOST_ROWS = 10**9  # tokens of a micro-batch
-MOST_RANK = 2**14  # a LoRA rank above a model's width adds nothing
-MOST_DOLLARS = 10**9
-MOST_SEED = 2**53 - 1  # exact in JSON, which browsers read as floats
-SLOWEST = 1e-12  # learning rate; below, no weight changes
-HOT, COLD = 1e3, 1e-3  # temperatures: above, sampling is uniform; below, greedy or not finite
 _URL = r"^(https?://[!-~]+)?$"
 # Kinds of devices of torch, with a number where there are several.
 DEVICES = ("cpu", "cuda", "mps", "xpu", "npu", "hpu", "mlu", "musa")
@@ -50,82 +81,17 @@ ATTENTION = (
 )
 
 
-class Table(BaseModel):
-    """A table of the study file: closed to unknown keys, never changed once read."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _no_flags(cls, table: Any) -> Any:
-        """Pydantic takes true for 1."""
-        fields = cls.model_fields
-        flags = [
-            PotstillError(f"{key} is a number, got {brief(value)}", "write a number")
-            for key, value in (table.items() if isinstance(table, Mapping) else ())
-            if key in fields and is_flag_for_number(value, fields[key].annotation)
-        ]
-        if flags:
-            raise together(flags)
-        return table
-
-    def changed(self, changes: Mapping[str, Any]) -> Self:
-        """A copy with other values of some fields, checked like the first."""
-        return type(self).model_validate({**self.model_dump(), **changes}) if changes else self
-
-
-Modules = Annotated[
-    Annotated[str, Field(min_length=1)] | tuple[Annotated[str, Field(min_length=1)], ...],
-    Field(min_length=1),
-]
-
-
-def _trains(norm: float) -> float:
-    if 0 < norm < 1e-6:
-        raise ValueError("input should be 0, which is off, or at least 1e-6: less trains nothing")
-    return norm
-
-
-Norm = Annotated[float, Field(ge=0), AfterValidator(_trains)]
-
-
 class Pair(Table):
     """A student and the teacher it learns from, by hub name or local folder."""
 
     student: str = Field(min_length=1)
-    teacher: str = Field(min_length=1)
+    teacher: str = ""  # empty: it learns from the completions that the data have
     context: dict[str, Any] = Field(default_factory=dict)  # read by the teacher alone
     route: str = ""  # key of the data that chooses a problem's teacher
     teachers: dict[str, str] = Field(default_factory=dict)  # further teachers, by that key's value
 
 
-class Train(Table):
-    """Length and speed of the training of one run."""
-
-    steps: int = Field(100, ge=1, le=MOST_STEPS)  # times a recipe's budget: optimizer steps
-    batch_size: int = Field(32, ge=1, le=MOST_PROMPTS)  # prompts per step
-    max_tokens: int = Field(32, ge=1, le=MOST_TOKENS)  # per completion, prefix included
-    max_prompt_tokens: int = Field(0, ge=0, le=MOST_TOKENS)  # longer prompts are left out; 0: off
-    learning_rate: float | None = Field(None, ge=SLOWEST)  # unset: the embedded pairs' own
-    on_policy_rate: float = Field(1.0, ge=1e-6, le=1e6)  # multiple of it on the student's own text
-    warmup: int = Field(5, ge=0, le=MOST_STEPS)  # steps of linear warm-up
-    temperature: float = Field(1.0, ge=COLD, le=HOT)  # the student's sampling temperature
-    teacher_temperature: float = Field(1.0, ge=COLD, le=HOT)  # the teacher's, where it writes
-    lora_rank: int = Field(0, ge=0, le=MOST_RANK)  # 0 trains all weights
-    lora_alpha: int = Field(0, ge=0, le=10**6)  # scale is alpha / rank; 0: twice the rank
-    lora_dropout: float = Field(0.0, ge=0, lt=1)  # share of an adapter's inputs that a step drops
-    lora_target: Modules = "all-linear"  # modules with adapters, by name
-    max_grad_norm: Norm = 1.0  # clip to this norm; 0 is off
-    checkpoint_every: int = Field(25, ge=1)  # steps between checkpoints
-    on_collapse: Literal["warn", "stop", "rollback"] = "warn"  # rollback: to the last good one
-    save: bool = True  # keep each trained student as a model folder
-
-    def rate(self, step: int, student: float) -> float:
-        """Learning rate of a step: its index (from 0), the share of student completions in it."""
-        if self.learning_rate is None:
-            raise PotstillError("train.learning_rate is not set", "write Train(learning_rate=1e-4)")
-        blend = (1 - student) + student * self.on_policy_rate
-        return self.learning_rate * blend * min(1.0, (step + 1) / (self.warmup + 1))
+Words = tuple[Annotated[str, Field(min_length=1)], ...]
 
 
 class Eval(Table):
@@ -144,6 +110,10 @@ class Eval(Table):
     probe: int = Field(16, ge=1)  # training problems sampled for score and KL
     probe_every: int = Field(5, ge=1)  # steps between probes
     examples: int = Field(4, ge=0)  # completions kept per evaluation
+    lm_eval: Words = ()  # tasks of lm-eval, by name or YAML file, before and after training
+    lm_eval_limit: int = Field(0, ge=0, le=MOST_PROBLEMS)  # documents of each; 0: all
+    lm_eval_chat_template: bool = False  # true: the student's chat template around their prompts
+    drift: str = ""  # a text file on which the student's loss is measured before and after training
 
     @property
     def truncation(self) -> Truncation:

@@ -1,0 +1,64 @@
+"""The check of the completions that the data have: how many there are, end, and are right."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from potstill.diagnostics.preflight.check import Check
+from potstill.diagnostics.preflight.rehearsal import Rehearsal
+from potstill.engines.protocol import Engine
+from potstill.problems import Problem
+from potstill.tasks import Task, is_graded
+from potstill.training.given import Survey, survey
+from potstill.types import Ids
+
+NAME = "data completions"
+MANY = 0.5  # share of cut completions from which on it warns
+
+
+def data_completions(rehearsal: Rehearsal) -> list[Check]:
+    """Count the completions of the training problems, if a recipe trains on them."""
+    engine, task = rehearsal.engine, rehearsal.any_run().task
+    asking = [recipe for recipe in rehearsal.recipes if recipe.asks_teacher]
+    if not asking or not any(problem.completions for problem in task.train):
+        return []
+    rejecting = any(recipe.reject_wrong for recipe in asking) and is_graded(task)
+    limit = rehearsal.settings.max_tokens
+    found = survey(
+        task.train,
+        limit,
+        lambda p, text: engine.encode_completion(engine.prompt(p), text),
+        _grading(engine, task) if rejecting else None,
+    )
+    evidence = _evidence(found, limit)
+    if found.unreadable:
+        evidence += f"; {found.unreadable} cannot be read, {found.error}"
+        return [Check(NAME, "refused", evidence, found.error.hint)]
+    if found.cut == found.checked:
+        hint = f"raise train.max_tokens to {found.longest}, which holds the longest"
+        return [Check(NAME, "refused", evidence + ": none of them ends", hint)]
+    if found.right == 0:
+        hint = "check the grader and the answers, or leave reject_wrong out"
+        return [Check(NAME, "refused", evidence, hint)]
+    if found.cut > MANY * found.checked:
+        return [Check(NAME, "warning", evidence, f"raise train.max_tokens, up to {found.longest}")]
+    return [Check(NAME, "passed", evidence)]
+
+
+def _evidence(found: Survey, limit: int) -> str:
+    parts = [f"{found.having} of {found.problems} training problems have {found.texts} completions"]
+    if found.checked < found.texts:
+        parts.append(f"{found.checked} of them are looked at")
+    cut = f"{found.cut} of {found.checked} are cut at train.max_tokens = {limit}"
+    parts.append(f"{cut}, the longest has {found.longest} tokens")
+    if found.right is not None:
+        parts.append(f"{found.right} of {found.checked} are right, the others are rejected")
+    return "; ".join(parts)
+
+
+def _grading(engine: Engine, task: Task) -> Callable[[Problem, Ids], bool]:
+    def grade(problem: Problem, ids: Ids) -> bool:
+        opening = engine.opening(engine.prompt(problem), "student")
+        return task.grade(problem, opening + engine.decode(ids)).correct
+
+    return grade
