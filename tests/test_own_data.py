@@ -27,7 +27,14 @@ from potstill.tasks.data.values import number
 from potstill.tasks.overlap import question_key
 from potstill.tasks.rendering import plain, render
 from potstill.tasks.rendering import written as written_prompt
-from potstill.tasks.selecting import Indexed, containing, finder, longest, messages
+from potstill.tasks.selecting import (
+    Indexed,
+    completion_counts,
+    containing,
+    finder,
+    longest,
+    messages,
+)
 
 USER = {"role": "user", "content": "2+2?"}
 REPLY = {"role": "assistant", "content": "4"}
@@ -731,6 +738,14 @@ def test_graded_problems_have_a_reference(tmp_path: Path) -> None:
         _ = task.test
 
 
+def test_completions_are_counted_in_the_table(tmp_path: Path) -> None:
+    rows = [{"prompt": f"{n}", "completion": ["x"] * (n % 3) or ["y"]} for n in range(9)]
+    path = written(tmp_path, "a.jsonl", lines(rows))
+    train = load_task("data", train_path=path, test_path=path, shuffle=True).train
+    assert completion_counts(train) == [len(p.completions) for p in train]
+    assert sorted(completion_counts(train)) == [1] * 6 + [2] * 3
+
+
 def test_problems_are_a_sequence(tmp_path: Path) -> None:
     path = written(tmp_path, "a.jsonl", lines(ROWS))
     train = load_task("data", train_path=path, test_path=path).train
@@ -890,6 +905,7 @@ def test_what_a_table_knows_is_what_a_list_has(tmp_path: Path, count: int) -> No
     assert lengths == sorted(lengths, reverse=True) and len(lengths) == count
     for texts in (["<s>"], ['a"b'], ["xxxxxxxxxx", "é"], ["none"], []):
         assert containing(train, texts) == containing(plain_list, texts)
+    assert completion_counts(train) == completion_counts(plain_list) == [0] * 301
     for problem in plain_list[::50]:
         assert finder(train)(problem.id) == finder(plain_list)(problem.id) == problem
     for name in ("train-301", "test-0", "train", "train--1"):

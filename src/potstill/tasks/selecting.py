@@ -25,6 +25,9 @@ class Indexed(Protocol):
     def containing(self, texts: Collection[str]) -> list[Problem]:
         """The problems with one of some texts in a message, in order."""
 
+    def completion_counts(self) -> list[int]:
+        """The number of completions of each problem."""
+
 
 def finder(problems: Sequence[Problem]) -> Callable[[str], Problem]:
     """Finds problems by their ids; raises KeyError for an id that none has."""
@@ -45,6 +48,18 @@ def containing(problems: Sequence[Problem], texts: Collection[str]) -> list[Prob
     if isinstance(problems, Indexed):
         return problems.containing(texts)
     return [p for p in problems if any(text in m for _, m in messages(p) for text in texts)]
+
+
+def completed(problems: Sequence[Problem]) -> Sequence[int]:
+    """Places of the problems with completions."""
+    return [place for place, count in enumerate(completion_counts(problems)) if count]
+
+
+def completion_counts(problems: Sequence[Problem]) -> list[int]:
+    """The number of completions of each problem."""
+    if isinstance(problems, Indexed):
+        return problems.completion_counts()
+    return [len(problem.completions) for problem in problems]
 
 
 def length(problem: Problem) -> int:

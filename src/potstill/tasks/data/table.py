@@ -139,6 +139,13 @@ class Problems(Sequence[Problem]):
         question, earlier = self._bytes("question"), self._bytes("earlier")
         return np.nonzero(question + earlier + added * -(-earlier // MESSAGE) > limit)[0]
 
+    def completion_counts(self) -> list[int]:
+        """The number of completions of each problem."""
+        if not self._bytes("completions").any():
+            return [0] * len(self)
+        texts = self.table["completions"].to_pylist()
+        return [len(json.loads(texts[row])) if texts[row] else 0 for row in self.rows]
+
     def _bytes(self, part: str) -> npt.NDArray[np.int64]:
         """Bytes of each problem's part."""
         sizes = pc.binary_length(self.table[part]).to_numpy()[self.rows]
@@ -146,8 +153,7 @@ class Problems(Sequence[Problem]):
 
     def lacking(self, part: str) -> npt.NDArray[np.int64]:
         """Places of the problems without a part, such as "answer"."""
-        empty = pc.equal(pc.binary_length(self.table[part]), 0).to_numpy()
-        return np.nonzero(empty[self.rows])[0]
+        return np.nonzero(self._bytes(part) == 0)[0]
 
     def _problems(self, rows: npt.NDArray[np.int64]) -> Iterator[Problem]:
         batch_of = np.searchsorted(self._starts, rows, "right") - 1
