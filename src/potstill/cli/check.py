@@ -99,6 +99,7 @@ def plan(study: Study, task: Task) -> dict[str, Any]:
     return {
         "study": study.name,
         "task": f"{task.name}: {len(task.train)} training, {len(task.test)} held-out problems",
+        **({"grader": _grader(task)} if hasattr(task, "graded_by") else {}),
         **({"left out": note} if (note := getattr(task, "note", "")) else {}),
         "engine": study.engine.name,
         "pairs": ", ".join(study.models),
@@ -111,6 +112,11 @@ def plan(study: Study, task: Task) -> dict[str, Any]:
         "learning rate": study.train.learning_rate,
         "graded on": f"{evaluated} problems every {study.eval.every} steps",
     }
+
+
+def _grader(task: Any) -> str:
+    """The name of a task's grader."""
+    return str(task.graded_by.name) if task.graded_by else "none: prompts alone"
 
 
 def powers(study: Study, task: Task, pilot: str | None) -> dict[str, Power]:
