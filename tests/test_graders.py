@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import time
 from collections import Counter
 from pathlib import Path
@@ -331,3 +332,21 @@ def test_gsm8k_has_the_option_too(tmp_path: Path) -> None:
     assert task.test[0].answer == "1234"
     assert task.grade(task.test[0], "#### 1,234").strict
     assert not task.grade(task.test[0], "####1,234").strict
+
+
+def test_the_docs_show_where_lm_eval_and_gsm8k_differ() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "graders.md").read_text()
+    verdicts = r"(right|wrong), (right|wrong) \| (right|wrong), (right|wrong)"
+    rows = re.findall(rf"^\| `(.*?)` \| (\S+) \| {verdicts} \|", page, re.MULTILINE)
+    assert len(rows) >= 10
+    for text, answer, *shown in rows:
+        grades = [load_grader(name).grade(problem(answer), text) for name in ("lm_eval", "gsm8k")]
+        values = [value for grade in grades for value in (grade.strict, grade.flexible)]
+        assert [one == "right" for one in shown] == [value == 1 for value in values], text
+        assert values[:2] != values[2:]
+
+
+def test_the_docs_list_all_graders() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "graders.md").read_text()
+    for name, (_, _, what) in GRADERS.items():
+        assert f"{name} " in page and what in page
