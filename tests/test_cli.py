@@ -90,8 +90,6 @@ BAD_FILES: dict[str, tuple[dict[str, Any], str]] = {
     "duplicate seeds": ({"seeds": [0, 1, 0]}, "one of them twice"),
     "duplicate methods": ({"methods": ["hybrid", "hybrid"]}, "one of them twice"),
     "no seeds": ({"seeds": []}, "seeds"),
-    "more graded problems than there are": ({"eval": {"problems": 41}}, "eval.problems asks"),
-    "more probed problems than there are": ({"eval": {"probe": 41}}, "eval.probe asks"),
     "loss that the engine lacks": (
         {"methods": ["a"], "recipe": {"a": {"student_loss": {"jsd": 0.5}}}},
         'which engine "fake" cannot compute',

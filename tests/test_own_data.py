@@ -542,7 +542,7 @@ REFUSED: dict[str, tuple[str, bytes | str, dict[str, Any], str, str]] = {
     "a reference that its grader refuses": (
         *("a.jsonl", GOOD + '{"question": "x", "answer": "many"}\n', {"grade": "numeric"}),
         "line 2: a numeric answer is a number, got 'many'",
-        'grade = "exact"',
+        "write the number",
     ),
     "a question of lists": (
         *("a.jsonl", '{"question": ["x"], "answer": "y"}\n', {}),

@@ -41,6 +41,7 @@ from potstill.study.storage import runs_of
 from potstill.tasks import gsm8k
 from potstill.tasks.arithmetic import Arithmetic
 from potstill.tasks.context import KINDS
+from potstill.tasks.data import Data
 from potstill.tasks.jsonl import Jsonl
 from potstill.types import ModelSpec
 
@@ -138,6 +139,7 @@ def bases(folder: Path) -> dict[str, dict[str, Any]]:
         "recipe": {**fake, "recipe": recipe, "methods": ["mine", "hybrid"]},
         "jsonl": {**fake, "task": {"name": "jsonl", **files}},
         "gsm8k": {**fake, "task": {"name": "gsm8k", **files}},
+        "data": {**fake, "task": {"name": "data", **files}},
         "race": fake,
     }
 
@@ -173,9 +175,10 @@ def keys() -> dict[str, list[str]]:
     own += ["student_loss.jsd", "student_loss.topk_reverse_kl", "teacher_loss.topk_jsd"]
     found["recipe"] = [*(f"recipe.mine.{key}" for key in own), "recipe.new", "recipe"]
     found["recipe"] += ["student_loss.jsd", "student_loss.topk_jsd"]
-    tasks = {"torch": Arithmetic, "jsonl": Jsonl, "gsm8k": gsm8k.GSM8K}
+    tasks = {"torch": Arithmetic, "jsonl": Jsonl, "gsm8k": gsm8k.GSM8K, "data": Data}
     for name, task in tasks.items():
-        own = [*(field.name for field in dataclasses.fields(task)), "unknown"]
+        fields = (field.name for field in dataclasses.fields(task))
+        own = [*("grade" if field == "grader" else field for field in fields), "unknown"]
         found.setdefault(name, []).extend(f"task.{key}" for key in own)
     found["race"] = [*Rules.model_fields, "unknown"]
     return found

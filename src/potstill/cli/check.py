@@ -94,10 +94,12 @@ def plan(study: Study, task: Task) -> dict[str, Any]:
     from potstill.study.storage import runs_of
 
     steps = {name: study.total_steps(recipe) for name, recipe in study.recipes.items()}
+    evaluated = min(study.eval.problems, len(task.test))
     total = len(study.models) * len(study.seeds) * sum(steps.values())
     return {
         "study": study.name,
         "task": f"{task.name}: {len(task.train)} training, {len(task.test)} held-out problems",
+        **({"left out": note} if (note := getattr(task, "note", "")) else {}),
         "engine": study.engine.name,
         "pairs": ", ".join(study.models),
         **{f"context of {name}": str(context) for name, context in study.contexts.items()},
@@ -107,7 +109,7 @@ def plan(study: Study, task: Task) -> dict[str, Any]:
         "optimizer steps": total,
         "sampled tokens, at most": total * study.train.batch_size * study.train.max_tokens,
         "learning rate": study.train.learning_rate,
-        "graded on": f"{study.eval.problems} problems every {study.eval.every} steps",
+        "graded on": f"{evaluated} problems every {study.eval.every} steps",
     }
 
 

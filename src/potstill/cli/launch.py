@@ -196,7 +196,10 @@ def opened(
         A function that executes those of the given runs that have not ended, under the live view.
     """
     check_out(on, mirror)
-    inputs = inputs_of(study, prepare(study))
+    task = prepare(study)
+    inputs = inputs_of(study, task)
+    if note := getattr(task, "note", ""):
+        echo(note)
     if on == LOCAL:
         check_devices(study)
     workers = one_engine(study, workers)

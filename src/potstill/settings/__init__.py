@@ -15,6 +15,7 @@ from potstill.settings.base import (
     COLD,
     HOT,
     MOST_DOLLARS,
+    MOST_PROBLEMS,
     MOST_PROMPTS,
     MOST_RANK,
     MOST_ROWS,
@@ -38,6 +39,7 @@ __all__ = [
     "MOST_PROMPTS",
     "MOST_RANK",
     "MOST_ROWS",
+    "MOST_PROBLEMS",
     "MOST_SAMPLES",
     "MOST_SEED",
     "MOST_STEPS",
@@ -89,6 +91,9 @@ class Pair(Table):
     teachers: dict[str, str] = Field(default_factory=dict)  # further teachers, by that key's value
 
 
+Words = tuple[Annotated[str, Field(min_length=1)], ...]
+
+
 class Eval(Table):
     """Held-out problems, their completions, and intervals of the evaluations."""
 
@@ -105,6 +110,10 @@ class Eval(Table):
     probe: int = Field(16, ge=1)  # training problems sampled for score and KL
     probe_every: int = Field(5, ge=1)  # steps between probes
     examples: int = Field(4, ge=0)  # completions kept per evaluation
+    lm_eval: Words = ()  # tasks of lm-eval, by name or YAML file, before and after training
+    lm_eval_limit: int = Field(0, ge=0, le=MOST_PROBLEMS)  # documents of each; 0: all
+    lm_eval_chat_template: bool = False  # true: the student's chat template around their prompts
+    drift: str = ""  # a text file on which the student's loss is measured before and after training
 
     @property
     def truncation(self) -> Truncation:

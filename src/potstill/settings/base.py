@@ -14,6 +14,7 @@ from potstill.fields import brief, is_flag_for_number
 MOST_STEPS = 10**7
 MOST_PROMPTS = 10**5  # of a step
 MOST_TOKENS = 10**6  # of a completion; windows of models are below it
+MOST_PROBLEMS = 10**9
 MOST_SAMPLES = 10**4  # of a problem
 MOST_ROWS = 10**9  # tokens of a micro-batch
 MOST_RANK = 2**14  # a LoRA rank above a model's width adds nothing

@@ -104,6 +104,7 @@ class Train(Table):
     top_k: TopK = 0  # likeliest tokens that it draws from; 0: all
     top_p: TopP = 1.0  # fewest likeliest tokens with this probability
     min_p: MinP = 0.0  # least share of the likeliest token's probability
+    max_prompt_tokens: int = Field(0, ge=0, le=MOST_TOKENS)  # longer prompts are left out; 0: off
     teacher_temperature: float = Field(1.0, ge=COLD, le=HOT)  # the teacher's, where it writes
     teacher_top_k: TopK = 0
     teacher_top_p: TopP = 1.0

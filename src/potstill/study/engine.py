@@ -52,6 +52,8 @@ def open_study_engine(
     teacher = pair.teacher and faults.teacher_for(study.faults, pair.teacher, scratch)
     models = pair.model_copy(update={"teacher": teacher, "context": study.contexts.get(key.pair)})
     engine = open_engine(name, models, seed=key.seed or 0, task=task, **engine_settings(study))
+    if note := getattr(task, "note", ""):
+        engine.notes = (*engine.notes, note)
     if cache is None or not teacher:
         return engine
     # The student matters as well: token ids that both heads have, and what ends a completion.

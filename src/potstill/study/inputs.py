@@ -10,13 +10,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from potstill.caches import cache_folder
-from potstill.digests import DIGITS, digest_of
+from potstill.digests import DIGITS, digest_of, file_digest
 from potstill.engines.model_digest import model_digest
 from potstill.fields import brief
 from potstill.problems import Problem
+from potstill.study.benchmarks import is_file
 from potstill.study.schema import Study
 from potstill.tasks import Task
 from potstill.training.completing import held_out
@@ -103,6 +105,9 @@ def inputs_of(study: Study, task: Task, pairs: Iterable[str] | None = None) -> I
         data["validation problems"] = problems_digest(validation)
     if identity := grader_identity(task):
         data["grader"] = digest_of(identity)
+    files = {f"lm-eval task {Path(n).name}": n for n in study.eval.lm_eval if is_file(n)}
+    files |= {"text of eval.drift": study.eval.drift} if study.eval.drift else {}
+    data |= {name: str(file_digest(Path(path).expanduser())) for name, path in files.items()}
     models = {}
     for name in study.models if pairs is None else pairs:
         pair = study.models[name]

@@ -22,7 +22,10 @@ from potstill.errors import Errors, PotstillError, did_you_mean, together
 from potstill.fields import brief, explain
 from potstill.settings import Train
 from potstill.study.aliases import with_our_names
+from potstill.study.benchmarks import check_benchmarks
 from potstill.study.names import check_study_names
+from potstill.study.paths import located
+from potstill.study.problems import add_data_errors
 from potstill.study.reading import DEEPEST, LARGEST, check_values, parse_toml, text_problem
 from potstill.study.schema import EMBEDDED_LEARNING_RATE, PUBLISHED, Study
 from potstill.study.settling import check_length
@@ -61,6 +64,8 @@ def resolve(study: Study) -> Study:
         check_faults(study.faults)
     with errors:
         check_trackers(study.track)
+    with errors:
+        check_benchmarks(study.eval, study.engine.name)
     with errors:
         _check_published(study)
     with errors:
@@ -231,8 +236,17 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
         table = parse_toml(text, str(path))
     except tomllib.TOMLDecodeError as error:
         raise PotstillError(f'"{path}" is not TOML: {error}', "see studies/quick.toml") from None
-    table.pop("provenance", None)  # present in the study.toml of a study's folder
-    return read_study(table, overrides, where=str(path))
+    own = "provenance" not in table  # else the study.toml of a study's folder
+    table.pop("provenance", None)
+    errors, study = Errors(), None
+    check_values(table, str(path))
+    place = Path(path).expanduser().absolute().parent
+    table = located(table, place, errors) if own else table
+    with errors:
+        study = read_study(table, overrides, where=str(path))
+    errors.check()
+    assert study is not None
+    return study
 
 
 def read_study(
@@ -242,19 +256,26 @@ def read_study(
     merged = dict(table)
     for text in overrides:
         override(merged, text)
+    errors, study = Errors(), None
     check_values(merged, where)
+    if keys := [text.partition("=")[0].strip() for text in overrides]:
+        merged = located(merged, Path.cwd(), errors, keys)
     merged = whole(as_urls(merged))  # its secrets are known then, and cut out of errors
     with contextlib.suppress(AttributeError, KeyError, TypeError):  # of a table of another form
         remember_variables(merged["ray"]["runtime_env"]["env_vars"])
-    errors, study = Errors(), None
     with errors:
         merged = with_our_names(merged, where)
         study = _validated(merged, where)
     with errors:
         check_tables(merged)
+    if study is not None:
+        with errors:
+            study = resolve(study)
+    if errors.collected:
+        add_data_errors(merged.get("task"), study, errors)
     errors.check()
     assert study is not None
-    return resolve(study)
+    return study
 
 
 def _validated(table: Mapping[str, Any], where: str) -> Study:

@@ -22,6 +22,7 @@ from potstill.tasks import Task
 from potstill.tasks.overlap import problem_key
 from potstill.training import checkpoint
 from potstill.training.completing import held_out
+from potstill.training.metering import Usage
 from potstill.training.session import Trained
 
 Record = dict[str, Any]
@@ -64,6 +65,28 @@ def of_training(trained: Trained, run: RunFolder, settings: Train) -> Record:
         "seconds": round(sum(seconds.values()), 3),
         "activity": {name: round(value, 3) for name, value in seconds.items()},
         "saved": {name: round(value, 3) for name, value in trained.spent["saved"].items()},
+    }
+
+
+def with_cost(record: Record, more: Usage | None) -> Record:
+    """The record of a run with the cost of what was measured after it."""
+    if more is None:
+        return record
+    seconds = more.seconds["evaluation"]
+    activity = dict(record["activity"])
+    activity["evaluation"] = round(activity.get("evaluation", 0.0) + seconds, 3)
+    sums = {
+        name: {
+            key: record[name].get(key, 0) + added.get(key, 0) for key in {**record[name], **added}
+        }
+        for name, added in (("tokens", +more.tokens), ("flops", more.flops))
+    }
+    sums["flops"] = sums["flops"] if record["flops"] and more.flops else {}
+    return {
+        **record,
+        **sums,
+        "activity": activity,
+        "seconds": round(record["seconds"] + seconds, 3),
     }
 
 

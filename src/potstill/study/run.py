@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -30,20 +30,24 @@ from potstill.diagnostics.preflight import (
     unwatched,
 )
 from potstill.engines.protocol import Engine
-from potstill.errors import PotstillError, StorageError, shown, writing
+from potstill.errors import Errors, PotstillError, StorageError, shown, writing
+from potstill.problems import Problem
 from potstill.study import record
+from potstill.study.benchmarks import forgotten, load_tasks
 from potstill.study.budget import Ledger
 from potstill.study.completions import check_completions
 from potstill.study.engine import open_study_engine
 from potstill.study.evaluating import check_evaluation
 from potstill.study.files import DamagedFile
 from potstill.study.inputs import inputs_of
+from potstill.study.problems import check_lengths
 from potstill.study.schema import Study
 from potstill.study.settling import settled, task_of
 from potstill.study.storage import REFERENCES, RunFolder, RunId, StudyFolder, example
 from potstill.study.validation import check_routes, check_window
 from potstill.tasks import Task, check_disjoint
 from potstill.tasks.context.builder import PromptBuilder
+from potstill.tasks.graders import GraderError
 from potstill.training.completing import complete, held_out
 from potstill.training.evaluation import GREEDY, TeacherCompletions, evaluate
 from potstill.training.loop import train
@@ -55,31 +59,43 @@ from potstill.types import Ids, ModelSpec, Role
 
 def prepare(study: Study) -> Task:
     """Load the task and check what depends on its problems. Opens no model."""
-    task = task_of(study)
-    for name, needed, available in (
-        ("eval.problems", study.eval.problems, len(task.test)),
-        ("eval.probe", study.eval.probe, len(task.train)),
-    ):
-        if needed > available:
-            raise PotstillError(
-                f"{name} asks for {needed} problems, the task has {available}", f"lower {name}"
-            )
+    errors, task = Errors(), task_of(study)
+    for split in ("train", "test"):
+        with errors:
+            getattr(task, split)  # reads its files
+    errors.check()
     evaluated = held_out(task, study.eval)
-    check_disjoint(task, evaluated)
-    check_evaluation(study, task, evaluated)
-    check_completions(study, task, evaluated)
+    with errors:
+        check_disjoint(task, evaluated)
+    with errors:
+        check_evaluation(study, task, evaluated)
+    with errors:
+        check_completions(study, task, evaluated)
+    with errors:
+        check_lengths(study, task, evaluated)
+    with errors:
+        if study.eval.lm_eval:
+            load_tasks(study.eval.lm_eval)  # before a model is trained for hours
     for pair in study.models.values():
         if pair.route:
-            check_routes(pair.route, pair.teachers, task, evaluated)
-    for name, context in study.contexts.items():
-        prompts = PromptBuilder(context, task)
-        prompts.check(evaluated)
-        if study.engine.name != "fake":
-            tokens = max(study.train.max_tokens, study.graded_tokens)
-            spec = study.engine.teacher if study.engine.name == "torch" else ModelSpec()
-            for teacher in (study.models[name].teacher, *study.models[name].teachers.values()):
-                check_window(prompts, teacher, evaluated, tokens, spec)
+            with errors:
+                check_routes(pair.route, pair.teachers, task, evaluated)
+    for name in study.contexts:
+        with errors:
+            _check_context(study, name, task, evaluated)
+    errors.check()
     return task
+
+
+def _check_context(study: Study, name: str, task: Task, evaluated: Sequence[Problem]) -> None:
+    """Check the context of a pair's teachers."""
+    prompts = PromptBuilder(study.contexts[name], task)
+    prompts.check(evaluated)
+    if study.engine.name != "fake":
+        tokens = max(study.train.max_tokens, study.graded_tokens)
+        spec = study.engine.teacher if study.engine.name == "torch" else ModelSpec()
+        for teacher in (study.models[name].teacher, *study.models[name].teachers.values()):
+            check_window(prompts, teacher, evaluated, tokens, spec)
 
 
 def run_cell(
@@ -104,6 +120,7 @@ def run_cell(
     Raises:
         BudgetReached: the budget is spent; the run can continue from its checkpoint.
         StorageError: storage is unavailable.
+        GraderError: the grader failed on a baseline, so that nothing is trained yet.
     """
     teacher = None
     if key.method not in REFERENCES and study.models[key.pair].teacher:
@@ -123,6 +140,8 @@ def run_cell(
         except (StorageError, BudgetReached, DamagedFile):
             raise
         except Exception as error:  # any other error is the result of this run
+            if isinstance(error, GraderError) and key.method in REFERENCES:
+                raise  # it would fail on every run
             cause = record.of_error(error, run)
             outcome = {k: shown(v) if isinstance(v, str) else v for k, v in cause.items()}
         result = record.complete(study, key, outcome, digest)
@@ -164,8 +183,14 @@ def _execute(
         if study.train.save:
             with writing(run.path / "student"):
                 engine.export(run.path / "student")
+        usage = Usage(engine)
+        with usage.clock("evaluation"):
+            more = forgotten(Metered(engine, usage, "evaluation"), study.eval)
         return {
-            **record.of_training(trained, run, study.train),
+            **record.with_cost(
+                record.of_training(trained, run, study.train), usage if more else None
+            ),
+            **more,
             **record.of_problems(study, key.pair, actual.task),
             **record.of_engine(engine),
         }
@@ -195,6 +220,7 @@ def _evaluate_baseline(
     return {
         "steps": 0,
         **record.of_evaluation(evaluation),
+        **(forgotten(meter, study.eval) if role == "student" else {}),
         **record.of_problems(study, key.pair, task),
         "prompt": engine.rendered(engine.prompt(problems[0]), role),
         "tokens": dict(+usage.tokens),

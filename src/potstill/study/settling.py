@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from potstill.errors import PotstillError
 from potstill.settings import MOST_STEPS
+from potstill.study.problems import study_task
 from potstill.study.schema import Study
-from potstill.tasks import Task, load_task
+from potstill.tasks import Task
 from potstill.training.validating import held_back
 
 
 def task_of(study: Study) -> Task:
-    """The study's task, without its validation problems in the training set."""
-    return held_back(load_task(**study.task), study.train.validation)
+    """The study's task, without long prompts, and without validation problems in training."""
+    return held_back(study_task(study), study.train.validation)
 
 
 def settled(study: Study, task: Task | None = None) -> Study:

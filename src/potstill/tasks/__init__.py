@@ -59,6 +59,11 @@ class Resplit:
     def grade(self, problem: Problem, text: str) -> Grade:
         return self.task.grade(problem, text)
 
+    def __getattr__(self, name: str) -> Any:
+        if name == "task":  # not set yet, for example while unpickling
+            raise AttributeError(name)
+        return getattr(self.task, name)
+
 
 def is_graded(task: Task) -> bool:
     """True if a task has a grader; a class of a user's own need not say so."""

@@ -195,19 +195,27 @@ def evaluate(
         engine,
         role,
         (prompts, samples),
-        [_readings(engine, *each, known) for each in zip(once, problems, strict=True)],
+        [_readings(engine, *each, known, max_tokens) for each in zip(once, problems, strict=True)],
         teacher=has_teacher(engine),
     )
     return Evaluation(tuple(rows), settings.samples, losses=losses, estimator=estimator)
 
 
 def _readings(
-    engine: Engine, prompt: Prompt, problem: Problem, known: Mapping[str, Sequence[Ids]]
+    engine: Engine,
+    prompt: Prompt,
+    problem: Problem,
+    known: Mapping[str, Sequence[Ids]],
+    limit: int,
 ) -> list[Reading]:
-    """The teacher's completions of a problem after its prompt; without a teacher the data's."""
+    """The teacher's completions of a problem after its prompt; without a teacher the data's.
+
+    Those of the data are cut at the limit, as the teacher's are.
+    """
     if has_teacher(engine):
         return [(prompt, ids) for ids in known[problem.id]]
-    return [(prompt, engine.encode_completion(prompt, text)) for text in problem.completions]
+    encoded = (engine.encode_completion(prompt, text) for text in problem.completions)
+    return [(prompt, ids[:limit]) for ids in encoded]
 
 
 def drawn(task: Task, settings: Eval) -> Eval:

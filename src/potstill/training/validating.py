@@ -50,11 +50,6 @@ class HeldBack(Resplit):
 
     validation: Sequence[Problem]
 
-    def __getattr__(self, name: str) -> Any:
-        if name == "task":  # not set yet, for example while unpickling
-            raise AttributeError(name)
-        return getattr(self.task, name)
-
 
 def held_back(task: Task, count: int) -> Task:
     """The task with `count` training problems as validation problems, once.

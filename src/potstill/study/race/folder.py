@@ -76,11 +76,11 @@ class RaceFolder:
         if rules.screen:
             screening_study = screening(study)
             screened = self.screen.results(runs_of(screening_study), screening_study)
-        stored = self._stored()
+        stored, methods = self._stored(), list(study.methods)
         return {
             pair: course(
                 pair,
-                list(study.methods),
+                methods,
                 study.seeds,
                 rules,
                 records,

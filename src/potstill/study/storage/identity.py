@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from potstill.digests import digest_of
+from potstill.study.paths import earlier_tables
 from potstill.study.schema import Study
 from potstill.study.storage.keys import REFERENCES, RunId
 
@@ -40,18 +41,29 @@ def neutral_fields(settings: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
     return {"train": tuple(name for name in _KEPT["train"] if name != "checkpoint_every")}
 
 
-def accepted_digests(study: Study, run: RunId) -> tuple[str, str]:
-    """`settings_digest`, and that of versions for which every field of a table counted."""
-    return settings_digest(study, run), settings_digest(study, run, every_field=True)
-
-
-def settings_digest(study: Study, run: RunId, *, every_field: bool = False) -> str:
+def settings_digest(study: Study, run: RunId) -> str:
     """The digest of all settings that can change a number of the run.
 
     Settings with their defaults are left out: a setting that a later version adds leaves the
     digests of earlier runs as they are.
     """
-    changed = study.model_dump(mode="json", exclude_defaults=True)
+    return _digest(study, run, study.model_dump(mode="json", exclude_defaults=True))
+
+
+def is_digest_of(digest: str, study: Study, run: RunId) -> bool:
+    """True for the digest of the settings, or that of a version before.
+
+    Earlier versions kept paths as they were written, and counted every field of a table.
+    """
+    table = study.model_dump(mode="json", exclude_defaults=True)
+    return any(
+        digest == _digest(study, run, one, every_field=every_field)
+        for one in (table, *earlier_tables(table))
+        for every_field in (False, True)
+    )
+
+
+def _digest(study: Study, run: RunId, changed: dict[str, Any], *, every_field: bool = False) -> str:
     used = {key: value for key, value in changed.items() if key not in _UNUSED}
     for table, fields in ({} if every_field else neutral_fields(used)).items():
         rest = {k: v for k, v in used.pop(table, {}).items() if k not in fields}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import tomllib
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,15 +19,10 @@ from potstill.study.budget import Ledger
 from potstill.study.file_schemas import SpentRecord, checked
 from potstill.study.files import damaged, read_record, read_text, write_record, write_text
 from potstill.study.inputs import Inputs
+from potstill.study.paths import as_now
 from potstill.study.provenance import provenance
 from potstill.study.schema import Study
-from potstill.study.storage.identity import (
-    GROWING,
-    NAMED,
-    NEUTRAL,
-    accepted_digests,
-    neutral_fields,
-)
+from potstill.study.storage.identity import GROWING, NAMED, NEUTRAL, is_digest_of, neutral_fields
 from potstill.study.storage.keys import RunId
 from potstill.study.storage.run_folder import RunFolder
 from potstill.training.spending import Spent
@@ -250,7 +245,7 @@ class StudyFolder:
                 if (record := run.result) is not None:
                     results[key] = record
                     if study is not None:
-                        _check_settings_of(record, run, accepted_digests(study, key))
+                        _check_settings_of(record, run, study, key)
                         _check_inputs_of(record, run, key.pair, expected)
                         run.check_files(record)
         errors.check()
@@ -268,10 +263,8 @@ def _check_inputs_of(
         )
 
 
-def _check_settings_of(
-    record: Mapping[str, Any], run: RunFolder, accepted: Collection[str]
-) -> None:
-    if record.get("settings") not in (None, *accepted):
+def _check_settings_of(record: Mapping[str, Any], run: RunFolder, study: Study, key: RunId) -> None:
+    if "settings" in record and not is_digest_of(record["settings"], study, key):
         raise PotstillError(
             f'"{run.path}" was run with other settings than its study.toml has now', run.hint
         )
@@ -296,7 +289,8 @@ def _with_defaults(settings: dict[str, Any]) -> dict[str, Any]:
 def _as_today(stored: dict[str, Any], current: dict[str, Any]) -> dict[str, Any]:
     """Stored settings with today's name of what has not changed.
 
-    Attention "sdpa" was the default, and is what "auto" chooses wherever "sdpa" exists.
+    Attention "sdpa" was the default, and is what "auto" chooses wherever "sdpa" exists. Paths were
+    kept as they were written, and are absolute now.
     """
     engine, now = dict(stored.get("engine") or {}), current.get("engine") or {}
     for role in ("student", "teacher"):
@@ -305,7 +299,7 @@ def _as_today(stored: dict[str, Any], current: dict[str, Any]) -> dict[str, Any]
             pair = (old.get("attention"), new.get("attention"))
             if pair == ("sdpa", "auto"):
                 engine[role] = {**old, "attention": "auto"}
-    return {**stored, "engine": engine} if engine else stored
+    return as_now({**stored, "engine": engine} if engine else stored, current)
 
 
 def changes_between(stored: dict[str, Any], current: dict[str, Any]) -> list[str]:

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic.dataclasses import dataclass
 
 from potstill.errors import PotstillError
@@ -30,10 +30,11 @@ from potstill.tasks.data.shapes import check_columns
 from potstill.tasks.data.sources import files_of, rows_of
 from potstill.tasks.data.splits import arranged, split_keys
 from potstill.tasks.data.table import Problems
-from potstill.tasks.grading import grade_exact, grade_number, to_number
+from potstill.tasks.graders import Grader, load_grader
 from potstill.tasks.strict_json import with_question
 
 MOST = 10**9  # rows
+NONE = "none"  # the grader of prompts alone
 Paths = str | tuple[str, ...]
 Count = Annotated[int, limits("0, which is all, or a number of rows", ge=0, le=MOST, strict=True)]
 
@@ -41,6 +42,10 @@ Count = Annotated[int, limits("0, which is all, or a number of rows", ge=0, le=M
 def _columns(columns: dict[str, Paths]) -> dict[str, Paths]:
     check_columns(columns)
     return columns
+
+
+def _grader(spec: Any) -> Any:
+    return spec if spec in (None, NONE) else load_grader(spec)
 
 
 @reported('task "data"')
@@ -67,8 +72,8 @@ class Data:
         system: the text of a system message, for conversations without one.
         prompt: the text that the model reads, with `{question}` in the question's place.
         prompt_words: words of a raw text that are its prompt.
-        grade: the grader: "exact", "numeric", "none" for prompts alone, or one of `graders`;
-            default: "exact" where the data have an answer column, else none.
+        grade: the grader, see `potstill ls graders`; "none" for prompts alone. Default: "exact" if
+            the held-out data have an answer column, otherwise none.
     """
 
     train_path: Paths = ()
@@ -87,7 +92,7 @@ class Data:
     system: str = ""
     prompt: Annotated[str, AfterValidator(with_question)] = "{question}"
     prompt_words: Annotated[int, limits("1 to 100,000 words", ge=1, le=10**5, strict=True)] = 32
-    grader: Annotated[Any, Field(validation_alias="grade")] = ""
+    grader: Annotated[Any, BeforeValidator(_grader), Field(validation_alias="grade")] = None
 
     name = "data"
 
@@ -119,16 +124,24 @@ class Data:
         return self._problems("test")
 
     @cached_property
+    def graded_by(self) -> Grader | None:
+        """The grader; None for prompts alone."""
+        if self.grader == NONE:
+            return None
+        if self.grader is not None:
+            own: Grader = self.grader
+            return own
+        answers = pc.any(pc.equal(self._table("test")["given"], "answer")).as_py()
+        return load_grader("exact") if answers else None
+
+    @property
     def graded(self) -> bool:
         """True if completions are graded; False for prompts alone."""
-        if self.grader:
-            return self.grader != "none"
-        return bool(pc.any(pc.equal(self._table("test")["given"], "answer")).as_py())
+        return self.graded_by is not None
 
     def grade(self, problem: Problem, text: str) -> Grade:
-        if self.grader == "numeric":
-            return grade_number(problem.answer, text)
-        return grade_exact(problem.answer, text)
+        assert self.graded_by is not None
+        return self.graded_by.grade(problem, text)
 
     def _problems(self, split: str) -> Sequence[Problem]:
         """The problems of a split, arranged and checked."""
@@ -139,13 +152,24 @@ class Data:
         limit = self.limit if split == "train" else self.test_limit
         rows = arranged(rows, limit, self.seed if self.shuffle else None)
         problems = Problems(table, split, rows)
-        if split == "test" and self.graded and len(lacking := problems.lacking("answer")):
+        if split == "test":
+            self._check_references(problems)
+        return problems
+
+    def _check_references(self, problems: Problems) -> None:
+        """Check held-out problems without a reference answer, which some graders do not need."""
+        lacking = problems.lacking("answer")
+        if self.graded_by is None or not len(lacking):
+            return
+        first = problems[int(lacking[0])]
+        try:
+            self.graded_by.check(first)
+        except PotstillError as error:
             raise PotstillError(
                 f"{len(lacking):,} of {len(problems):,} held-out problems have no reference answer "
-                f"(first: {problems[int(lacking[0])].id})",
+                f"(first: {first.id}): {error}",
                 'remove them, or write grade = "none" for prompts alone',
-            )
-        return problems
+            ) from None
 
     @cached_property
     def _is_held_out(self) -> npt.NDArray[np.bool_]:
@@ -183,30 +207,18 @@ class Data:
             read = (r for source in sources for r, _ in self._reading.records(source()))
             yield from islice(read, stop)
 
-        table = table_of(files, (self._reading, self.grader, stop), records)
+        table = table_of(files, (self._reading.identity, stop), records)
         if not table.num_rows:
             raise PotstillError(f'"{where}" is empty', "give at least one row of data")
         return table
 
     @cached_property
     def _reading(self) -> Reading:
-        has_grades = self.grader != "none"
-        reference = numeric if self.grader == "numeric" else str
+        grader = self.grader or load_grader("exact")
         return Reading(
-            self.columns, self.system, self.prompt, self.prompt_words, has_grades, reference
+            self.columns,
+            self.system,
+            self.prompt,
+            self.prompt_words,
+            None if grader == NONE else grader,
         )
-
-
-def numeric(answer: str) -> str:
-    """The number of a reference answer: what follows its last ####, or all of it.
-
-    Raises:
-        PotstillError: that is not a number.
-    """
-    text = answer.rsplit("####", 1)[-1].strip()
-    if to_number(text) is None:
-        raise PotstillError(
-            f"a numeric answer is a number, got {brief(text)}",
-            'write the number, or set grade = "exact"',
-        )
-    return text

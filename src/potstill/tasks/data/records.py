@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from potstill.errors import PotstillError
@@ -15,7 +15,9 @@ from potstill.tasks.data.conversations import messages_of, split
 from potstill.tasks.data.shapes import Columns, DataShape, shape_of
 from potstill.tasks.data.sources import DataRow
 from potstill.tasks.data.values import check_characters, number, text_of
+from potstill.tasks.graders import Grader, checked
 
+WORKED = ("gsm8k",)  # graders whose references are numbers, which may follow ####
 HINT = "a text is not blank, and a number is finite; leave the row out, or map another column"
 
 
@@ -59,17 +61,20 @@ class Reading:
         system: the text of a system message for conversations without one.
         prompt: the text around a question.
         words: of a raw text that are its prompt.
-        graded: False if no grades are wanted.
-        reference: makes the reference answer of a text, and raises a `PotstillError` for one that
-            the grader cannot compare with.
+        grader: has to accept the reference answers; None: no grades are wanted.
     """
 
     columns: Columns
     system: str = ""
     prompt: str = "{question}"
     words: int = 32
-    graded: bool = True
-    reference: Callable[[str], str] = field(default=str, repr=False)
+    grader: Grader | None = None
+
+    @property
+    def identity(self) -> tuple[object, ...]:
+        """Everything that records depend on."""
+        grader = self.grader.identity if self.grader else ""
+        return sorted(self.columns.items()), self.system, self.prompt, self.words, grader
 
     def records(self, rows: Iterable[DataRow]) -> Iterator[tuple[Record, DataShape]]:
         """The records of the rows of one file, and the shape that all of them have.
@@ -81,7 +86,7 @@ class Reading:
         for row in rows:
             names = tuple(row.values)
             if names not in known:
-                shape = shape_of(names, self.columns, row.where, self.graded)
+                shape = shape_of(names, self.columns, row.where, self.grader is not None)
                 if first and shape != first:
                     raise PotstillError(
                         f"{row.where}: the columns are {', '.join(sorted(shape.own))}, those of "
@@ -116,12 +121,12 @@ class Reading:
         if shape.answer:
             answer = text_of(values[shape.answer], shape.answer, where, HINT)
         solution = _optional(values, shape.solution, where)
-        if answer:
-            answer = self._reference(answer, where)
+        if self.grader and self.grader.name in WORKED:
+            answer = answer.rsplit("####", 1)[-1].strip()
             if not shape.answer and not solution and answer != reference:
                 solution = reference  # a worked one, whose end is the answer
         *earlier, (role, question) = prompt
-        return Record(
+        record = Record(
             self.prompt.replace("{question}", question),
             role,
             _json(earlier),
@@ -131,6 +136,9 @@ class Reading:
             _json(extra),
             "answer" if shape.answer else "completion" if answer else "",
         )
+        if self.grader and answer:
+            checked(self.grader, record.problem(""), where)
+        return record
 
     def _prompt(
         self, values: Mapping[str, Any], shape: DataShape, where: str
@@ -164,12 +172,6 @@ class Reading:
             )
         rest = text[match.end() :]
         return Record(match[0], "text", "", "", "", _json([rest]), _json(extra), "")
-
-    def _reference(self, answer: str, where: str) -> str:
-        try:
-            return self.reference(answer)
-        except PotstillError as error:
-            raise PotstillError(f"{where}: {error}", error.hint) from None
 
 
 def completions_of(value: Any, name: str, where: str) -> list[str]:

@@ -22,6 +22,7 @@ from potstill.tasks.data.records import Record
 from potstill.tasks.overlap import KEY, messages_key, problem_key
 
 ROWS = 10_000  # of a batch
+MESSAGE = 12  # bytes of an earlier message in JSON, at least
 SCHEMA = pa.schema(
     [
         *((name, pa.large_string()) for name in Record._fields),
@@ -109,10 +110,22 @@ class Problems(Sequence[Problem]):
         every = np.concatenate(chunks)[self.rows] if len(self.rows) else np.array([], f"S{KEY}")
         return hashlib.sha256(every.tobytes()).hexdigest()
 
-    def lengths(self) -> npt.NDArray[np.int64]:
-        """Bytes of each problem's messages."""
-        sizes = [pc.binary_length(self.table[name]).to_numpy() for name in ("question", "earlier")]
-        return np.asarray(sum(sizes), np.int64)[self.rows]
+    def at(self, places: Sequence[int]) -> Problems:
+        """The problems at some places."""
+        return Problems(self.table, self.split, self.rows[np.asarray(places, np.int64)])
+
+    def longer(self, limit: int, added: int) -> npt.NDArray[np.int64]:
+        """Places of the problems that may have more bytes than a limit.
+
+        Args:
+            limit: for questions alone.
+            added: bytes that a message before the question may have in addition to its text.
+        """
+        question, earlier = (
+            pc.binary_length(self.table[name]).to_numpy()[self.rows].astype(np.int64)
+            for name in ("question", "earlier")
+        )
+        return np.nonzero(question + earlier + added * -(-earlier // MESSAGE) > limit)[0]
 
     def lacking(self, part: str) -> npt.NDArray[np.int64]:
         """Places of the problems without a part, such as "answer"."""

@@ -24,7 +24,18 @@ __all__ = ["GRADERS", "Grader", "GraderError", "GraderOption", "checked", "load_
 _HERE = "potstill.tasks.graders"
 
 GRADERS: dict[str, tuple[str, str, str]] = {  # name: (module, class, description)
+    "number": (f"{_HERE}.number", "Number", "a number in any notation, within a tolerance"),
     "exact": (f"{_HERE}.text", "Exact", "the same text"),
+    "normalised": (f"{_HERE}.text", "Normalised", "the same words, without case and punctuation"),
+    "contains": (f"{_HERE}.text", "Contains", "the reference is in the completion"),
+    "choice": (f"{_HERE}.choice", "Choice", "the letter or the text of one of several options"),
+    "regex": (f"{_HERE}.extractors", "Regex", "a regular expression, or its group"),
+    "boxed": (f"{_HERE}.extractors", "Boxed", "the last \\boxed{...}, as LaTeX text"),
+    "after": (f"{_HERE}.extractors", "After", "the text after a mark such as ####"),
+    "line": (f"{_HERE}.extractors", "Line", "the last line, or the first"),
+    "any": (f"{_HERE}.composed", "AnyOf", "the best grade of several graders"),
+    "all": (f"{_HERE}.composed", "AllOf", "the worst grade of several graders"),
+    "chain": (f"{_HERE}.composed", "Chain", "extractors and a grader; a list is short for it"),
     "gsm8k": (f"{_HERE}.gsm8k", "GSM8KNumber", "the number after ####, flexible the last one"),
     "lm_eval": (f"{_HERE}.gsm8k", "LMEval", "lm-eval's gsm8k filters, to the letter"),
 }
