@@ -274,6 +274,7 @@ def preflight_pair(
     if kept is not None:
         return list(kept)
     task, key = task_of(study), RunId(pair, "preflight", first)
+    study = settled(study, task)
     with tempfile.TemporaryDirectory(prefix="potstill-preflight-") as scratch:
         watch(Progress("models"))
         start = time.perf_counter()
