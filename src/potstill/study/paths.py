@@ -61,6 +61,8 @@ def _located(value: str, key: str, folder: Path) -> str:
         if _exists(folder, value):
             return str(folder / value)
         return value if place(value) != value else _file(value, key, folder, name=True)
+    if key == "/eval/lm_eval" and value.endswith((".yaml", ".yml")):  # others are names of tasks
+        return _file(value, key, folder)
     match = _FUNCTION.fullmatch(value) if GRADERS.fullmatch(key) else None
     return _file(match[1], key, folder) + match[2] if match else value
 
