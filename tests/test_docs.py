@@ -285,7 +285,7 @@ def test_the_reference_has_every_public_name() -> None:
 def test_the_architecture_has_every_package() -> None:
     text = page("architecture.md")
     packages = [path.name for path in SOURCE.iterdir() if (path / "__init__.py").is_file()]
-    assert len(packages) == 9
+    assert len(packages) == 10
     folders = ["studies", "notebooks", "servers", "benchmarks", "tests", "docs"]
     assert not [name for name in packages if not re.search(rf"^ *{name} ", text, re.MULTILINE)]
     assert not [name for name in folders if not re.search(rf"^{name}/ ", text, re.MULTILINE)]

@@ -15,8 +15,10 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psutil
 import tomli_w
@@ -35,16 +37,18 @@ class Killed:
     Args:
         place: an empty folder.
         seed: of the moments.
+        train: settings of training.
     """
 
     place: Path
     seed: int = 0
+    train: Mapping[str, Any] = field(default_factory=lambda: {"on_collapse": "rollback"})
     counts: Counter[str] = field(default_factory=Counter)  # kills by the process that died
     faults: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.rng = random.Random(self.seed)
-        train = {"steps": 12, "checkpoint_every": 3, "on_collapse": "rollback"}
+        train = {"steps": 12, "checkpoint_every": 3, **self.train}
         methods = ["replay_buffer", "hybrid"]
         table = toy_table(self.place, methods=methods, seeds=[0], train=train)
         self.file = self.place / "toy.toml"
@@ -131,9 +135,11 @@ def _is_alive(process: psutil.Process) -> bool:
         return False
 
 
-def killed(place: Path, kills: int, seed: int = 0, each: int = 3) -> Killed:
+def killed(
+    place: Path, kills: int, seed: int = 0, each: int = 3, train: Mapping[str, Any] | None = None
+) -> Killed:
     """So many kills in all, in studies that are killed `each` times."""
-    study = Killed(place, seed)
+    study = Killed(place, seed, train) if train else Killed(place, seed)
     while study.counts["worker"] + study.counts["main process"] < kills:
         study.counts["worker of this study"] = 0
         study.attempt(each)

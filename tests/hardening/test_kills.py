@@ -27,6 +27,13 @@ def test_a_study_that_is_killed_reaches_the_same_numbers(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
+def test_a_killed_study_keeps_the_same_best_students(tmp_path: Path) -> None:
+    train = {"keep": "best", "validation": 5, "validate_every": 2, "save_every": 4}
+    study = killed(tmp_path, kills=2, each=2, seed=3, train={**train, "keep_state": True})
+    assert study.faults == []
+
+
+@pytest.mark.slow
 def test_forty_kills(tmp_path: Path) -> None:
     study = killed(tmp_path, kills=40, seed=1)
     assert study.faults == [] and study.counts["main process"] >= 20, study.counts

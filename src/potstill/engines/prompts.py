@@ -18,9 +18,10 @@ from potstill.errors import PotstillError
 from potstill.problems import Messages, Problem
 from potstill.tasks.context.builder import PromptBuilder
 from potstill.tasks.grading import THOUGHT
-from potstill.types import Datum, Floats, Ids, ModelSpec, Prompt, Reading, Role
+from potstill.types import Datum, Floats, Ids, ModelSpec, Prompt, Reading, Role, is_teacher
 
 T = TypeVar("T")
+NO_TEACHER = "the teacher is used, and the pair has none", "name a teacher in the pair's table"
 EXAMPLES = 16  # completions by which it is decided how the model begins an answer
 
 
@@ -40,6 +41,11 @@ class Prompting:
 
     windows: Mapping[Role, Any] = {}  # positions that "student" and "teacher" have, if known
     tokenizer: Any = None  # of transformers, if the engine has one
+
+    def check_role(self, role: Role) -> None:
+        """Raise `PotstillError` for the role of a teacher that the pair does not have."""
+        if is_teacher(role) and not self.has_teacher:
+            raise PotstillError(*NO_TEACHER)
 
     def encode(self, text: str | Messages, role: Role = "student") -> Ids:
         """Return prompt ids (P,), see `protocol.Engine`."""

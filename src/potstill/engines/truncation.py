@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from potstill.types import WHOLE, Rows, Truncation
+from potstill.types import WHOLE, Floats, Rows, Truncation
 
 
 def truncated(logp: Rows, truncation: Truncation) -> Rows:
@@ -33,11 +33,13 @@ def truncated(logp: Rows, truncation: Truncation) -> Rows:
         np.put_along_axis(removed, order, outside, -1)
         logp = np.where(removed, -np.inf, logp)
     if truncation.min_p:
-        least = np.log(truncation.min_p) + logp.max(-1, keepdims=True)
-        logp = np.where(logp < least, -np.inf, logp)
+        p = _probabilities(logp)
+        least = np.float32(truncation.min_p) * p.max(-1, keepdims=True)
+        logp = np.where(p < least, -np.inf, logp)
     return np.asarray(logp - np.log(np.exp(logp).sum(-1, keepdims=True)))
 
 
-def _probabilities(logp: Rows) -> Rows:
+def _probabilities(logp: Rows) -> Floats:
+    """Probabilities in the precision of a sampler, whose limits are met with it."""
     p = np.exp(logp - logp.max(-1, keepdims=True))
-    return np.asarray(p / p.sum(-1, keepdims=True))
+    return np.asarray(p / p.sum(-1, keepdims=True), np.float32)

@@ -99,26 +99,26 @@ def _check_texts(
             return task.grade(problem, decode(ids)).correct
 
     limit = study.train.max_tokens
-    found = survey(task.train, limit, encode, grade)
-    refuse(found, limit, f'pair "{name}"', rejecting)
+    counts = survey(task.train, limit, encode, grade)
+    refuse(counts, limit, f'pair "{name}"', rejecting)
     refuse(survey(evaluated, study.graded_tokens, encode), 0, f'pair "{name}"')
 
 
-def refuse(found: Survey, limit: int, where: str, rejecting: Sequence[str] = ()) -> None:
+def refuse(counts: Survey, limit: int, where: str, rejecting: Sequence[str] = ()) -> None:
     """Raise for completions that cannot be trained on; a limit of 0 is none."""
-    if found.unreadable:
-        count = f"{found.unreadable} of {found.checked} completions"
-        raise PotstillError(f"{where}: {count} cannot be read; {found.error}", found.error.hint)
-    if limit and found.checked and found.cut == found.checked:
+    if counts.unreadable:
+        count = f"{counts.unreadable} of {counts.checked} completions"
+        raise PotstillError(f"{where}: {count} cannot be read; {counts.error}", counts.error.hint)
+    if limit and counts.checked and counts.cut == counts.checked:
         raise PotstillError(
-            f"{where}: {found.cut} of {found.checked} completions reach train.max_tokens = "
+            f"{where}: {counts.cut} of {counts.checked} completions reach train.max_tokens = "
             f"{limit}: none of them ends",
-            f"raise train.max_tokens to {found.longest}, which holds the longest",
+            f"raise train.max_tokens to {counts.longest}, which holds the longest",
         )
-    if found.right == 0 and found.example is not None:
-        problem, text = found.example
+    if counts.right == 0 and counts.example is not None:
+        problem, text = counts.example
         raise PotstillError(
-            f"{where}: all {found.checked} completions are graded wrong, and "
+            f"{where}: all {counts.checked} completions are graded wrong, and "
             f"{', '.join(rejecting)} trains on right ones alone (first: {problem.id}, answer "
             f"{brief(problem.answer)}, {brief(text)})",
             "check the grader and the answers, or leave reject_wrong out",

@@ -56,7 +56,7 @@ def finished(path: Path) -> Finished:
     folder = StudyFolder(path.parents[3])
     study, run = folder.study, folder.cell(key)
     if key.pair not in study.models or key.method not in study.recipes:
-        raise PotstillError(f'"{path}" is no run of its study, "{folder.path}"', FORM)
+        raise PotstillError(f'"{path}" is not a run of its study, "{folder.path}"', FORM)
     if running := run.running:
         raise PotstillError(
             f'"{path}" is running: process {running["pid"]} on {running["host"]}',
@@ -94,7 +94,7 @@ def _key_of(path: Path) -> RunId:
     parts = path.parts[-4:]
     whole = len(path.parents) > 3 and len(parts) == 4 and parts[0] == "cells"
     if not whole or not (path.parents[3] / "study.toml").is_file() or not path.is_dir():
-        raise PotstillError(f'"{path}" is no folder of a run', FORM)
+        raise PotstillError(f'"{path}" is not the folder of a run', FORM)
     _, pair, method, seed = parts
     if method in REFERENCES or not seed.isdecimal():
         raise PotstillError(f'"{path}" is a baseline, which is not trained', FORM)

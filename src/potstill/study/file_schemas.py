@@ -72,20 +72,20 @@ class NoteRecord(_Strict):
     trouble: str
 
 
-class KeptRecord(_Strict):
-    """The best student of a run, by validation."""
-
-    step: Count
-    by: Literal["loss", "accuracy"]
-    value: float
-
-
 class BenchmarkRecord(_Strict):
     """One task of lm-eval, with an outcome a document."""
 
     metric: str
     outcomes: Outcomes
     mean: Number
+
+
+class KeptRecord(_Strict):
+    """The best student of a run, by validation."""
+
+    step: Count
+    by: Literal["loss", "accuracy"]
+    value: float
 
 
 class ResultRecord(_Strict):

@@ -227,13 +227,13 @@ def check_alone(study: Study, name: str) -> None:
 
 
 def _needs_teacher(recipe: Recipe) -> str:
-    """What a recipe needs a teacher for, in addition to completions; "" for nothing."""
+    """The use that a recipe has for a teacher, in addition to completions; "" for none."""
     if recipe.interleave:
         return "a teacher's ranks of the student's tokens"
     if recipe.uses_student and recipe.student_loss.needs != "tokens":
-        return f"a teacher's probabilities of the student's text ({recipe.student_loss})"
+        return f"a teacher's probabilities of the student's tokens ({recipe.student_loss})"
     if recipe.uses_teacher and recipe.teacher_loss.needs != "tokens":
-        return f"a teacher's probabilities of its text ({recipe.teacher_loss})"
+        return f"a teacher's probabilities of its tokens ({recipe.teacher_loss})"
     return ""
 
 

@@ -77,21 +77,21 @@ def survey(
         grade: whether ids are right; None: they are not graded.
     """
     texts = [(problem, text) for problem in problems for text in problem.completions]
-    found = Survey(len(problems), sum(bool(p.completions) for p in problems), len(texts))
-    found.right = None if grade is None else 0
+    counts = Survey(len(problems), sum(bool(p.completions) for p in problems), len(texts))
+    counts.right = None if grade is None else 0
     for problem, text in texts[:: max(1, -(-len(texts) // MOST))]:
-        found.checked += 1
+        counts.checked += 1
         try:
             ids = encode(problem, text)
         except PotstillError as error:
-            found.error = found.error if found.unreadable else error
-            found.unreadable += 1
+            counts.error = counts.error if counts.unreadable else error
+            counts.unreadable += 1
             continue
-        found.longest = max(found.longest, len(ids))
-        found.cut += len(ids) > limit
-        if grade is not None and found.right is not None:
+        counts.longest = max(counts.longest, len(ids))
+        counts.cut += len(ids) > limit
+        if grade is not None and counts.right is not None:
             right = grade(problem, ids[:limit])
-            found.right += right
-            if not right and found.example is None:
-                found.example = problem, text
-    return found
+            counts.right += right
+            if not right and counts.example is None:
+                counts.example = problem, text
+    return counts

@@ -17,6 +17,7 @@ from potstill.errors import NonFinite, PotstillError
 from potstill.problems import Problem
 from potstill.settings import Train
 from potstill.tasks import Resplit, Task, is_graded
+from potstill.tasks.data.table import Problems
 from potstill.tasks.overlap import problem_key
 from potstill.training.evaluation import evaluate, has_teacher
 from potstill.training.rollout import generator
@@ -71,8 +72,13 @@ def held_back(task: Task, count: int) -> Task:
         )
     chosen = dict(list(first.items())[:count])
     rest = [number for number, key in enumerate(keys) if key not in chosen]
-    kept = Part(task.train, sorted(chosen.values()))
-    return HeldBack(task, Part(task.train, rest), task.test, kept)
+    kept = _part(task.train, sorted(chosen.values()))
+    return HeldBack(task, _part(task.train, rest), task.test, kept)
+
+
+def _part(problems: Sequence[Problem], numbers: Sequence[int]) -> Sequence[Problem]:
+    """Some of the problems, which know their digest if all do."""
+    return problems.at(numbers) if isinstance(problems, Problems) else Part(problems, numbers)
 
 
 class Validator:
