@@ -12,6 +12,7 @@ from launching import run_study
 from potstill.cli.check import plan
 from potstill.engines import zoo
 from potstill.errors import PotstillError, PotstillErrors
+from potstill.study.inputs import inputs_of
 from potstill.study.loading import read_study
 from potstill.study.problems import study_task
 from potstill.study.run import prepare
@@ -69,6 +70,11 @@ def test_longer_prompts_are_left_out_and_counted(tmp_path: Path, name: str) -> N
     key = RunId("tiny-qwen", "off_policy", 0)
     record = folder.results([key])[key]
     assert note in record["notes"] and record["problems"] == 4
+    if name == "data":  # also where problems are kept for validation
+        table["train"]["validation"] = 1
+        kept = read_study(table)
+        assert plan(kept, prepare(kept))["left out"] == note
+        assert inputs_of(kept, prepare(kept)).data["grader"]
     table["train"]["max_prompt_tokens"] = 2
     with pytest.raises(PotstillError, match="all 6 training prompts have more than 2 tokens"):
         study_task(read_study(table))
