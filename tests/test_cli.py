@@ -415,10 +415,10 @@ def test_every_list_has_rows_of_one_shape(what: str, capsys: pytest.CaptureFixtu
     assert all(str(next(iter(row.values()))) in shown for row in rows)
 
 
-def test_ls_methods_lists_the_nine(capsys: pytest.CaptureFixture[str]) -> None:
+def test_ls_methods_lists_the_nine_and_sft(capsys: pytest.CaptureFixture[str]) -> None:
     assert call("ls", "methods", "--json") == 0
     rows = json.loads(capsys.readouterr().out)
-    assert [row["method"] for row in rows] == list(METHODS) and len(rows) == 9
+    assert [row["method"] for row in rows] == [*METHODS, "sft"] and len(rows) == 10
 
 
 def test_the_real_command_leaves_with_two_lines_and_code_2(tmp_path: Path) -> None:

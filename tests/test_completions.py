@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,15 +16,24 @@ from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast as Fast
 
 from checkpoints import BOS, CHATML, EOS, TURN, tokenizer_of
-from potstill.algorithms.methods import METHODS
+from potstill.algorithms.methods import METHODS, SFT
 from potstill.algorithms.recipe import Recipe, Replay
+from potstill.engines import zoo
 from potstill.engines.completions import CompletionEncoder
+from potstill.engines.fake import answer
 from potstill.engines.protocol import Engine
 from potstill.engines.registry import open_engine
 from potstill.engines.torch.thoughts import decoder_of
-from potstill.errors import PotstillError
+from potstill.errors import PotstillError, PotstillErrors
 from potstill.problems import Grade, Problem
-from potstill.settings import Eval, Train
+from potstill.report import write_report
+from potstill.report.data import load as load_report
+from potstill.settings import Eval, Pair, Train
+from potstill.study.inputs import inputs_of
+from potstill.study.loading import read_study
+from potstill.study.run import preflight_pair, prepare, run_cell
+from potstill.study.schema import Study
+from potstill.study.storage import RunId, StudyFolder, runs_of
 from potstill.tasks import Task, load_task
 from potstill.training import checkpoint
 from potstill.training.filtering import RolloutFilter
@@ -366,3 +376,184 @@ def test_wrong_completions_are_rejected() -> None:
     assert [t.problem for t in rollouts.keep(fresh)] == [right.id]
     assert rollouts.metrics == {"train/rejected": 1.0}
     engine.close()
+
+
+def study_of(folder: Path, rows: Sequence[dict[str, Any]] = (), **changes: Any) -> Study:
+    """A study of `sft` on the fake student alone, whose data are in files."""
+    rows = rows or [
+        {"prompt": f"q{i}", "completion": [answer(i % 10), answer(i % 10)]} for i in range(20)
+    ]
+    test = [{"question": f"t{i}", "answer": answer(i)} for i in range(10)]
+    for name, lines in (("train", rows), ("test", test)):
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (folder / f"{name}.jsonl").write_text(text)
+    paths = {f"{name}_path": str(folder / f"{name}.jsonl") for name in ("train", "test")}
+    table: dict[str, Any] = {
+        "name": "alone",
+        "engine": "fake",
+        "methods": ["sft"],
+        "pair": {"mine": {"student": "tiny-qwen/student"}},
+        "task": {"name": "data", "grade": "exact", **paths},
+        "train": {"steps": 6, "batch_size": 4, "max_tokens": 4, "learning_rate": 1.0, "warmup": 0},
+        "eval": {"every": 3, "problems": 8, "probe": 4, "probe_every": 3},
+    }
+    for key, value in changes.items():
+        old = table.get(key)
+        table[key] = {**old, **value} if isinstance(old, dict) and key != "pair" else value
+    return read_study(table)
+
+
+def whole_study(study: Study, folder: Path) -> dict[str, dict[str, Any]]:
+    """Execute all runs of a study; returns their records by method."""
+    place, task = StudyFolder(folder), prepare(study)
+    place.open(study, inputs_of(study, task))
+    return {key.method: run_cell(study, place, key, task) for key in runs_of(study)}
+
+
+def test_a_study_without_a_teacher_trains_on_the_data(tmp_path: Path) -> None:
+    study = study_of(tmp_path)
+    assert [key.method for key in runs_of(study)] == ["untrained", "sft"]
+    checks = {check.name: check for check in preflight_pair(study, "mine")}
+    assert {check.status for check in checks.values()} <= {"passed", "warning"}
+    for name in ("completions", "capability gap"):
+        assert checks[name].evidence == "left out: the pair has no teacher"
+    evidence = checks["data completions"].evidence
+    assert evidence.startswith("20 of 20 training problems have 40 completions; 0 of 40 are cut")
+    records = whole_study(study, tmp_path / "out")
+    assert {record["status"] for record in records.values()} == {"done"}
+    record = records["sft"]
+    trained = record["tokens"]["trained"]
+    assert record["token_sources"] == {"file": trained} and trained == 6 * 4 * 2
+    assert not {k for k, n in record["tokens"].items() if n and "teacher" in k}
+    assert record["accuracy"] > records["untrained"]["accuracy"]
+    rows = StudyFolder(tmp_path / "out").cell(RunId("mine", "sft", 0)).metrics
+    assert "signal/teacher_accuracy" not in rows[0] and rows[-1]["train/kl_divergence"] is None
+    assert rows[-1]["train/score"] is not None  # with the data's completions
+    assert record["findings"] == []
+    data = load_report(tmp_path / "out")
+    assert [row.method for row in data.rows] == ["untrained", "sft"]
+    write_report(tmp_path / "out")
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "without a teacher" in page and "← teacher" not in page
+
+
+NOTHING = [{"prompt": f"q{i}"} for i in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("methods", "message"),
+    [
+        (["mixture", "on_policy_gkd"], "mixture, on_policy_gkd need a teacher's probabilities of"),
+        (["teacher_seeded"], "teacher_seeded needs a teacher's probabilities of the student's"),
+        (["forward"], r"forward needs a teacher's probabilities of its tokens \(forward_kl\)"),
+        (["interleaved"], "interleaved needs a teacher's ranks of the student's tokens"),
+    ],
+)
+def test_what_needs_a_teacher_is_refused_when_the_study_is_read(
+    tmp_path: Path, methods: list[str], message: str
+) -> None:
+    recipes = {
+        "forward": {"from": "off_policy", "teacher_loss": "forward_kl"},
+        "interleaved": {"interleave": 5},
+    }
+    used = {name: table for name, table in recipes.items() if name in methods}
+    with pytest.raises(PotstillError, match=message) as caught:
+        study_of(tmp_path, methods=[*methods, "sft"], recipe=used, engine="torch")
+    assert 'pair "mine" has no teacher' in str(caught.value)
+    assert 'methods = ["sft"]' in caught.value.hint
+
+
+def test_all_that_needs_a_teacher_is_one_answer(tmp_path: Path) -> None:
+    pair = {"mine": {"student": "tiny-qwen/student", "context": {"system": "x"}, "route": "r"}}
+    with pytest.raises(PotstillErrors) as caught:
+        study_of(tmp_path, pair=pair, methods=["hybrid"], faults=["vocab_permuted"])
+    for part in ("pair.mine.context is about a teacher", "pair.mine.route is", "hybrid needs"):
+        assert part in str(caught.value)
+    assert "the fault vocab_permuted is one of a teacher" in str(caught.value)
+
+
+@pytest.mark.parametrize("method", ["off_policy", "kl_anchored", "copied"])
+def test_a_teacher_is_not_needed_for_cross_entropy_on_the_data(tmp_path: Path, method: str) -> None:
+    copied = {"copied": {"from": "sft", "budget": 2.0, "reject_wrong": False}}
+    study = study_of(tmp_path, methods=[method], recipe=copied if method == "copied" else {})
+    record = whole_study(study, tmp_path / "out")[method]
+    assert record["status"] == "done" and record["token_sources"].keys() == {"file"}
+
+
+LETTERS = [{"prompt": f"q{i}", "completion": "b"} for i in range(6)]
+HALF = [row if i % 2 else {**row, "completion": None} for i, row in enumerate(LETTERS)]
+LONG = [{**row, "completion": "abcdefgh"} for row in LETTERS]
+GRADED = [{"question": f"q{i}", "answer": "b", "completion": "zz"} for i in range(6)]
+REJECTING = {"right": {"from": "sft", "reject_wrong": True}}
+TAUGHT = {"mine": {"student": "tiny-qwen/student", "teacher": "tiny-qwen/teacher"}}
+SAMPLED = {"anchored": {"from": "sft", "anchor": 0.1, "anchor_loss": "reverse_kl_sampled"}}
+
+
+@pytest.mark.parametrize(
+    ("rows", "changes", "message"),
+    [
+        (HALF, {}, r"sft trains on completions of the data, and 3 of 6 training problems have no"),
+        (
+            HALF,
+            {"methods": ["off_policy"]},
+            r'3 of 6 training problems have no completion, and pair "mine" has no teacher',
+        ),
+        (HALF, {"pair": TAUGHT}, "sft trains on completions of the data, and 3 of 6"),
+        (LONG, {}, "6 of 6 completions reach train.max_tokens = 4: none of them ends"),
+        ([*LETTERS, {**LETTERS[0], "prompt": "x", "completion": "é"}], {}, "1 of 7 completions"),
+        (
+            GRADED,
+            {"methods": ["right"], "recipe": REJECTING},
+            "all 6 completions are graded wrong, and right trains on right ones alone",
+        ),
+        (
+            LETTERS,
+            {"methods": ["anchored"], "recipe": SAMPLED},
+            "anchored anchors by reverse_kl_sampled, which needs the probability",
+        ),
+    ],
+)
+def test_completions_that_cannot_train_are_refused_before_a_model_loads(
+    tmp_path: Path, rows: list[dict[str, Any]], changes: dict[str, Any], message: str
+) -> None:
+    study = study_of(tmp_path, rows, **changes)
+    with pytest.raises(PotstillError, match=message) as caught:
+        prepare(study)
+    assert caught.value.hint
+
+
+def test_where_there_is_a_teacher_it_writes_what_is_missing(tmp_path: Path) -> None:
+    study = study_of(tmp_path, HALF, pair=TAUGHT, methods=["off_policy"])
+    prepare(study)
+    checks = {check.name: check.evidence for check in preflight_pair(study, "mine")}
+    assert checks["data completions"].startswith("3 of 6 training problems have 3 completions")
+    sources = whole_study(study, tmp_path / "out")["off_policy"]["token_sources"]
+    assert sources["file"] and sources["teacher"]
+
+
+def test_the_torch_engine_holds_no_teacher_and_says_so() -> None:
+    engine = open_engine("torch", Pair(student=zoo.place("tiny-qwen/student")))
+    prompt = engine.prompt(Problem("", "7", ""))
+    assert not engine.has_teacher and "the pair has no teacher" in engine.notes
+    assert engine.encode_completion(prompt, "7")[-1] in engine.eos
+    for use in (
+        lambda: engine.score("teacher", [(prompt, (5,))]),
+        lambda: engine.sample("teacher", [prompt], [1], 1.0, np.random.default_rng(0)),
+        lambda: engine.rows("teacher", prompt, (5,)),
+        lambda: engine.size("teacher"),
+    ):
+        with pytest.raises(PotstillError, match="the pair has none"):
+            use()
+    assert list(engine.models.held) == ["student"]
+    engine.close()
+
+
+def test_a_sft_study_has_the_digest_of_its_settings_alone(tmp_path: Path) -> None:
+    """The new settings are left out of the digest of a study that does not use them."""
+    table = study_of(tmp_path).model_dump(mode="json", exclude_defaults=True)
+    assert "teacher" not in table["pair"]["mine"]
+    assert Recipe(name="x").to_toml() == {} and SFT.to_toml() == {
+        "on_policy": 0.0,
+        "from_data": True,
+    }
+    assert "sft" not in Study().methods and len(Study().methods) == 9

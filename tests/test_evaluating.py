@@ -407,3 +407,38 @@ def test_truncation_reaches_the_sampler() -> None:
         texts = [row.text for row in found.rows]
         assert texts == [row.text for row in greedy.rows for _ in range(2)], changes
         assert texts != [row.text for row in free.rows]
+
+
+@pytest.mark.parametrize(
+    ("cause", "short"),
+    [
+        ("truncated", "2 with completions that are cut off or rejected"),
+        ("all_rejected", "2 with completions that are cut off or rejected"),
+        ("still_improving", "Nothing"),
+    ],
+)
+def test_cut_off_completions_are_named_among_what_broke(
+    cause: str, short: str, tmp_path: Path
+) -> None:
+    from potstill.diagnostics.diagnosis import advice
+    from potstill.report.data import load
+    from potstill.report.findings import grouped
+    from potstill.report.sentences import answers
+    from potstill.report.summary import summarize
+    from studies import small_study, write_study
+
+    note = {"kind": "note", "cause": cause, "step": 0, "found": 20, "evidence": "seen"}
+    note["advice"] = advice(cause)
+    write_study(
+        tmp_path,
+        small_study(),
+        lambda run: {"findings": [note]} if run.method == "hybrid" else {},
+    )
+    data = load(tmp_path)
+    found = {
+        question: (text, lines)
+        for question, _, text, lines in answers(summarize(data, grouped(data)))
+    }
+    text, lines = found["Did anything break?"]
+    assert text == short
+    assert (cause in " ".join(lines)) is (short != "Nothing")

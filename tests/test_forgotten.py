@@ -217,6 +217,7 @@ def test_outcomes_are_those_of_lm_evals_own_model(yaml_tasks: tuple[str, ...], c
         theirs: Any = simple_evaluate(
             model=HFLM(pretrained=folder, device="cpu", dtype="float32", batch_size=1),
             tasks=list(tasks.values()),
+            task_manager=benchmarks._manager(True),
             bootstrap_iters=0,
             apply_chat_template=chat,
         )

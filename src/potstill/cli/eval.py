@@ -12,7 +12,20 @@ import typer
 
 from potstill.cli import completion
 from potstill.cli.app import READ, command
-from potstill.cli.eval_options import engine_options, task_options
+from potstill.cli.eval_options import (
+    MaxTokens,
+    MinP,
+    PassAt,
+    Problems,
+    Samples,
+    Seed,
+    Teacher,
+    Temperature,
+    TopK,
+    TopP,
+    engine_options,
+    task_options,
+)
 from potstill.cli.options import AsJson
 from potstill.cli.tables import print_json
 from potstill.cli.terminal import echo
@@ -58,55 +71,16 @@ def evaluate(
             metavar="TASK", help="Task, see `potstill ls tasks`.", autocompletion=completion.tasks
         ),
     ] = "arithmetic",
-    problems: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            min=2,
-            help="Held-out problems to evaluate on.  [default: 500, or as many as there are]",
-            show_default=False,
-        ),
-    ] = None,
-    max_tokens: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Longest completion, in tokens.")
-    ] = 256,
-    samples: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Completions of each problem (avg@n).")
-    ] = 1,
-    temperature: Annotated[
-        float | None,
-        typer.Option(
-            metavar="T",
-            help="Sampling temperature; 0 is greedy.  [default: 0, or 1 without a grader]",
-            show_default=False,
-        ),
-    ] = None,
-    top_p: Annotated[float, typer.Option(metavar="P", help="Nucleus of the sampler.")] = 1.0,
-    top_k: Annotated[
-        int, typer.Option(metavar="K", help="Likeliest tokens to draw from; 0: all.")
-    ] = 0,
-    min_p: Annotated[
-        float, typer.Option(metavar="P", help="Least share of the likeliest token's probability.")
-    ] = 0.0,
-    pass_at: Annotated[
-        str, typer.Option(metavar="K,...", help="Also estimate pass@k from the samples.")
-    ] = "",
-    seed: Annotated[
-        int | None,
-        typer.Option(
-            metavar="SEED",
-            help="Draws the problems; default: the first ones.",
-            show_default=False,
-        ),
-    ] = None,
-    teacher: Annotated[
-        str,
-        typer.Option(
-            metavar="MODEL",
-            help="Teacher to compare with, for a task without a grader.",
-            autocompletion=completion.models,
-        ),
-    ] = "",
+    problems: Problems = None,
+    max_tokens: MaxTokens = 256,
+    samples: Samples = 1,
+    temperature: Temperature = None,
+    top_p: TopP = 1.0,
+    top_k: TopK = 0,
+    min_p: MinP = 0.0,
+    pass_at: PassAt = "",
+    seed: Seed = None,
+    teacher: Teacher = "",
     texts: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Also write the completions to this file, as JSONL."),

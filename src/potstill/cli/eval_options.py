@@ -1,14 +1,62 @@
-"""Options of `potstill eval` as key=value words: those of the engine and those of the task."""
+"""Options of `potstill eval`: how completions are drawn, and key=value words of engine and task."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
+
+from potstill.cli import completion
 from potstill.errors import PotstillError
 
 if TYPE_CHECKING:
     from potstill.settings import TorchSettings
+
+
+Problems = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        min=2,
+        help="Held-out problems to evaluate on.  [default: 500, or as many as there are]",
+        show_default=False,
+    ),
+]
+MaxTokens = Annotated[int, typer.Option(metavar="N", min=1, help="Longest completion, in tokens.")]
+Samples = Annotated[
+    int, typer.Option(metavar="N", min=1, help="Completions of each problem (avg@n).")
+]
+Temperature = Annotated[
+    float | None,
+    typer.Option(
+        metavar="T",
+        help="Sampling temperature; 0 is greedy.  [default: 0, or 1 without a grader]",
+        show_default=False,
+    ),
+]
+TopP = Annotated[float, typer.Option(metavar="P", help="Nucleus of the sampler.")]
+TopK = Annotated[int, typer.Option(metavar="K", help="Likeliest tokens to draw from; 0: all.")]
+MinP = Annotated[
+    float, typer.Option(metavar="P", help="Least share of the likeliest token's probability.")
+]
+PassAt = Annotated[
+    str, typer.Option(metavar="K,...", help="Also estimate pass@k from the samples.")
+]
+Seed = Annotated[
+    int | None,
+    typer.Option(
+        metavar="SEED", help="Draws the problems; default: the first ones.", show_default=False
+    ),
+]
+Teacher = Annotated[
+    str,
+    typer.Option(
+        metavar="MODEL",
+        help="Teacher to compare with, for a task without a grader.",
+        autocompletion=completion.models,
+    ),
+]
 
 
 def engine_options(words: Sequence[str], threads: int) -> TorchSettings:

@@ -205,7 +205,8 @@ def show_report(report: Report, as_json: bool) -> None:
         print_json(report.to_json())
         return
     print_methods(report.rows, report.faults, report.metrics)
-    words = (*report.findings, *report.remarks, *report.race, *report.verdict, *report.power)
+    words = (*report.findings, *report.remarks, *report.race, *report.verdict, *report.forgotten)
+    words += report.power
     for line in words:
         echo(line)
     counts = f"{report.done} of {report.cells} runs done"

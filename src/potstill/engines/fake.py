@@ -24,7 +24,6 @@ from safetensors.numpy import load_file, save_file
 from potstill.algorithms.losses import CrossEntropy, ReverseKL, ReverseKLSampled, SampledLoss
 from potstill.engines.host import host_memory
 from potstill.engines.prompts import Prompting
-from potstill.engines.protocol import NO_TEACHER
 from potstill.engines.registry import ENGINES
 from potstill.engines.truncation import truncated
 from potstill.errors import NonFinite, PotstillError
@@ -46,7 +45,6 @@ from potstill.types import (
     StepStats,
     Term,
     Truncation,
-    is_teacher,
 )
 
 Table = npt.NDArray[np.float64]
@@ -184,8 +182,7 @@ class FakeEngine(Prompting):
         return log_softmax(self._table(role)[[prompt[-1], *completion[:-1]]])
 
     def _table(self, role: Role) -> Table:
-        if is_teacher(role) and not self.has_teacher:
-            raise PotstillError(*NO_TEACHER)
+        self.check_role(role)
         return self._tables[role]
 
     def inspect(self, role: Role, rows: Sequence[Reading]) -> list[Expectation]:

@@ -221,9 +221,6 @@ class CrossTokenizer(Engine, Protocol):
         """Return the data of a step as the models read them."""
 
 
-NO_TEACHER = "the teacher is used, and the pair has none", "name a teacher in the pair's table"
-
-
 class Wrapper:
     """An engine that forwards every call to another one; subclasses override single methods."""
 

@@ -44,12 +44,14 @@ class Report:
     race: tuple[str, ...] = ()  # the course of a race, a line a look
     race_markdown: str = ""  # the same with its dropped methods as a table
     metrics: tuple[Metric, ...] = ()  # of the rows, the one that methods are compared by first
+    forgotten: tuple[str, ...] = ()  # what training made worse elsewhere, a sentence each
+    tables: str = ""  # of benchmarks and of tokens by who wrote them, in Markdown
 
     def to_json(self) -> dict[str, Any]:
         """The values that a program may want."""
         files = {key: str(getattr(self, key)) for key in ("html", "results", "csv")}
         counts = {key: getattr(self, key) for key in ("cells", "done", "failed", "missing")}
-        words = ("faults", "findings", "remarks", "verdict", "race", "power", "table")
+        words = ("faults", "findings", "remarks", "verdict", "race", "power", "forgotten", "table")
         lists = {key: list(getattr(self, key)) for key in words}
         return {
             "study": self.study,
@@ -65,10 +67,12 @@ def as_markdown(report: Report) -> str:
     from potstill.report.tables.methods import faults_line, to_markdown
 
     lines = "".join(
-        f"\n- {line.strip()}" for line in (*report.power, *report.findings, *report.remarks)
+        f"\n- {line.strip()}"
+        for line in (*report.power, *report.forgotten, *report.findings, *report.remarks)
     )
     more = "".join(
-        text and f"\n{text}" for text in (report.routes, report.similarity, report.race_markdown)
+        text and f"\n{text}"
+        for text in (report.routes, report.similarity, report.tables, report.race_markdown)
     )
     table = faults_line(report.faults) + to_markdown(report.rows, report.metrics) + more
     return table + (lines and f"{lines}\n")
@@ -88,7 +92,7 @@ def write_report(path: Path, *, figures: bool = False, within: float = 0.01) -> 
     """
     from potstill.digests import to_json
     from potstill.report import data as loading
-    from potstill.report import findings, race, sentences, similarity, summary
+    from potstill.report import findings, forgotten, race, sentences, similarity, summary
     from potstill.report.charts import charts, palette
     from potstill.report.figures import write_figures
     from potstill.report.pages import study as page
@@ -107,10 +111,8 @@ def write_report(path: Path, *, figures: bool = False, within: float = 0.01) -> 
     table, verdict = methods.to_records(data), sentences.as_record(answers)
     raced = race.races(data)
     similar = similarity.similarities(data) if data.study.contexts else []
-    write_text(
-        results,
-        to_json({**methods.to_results(data), "verdict": verdict, **race.as_record(raced)}) + "\n",
-    )
+    beyond = {**race.as_record(raced), **forgotten.as_record(data)}
+    write_text(results, to_json({**methods.to_results(data), "verdict": verdict, **beyond}) + "\n")
     write_text(csv, column.to_csv(table))
     write_text(html, page.render(data, looks, groups, answers, sections))
     return Report(
@@ -121,6 +123,8 @@ def write_report(path: Path, *, figures: bool = False, within: float = 0.01) -> 
         figures=write_figures(drawn, path / "figures") if figures else (),
         rows=tuple(data.rows),
         metrics=data.metrics,
+        forgotten=tuple(f"{p}: {line}" for p in sections for line in forgotten.sentences(data, p)),
+        tables="\n".join(filter(None, more.elsewhere(data))),
         table=tuple(table),
         cells=len(data.runs),
         **{status: data.counts[status] for status in ("done", "failed", "missing")},

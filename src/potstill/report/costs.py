@@ -44,6 +44,7 @@ class CostRow:
     peak_bytes: int | None = None  # the most memory that a run held; None: a service's
     saved: float | None = None  # seconds that the cache saved; None: none
     kinds: Mapping[str, TokenKind] = field(default_factory=dict)  # by the names in `SHOWN`
+    sources: Mapping[str, float] = field(default_factory=dict)  # trained tokens by who wrote them
 
 
 def costs(data: StudyData, pair: str) -> list[CostRow]:
@@ -76,6 +77,7 @@ def costs(data: StudyData, pair: str) -> list[CostRow]:
                 peak_bytes=max((r.get("peak_bytes") or 0 for r in done), default=0) or None,
                 saved=actual.saved or None,
                 kinds={name: _kind(name, done) for name in SHOWN},
+                sources=_sources(done),
             )
         )
     return rows
@@ -97,6 +99,27 @@ def _kind(name: str, records: Sequence[Mapping[str, Any]]) -> TokenKind:
     known = all(work) and name != "prompt"
     flops = sum(by_kind.get(name, 0.0) for by_kind in work) / len(records) if known else None
     return TokenKind(tokens / len(records), flops)
+
+
+SOURCES = ("student", "teacher", "file")
+
+
+def _sources(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Tokens that a run trained on, by who wrote them; empty if a record does not have them."""
+    known = [record.get("token_sources") for record in records]
+    if not all(known):
+        return {}
+    counts = [by_source for by_source in known if by_source]
+    names = dict.fromkeys([*SOURCES, *(name for by_source in counts for name in by_source)])
+    means = {name: sum(c.get(name, 0) for c in counts) / len(counts) for name in names}
+    return {name: mean for name, mean in means.items() if mean}
+
+
+def sourced(rows: Sequence[CostRow]) -> tuple[str, ...]:
+    """The sources worth a table: some method has several, or completions of a file."""
+    if not any(len(row.sources) > 1 or "file" in row.sources for row in rows):
+        return ()
+    return tuple(dict.fromkeys(name for name in SOURCES for row in rows if name in row.sources))
 
 
 def _usd(spent: Spent, price: Price) -> float | None:

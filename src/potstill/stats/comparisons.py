@@ -272,8 +272,8 @@ class _Estimate:
         Numbers without bounds, such as a KL divergence, are skewed: a few problems have most of it.
         Each end is then the further one of the t interval's and of the one that Hall's
         transformation corrects for skewness (P. Hall, On the removal of skewness by
-        transformation, 1992, section 2). It is at most twice as far from the mean as that of the t
-        interval: beyond, simulation shows width and no coverage (`benchmarks.graded`).
+        transformation, 1992, section 2). It is at most twice as far from the mean as that of the
+        t interval: further ends make intervals wider and cover no more (`benchmarks.graded`).
         """
         from scipy.special import stdtrit
 

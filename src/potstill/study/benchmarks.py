@@ -1,4 +1,4 @@
-"""What training made the student forget: tasks of lm-evaluation-harness, and loss on a text.
+"""Measures of forgetting: tasks of lm-evaluation-harness, and the loss on a text.
 
 Both are measured on the untrained and on each trained student. Outcomes are kept per document and
 per piece of the text, so that students are compared document by document.
@@ -12,6 +12,7 @@ import io
 import logging
 import math
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -61,11 +62,8 @@ def load_tasks(names: Sequence[str]) -> dict[str, Any]:
     Raises:
         PotstillError: there is no such task, or its data cannot be read.
     """
-    from lm_eval.tasks import TaskManager
-
     with _quiet():
-        own = all(map(is_file, names))
-        manager = TaskManager(include_defaults=not own)  # lm-eval's own take seconds to be listed
+        manager = _manager(all(map(is_file, names)))
         for name in names:
             if not is_file(name) and not manager.match_tasks([name]):
                 raise PotstillError(
@@ -91,6 +89,14 @@ def load_tasks(names: Sequence[str]) -> dict[str, Any]:
                 )
             tasks |= loaded["tasks"]
     return tasks
+
+
+@lru_cache(2)
+def _manager(files_alone: bool) -> Any:
+    """The tasks that lm-eval has; to list them takes it seconds, and files do not need it."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_defaults=not files_alone)
 
 
 def is_file(name: str) -> bool:
@@ -138,6 +144,7 @@ def benchmarks(engine: Engine, settings: Eval) -> dict[str, Entry]:
         results: Any = simple_evaluate(
             model=model,
             tasks=list(tasks.values()),
+            task_manager=_manager(all(map(is_file, settings.lm_eval))),
             limit=settings.lm_eval_limit or None,
             bootstrap_iters=0,
             apply_chat_template=settings.lm_eval_chat_template,

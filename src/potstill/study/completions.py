@@ -10,6 +10,7 @@ from potstill.problems import Problem
 from potstill.settings import Pair
 from potstill.study.schema import Study
 from potstill.tasks import Task, is_graded
+from potstill.tasks.selecting import completed
 from potstill.training.given import Encode, Survey, survey
 from potstill.types import Ids, ModelSpec
 
@@ -33,7 +34,7 @@ def check_completions(study: Study, task: Task, evaluated: Sequence[Problem]) ->
     if not any(recipe.asks_teacher for recipe in study.recipes.values()):
         return
     _check_anchors(study, task, errors)
-    texts = any(problem.completions for problem in task.train)
+    texts = bool(completed(task.train))
     for name, pair in study.models.items():
         ungraded = not (pair.teacher or is_graded(task))
         if texts or ungraded:
@@ -44,17 +45,19 @@ def check_completions(study: Study, task: Task, evaluated: Sequence[Problem]) ->
 
 def _check_present(study: Study, task: Task, errors: Errors) -> None:
     """Check that there are completions wherever no teacher can write them."""
-    lacking = [problem.id for problem in task.train if not problem.completions]
-    if not lacking:
+    having = completed(task.train)
+    if len(having) == len(task.train):
         return
-    count = f"{len(lacking)} of {len(task.train)} training problems have no completion"
+    missing = next(place for place, other in enumerate([*having, -1]) if place != other)
+    first, lacking = task.train[missing].id, len(task.train) - len(having)
+    count = f"{lacking} of {len(task.train)} training problems have no completion"
     asking = {name: r for name, r in study.recipes.items() if r.asks_teacher}
     data = [name for name, recipe in asking.items() if recipe.from_data]
     if data:
         errors.add(
             PotstillError(
                 f"{', '.join(data)} trains on completions of the data, and {count} (first: "
-                f"{lacking[0]})",
+                f"{first})",
                 "give every problem a completion column, or drop those without one; where a "
                 'teacher shall write them, use "off_policy"',
             )
@@ -64,7 +67,7 @@ def _check_present(study: Study, task: Task, errors: Errors) -> None:
         if not pair.teacher:
             errors.add(
                 PotstillError(
-                    f'{count}, and pair "{name}" has no teacher to write it (first: {lacking[0]})',
+                    f'{count}, and pair "{name}" has no teacher to write it (first: {first})',
                     f"drop them, or name a teacher, pair.{name}.teacher",
                 )
             )
@@ -72,7 +75,7 @@ def _check_present(study: Study, task: Task, errors: Errors) -> None:
 
 def _check_anchors(study: Study, task: Task, errors: Errors) -> None:
     """Check that no loss needs the probability with which a completion was written."""
-    first = next((problem.id for problem in task.train if problem.completions), "")
+    first = task.train[having[0]].id if (having := completed(task.train)) else ""
     for recipe in study.recipes.values() if first else ():
         sampled = recipe.anchor_loss.needs == "token_scores"
         if recipe.anchor and sampled and recipe.uses_teacher:
@@ -99,26 +102,26 @@ def _check_texts(
             return task.grade(problem, decode(ids)).correct
 
     limit = study.train.max_tokens
-    found = survey(task.train, limit, encode, grade)
-    refuse(found, limit, f'pair "{name}"', rejecting)
+    counts = survey(task.train, limit, encode, grade)
+    refuse(counts, limit, f'pair "{name}"', rejecting)
     refuse(survey(evaluated, study.graded_tokens, encode), 0, f'pair "{name}"')
 
 
-def refuse(found: Survey, limit: int, where: str, rejecting: Sequence[str] = ()) -> None:
+def refuse(counts: Survey, limit: int, where: str, rejecting: Sequence[str] = ()) -> None:
     """Raise for completions that cannot be trained on; a limit of 0 is none."""
-    if found.unreadable:
-        count = f"{found.unreadable} of {found.checked} completions"
-        raise PotstillError(f"{where}: {count} cannot be read; {found.error}", found.error.hint)
-    if limit and found.checked and found.cut == found.checked:
+    if counts.unreadable:
+        count = f"{counts.unreadable} of {counts.checked} completions"
+        raise PotstillError(f"{where}: {count} cannot be read; {counts.error}", counts.error.hint)
+    if limit and counts.checked and counts.cut == counts.checked:
         raise PotstillError(
-            f"{where}: {found.cut} of {found.checked} completions reach train.max_tokens = "
+            f"{where}: {counts.cut} of {counts.checked} completions reach train.max_tokens = "
             f"{limit}: none of them ends",
-            f"raise train.max_tokens to {found.longest}, which holds the longest",
+            f"raise train.max_tokens to {counts.longest}, which holds the longest",
         )
-    if found.right == 0 and found.example is not None:
-        problem, text = found.example
+    if counts.right == 0 and counts.example is not None:
+        problem, text = counts.example
         raise PotstillError(
-            f"{where}: all {found.checked} completions are graded wrong, and "
+            f"{where}: all {counts.checked} completions are graded wrong, and "
             f"{', '.join(rejecting)} trains on right ones alone (first: {problem.id}, answer "
             f"{brief(problem.answer)}, {brief(text)})",
             "check the grader and the answers, or leave reject_wrong out",

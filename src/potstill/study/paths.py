@@ -19,11 +19,11 @@ from potstill.fields import brief
 # Keys as "/a/b"; a list has the key of its values.
 _CONTEXT = "/pair/[^/]+/context(/hybrid)?"
 FILES = re.compile(
-    rf"/task/(train|test)_path|/eval/drift|{_CONTEXT}/(few_shot/path|retrieval(/path)?)"
+    rf"/task/(train|test)_path|/task/grade(/graders)*/schema|/eval/drift|{_CONTEXT}/(few_shot/path|retrieval(/path)?)"
 )
 FOLDERS = re.compile(r"/task/dataset|/pair/[^/]+/(student|teacher|teachers/[^/]+)")  # or names
-GRADERS = re.compile(r"/task/grade(/.*)?")  # functions of files are FILE.py:NAME
-_FUNCTION = re.compile(r"(.+\.py)(:[A-Za-z_]\w*)")
+GRADERS = re.compile(r"/task/grade(/graders)*(/name)?")  # functions of files are FILE.py:NAME
+_FUNCTION = re.compile(r"(.+\.py)(:[A-Za-z_][\w.]*)")
 
 
 def located(
@@ -61,6 +61,8 @@ def _located(value: str, key: str, folder: Path) -> str:
         if _exists(folder, value):
             return str(folder / value)
         return value if place(value) != value else _file(value, key, folder, name=True)
+    if key == "/eval/lm_eval" and value.endswith((".yaml", ".yml")):  # others are names of tasks
+        return _file(value, key, folder)
     match = _FUNCTION.fullmatch(value) if GRADERS.fullmatch(key) else None
     return _file(match[1], key, folder) + match[2] if match else value
 

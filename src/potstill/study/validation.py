@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 
 from potstill.algorithms.losses import (
@@ -155,7 +156,7 @@ def check_routes(
     route: str, teachers: Mapping[str, str], task: Task, held_out: Sequence[Problem]
 ) -> None:
     """Check that every value of the key that selects teachers has one, and that it is used."""
-    values = {problem.text(route): problem.id for problem in (*held_out, *task.train)}
+    values = {problem.text(route): problem.id for problem in chain(held_out, task.train)}
     for value, name in values.items():
         if value and value not in teachers:
             raise PotstillError(
@@ -227,13 +228,13 @@ def check_alone(study: Study, name: str) -> None:
 
 
 def _needs_teacher(recipe: Recipe) -> str:
-    """What a recipe needs a teacher for, in addition to completions; "" for nothing."""
+    """The use that a recipe has for a teacher, in addition to completions; "" for none."""
     if recipe.interleave:
         return "a teacher's ranks of the student's tokens"
     if recipe.uses_student and recipe.student_loss.needs != "tokens":
-        return f"a teacher's probabilities of the student's text ({recipe.student_loss})"
+        return f"a teacher's probabilities of the student's tokens ({recipe.student_loss})"
     if recipe.uses_teacher and recipe.teacher_loss.needs != "tokens":
-        return f"a teacher's probabilities of its text ({recipe.teacher_loss})"
+        return f"a teacher's probabilities of its tokens ({recipe.teacher_loss})"
     return ""
 
 
@@ -260,11 +261,14 @@ def check_window(
     window = window_of(model.config).tokens
     if not window:
         return  # positions are unlimited
-    conversations = {p.id: prompts.conversation(p) for p in (*prompts.task.train, *held_out)}
+    conversations = (
+        (problem.id, prompts.conversation(problem))
+        for problem in chain(prompts.task.train, held_out)
+    )
     # A token has at least one byte: only those that may be too long are tokenized.
     long = {
         name: messages
-        for name, messages in conversations.items()
+        for name, messages in conversations
         if len(plain(messages).encode()) + TEMPLATE * (len(messages) + 1) + max_tokens > window
     }
     if not long:

@@ -17,6 +17,7 @@ import numpy as np
 from potstill.engines.protocol import Engine
 from potstill.errors import PotstillError
 from potstill.problems import Problem
+from potstill.tasks.selecting import completion_counts
 from potstill.types import Ids, Trajectory
 
 MOST = 20_000  # completions that are tokenized before a run
@@ -76,22 +77,26 @@ def survey(
         encode: the ids of a problem's completion.
         grade: whether ids are right; None: they are not graded.
     """
-    texts = [(problem, text) for problem in problems for text in problem.completions]
-    found = Survey(len(problems), sum(bool(p.completions) for p in problems), len(texts))
-    found.right = None if grade is None else 0
-    for problem, text in texts[:: max(1, -(-len(texts) // MOST))]:
-        found.checked += 1
+    sizes = completion_counts(problems)
+    counts = Survey(len(problems), sum(map(bool, sizes)), sum(sizes))
+    counts.right = None if grade is None else 0
+    every = max(1, -(-counts.texts // MOST))
+    places = [(place, n) for place, size in enumerate(sizes) for n in range(size)]
+    for place, n in places[::every]:
+        problem = problems[place]
+        text = problem.completions[n]
+        counts.checked += 1
         try:
             ids = encode(problem, text)
         except PotstillError as error:
-            found.error = found.error if found.unreadable else error
-            found.unreadable += 1
+            counts.error = counts.error if counts.unreadable else error
+            counts.unreadable += 1
             continue
-        found.longest = max(found.longest, len(ids))
-        found.cut += len(ids) > limit
-        if grade is not None and found.right is not None:
+        counts.longest = max(counts.longest, len(ids))
+        counts.cut += len(ids) > limit
+        if grade is not None and counts.right is not None:
             right = grade(problem, ids[:limit])
-            found.right += right
-            if not right and found.example is None:
-                found.example = problem, text
-    return found
+            counts.right += right
+            if not right and counts.example is None:
+                counts.example = problem, text
+    return counts

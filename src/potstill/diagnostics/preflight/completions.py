@@ -61,7 +61,7 @@ def completions(rehearsal: Rehearsal) -> Iterator[Check]:
 def _lengths(
     rehearsal: Rehearsal, setting: str, limit: int, problems: Sequence[Problem], temperature: float
 ) -> Iterator[Check]:
-    """Whether completions of the teacher end before a limit, of which `setting` is the key."""
+    """The check that the teacher's completions end before a limit, named `setting` in a study."""
     written = _write(rehearsal, problems[:FEW], limit, temperature)
     if written.truncated == len(written.tokens):
         written = _write(rehearsal, problems, limit, temperature)
@@ -100,7 +100,7 @@ def _sufficient(
 
 
 def _right(rehearsal: Rehearsal, names: Sequence[str], problems: Sequence[Problem]) -> Check:
-    """Whether some completions of the teacher are right."""
+    """The check that some completions of the teacher are right."""
     limit, temperature = rehearsal.settings.max_tokens, rehearsal.settings.teacher_temperature
     for count in (FEW, PROBLEMS):
         written = _write(rehearsal, problems[:count], limit, temperature)

@@ -23,7 +23,6 @@ import numpy as np
 
 from potstill.engines.host import host_memory
 from potstill.engines.prompts import Prompting
-from potstill.engines.protocol import NO_TEACHER
 from potstill.engines.registry import ENGINES
 from potstill.engines.tinker.client import Sampler, Service, Trainer, TrainingRow, adam_of
 from potstill.engines.tinker.conformance import facts_of, sampler_facts_of
@@ -58,7 +57,6 @@ from potstill.types import (
     Sample,
     StepStats,
     Truncation,
-    is_teacher,
 )
 
 TRIES = 4  # number of attempts at an operation, each on a new session
@@ -109,15 +107,14 @@ class TinkerEngine(Prompting):
         settings = (settings or TinkerSettings(name="tinker")).changed(changes)
         check_rank(lora_rank)
         pair = ModelPair.open(student, teacher, None, None)
-        self.has_teacher = not pair.alone
         self.tokenizer, self.eos, self.vocabulary = pair.tokenizer, pair.eos, pair.vocabulary
-        self.windows, self._decode = pair.windows_by_role, decoder_of(pair.tokenizer)
+        self.has_teacher, self._decode = not pair.alone, decoder_of(pair.tokenizer)
+        self.windows = pair.windows_by_role
         self.seed, self.rank, self.max_grad_norm = seed, lora_rank, max_grad_norm
         student_url, in_flight = settings.base_url, settings.in_flight
-        teacher = teacher or student  # which is not used then
-        teacher_url = (settings.teacher_url if self.has_teacher else None) or student_url
+        teacher_url = student_url if pair.alone else settings.teacher_url or student_url
         service = teacher_service = Service(student_url, student, self.vocabulary, in_flight)
-        if (teacher_url.full, teacher) != (student_url.full, student):
+        if (teacher_url.full, teacher or student) != (student_url.full, student):
             teacher_service = Service(teacher_url, teacher, self.vocabulary, in_flight)
         self._services: dict[Role, Service] = {"student": service, "init": service}
         self._services["teacher"] = teacher_service
@@ -287,13 +284,10 @@ class TinkerEngine(Prompting):
 
     def _sampler(self, role: Role) -> Sampler:
         """Return a sampler of the role's newest weights; older student samplers become invalid."""
-        if is_teacher(role) and not self.has_teacher:
-            raise PotstillError(*NO_TEACHER)
+        self.check_role(role)
         if role not in self._samplers:
-            student = role == "student"
-            self._samplers[role] = (
-                self._student().sampler() if student else self._services[role].base()
-            )
+            make = self._student().sampler if role == "student" else self._services[role].base
+            self._samplers[role] = make()
         return self._samplers[role]
 
     def _reconnect(self) -> None:

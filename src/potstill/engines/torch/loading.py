@@ -186,10 +186,22 @@ class ModelPair:
             teacher_spec: placement of the teacher.
             cross: whether the tokenizers may differ.
         """
-        if not teacher:
-            pair = cls.open(student, student, student_spec, student_spec)
-            notes = (*pair.notes, "the pair has no teacher")
-            return dataclasses.replace(pair, alone=True, notes=notes)
+        if teacher:
+            return cls._of_two(student, teacher, student_spec, teacher_spec, cross)
+        pair = cls._of_two(student, student, student_spec, student_spec, cross=False)
+        notes = (*pair.notes, "the pair has no teacher")
+        return dataclasses.replace(pair, alone=True, notes=notes)
+
+    @classmethod
+    def _of_two(
+        cls,
+        student: str,
+        teacher: str,
+        student_spec: ModelSpec | None,
+        teacher_spec: ModelSpec | None,
+        cross: bool,
+    ) -> ModelPair:
+        """Read a student and a teacher, see `open`."""
         if student_spec and student_spec.dtype == "float16":
             raise PotstillError(
                 "a student cannot train in float16: small gradients vanish without loss scaling",

@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers.trainer_pt_utils import get_parameter_names
 
 from potstill.engines.host import host_memory
-from potstill.engines.protocol import NO_TEACHER
+from potstill.engines.prompts import NO_TEACHER
 from potstill.engines.torch.adapters import add_lora, continue_lora, coverage
 from potstill.engines.torch.distributed import World
 from potstill.engines.torch.exporting import export_student

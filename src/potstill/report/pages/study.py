@@ -10,13 +10,14 @@ from typing import Any
 
 from potstill.diagnostics.faults import FAULTS
 from potstill.engines import zoo
-from potstill.report import published, sentences
+from potstill.report import forgotten, published, sentences
 from potstill.report.charts.palette import Look
 from potstill.report.charts.spec import Chart
 from potstill.report.completions import samples
 from potstill.report.costs import costs, profiles
 from potstill.report.data import StudyData
 from potstill.report.findings import FindingGroup, notes
+from potstill.report.forgotten import retentions
 from potstill.report.formatting import settings
 from potstill.report.pages import bundle
 from potstill.report.race import look_line, named_looks, races
@@ -80,6 +81,9 @@ def _pair(data: StudyData, pair: str, summary: Summary, sections: Sections) -> d
         "sections": sections,
         "costs": (more.costs(spent), spent),
         "kinds": (more.token_kinds(spent), spent),
+        "sources": (more.sources(spent), spent),
+        "forgotten": more.forgotten(known) if (known := retentions(data, pair)) else (),
+        "losses": forgotten.sentences(data, pair),
         "times": (more.times(profile), profile),
         "samples": samples(data, pair),
         "race": race,

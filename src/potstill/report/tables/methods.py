@@ -150,7 +150,10 @@ def columns(data: StudyData) -> dict[str, Column]:
     if data.study.published and data.metric.share:
         value = partial(published, data)
         more.append(Column("published", "published %", PUBLISHED, "other models", value=value))
-    return common(data.metrics) | {column.key: column for column in more}
+    known = common(data.metrics)
+    if not any(pair.teacher for pair in data.study.models.values()):
+        del known["gap_closed"]
+    return known | {column.key: column for column in more}
 
 
 def chosen(columns: Mapping[str, Column], keys: Iterable[str]) -> list[Column]:
@@ -204,6 +207,7 @@ def _run(run: RunData) -> dict[str, Any]:
         "steps": run.steps,
         **{key: record.get(key) for key in ("accuracy", "flexible", "ended", "seconds")},
         **{key: record.get(key) or {} for key in ("tokens", "activity")},
+        **({"token_sources": known} if (known := record.get("token_sources")) else {}),
         "findings": record.get("findings") or [],
     }
 

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from potstill.report.costs import CostRow, Profile, off
+from potstill.report.costs import CostRow, Profile, off, sourced
+from potstill.report.costs import costs as costs_of
+from potstill.report.data import StudyData
+from potstill.report.forgotten import DRIFT, Retention, retentions
 from potstill.report.formatting import count, duration, per_cent, plural, ranged, visible
 from potstill.report.routes import Routes
 from potstill.report.similarity import Similarity
 from potstill.report.tables import column as c
 from potstill.report.tables.column import Column, Format
-from potstill.stats.comparisons import Interval
+from potstill.stats.comparisons import Difference, Interval
 from potstill.training.spending import Spent
 
 BYTES = Format(lambda value: f"{count(value)}B")
+WROTE = {"student": "the student's", "teacher": "the teacher's", "file": "of the data's files"}
 PART = Format(lambda share: f"{per_cent(share)} %", bar=True)
 
 
@@ -61,6 +65,78 @@ def token_kinds(rows: Sequence[CostRow]) -> list[Column]:
         return Column(name, title, c.COUNT, value=lambda r: r.kinds[name].tokens, detail=flops)
 
     return [column(name) for name in rows[0].kinds] if rows else []
+
+
+def sources(rows: Sequence[CostRow]) -> list[Column]:
+    """Tokens that a run trained on, by who wrote them; empty where one model wrote all."""
+
+    def column(name: str) -> Column:
+        return Column(name, WROTE[name], c.COUNT, value=lambda row: row.sources.get(name))
+
+    return [column(name) for name in sourced(rows)]
+
+
+def sources_markdown(pairs: Mapping[str, Sequence[CostRow]]) -> str:
+    """A table a pair: tokens that a run trained on, by who wrote them."""
+    tables = []
+    for pair, rows in pairs.items():
+        if columns := sources(rows):
+            heads = [f"{pair}, tokens trained on", *(column.title for column in columns)]
+            lines = [
+                [f"`{r.method}`", *(x.format.write(x.value(r)) for x in columns)] for r in rows
+            ]
+            tables.append(c.markdown(heads, lines))
+    return "\n".join(tables)
+
+
+@dataclass(frozen=True)
+class RetentionRow:
+    """One model's results on all benchmarks."""
+
+    method: str
+    levels: Sequence[Interval | None]
+    changes: Sequence[Difference | None]
+
+
+def forgotten(known: Sequence[Retention]) -> tuple[list[Column], list[RetentionRow]]:
+    """Benchmarks on trained students: columns, and a row for the untrained one and each method."""
+
+    def columns(i: int) -> list[Column]:
+        one = known[i]
+        metric, number = (
+            one.metric,
+            plural(one.documents, "piece" if one.metric.key == DRIFT else "document"),
+        )
+        unit = f"{number}{'' if metric.share else f', {metric.unit}'}"
+        title = f"{metric.label}{' %' if metric.share else ''}"
+        level, change = c.interval(metric), c.difference(metric)
+        gain = f"{metric.points}, corrected p"
+        return [
+            Column(title, title, level, unit, value=lambda row: row.levels[i]),
+            Column(f"{i}", "trained − untrained", change, gain, value=lambda row: row.changes[i]),
+        ]
+
+    methods = dict.fromkeys(method for one in known for method in one.changes)
+    first = RetentionRow("untrained", [one.untrained for one in known], [None] * len(known))
+    rows = [
+        RetentionRow(m, [x.levels.get(m) for x in known], [x.changes.get(m) for x in known])
+        for m in methods
+    ]
+    return [column for i in range(len(known)) for column in columns(i)], [first, *rows]
+
+
+def forgotten_markdown(pairs: Mapping[str, Sequence[Retention]]) -> str:
+    """A table a pair: each benchmark, and the change to the untrained student."""
+    tables = []
+    for pair, known in pairs.items():
+        if known:
+            columns, rows = forgotten(known)
+            lines = [
+                [f"`{r.method}`", *(x.format.write(x.value(r)) for x in columns)] for r in rows
+            ]
+            heads = [f"{pair}, forgotten", *(column.title for column in columns)]
+            tables.append(c.markdown(heads, lines))
+    return "\n".join(tables)
 
 
 def times(rows: Sequence[Profile]) -> list[Column]:
@@ -119,3 +195,10 @@ def similarity_markdown(rows: Sequence[Similarity]) -> str:
         ranges = [ranged(one.score, 2), ranged(one.kl, 3), ranged(one.format, 1, 100)]
         lines.append([one.pair, f"`{one.method}`", *levels, c.GAIN.write(one.gain), *ranges])
     return c.markdown(heads, lines, texts=2) if rows else ""
+
+
+def elsewhere(data: StudyData) -> Iterator[str]:
+    """In Markdown: what was forgotten, and the tokens trained on by who wrote them."""
+    pairs = list(data.study.models)
+    yield forgotten_markdown({pair: retentions(data, pair) for pair in pairs})
+    yield sources_markdown({pair: costs_of(data, pair) for pair in pairs})

@@ -80,7 +80,7 @@ def course(
         records: of the runs that have ended.
         screened: of the screen's runs that have ended.
         stored: decisions of earlier calls.
-        baselines: of the pair; one without a teacher has no teacher's.
+        baselines: of the pair.
     """
     racing, looks, digests, screen = tuple(methods), [], [], None
     levels, first = rules.levels, seeds[:1]

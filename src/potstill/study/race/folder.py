@@ -76,11 +76,11 @@ class RaceFolder:
         if rules.screen:
             screening_study = screening(study)
             screened = self.screen.results(runs_of(screening_study), screening_study)
-        stored, methods = self._stored(), list(study.methods)
+        stored = self._stored()
         return {
             pair: course(
                 pair,
-                methods,
+                list(study.methods),
                 study.seeds,
                 rules,
                 records,

@@ -115,7 +115,7 @@ class Reading:
             return self._raw(text_of(values[shape.prompt], shape.prompt, where, HINT), extra, where)
         prompt, reply = self._prompt(values, shape, where)
         completions = [reply] if reply is not None else []
-        for name in shape.completions:
+        for name in (name for name in shape.completions if values[name] is not None):
             completions += completions_of(values[name], name, where)
         answer = reference = completions[0] if completions else ""
         if shape.answer:

@@ -33,6 +33,9 @@ GRADERS: dict[str, tuple[str, str, str]] = {  # name: (module, class, descriptio
     "boxed": (f"{_HERE}.extractors", "Boxed", "the last \\boxed{...}, as LaTeX text"),
     "after": (f"{_HERE}.extractors", "After", "the text after a mark such as ####"),
     "line": (f"{_HERE}.extractors", "Line", "the last line, or the first"),
+    "math": (f"{_HERE}.latex", "Math", "equal expressions, by math-verify"),
+    "json": (f"{_HERE}.structured", "Json", "a JSON value: its fields, or a schema"),
+    "code": (f"{_HERE}.code", "Code", "code that passes the tests of its problem"),
     "any": (f"{_HERE}.composed", "AnyOf", "the best grade of several graders"),
     "all": (f"{_HERE}.composed", "AllOf", "the worst grade of several graders"),
     "chain": (f"{_HERE}.composed", "Chain", "extractors and a grader; a list is short for it"),
@@ -100,5 +103,5 @@ def _read(spec: Any) -> Grader | None:
     return None if spec is None else load_grader(spec)
 
 
-# A task's option `grade`, which is no field's name: it is the method's.
+# A task's option `grade`, whose field has another name: a task's method is `grade`.
 GraderOption = Annotated[Any, BeforeValidator(_read), Field(validation_alias="grade")]

@@ -1,4 +1,4 @@
-"""Calls a user's grading function with the arguments that it declares, and reads its result.
+"""Calls a user's grader function with the arguments that it declares, and reads its result.
 
 Names are those that people use: of this project, of TRL's reward functions (`completions` and
 lists of one) and of verl's `compute_score`. Other names are columns of the data. It leaves out

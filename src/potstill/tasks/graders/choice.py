@@ -41,6 +41,8 @@ _DECOR = " \t\r\n*_{}()[]$:.,;!\"'`#"
 _BRACKETS = re.compile(r"[(\[]\s*([A-Za-z])\s*[)\]]|\*\*([A-Z])\*\*")
 _NAMED = re.compile(r"\b(?:option|choice|letter)\s+\(?([A-Za-z])\b", re.IGNORECASE)
 _OTHER = re.compile(r"\s*[)\]*.]*\s*(?:or|and|/|,|&|nor)\s*[(\[*]*([A-Za-z])\b(?!')", re.IGNORECASE)
+_LABEL = re.compile(r"(?:option|choice|letter)\b", re.IGNORECASE)
+_REASONED = re.compile(r"[A-Za-z]\s*(?:[,;]|-\s|because\b|since\b)")  # B, because ...
 _SENTENCE = re.compile(r"\n|[.!?](?=\s+[A-Z])")
 _CLAUSE = re.compile(r"[,.;:!\n]")
 LONGEST = 20_000  # characters of an answer that are read, the last ones
@@ -135,6 +137,9 @@ class Choice(Identified):
 
     def _first_words(self, answer: str, options: dict[str, str]) -> str | None:
         """The option whose text begins an answer, as in "No, it is not.", if it names no other."""
+        first = answer[:LONGEST_LINE].split("\n", 1)[0].strip()
+        if _REASONED.match(first):
+            return self._leading(first, options)
         clause = _CLAUSE.split(answer[:LONGEST_LINE], maxsplit=1)[0]
         for letter, label in options.items():
             if words(label) and words(clause) == words(label):
@@ -143,7 +148,7 @@ class Choice(Identified):
 
     def _one(self, text: str, options: dict[str, str]) -> str | None:
         """A letter alone, an option's text alone, or both."""
-        bare = text.strip(_DECOR)
+        bare = _LABEL.sub("", text.strip(_DECOR)).strip(_DECOR)
         if len(bare) == 1 and bare.upper() in (options or self.letters):
             return bare.upper()
         for letter, label in options.items():
@@ -158,7 +163,8 @@ class Choice(Identified):
             return None
         letter, rest = match[1].upper(), words(text[match.end() :])
         if not options:
-            return letter if "\n" not in text else None
+            others = {(m[1] or m[2]).upper() for m in _BRACKETS.finditer(text)} - {letter}
+            return letter if "\n" not in text and not others else None
         return letter if rest[: len(words(options[letter]))] == words(options[letter]) else None
 
     def _leading(self, line: str, options: dict[str, str]) -> str | None:

@@ -64,7 +64,7 @@ class Chain:
         return Grade(grade.strict if complete else 0.0, grade.flexible, format=complete)
 
     def extract(self, text: str) -> str | None:
-        """What is left after all graders, which must be extractors."""
+        """The text that is left after all graders, which must be extractors."""
         for one in self.graders:
             extracted = one.extract(text)
             if extracted is None:

@@ -33,7 +33,8 @@ class GSM8KNumber(Identified):
     name = "gsm8k"
 
     def grade(self, problem: Problem, text: str) -> Grade:
-        return grade_number(problem.answer, text)
+        grade = grade_number(problem.answer, text)
+        return Grade(float(grade.strict), float(grade.flexible), grade.format)
 
     def check(self, problem: Problem) -> None:
         answer = problem.answer
@@ -42,7 +43,7 @@ class GSM8KNumber(Identified):
         if not THOUSANDS.fullmatch(answer):
             raise self.refuse(problem, "a comma separates thousands", DECIMAL_HINT)
         if not grade_number(answer, f"#### {answer}").strict:
-            raise self.refuse(problem, "a reference is written in digits", SCIENTIFIC_HINT)
+            raise self.refuse(problem, "a numeric answer is written in digits", SCIENTIFIC_HINT)
 
 
 HINT = 'write the number, or set match = "exact"'

@@ -1,4 +1,4 @@
-"""Runs a grading function in a process of its own, with limits on time and memory.
+"""Runs a grader's function in a process of its own, with limits on time and memory.
 
 One process serves all calls of a function; it is started at the first one. A call that takes too
 long ends it, with all processes that it has started; the next call gets a new one.

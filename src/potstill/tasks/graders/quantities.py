@@ -26,8 +26,9 @@ _INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]")
 _BLANKS = re.compile("[\u00a0\u2000-\u200a\u202f\u205f\u3000]")
 _MINUS = str.maketrans("−‐‑‒–—﹣－", "--------")
 _LATEX = [
-    (re.compile(r"\\[dtc]?frac *(\d) *(\d)"), r" \1/\2 "),
-    (re.compile(r"\\[dtc]?frac *\{ *(-?[^{}\\]{1,60}?) *\} *\{ *([^{}\\]{1,60}?) *\}"), r" \1/\2 "),
+    (re.compile(r"(?<=[\w)])(?=\\[dtc]?frac)"), " "),  # 1\frac{1}{2} is 1 1/2
+    (re.compile(r"\\[dtc]?frac *(\d) *(\d)"), r"\1/\2 "),
+    (re.compile(r"\\[dtc]?frac *\{ *(-?[^{}\\]{1,60}?) *\} *\{ *([^{}\\]{1,60}?) *\}"), r"\1/\2 "),
     (re.compile(r"\\(?:text|mathrm|mathbf|textbf|operatorname) *\{([^{}]{0,200})\}"), r" \1 "),
     (re.compile(r"\\(?:times|cdot)(?![a-zA-Z])"), "×"),
     (re.compile(r"\\(?:approx|simeq)(?![a-zA-Z])"), "≈"),
@@ -42,7 +43,7 @@ _CHUNK = re.compile(r"\d(?:[\d.,'’_]|(?<=\d) (?=\d{3}(?!\d)))*|\.\d+")
 _BEFORE = re.compile(
     r"(?P<sign>[+-]?) ?(?:(?:US|A|C)?[$€£¥₹]|\b(?:USD|EUR|GBP|CHF|Rs\.?)) ?$|(?P<bare>[+-])$"
 )
-_EXPONENT = re.compile(r"[eE]([+-]?\d{1,30})(?![\d.])")
+_EXPONENT = re.compile(r"[eE]([+-]?\d{1,30})(?!\d|\.\d)")
 _POWER = re.compile(r" ?[×x*·] ?10 ?(?:\^|\*\*) ?(?:\{ ?([+-]?\d{1,30}) ?\}|\(?([+-]?\d{1,30})\)?)")
 _ONLY_POWER = re.compile(r" ?(?:\^|\*\*) ?(?:\{ ?([+-]?\d{1,30}) ?\}|\(?([+-]?\d{1,30})\)?)")
 _OVER = re.compile(r" ?[/⁄] ?(?=[\d.])")

@@ -1,4 +1,4 @@
-"""The process in which a grading function runs, with a limit on memory.
+"""The process in which a grader's function runs, with a limit on memory.
 
 `process` starts this file as a script, with the place of a function, and ends it when a call takes
 too long. Whatever the function does (an endless loop, a crash, an exit), only this process is hit.
@@ -118,15 +118,15 @@ def loaded(place: str) -> tuple[Callable[..., Any], str]:
 def reason(error: BaseException, place: str) -> str:
     """An error in one line, with the last line of the user's file that it passed."""
     text = " ".join(str(error).split())
-    said = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    message = f"{type(error).__name__}: {text}" if text else type(error).__name__
     if isinstance(error, SyntaxError):
-        return said
+        return message
     ours = str(Path(__file__).parent)
     lines = [one for one in traceback.extract_tb(error.__traceback__) if ours not in one.filename]
     lines = [one for one in lines if not one.filename.startswith("<frozen")]
     own = [one for one in lines if one.filename.endswith(Path(place.rpartition(":")[0]).name)]
     last = (own or lines)[-1:]
-    return said + "".join(f" ({Path(one.filename).name}, line {one.lineno})" for one in last)
+    return message + "".join(f" ({Path(one.filename).name}, line {one.lineno})" for one in last)
 
 
 def limit_memory(gigabytes: float) -> None:

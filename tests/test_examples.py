@@ -1,0 +1,87 @@
+"""The studies in examples/ run by the commands that the documents show, with fewer steps."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from potstill.study.loading import load_study
+from potstill.study.run import prepare
+from potstill.study.storage import RunId, StudyFolder
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+SHORT = ("seeds=0", "train.steps=2", "train.batch_size=8", "eval.problems=12", "eval.probe=4")
+METHODS = {
+    "chat": ("off_policy", "on_policy_gkd", "hybrid"),
+    "prompts": ("off_policy", "on_policy_gkd", "hybrid"),
+    "completions": ("sft", "kl_anchored"),
+}
+
+
+def test_every_example_is_tested() -> None:
+    assert {path.stem for path in EXAMPLES.glob("*.toml")} == METHODS.keys()
+
+
+@pytest.fixture(scope="module", params=METHODS)
+def done(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> StudyFolder:
+    """The folder of an example's study."""
+    out = tmp_path_factory.mktemp(request.param) / "out"
+    command = [sys.executable, "-m", "potstill", "study", str(EXAMPLES / f"{request.param}.toml")]
+    ran = subprocess.run(
+        [*command, *SHORT, "--out", str(out), "--no-figures", "--no-preflight"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    return StudyFolder(out)
+
+
+def test_examples_run(done: StudyFolder) -> None:
+    name, (pair,) = done.study.name, done.study.models
+    records = done.results([RunId(pair, method, 0) for method in METHODS[name]], done.study)
+    assert [record["status"] for record in records.values()] == ["done"] * len(METHODS[name])
+    assert (done.path / "report.html").stat().st_size > 10_000
+    (headline,) = {next(iter(record["outcomes"])) for record in records.values()}
+    assert headline == ("kl" if name == "prompts" else "strict")
+    for record in records.values():
+        values = [float(value) for value in record["outcomes"][headline]]
+        assert len(values) == 12 and len(set(values)) > 1
+    teacher = done.results([RunId(pair, "teacher")])
+    assert len(teacher) == (name != "completions")
+    if name == "completions":
+        sources = {tuple(record["token_sources"]) for record in records.values()}
+        assert sources == {("file",)}
+
+
+def test_the_data_are_what_the_example_says() -> None:
+    sizes = {}
+    for name in METHODS:
+        task = prepare(load_study(EXAMPLES / f"{name}.toml"))
+        sizes[name] = len(task.train), len(task.test)
+    assert sizes == dict.fromkeys(METHODS, (400, 120))
+
+
+@pytest.mark.parametrize(
+    ("completion", "grade"),
+    [
+        ("77-28=49\n49+32=81\n#### 81", 1.0),
+        ("so it is 81.", 1.0),
+        ("77-28=49\n49+32=80\n#### 80", 0.5),
+        ("77-28=48\n48+32=80\n#### 80", 0.0),
+        ("", 0.0),
+    ],
+)
+def test_the_grader_of_the_example(completion: str, grade: float) -> None:
+    spec = importlib.util.spec_from_file_location("own_grader", EXAMPLES / "grader.py")
+    assert spec and spec.loader
+    module: Any = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    first = json.loads((EXAMPLES / "chat-test.jsonl").read_text().splitlines()[0])
+    assert module.grade(completion, first["messages"][-1]["content"]) == grade
