@@ -31,7 +31,7 @@ def settled(study: Study, task: Task | None = None) -> Study:
 
 
 def check_validation(study: Study, task: Task) -> None:
-    """Check that the validation problems can be measured as the study asks."""
+    """Check that the validation problems can be measured by its settings."""
     check_measure(study.train, task)
     alone = [name for name, pair in study.models.items() if not pair.teacher]
     problems = getattr(task, "validation", ())
