@@ -63,7 +63,7 @@ class Resplit:
 
     @property
     def note(self) -> str:
-        """What the record of a run notes about the problems; the task's own."""
+        """A note on the problems for the record of a run: the task's own."""
         return str(getattr(self.task, "note", ""))
 
     def grade(self, problem: Problem, text: str) -> Grade:
