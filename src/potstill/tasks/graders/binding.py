@@ -20,7 +20,7 @@ from potstill.problems import Grade, Problem
 COMPLETION = ("completion", "text", "response", "solution_str")
 ANSWER = ("answer", "ground_truth", "reference")
 QUESTION = ("question", "prompt")
-UNREAD = "completion"  # a function that reads none grades nothing
+UNREAD = "(completion)"  # a function that reads none grades nothing
 ROUNDING = 1e-9  # by which a sum of weights may differ from 1
 LISTS = {"completions": "completion", "prompts": "prompt"}  # TRL's, a list of one each
 NAMES = (*COMPLETION, *ANSWER, *QUESTION, "problem", "solution", "messages", "extra_info")
