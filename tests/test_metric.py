@@ -403,7 +403,7 @@ SOUND: dict[str, dict[str, Any]] = {
     "no teacher": UNGRADED | {"outcomes": {"student_loss": [1.0, 2.0]}},
     "benchmarks": {
         "benchmarks": {"ifeval": {"metric": "acc", "outcomes": "110", "mean": 2 / 3}},
-        "drift": [2.0, 3.5],
+        "drift": {"metric": "nats per token", "outcomes": [2.0, 3.0], "mean": 2.5, "tokens": 99},
     },
     "sources": {"token_sources": {"student": 12, "teacher": 0, "file": 6}},
     "unknown sources": {"token_sources": None},
@@ -425,7 +425,7 @@ DAMAGED: dict[str, dict[str, Any]] = {
     "pass@8 of 4": AVERAGE | {"outcomes": SHARES | {"pass@8": [0.5, 0.0]}},
     "no samples": AVERAGE | {"samples": 0},
     "a damaged benchmark": {"benchmarks": {"ifeval": {"metric": "acc", "outcomes": "112"}}},
-    "a damaged drift": {"drift": [1.0, None]},
+    "a damaged drift": {"drift": {"metric": "nats", "outcomes": [1.0, None], "mean": 1.0}},
     "negative tokens": {"token_sources": {"file": -1}},
 }
 
@@ -465,9 +465,10 @@ def elsewhere(cell: RunId) -> dict[str, Any]:
     drift = drift * np.exp(0.02 * rng.normal(size=40))
     wrote = {"hybrid": {"student": 900, "teacher": 300}, "on_policy_gkd": {"student": 1200}}
     sources = wrote.get(cell.method, {"student": 0, "file": 4000})
-    known = {"metric": "acc,none", "outcomes": "".join("01"[int(x)] for x in right)}
+    text = {"metric": "nats per token", "higher_is_better": False, "tokens": 9999}
+    known = {"cut": 3, "metric": "acc,none", "outcomes": "".join("01"[int(x)] for x in right)}
     more: dict[str, Any] = {"benchmarks": {"local": known | {"mean": float(right.mean())}}}
-    more |= {"drift": drift.tolist()}
+    more |= {"drift": text | {"outcomes": drift.tolist(), "mean": float(drift.mean())}}
     return {"more": more | ({"token_sources": sources} if cell.seed is not None else {})}
 
 
@@ -490,10 +491,11 @@ def test_what_was_forgotten_is_shown_and_said(remembered: Path) -> None:
     assert drift.documents == 40 and not drift.metric.higher_is_better
     assert drift.judged(-1) == ["hybrid"] and drift.changes["hybrid"].mean > 0.4
     report = write_report(remembered)
-    (line,) = (text for text in report.forgotten if "local" in text)
+    (line, _) = (text for text in report.forgotten if "local" in text)
     assert "significantly worse than the untrained student: hybrid −2" in line
     assert "points" in line and "on_policy_gkd" not in line
-    assert any("loss on the text file, significantly worse" in text for text in report.forgotten)
+    assert any("3 prompts did not fit and lost tokens" in text for text in report.forgotten)
+    assert any("loss on the text, significantly worse" in text for text in report.forgotten)
     text = page_text(report.html)
     assert "What was forgotten" in text and "trained − untrained" in text
     assert "| tiny-qwen, forgotten | local (acc,none) % |" in as_markdown(report)
@@ -505,8 +507,9 @@ def test_what_was_forgotten_is_shown_and_said(remembered: Path) -> None:
 def test_two_seeds_call_nothing_forgotten(tmp_path: Path) -> None:
     write_study(tmp_path / "two", study_of("right", seeds=[0, 1]), elsewhere)
     lines = write_report(tmp_path / "two").forgotten
-    assert all("significantly" not in line for line in lines) and len(lines) == 2
-    assert all("Not enough seeds to call a change significant: 3 are needed" in x for x in lines)
+    assert all("significantly" not in line for line in lines) and len(lines) == 3
+    few = "Not enough seeds to call a change significant: 3 are needed"
+    assert [few in line for line in lines] == [True, False, True]
 
 
 def test_benchmarks_that_changed_are_left_out(tmp_path: Path) -> None:

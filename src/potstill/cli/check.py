@@ -95,10 +95,14 @@ def plan(study: Study, task: Task) -> dict[str, Any]:
 
     steps = {name: study.total_steps(recipe) for name, recipe in study.recipes.items()}
     evaluated = min(study.eval.problems, len(task.test))
-    total = len(study.models) * len(study.seeds) * sum(steps.values())
+    runs = len(study.models) * len(study.seeds)
+    total = runs * sum(steps.values())
+    writing = [r.name for r in study.recipes.values() if r.uses_student or not r.from_data]
+    sampling = runs * sum(steps[name] for name in writing)
     return {
         "study": study.name,
         "task": f"{task.name}: {len(task.train)} training, {len(task.test)} held-out problems",
+        **({"grader": _grader(task)} if hasattr(task, "graded_by") else {}),
         **({"left out": note} if (note := getattr(task, "note", "")) else {}),
         "engine": study.engine.name,
         "pairs": ", ".join(study.models),
@@ -107,10 +111,15 @@ def plan(study: Study, task: Task) -> dict[str, Any]:
         "seeds": ", ".join(map(str, study.seeds)),
         "cells": len(runs_of(study)),
         "optimizer steps": total,
-        "sampled tokens, at most": total * study.train.batch_size * study.train.max_tokens,
+        "sampled tokens, at most": sampling * study.train.batch_size * study.train.max_tokens,
         "learning rate": study.train.learning_rate,
         "graded on": f"{evaluated} problems every {study.eval.every} steps",
     }
+
+
+def _grader(task: Any) -> str:
+    """The name of a task's grader."""
+    return str(task.graded_by.name) if task.graded_by else "none: prompts alone"
 
 
 def powers(study: Study, task: Task, pilot: str | None) -> dict[str, Power]:

@@ -42,7 +42,7 @@ from potstill.study.files import DamagedFile
 from potstill.study.inputs import inputs_of
 from potstill.study.problems import check_lengths
 from potstill.study.schema import Study
-from potstill.study.settling import settled, task_of
+from potstill.study.settling import check_validation, settled, task_of
 from potstill.study.storage import REFERENCES, RunFolder, RunId, StudyFolder, example
 from potstill.study.validation import check_routes, check_window
 from potstill.tasks import Task, check_disjoint
@@ -73,6 +73,8 @@ def prepare(study: Study) -> Task:
         check_completions(study, task, evaluated)
     with errors:
         check_lengths(study, task, evaluated)
+    with errors:
+        check_validation(study, task)
     with errors:
         if study.eval.lm_eval:
             load_tasks(study.eval.lm_eval)  # before a model is trained for hours
@@ -274,6 +276,7 @@ def preflight_pair(
     if kept is not None:
         return list(kept)
     task, key = task_of(study), RunId(pair, "preflight", first)
+    study = settled(study, task)
     with tempfile.TemporaryDirectory(prefix="potstill-preflight-") as scratch:
         watch(Progress("models"))
         start = time.perf_counter()

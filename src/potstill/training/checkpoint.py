@@ -24,6 +24,7 @@ from potstill.digests import file_digest, seal, unsealed
 from potstill.engines.protocol import Engine, bare
 from potstill.errors import PotstillError, StorageError, out_of_memory, writing
 from potstill.problems import Problem
+from potstill.tasks.selecting import finder
 from potstill.types import Prompt, Trajectory
 
 _PREFIX = "step-"
@@ -95,10 +96,10 @@ def load(
     Returns:
         The optimizer steps made, the entries of the replay buffer, and `extra` as it was saved.
     """
-    by_id = {problem.id: problem for problem in problems}
+    problem_of = finder(problems)
 
     def prompt_of(problem: str) -> Prompt:
-        return engine.prompt(by_id[problem])
+        return engine.prompt(problem_of(problem))
 
     paths = points(folder) if until is None else _until(folder, until)
     state = _restore(paths, engine)
