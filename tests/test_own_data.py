@@ -915,3 +915,19 @@ def test_what_a_table_knows_is_what_a_list_has(tmp_path: Path, count: int) -> No
     for name in ("train-301", "test-0", "train", "train--1"):
         with pytest.raises(KeyError):
             finder(train)(name)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "What is it?", "completion": "This."},
+        {"prompt": "What is it?", "completion": ["This.", "That."]},
+        {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "This."}]},
+    ],
+    ids=["one", "several", "messages"],
+)
+def test_completions_can_be_left_to_the_teacher(tmp_path: Path, row: dict[str, Any]) -> None:
+    used = first(tmp_path, row)
+    assert used.completions[0] == "This."
+    left = first(tmp_path, row, use_completions=False)
+    assert left.completions == () and left.answer == used.answer
