@@ -111,6 +111,23 @@ def test_prompts_that_fill_the_window_are_refused_with_their_number(tmp_path: Pa
     assert len(prepare(read_study(table)).train) == 6
 
 
+@pytest.mark.parametrize("recipe", [{"reject_wrong": True}, {"prefix_over": "success"}])
+def test_completions_that_are_graded_in_training_have_references(
+    tmp_path: Path, recipe: dict[str, Any]
+) -> None:
+    table = study_of(tmp_path, methods=["mine"])
+    own = (
+        {"from": "teacher_seeded", "prefix": {"linear": [3, 0]}}
+        if "prefix_over" in recipe
+        else {"from": "off_policy"}
+    )
+    table["recipe"] = {"mine": {**own, **recipe}}
+    assert prepare(read_study(table))
+    (tmp_path / "train.jsonl").write_text('{"prompt": "x"}\n{"prompt": "y"}\n')
+    with pytest.raises(PotstillError, match=r"mine grades .* 2 of 2 have no reference .*train-0"):
+        prepare(read_study(table))
+
+
 def test_problems_that_are_the_same_are_one_cluster(tmp_path: Path) -> None:
     table = study_of(tmp_path)
     texts = ["What is it?", "what is  it", "What is that?"]

@@ -41,7 +41,7 @@ from potstill.study.engine import open_study_engine
 from potstill.study.evaluating import check_evaluation
 from potstill.study.files import DamagedFile
 from potstill.study.inputs import inputs_of
-from potstill.study.problems import check_lengths
+from potstill.study.problems import check_lengths, check_references
 from potstill.study.schema import Study
 from potstill.study.settling import check_validation, settled, task_of
 from potstill.study.storage import REFERENCES, RunFolder, RunId, StudyFolder, example
@@ -74,6 +74,8 @@ def prepare(study: Study) -> Task:
         check_completions(study, task, evaluated)
     with errors:
         check_lengths(study, task, evaluated)
+    with errors:
+        check_references(study, task)
     with errors:
         check_validation(study, task)
     with errors:

@@ -161,10 +161,10 @@ class Data:
 
     def _check_references(self, problems: Problems) -> None:
         """Check held-out problems without a reference answer, which some graders do not need."""
-        lacking = problems.lacking("answer")
-        if self.graded_by is None or not len(lacking):
+        lacking = problems.without_answer()
+        if self.graded_by is None or not lacking:
             return
-        first = problems[int(lacking[0])]
+        first = problems[lacking[0]]
         try:
             self.graded_by.check(first)
         except PotstillError as error:
