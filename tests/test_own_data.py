@@ -282,6 +282,10 @@ def test_a_data_set_that_the_library_opens(tmp_path: Path) -> None:
     task = load_task("data", dataset=str(tmp_path / "set"))
     assert list(task.train) == PROBLEMS[:4]
     assert [p.question for p in task.test] == ["4+1?"]
+    held = load_task(
+        "data", dataset=str(tmp_path / "set"), held_out=0.5, columns={"question": "question"}
+    )
+    assert sorted(p.question for p in (*held.train, *held.test)) == ["0+1?", "1+1?", "2+1?", "3+1?"]
     part = load_task("data", dataset=str(tmp_path / "set"), train_split="train[1:3]")
     assert [p.question for p in part.train] == ["1+1?", "2+1?"]
     for options, says in (

@@ -31,7 +31,11 @@ TokenCount = Callable[[str | Messages], int]
 class Shortened(Resplit):
     """A task without the prompts that are too long; the note has their number."""
 
-    note: str = ""
+    left_out: str = ""
+
+    @property
+    def note(self) -> str:
+        return self.left_out
 
 
 def study_task(study: Study) -> Task:

@@ -130,5 +130,5 @@ def raced(study: Study, rules: Rules) -> Study:
 def screening(study: Study) -> Study:
     """The study of the screen: the first seed, a quarter of the steps, no student kept."""
     steps = max(1, study.train.steps // SCREEN)
-    train = study.train.model_copy(update={"steps": steps, "save": False})
+    train = study.train.model_copy(update={"steps": steps, "save": False, "save_every": 0})
     return study.model_copy(update={"train": train, "seeds": study.seeds[:1]})

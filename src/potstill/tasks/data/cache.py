@@ -90,5 +90,5 @@ def _size(files: Sequence[Path]) -> int:
 def _key(files: Sequence[Path], options: object) -> str:
     """The digest of the sources, the options and the version that reads them."""
     parts = [_source(), options]
-    parts += [(str(path), file_digest(path)) for path in files]
+    parts += [(path.name.partition(".")[2], file_digest(path)) for path in files]
     return hashlib.sha256(repr(parts).encode("utf-8", "surrogatepass")).hexdigest()[:32]
