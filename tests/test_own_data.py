@@ -800,6 +800,11 @@ def test_large_data_are_a_file_that_is_made_once(
     assert len(files()) == 2 and not list(file.parent.glob("*.partial"))
     file.write_bytes(file.read_bytes()[:-20])  # a damaged file is made again
     assert read() == problems and file.stat().st_size == before.st_size
+    data = bytearray(file.read_bytes())
+    place = data.index(problems[5].question.encode())
+    data[place : place + 1] = b"X"  # one letter of a question
+    file.write_bytes(data)
+    assert read() == problems
     written(tmp_path, "a.jsonl", lines(MANY[1:]))
     assert read() != problems and len(files()) == 3
     monkeypatch.setenv("POTSTILL_CACHE", "/dev/null/cache")  # in memory then
