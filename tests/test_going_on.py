@@ -348,6 +348,7 @@ def test_the_best_student_is_the_best_of_both_parts(
 ) -> None:
     settings = {"keep": "best", "validation": 5, "validate_every": 3, "keep_state": True}
     short = done(tmp_path, "short", steps=9, **settings)
+    assert [step_of(p) for p in points(short.cell(CELL).path / "checkpoints")] == [6, 8]
     more = going_on(short, tmp_path / "more", CELL, "train.steps=12").cell(CELL)
     whole = done(tmp_path, "whole", **settings).cell(CELL)
     assert more.result and whole.result and more.result["kept"] == whole.result["kept"]

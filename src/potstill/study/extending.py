@@ -27,6 +27,7 @@ from potstill.study.storage.study_folder import changes_between
 from potstill.training import checkpoint
 
 FORM = "give the folder of a run: runs/NAME/cells/PAIR/METHOD/SEED"
+ADDRESSES = ("engine.base_url", "engine.teacher_url")  # a study's folder has no secrets
 EPOCHS = ("train.epochs", "train.num_train_epochs")
 
 
@@ -114,7 +115,8 @@ def extended(source: Finished, overrides: Sequence[str]) -> Study:
     key = source.key
     one = {"methods": [key.method], "pairs": [key.pair], "seeds": [key.seed]}
     table = {**source.study.to_toml(), **one}
-    before = read_study(table)
+    secrets = [word for word in overrides if word.strip().startswith(ADDRESSES)]
+    before = read_study(table, secrets)
     if any(word.partition("=")[0].strip() in EPOCHS for word in overrides):
         table["train"] = {k: v for k, v in table["train"].items() if k != "steps"}
     study = settled(read_study(table, overrides))
