@@ -264,6 +264,20 @@ def test_every_format_reads_the_same(tmp_path: Path, name: str) -> None:
     assert list(task.train) == PROBLEMS
 
 
+@pytest.mark.parametrize("form", ["csv", "tsv", "parquet", "json"])
+def test_separators_of_unicode_end_no_line(tmp_path: Path, form: str) -> None:
+    rows = [{"question": "a\u2028b\u0085c\x0bd", "answer": "4\u2029"}]
+    data = {
+        "csv": as_csv(rows).encode(),
+        "tsv": as_csv(rows, "\t").encode(),
+        "parquet": as_parquet(pa.Table.from_pylist(rows)),
+        "json": json.dumps(rows, ensure_ascii=False).encode(),
+    }[form]
+    path = Path(written(tmp_path, f"a.{form}", data))
+    (problem,) = load_task("data", train_path=path, test_path=[path]).train
+    assert (problem.question, problem.answer) == ("a\u2028b\u0085c\x0bd", "4\u2029")
+
+
 def test_a_folder_is_its_files_in_order(tmp_path: Path) -> None:
     written(tmp_path, "data/b.csv", as_csv(ROWS[3:]))
     written(tmp_path, "data/a/1.jsonl", lines(ROWS[:3]))

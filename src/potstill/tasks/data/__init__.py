@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import field
 from functools import cached_property, partial
 from itertools import islice
+from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -42,6 +43,13 @@ Count = Annotated[int, limits("0, which is all, or a number of rows", ge=0, le=M
 def _columns(columns: dict[str, Paths]) -> dict[str, Paths]:
     check_columns(columns)
     return columns
+
+
+def _texts(paths: Any) -> Any:
+    """Paths of Python as text."""
+    if isinstance(paths, list | tuple):
+        return [_texts(path) for path in paths]
+    return str(paths) if isinstance(paths, Path) else paths
 
 
 def _grader(spec: Any) -> Any:
@@ -78,8 +86,8 @@ class Data:
             the held-out data have an answer column, otherwise none.
     """
 
-    train_path: Paths = ()
-    test_path: Paths = ()
+    train_path: Annotated[Paths, BeforeValidator(_texts)] = ()
+    test_path: Annotated[Paths, BeforeValidator(_texts)] = ()
     dataset: str = ""
     subset: str = ""
     train_split: Annotated[str, limits("the name of a split", min_length=1)] = "train"
