@@ -30,7 +30,7 @@ from potstill.problems import Grade
 
 def grade(completion, answer): return completion.strip() == answer
 def share(text): return 0.25
-def graded(problem): return Grade(0.5, 1.0, True) if problem.id == "test-3" else None
+def graded(text, problem): return Grade(0.5, 1.0, True) if problem.id == "test-3" else None
 def column(completion, level): return level == "hard"
 def every(**data): return data["level"] == "hard" and data["answer"] == "42"
 def default(completion, depth=3): return depth == 3
@@ -80,6 +80,10 @@ def hostile(text):
     return Bad()
 def unknown(completion, colour): return True
 def positional(completion, /): return True
+def unread(answer): return True
+def forks(completion, answer):
+    os.fork()
+    return completion == answer
 """
 TEST = Problem("test-3", "q", "42", "s", {"level": "hard"})
 CHAT = Problem("test-3", "q", "42", messages=(("user", "q"),))
@@ -192,6 +196,8 @@ def test_a_wrong_place(place: str, rule: str) -> None:
 
 @pytest.mark.parametrize("name", ["unknown", "positional"])
 def test_parameters_without_a_value_are_refused(file: Path, name: str) -> None:
+    with pytest.raises(GraderError, match="reads no completion"):
+        load_grader(f"{file}:unread").check(TEST)
     with pytest.raises(GraderError, match="columns of the data: level"):
         load_grader(f"{file}:{name}").check(TEST)
 
@@ -212,6 +218,14 @@ def test_no_process_is_left(file: Path) -> None:
     with pytest.raises(GraderError):
         grader.grade(TEST, "x")
     assert grader._process._process is None
+
+
+def test_replies_of_copies_of_the_process_are_not_mixed_up(file: Path) -> None:
+    grader = load_grader(f"{file}:forks")
+    for text, strict in [("42", 1), ("41", 0), ("42", 1), ("40", 0)]:
+        assert grader.grade(TEST, text).strict == strict
+    assert isinstance(grader, Function)
+    grader._process.close()
 
 
 def test_callables_of_python_run_in_this_process() -> None:

@@ -74,8 +74,13 @@ class Function:
         """The place's last part, the limits, and the digest of the file."""
         where, _, function = self.place.rpartition(":")
         if where.endswith(".py"):
-            digest = hashlib.sha256(Path(where).expanduser().read_bytes()).hexdigest()
-            where = Path(where).name
+            try:
+                content = Path(where).expanduser().read_bytes()
+            except OSError as error:
+                raise GraderError(
+                    f'grader "{self.place}": its file cannot be read: {error}', "put it back"
+                ) from None
+            digest, where = hashlib.sha256(content).hexdigest(), Path(where).name
         else:
             digest = self._loaded()
         return f"{where}:{function} {digest}"
@@ -185,6 +190,10 @@ def nonsense(name: str, problem: Problem, got: str) -> GraderError:
 
 def unknown(name: str, lacking: list[str], problem: Problem) -> GraderError:
     """The error of a function with parameters that nothing is known for."""
+    if lacking == [binding.UNREAD]:
+        return GraderError(
+            f'grader "{name}" reads no completion: it has no parameter for one', DECLARE
+        )
     columns = ", ".join(problem.extra) or "none"
     return GraderError(
         f'grader "{name}" has parameters that problem "{problem.id}" has nothing for: '
