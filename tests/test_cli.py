@@ -190,7 +190,10 @@ def test_the_nearest_name_is_offered(tmp_path: Path, capsys: pytest.CaptureFixtu
     [
         ("", "is empty"),
         ('{"question": "1", "answer": "d"}\n{"question": "2", \n', "train.jsonl, line 2: not JSON"),
-        ('{"question": "1", "answer": "d"}\n\n', "train.jsonl, line 2: the line is empty"),
+        (
+            '{"question": "1", "answer": "d"}\n\n{"question": "2", "answer": "d"}\n',
+            "train.jsonl, line 2: the line is empty",
+        ),
         ('{"question": "1"}\n', 'train.jsonl, line 1: "answer" must be text'),
         ("[1]\n", "train.jsonl, line 1: not an object"),
         ('{"question": "xa1", "answer": "d"}\n', "problems used for training are never graded on"),

@@ -50,8 +50,8 @@ NAMED = {
 CHANGE_BASELINE = {"vocab_permuted", "eval_on_train"}
 # First words of instructions.
 VERBS = (
-    "add check compare compute evaluate lower pass raise refresh render run set shift slice start "
-    "train use weigh"
+    "add check compare compute evaluate lower pass raise read refresh render run set shift slice "
+    "start train use weigh"
 )
 
 
@@ -121,7 +121,7 @@ def probe(step: int, accuracy: float, **signals: float) -> dict[str, Any]:
 
 
 def test_causes_are_a_closed_list_each_with_a_meaning_and_an_instruction() -> None:
-    assert set(FAULTS) == {*NAMED, "learning_rate_spike"} and len(OTHERS) == 9
+    assert set(FAULTS) == {*NAMED, "learning_rate_spike"} and len(OTHERS) == 12
     causes = [*FAULTS, *OTHERS]
     assert len(set(causes)) == len(causes)
     meanings = {diagnosis.meaning(cause) for cause in causes}

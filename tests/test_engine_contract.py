@@ -25,7 +25,7 @@ from potstill.engines.protocol import Engine
 from potstill.engines.registry import ENGINES, open_engine
 from potstill.errors import NonFinite, PotstillError
 from potstill.settings import Pair
-from potstill.types import Datum, Loss, Prompt, Role, Sample, Term
+from potstill.types import Datum, Loss, Prompt, Role, Sample, Term, Truncation
 
 Maker = Callable[..., Engine]
 CASES = [
@@ -218,6 +218,24 @@ def test_samples_follow_the_distribution_at_the_temperature(
     flat = np.exp(engine.rows("student", prompt, (1,))[0])[: len(counts)]
     chance = [binom.logpmf(counts, n, x).sum() for x in (p, flat)]
     assert chance[0] > chance[1] + 20  # and not the distribution at temperature 1
+
+
+def test_truncated_samples_are_the_likeliest_tokens(make: Maker) -> None:
+    """Longer completions too, and the log-probabilities stay those of the whole distribution."""
+    engine, n, cut = make(), 60, Truncation(top_k=3, top_p=0.9)
+    prompt = prompt_of(engine, "7")
+    drawn = engine.sample("student", [prompt] * n, [3] * n, 1.5, rng(3), cut)
+    scores = engine.score("student", [(prompt, sample.tokens) for sample in drawn])
+    for sample, score in zip(drawn, scores, strict=True):
+        np.testing.assert_allclose(sample.logprobs, score, atol=1e-3)
+    first = {s.tokens[0]: float(s.behavior_logprobs[0]) for s in drawn}
+    assert 1 <= len(first) <= 3
+    if "reverse_kl" in engine.losses or crossed(engine):  # a service does not tell them
+        assert np.exp([*first.values()]).sum() == pytest.approx(1, abs=1e-3)
+        rows = engine.rows("student", prompt, (1,))[0]
+        assert min(rows[[*first]]) >= np.sort(rows)[-3] - 1e-4
+    again = engine.sample("student", [prompt] * n, [3] * n, 1.5, rng(3), cut)
+    assert [s.tokens for s in again] == [s.tokens for s in drawn]
 
 
 def whole_rows_of_the_student(engine: Engine) -> None:

@@ -407,3 +407,98 @@ def test_truncation_reaches_the_sampler() -> None:
         texts = [row.text for row in found.rows]
         assert texts == [row.text for row in greedy.rows for _ in range(2)], changes
         assert texts != [row.text for row in free.rows]
+
+
+@pytest.mark.parametrize(
+    ("cause", "short"),
+    [
+        ("truncated", "2 with completions that are cut off or rejected"),
+        ("all_rejected", "2 with completions that are cut off or rejected"),
+        ("still_improving", "Nothing"),
+    ],
+)
+def test_cut_off_completions_are_named_among_what_broke(
+    cause: str, short: str, tmp_path: Path
+) -> None:
+    from potstill.diagnostics.diagnosis import advice
+    from potstill.report.data import load
+    from potstill.report.findings import grouped
+    from potstill.report.sentences import answers
+    from potstill.report.summary import summarize
+    from studies import small_study, write_study
+
+    note = {"kind": "note", "cause": cause, "step": 0, "found": 20, "evidence": "seen"}
+    note["advice"] = advice(cause)
+    write_study(
+        tmp_path,
+        small_study(),
+        lambda run: {"findings": [note]} if run.method == "hybrid" else {},
+    )
+    data = load(tmp_path)
+    found = {
+        question: (text, lines)
+        for question, _, text, lines in answers(summarize(data, grouped(data)))
+    }
+    text, lines = found["Did anything break?"]
+    assert text == short
+    assert (cause in " ".join(lines)) is (short != "Nothing")
+
+
+# --- without a teacher ---
+
+
+def given(split: str, count: int) -> list[Problem]:
+    return [
+        Problem(p.id, p.question, "", completions=(f"c{i % 7}", "d") if i % 2 else ("e",))
+        for i, p in enumerate(problems(split, count))
+    ]
+
+
+def test_without_a_teacher_the_loss_is_that_on_the_datas_completions() -> None:
+    engine, task = FakeEngine(), Prompts(train=given("train", 40), test=given("test", 12))
+    engine.has_teacher = False
+    found = evaluate(engine, "student", task, task.test, 8)
+    assert [*found.losses] == ["student_loss"] and found.estimator == ""
+    for i, problem in enumerate(task.test):
+        prompt, losses = engine.prompt(problem), []
+        for text in problem.completions:
+            ids = engine.encode_completion(prompt, text)
+            rows = engine.rows("student", prompt, ids)
+            losses.append(-rows[np.arange(len(ids)), list(ids)].mean())
+        assert found.losses["student_loss"][i] == pytest.approx(np.mean(losses), rel=1e-6)
+    memory = Memory()
+    trained = monitored(
+        METHODS["off_policy"],
+        engine,
+        task,
+        Train(steps=10, batch_size=8, max_tokens=8, learning_rate=0.3),
+        Eval(every=5, problems=12, probe=4, probe_every=2),
+        recorder=memory,
+    )
+    assert trained.evaluation.losses["student_loss"].mean() < found.losses["student_loss"].mean()
+    start = memory.metrics[0]
+    assert start["signal/reading_loss"] > 0 and start["signal/length"] > 0
+    assert {start[f"signal/{n}"] for n in ("teacher_loss", "teacher_entropy")} == {None}
+    assert start["train/kl_divergence"] is None
+    assert alarms(memory.findings) == []
+
+
+def test_prompts_without_teacher_grader_and_completions_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(tasks.TASKS, "prompts", ("test_evaluating", "Prompts", ""))
+    table = toy_table(tmp_path, pair={"toy": {"student": "a", "teacher": "b"}})
+    table |= {"task": "prompts", "eval": {"problems": 12, "probe": 4}}
+    for changes, words in (
+        ({"eval": {"problems": 12, "temperature": 0.7}}, "drawn at temperature 1 from all tokens"),
+        ({"eval": {"problems": 12, "temperature": 1.0, "top_k": 3}}, "top_k = 3"),
+        ({"eval": {"problems": 12, "temperature": 1.0, "pass_at": [1]}}, "eval.pass_at counts"),
+        (
+            {"recipe": {"r": {"from": "off_policy", "reject_wrong": True}}, "methods": ["r"]},
+            "r has reject_wrong = true, which needs grades",
+        ),
+    ):
+        with pytest.raises(PotstillError) as error:
+            prepare(read_study({**table, **changes}))
+        assert words in str(error.value) and error.value.hint
+    assert prepare(read_study({**table, "methods": ["off_policy"]}))

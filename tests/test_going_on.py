@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,19 +22,21 @@ from potstill.engines.fake import FakeEngine
 from potstill.errors import PotstillError
 from potstill.problems import Problem
 from potstill.report import write_report
+from potstill.settings import Train
 from potstill.study.extending import begin, extended, finished
 from potstill.study.files import write_record
 from potstill.study.loading import read_study
-from potstill.study.settling import task_of
+from potstill.study.run import prepare
+from potstill.study.settling import check_validation, task_of
 from potstill.study.storage import RunId, StudyFolder, identity
 from potstill.study.trained import model_of
-from potstill.tasks import Resplit
+from potstill.tasks import Resplit, load_task
 from potstill.tasks.overlap import question_key
 from potstill.training import validating
 from potstill.training.checkpoint import points, step_of
 from potstill.training.loop import train
 from potstill.training.rollout import draw
-from potstill.training.validating import Validator, held_back
+from potstill.training.validating import Validator, check_measure, held_back
 
 CELL = RunId("toy", "on_policy_gkd", 0)
 
@@ -108,6 +111,28 @@ def test_the_loss_is_on_the_teachers_completions(tmp_path: Path) -> None:
         for problem, s in zip(task.validation, solved, strict=True)  # type: ignore[attr-defined]
     ]
     assert measured[12]["validation/accuracy"] == pytest.approx(np.mean(right))
+
+
+def test_accuracy_needs_a_grader_and_a_loss_completions(tmp_path: Path) -> None:
+    study = read_study(table_of(tmp_path, validation=4, best_by="accuracy"))
+    prepare(study)
+    ungraded: Any = SimpleNamespace(graded=False)
+    with pytest.raises(PotstillError, match="needs a task with a grader"):
+        check_measure(study.train, ungraded)
+    alone: Any = SimpleNamespace(train=study.train, models={"toy": SimpleNamespace(teacher="")})
+    with pytest.raises(PotstillError, match='pair "toy" has no teacher and its validation'):
+        check_validation(alone, task_of(study))
+    alone.models["toy"].teacher = "b"
+    check_validation(alone, task_of(study))
+
+
+def test_the_loop_alone_takes_epochs_and_validation(tmp_path: Path) -> None:
+    study = read_study(table_of(tmp_path))
+    settings = Train(epochs=2, batch_size=10, max_tokens=8, learning_rate=0.1, validation=10)
+    task = load_task(**study.task)
+    trained = train(study.recipes["on_policy_gkd"], FakeEngine(), task, settings, study.eval)
+    assert trained.steps == 6 and trained.kept is None
+    assert [r["step"] for r in trained.recorder.metrics if "validation/loss" in r] == [6]
 
 
 # The best checkpoint.
@@ -323,11 +348,30 @@ def test_the_best_student_is_the_best_of_both_parts(
 ) -> None:
     settings = {"keep": "best", "validation": 5, "validate_every": 3, "keep_state": True}
     short = done(tmp_path, "short", steps=9, **settings)
+    assert [step_of(p) for p in points(short.cell(CELL).path / "checkpoints")] == [6, 8]
     more = going_on(short, tmp_path / "more", CELL, "train.steps=12").cell(CELL)
     whole = done(tmp_path, "whole", **settings).cell(CELL)
     assert more.result and whole.result and more.result["kept"] == whole.result["kept"]
     assert more.result["kept"]["step"] == 6 and more.metrics == whole.metrics
     assert same(more.path / "student", whole.path / "student")
+
+
+def test_a_copy_that_was_interrupted_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = done(tmp_path, "short", steps=6, keep_state=True)
+    copyfile = shutil.copyfile
+
+    def dying(a: Any, b: Any, **options: Any) -> Any:
+        if "metrics" in str(a):
+            raise KeyboardInterrupt
+        return copyfile(a, b, **options)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(shutil, "copyfile", dying)
+        going_on(short, tmp_path / "more", CELL, "train.steps=9")
+    more = going_on(short, tmp_path / "more", CELL, "train.steps=9").cell(CELL)
+    assert more.metrics == done(tmp_path, "whole", steps=9).cell(CELL).metrics
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tomli_w
 from typer.testing import CliRunner
 
 from potstill.cli import app
@@ -42,6 +43,7 @@ from potstill.study.progress import Running
 from potstill.study.race import Rules, raced
 from potstill.study.schema import Study
 from potstill.study.storage import RunId
+from potstill.study.tracking.protocol import summary
 from studies import Kind, small_study, write_study
 
 EVALUATED = {"every": 10, "problems": 100, "probe_every": 5}
@@ -232,6 +234,7 @@ def test_a_report_says_what_was_measured(folders: dict[str, Path], kind: str) ->
     assert title in as_markdown(report) and title in page_text(report.html)
     results = json.loads(report.results.read_text())
     assert results["metric"]["name"] == data.metric.name
+    assert all(math.isfinite(cell[data.metric.name]) for cell in results["cells"])
     row = next(r for r in results["table"] if r["method"] == "untrained")
     assert row[data.metric.name]["low"] < row[data.metric.name]["mean"]
     assert f",{data.metric.name},{data.metric.name}_low," in report.csv.read_text()
@@ -372,15 +375,7 @@ def test_intervals_that_may_cover_less_are_announced(tmp_path: Path) -> None:
     assert "its 95 % intervals may cover less" in text and "Only 12 held-out problems. " in text
 
 
-def test_a_race_needs_a_grader(tmp_path: Path) -> None:
-    lines = "".join(json.dumps({"prompt": f"Say {i}."}) + "\n" for i in range(20))
-    (tmp_path / "train.jsonl").write_text(lines)
-    (tmp_path / "test.jsonl").write_text(lines.replace("Say", "Write"))
-    paths = {"train_path": str(tmp_path / "train.jsonl"), "test_path": str(tmp_path / "test.jsonl")}
-    study = small_study(task={"name": "data", **paths}, eval={"problems": 10, "every": 10})
-    with pytest.raises(PotstillError, match='the task "data" has no grader') as error:
-        raced(study, Rules())
-    assert "potstill study" in str(error.value.hint)
+def test_a_race_of_grades_has_its_seeds() -> None:
     assert len(raced(small_study(), Rules()).seeds) == Rules().seeds
 
 
@@ -403,7 +398,7 @@ SOUND: dict[str, dict[str, Any]] = {
     "no teacher": UNGRADED | {"outcomes": {"student_loss": [1.0, 2.0]}},
     "benchmarks": {
         "benchmarks": {"ifeval": {"metric": "acc", "outcomes": "110", "mean": 2 / 3}},
-        "drift": [2.0, 3.5],
+        "drift": {"metric": "nats per token", "outcomes": [2.0, 3.0], "mean": 2.5, "tokens": 99},
     },
     "sources": {"token_sources": {"student": 12, "teacher": 0, "file": 6}},
     "unknown sources": {"token_sources": None},
@@ -425,7 +420,7 @@ DAMAGED: dict[str, dict[str, Any]] = {
     "pass@8 of 4": AVERAGE | {"outcomes": SHARES | {"pass@8": [0.5, 0.0]}},
     "no samples": AVERAGE | {"samples": 0},
     "a damaged benchmark": {"benchmarks": {"ifeval": {"metric": "acc", "outcomes": "112"}}},
-    "a damaged drift": {"drift": [1.0, None]},
+    "a damaged drift": {"drift": {"metric": "nats", "outcomes": [1.0, None], "mean": 1.0}},
     "negative tokens": {"token_sources": {"file": -1}},
 }
 
@@ -465,9 +460,10 @@ def elsewhere(cell: RunId) -> dict[str, Any]:
     drift = drift * np.exp(0.02 * rng.normal(size=40))
     wrote = {"hybrid": {"student": 900, "teacher": 300}, "on_policy_gkd": {"student": 1200}}
     sources = wrote.get(cell.method, {"student": 0, "file": 4000})
-    known = {"metric": "acc,none", "outcomes": "".join("01"[int(x)] for x in right)}
+    text = {"metric": "nats per token", "higher_is_better": False, "tokens": 9999}
+    known = {"cut": 3, "metric": "acc,none", "outcomes": "".join("01"[int(x)] for x in right)}
     more: dict[str, Any] = {"benchmarks": {"local": known | {"mean": float(right.mean())}}}
-    more |= {"drift": drift.tolist()}
+    more |= {"drift": text | {"outcomes": drift.tolist(), "mean": float(drift.mean())}}
     return {"more": more | ({"token_sources": sources} if cell.seed is not None else {})}
 
 
@@ -490,10 +486,11 @@ def test_what_was_forgotten_is_shown_and_said(remembered: Path) -> None:
     assert drift.documents == 40 and not drift.metric.higher_is_better
     assert drift.judged(-1) == ["hybrid"] and drift.changes["hybrid"].mean > 0.4
     report = write_report(remembered)
-    (line,) = (text for text in report.forgotten if "local" in text)
+    (line, _) = (text for text in report.forgotten if "local" in text)
     assert "significantly worse than the untrained student: hybrid −2" in line
     assert "points" in line and "on_policy_gkd" not in line
-    assert any("loss on the text file, significantly worse" in text for text in report.forgotten)
+    assert any("3 prompts did not fit and lost tokens" in text for text in report.forgotten)
+    assert any("loss on the text, significantly worse" in text for text in report.forgotten)
     text = page_text(report.html)
     assert "What was forgotten" in text and "trained − untrained" in text
     assert "| tiny-qwen, forgotten | local (acc,none) % |" in as_markdown(report)
@@ -505,8 +502,9 @@ def test_what_was_forgotten_is_shown_and_said(remembered: Path) -> None:
 def test_two_seeds_call_nothing_forgotten(tmp_path: Path) -> None:
     write_study(tmp_path / "two", study_of("right", seeds=[0, 1]), elsewhere)
     lines = write_report(tmp_path / "two").forgotten
-    assert all("significantly" not in line for line in lines) and len(lines) == 2
-    assert all("Not enough seeds to call a change significant: 3 are needed" in x for x in lines)
+    assert all("significantly" not in line for line in lines) and len(lines) == 3
+    few = "Not enough seeds to call a change significant: 3 are needed"
+    assert [few in line for line in lines] == [True, False, True]
 
 
 def test_benchmarks_that_changed_are_left_out(tmp_path: Path) -> None:
@@ -559,3 +557,28 @@ def test_losses_are_the_metrics_next_to_the_kl() -> None:
     assert WITHOUT_TEACHER.key == STUDENT_LOSS.key and not WITHOUT_TEACHER.higher_is_better
     assert ACCURACY.of({"outcomes": {"strict": "110"}}) == pytest.approx(2 / 3)
     assert KL.of({"outcomes": {"strict": "110"}}) is None and KL.of({}) is None
+
+
+def test_trackers_receive_what_a_run_was_measured_by() -> None:
+    sent = summary(record(**UNGRADED, outcomes=THREE))
+    assert sent["result/kl"] == pytest.approx(0.045) and sent["result/student_loss"] == 1.5
+    assert "result/accuracy" not in sent
+    shares = summary(record(**AVERAGE | {"outcomes": SHARES | {"pass@2": "10"}}))
+    assert shares["result/accuracy"] == 0.25 and shares["result/pass@2"] == 0.5
+    assert "result/strict" not in shares
+
+
+@pytest.mark.parametrize("command", ["race", "audit"])
+def test_commands_that_need_a_grader_say_so(command: str, tmp_path: Path) -> None:
+    """Before anything runs."""
+    lines = "".join(json.dumps({"prompt": f"Say {i}."}) + "\n" for i in range(20))
+    (tmp_path / "train.jsonl").write_text(lines)
+    (tmp_path / "test.jsonl").write_text(lines.replace("Say", "Write"))
+    options = ["task.name=data", "task.train_path=train.jsonl", "task.test_path=test.jsonl"]
+    table = {"name": "prompts", "pairs": ["tiny-qwen"], "methods": METHODS}
+    table["task"] = dict(word.removeprefix("task.").split("=") for word in options)
+    (tmp_path / "study.toml").write_text(tomli_w.dumps(table))
+    with pytest.raises(PotstillError, match='the task "data" has no grader') as error:
+        words = [command, str(tmp_path / "study.toml"), "--out", str(tmp_path / "out")]
+        CliRunner().invoke(app, words, catch_exceptions=False)
+    assert error.value.hint and not (tmp_path / "out").exists()

@@ -20,16 +20,29 @@ from hypothesis import strategies as st
 from potstill.errors import PotstillError
 from potstill.problems import Problem
 from potstill.tasks import check_disjoint, load_task
+from potstill.tasks.context import read_context
+from potstill.tasks.context.builder import PromptBuilder
 from potstill.tasks.data import cache
 from potstill.tasks.data.values import number
 from potstill.tasks.overlap import question_key
 from potstill.tasks.rendering import plain, render
 from potstill.tasks.rendering import written as written_prompt
+from potstill.tasks.selecting import (
+    Indexed,
+    completion_counts,
+    containing,
+    finder,
+    longest,
+    messages,
+)
 
 USER = {"role": "user", "content": "2+2?"}
 REPLY = {"role": "assistant", "content": "4"}
 SYSTEM = {"role": "system", "content": "Be brief."}
 EARLIER = ({"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"})
+
+
+PAIR_OF_TURNS = (("user", "Hello"), ("assistant", "Hi"))
 
 
 def lines(rows: list[Any]) -> str:
@@ -269,6 +282,10 @@ def test_a_data_set_that_the_library_opens(tmp_path: Path) -> None:
     task = load_task("data", dataset=str(tmp_path / "set"))
     assert list(task.train) == PROBLEMS[:4]
     assert [p.question for p in task.test] == ["4+1?"]
+    held = load_task(
+        "data", dataset=str(tmp_path / "set"), held_out=0.5, columns={"question": "question"}
+    )
+    assert sorted(p.question for p in (*held.train, *held.test)) == ["0+1?", "1+1?", "2+1?", "3+1?"]
     part = load_task("data", dataset=str(tmp_path / "set"), train_split="train[1:3]")
     assert [p.question for p in part.train] == ["1+1?", "2+1?"]
     for options, says in (
@@ -725,6 +742,14 @@ def test_graded_problems_have_a_reference(tmp_path: Path) -> None:
         _ = task.test
 
 
+def test_completions_are_counted_in_the_table(tmp_path: Path) -> None:
+    rows = [{"prompt": f"{n}", "completion": ["x"] * (n % 3) or ["y"]} for n in range(9)]
+    path = written(tmp_path, "a.jsonl", lines(rows))
+    train = load_task("data", train_path=path, test_path=path, shuffle=True).train
+    assert completion_counts(train) == [len(p.completions) for p in train]
+    assert sorted(completion_counts(train)) == [1] * 6 + [2] * 3
+
+
 def test_problems_are_a_sequence(tmp_path: Path) -> None:
     path = written(tmp_path, "a.jsonl", lines(ROWS))
     train = load_task("data", train_path=path, test_path=path).train
@@ -775,6 +800,11 @@ def test_large_data_are_a_file_that_is_made_once(
     assert len(files()) == 2 and not list(file.parent.glob("*.partial"))
     file.write_bytes(file.read_bytes()[:-20])  # a damaged file is made again
     assert read() == problems and file.stat().st_size == before.st_size
+    data = bytearray(file.read_bytes())
+    place = data.index(problems[5].question.encode())
+    data[place : place + 1] = b"X"  # one letter of a question
+    file.write_bytes(data)
+    assert read() == problems
     written(tmp_path, "a.jsonl", lines(MANY[1:]))
     assert read() != problems and len(files()) == 3
     monkeypatch.setenv("POTSTILL_CACHE", "/dev/null/cache")  # in memory then
@@ -820,3 +850,89 @@ def test_any_file_is_problems_or_an_error(tmp_path: Path, name: str, data: bytes
         assert all(problem.question.strip() for problem in task.train)
     except PotstillError as error:
         assert path in str(error) and error.hint
+
+
+CONTEXTS: dict[str, tuple[dict[str, Any], tuple[tuple[str, str], ...]]] = {
+    "system": (
+        {"system": "Think."},
+        (("system", "Think.\nBe brief."), *PAIR_OF_TURNS, ("user", "2+2?")),
+    ),
+    "chain_of_thought": (
+        {"chain_of_thought": {"template": "Q: {question}"}},
+        (("system", "Be brief."), *PAIR_OF_TURNS, ("user", "Q: 2+2?")),
+    ),
+    "hint": (
+        {"hint": {"field": "answer", "template": "{hint}! {question}"}},
+        (("system", "Be brief."), *PAIR_OF_TURNS, ("user", "4! 2+2?")),
+    ),
+    "few_shot": (
+        {"few_shot": {"n": 1}},
+        (
+            ("system", "Be brief."),
+            *(("user", "Hello"), ("assistant", "Hi"), ("user", "3+3?"), ("assistant", "6")),
+            *PAIR_OF_TURNS,
+            ("user", "2+2?"),
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CONTEXTS)
+def test_a_context_precedes_the_whole_conversation(tmp_path: Path, name: str) -> None:
+    table, expected = CONTEXTS[name]
+    other = [{"role": "user", "content": "3+3?"}, {"role": "assistant", "content": "6"}]
+    rows = [{"messages": [SYSTEM, *EARLIER, *end]} for end in ([USER, REPLY], other)]
+    path = written(tmp_path, "a.jsonl", lines(rows))
+    task = load_task("data", train_path=path, test_path=path, grade="exact")
+    builder = PromptBuilder(read_context(table), task)
+    assert builder.conversation(task.train[0]) == expected
+
+
+def test_a_raw_text_has_no_context(tmp_path: Path) -> None:
+    path = written(tmp_path, "a.jsonl", lines([{"text": "one two three"}]))
+    task = load_task("data", train_path=path, test_path=path, prompt_words=1)
+    builder = PromptBuilder(read_context({"system": "Think."}), task)
+    for call in (lambda: builder.check(task.test), lambda: builder.conversation(task.train[0])):
+        with pytest.raises(PotstillError, match=r"test-0|train-0"):
+            call()
+
+
+@pytest.mark.parametrize("count", [1, 3, 300])
+def test_what_a_table_knows_is_what_a_list_has(tmp_path: Path, count: int) -> None:
+    rows = [
+        {"messages": [SYSTEM, {"role": "user", "content": "x" * (7 * n % 11) + 'a"b'}]}
+        for n in range(300)
+    ] + [{"prompt": "é<s>" * 5}]
+    paths = [
+        written(tmp_path, "a.jsonl", lines(rows[:300])),
+        written(tmp_path, "b.jsonl", lines(rows[300:])),
+    ]
+    train = load_task("data", train_path=paths, test_path=paths[1]).train
+    assert isinstance(train, Indexed)
+    plain_list = list(train)
+    lengths = [sum(len(m.encode()) for _, m in messages(p)) for p in longest(train, count)]
+    assert lengths == sorted(lengths, reverse=True) and len(lengths) == count
+    for texts in (["<s>"], ['a"b'], ["xxxxxxxxxx", "é"], ["none"], []):
+        assert containing(train, texts) == containing(plain_list, texts)
+    assert completion_counts(train) == completion_counts(plain_list) == [0] * 301
+    for problem in plain_list[::50]:
+        assert finder(train)(problem.id) == finder(plain_list)(problem.id) == problem
+    for name in ("train-301", "test-0", "train", "train--1"):
+        with pytest.raises(KeyError):
+            finder(train)(name)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "What is it?", "completion": "This."},
+        {"prompt": "What is it?", "completion": ["This.", "That."]},
+        {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "This."}]},
+    ],
+    ids=["one", "several", "messages"],
+)
+def test_completions_can_be_left_to_the_teacher(tmp_path: Path, row: dict[str, Any]) -> None:
+    used = first(tmp_path, row)
+    assert used.completions[0] == "This."
+    left = first(tmp_path, row, use_completions=False)
+    assert left.completions == () and left.answer == used.answer

@@ -219,6 +219,40 @@ def test_an_interrupted_run_goes_on_elsewhere_to_the_same_bytes(
     assert {p.name for p in (tmp_path / "node 2/cells/toy/on_policy_gkd/0").iterdir()} <= {".lock"}
 
 
+def test_students_of_steps_and_the_state_are_kept_behind_the_url(
+    study: Study, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of before an interruption too, which the second node does not make again."""
+    kept = study.train.model_copy(update={"save_every": 3, "keep_state": True})
+    study = study.model_copy(update={"train": kept})
+    teacher = RunId("toy", "teacher")
+    run_cell(study, StudyFolder(tmp_path / "whole"), teacher)
+    shutil.copytree(
+        StudyFolder(tmp_path / "whole").cell(teacher).path, tmp_path / "far/cells/toy/teacher/all"
+    )
+    job = worker.Job(study.to_toml(), CELL, url, True, "me")
+    monkeypatch.setattr(lease, "UPLOAD", 0.01)
+    far, step = tmp_path / "far" / "cells" / str(CELL), FakeEngine.step
+
+    def dying(self: FakeEngine, *words: object) -> object:
+        while self._steps == 9 and not (far / "checkpoints/step-00000008/state.json").exists():
+            threading.Event().wait(0.01)
+        if self._steps == 9 and not (tmp_path / "died").exists():
+            (tmp_path / "died").touch()
+            raise KeyboardInterrupt
+        return step(self, *words)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(FakeEngine, "step", dying)
+    monkeypatch.setattr(worker, "scratch", lambda url: tmp_path / "node 1")
+    with pytest.raises(KeyboardInterrupt):
+        worker.execute_job(job)
+    monkeypatch.setattr(worker, "scratch", lambda url: tmp_path / "node 2")
+    assert worker.execute_job(job).kind == "done"
+    assert {p.name for p in far.glob("students/*")} == {f"step-{n}" for n in (3, 6, 9, 12)}
+    assert (far / "checkpoints/step-00000011/state.json").is_file()
+    assert (far / "student").is_dir()
+
+
 def test_a_resume_point_that_is_ahead_of_its_metrics_is_not_used(url: str, tmp_path: Path) -> None:
     """What an attempt leaves that writes its last, older metrics after another has begun."""
     far = tmp_path / "far" / "cells" / str(CELL)

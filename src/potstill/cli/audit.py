@@ -60,6 +60,7 @@ def audit(
             hint = did_you_mean(name, PUBLISHED, "published faults")
             raise PotstillError(f'--fault names a published fault, got "{name}"', hint)
         faults = tuple(name for name in PUBLISHED if name in fault)
+    auditing.check_audit(base)
     path = out or Path("runs") / base.name
     plan, failed = auditing.variants(base.recipes, faults), 0
     for number, variant in enumerate(plan, 1):

@@ -23,6 +23,7 @@ from potstill.study.race import is_race
 from potstill.study.remote import Mirror
 from potstill.study.run import prepare
 from potstill.study.schema import Study
+from potstill.study.settling import settled
 from potstill.study.storage import RunId, StudyFolder, runs_of
 from potstill.study.tracking.exporter import following
 from potstill.training.spending import Spent, excess, total
@@ -159,6 +160,7 @@ def fill(
         on: executor: local, ray, or a cluster's address.
         mirror: the study's folder behind a URL; `path` is then its copy.
     """
+    study = settled(study)
     folder, runs = StudyFolder(path, cache), runs_of(study)
 
     def check() -> None:

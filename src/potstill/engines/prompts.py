@@ -58,7 +58,7 @@ class Prompting:
     def inform(self, builder: PromptBuilder | None, route: str = "") -> None:
         """Set the teacher's context and the key that selects a teacher, see `protocol.Engine`."""
         self._builder, self._route = builder, route
-        self._prompts: dict[int, tuple[Problem, Prompt]] = {}
+        self._prompts: dict[str, tuple[Problem, Prompt]] = {}
         if builder:
             self.notes += (f"only the teacher reads a context: {builder.context}",)
         if route:
@@ -68,9 +68,9 @@ class Prompting:
         """Render a problem as each model reads it, and cache it if the teacher has a context."""
         if self._builder is None:
             return self._rendered(problem)
-        cached = self._prompts.get(id(problem))  # searching for examples is slow
-        if cached is None or cached[0] is not problem:
-            cached = self._prompts[id(problem)] = problem, self._rendered(problem)
+        cached = self._prompts.get(problem.id)  # searching for examples is slow
+        if cached is None or not _are_one(cached[0], problem):
+            cached = self._prompts[problem.id] = problem, self._rendered(problem)
         return cached[1]
 
     def _rendered(self, problem: Problem) -> Prompt:
@@ -153,13 +153,18 @@ class Prompting:
             return self.decode(prompt.read_by(role))
         return str(self.tokenizer.decode(list(prompt.read_by(role))))
 
-    def special_in(self, text: str) -> list[str]:
-        """Special tokens that a text contains as they are written."""
+    @property
+    def special_texts(self) -> list[str]:
+        """Special tokens as they are written, those that texts cannot have by chance."""
         if self.tokenizer is None:
             return []
         added = self.tokenizer.added_tokens_decoder.values()
         names = {str(token.content) for token in added if token.special}
-        return sorted(name for name in names if len(name) > 2 and name in text)
+        return sorted(name for name in names if len(name) > 2)
+
+    def special_in(self, text: str) -> list[str]:
+        """Special tokens that a text contains as they are written."""
+        return [name for name in self.special_texts if name in text]
 
     def unknown_in(self, prompt: Prompt) -> bool:
         """True if a prompt has the token of unknown characters."""
@@ -172,6 +177,11 @@ class Prompting:
     def _teacher_ids(self, text: str | Messages) -> Ids:
         """Prompt ids for the teacher, in the student's vocabulary."""
         return self.encode(text, "teacher")
+
+
+def _are_one(problem: Problem, other: Problem) -> bool:
+    """True for one problem, which a table makes anew each time that it is read."""
+    return problem is other or (problem == other and problem.extra == other.extra)
 
 
 def by_reader(

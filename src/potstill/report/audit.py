@@ -17,12 +17,14 @@ from typing import Any
 from potstill.algorithms.methods import METHODS
 from potstill.algorithms.recipe import Recipe
 from potstill.diagnostics.faults import FAULTS, PUBLISHED
+from potstill.errors import PotstillError
 from potstill.report.results import family
 from potstill.stats.comparisons import Interval
 from potstill.stats.multiple import holm
 from potstill.study.loading import read_study
 from potstill.study.schema import Study
 from potstill.study.storage import RunId, StudyFolder
+from potstill.tasks import is_graded, load_task
 
 COLLAPSED = 0.25  # a run has collapsed below this share of the untrained student's accuracy
 COLLAPSED_MOSTLY = 0.5  # of a method's runs, above which the verdict names the method
@@ -88,6 +90,16 @@ def variants(recipes: Mapping[str, Recipe], faults: Sequence[str]) -> list[Varia
             plan.append(Variant(f"only-{fault}", (fault,), touched))
             plan.append(Variant(f"without-{fault}", rest, touched))
     return plan
+
+
+def check_audit(base: Study) -> None:
+    """Raise `PotstillError` for a study that an audit cannot measure a collapse of."""
+    if not is_graded(load_task(**base.task)):
+        raise PotstillError(
+            "an audit counts the runs whose accuracy collapses, and the task "
+            f'"{base.task.get("name")}" has no grader',
+            "name a grader in [task] (grade = ...)",
+        )
 
 
 def study_of(base: Study, variant: Variant) -> Study:

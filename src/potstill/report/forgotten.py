@@ -1,26 +1,23 @@
-"""What training made worse elsewhere: benchmarks of lm-eval, and the loss on a text file.
+"""Skills lost in training: benchmarks of lm-eval, and the loss on a text file.
 
 Both are measured on the untrained student and on each trained one, and are compared document by
-document (chunk by chunk of the text). p-values are corrected over the methods of one benchmark. It
+document (piece by piece of the text). p-values are corrected over the methods of one benchmark. It
 judges no cause, and a loss that is not significant may still be there: the interval has its size.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from potstill.report.data import StudyData
-from potstill.report.formatting import detail, listed, points
+from potstill.report.formatting import detail, listed, plural, points
 from potstill.report.results import Record, family
 from potstill.stats.comparisons import VERDICT_SEEDS, Difference, Interval
-from potstill.stats.metric import Metric
+from potstill.stats.metric import ACCURACY, KL, Metric
 
 DRIFT = "drift"
-# Words in the names of lm-eval's metrics of which less is better.
-LESS = {"perplexity", "bits", "loss", "brier", "wer", "ter", "error"}
 
 
 @dataclass(frozen=True)
@@ -28,11 +25,12 @@ class Retention:
     """One benchmark on one pair."""
 
     metric: Metric
-    measure: str  # lm-eval's name of the number; empty for the loss on a text file
-    documents: int
+    measure: str  # lm-eval's name of the number
+    documents: int  # pieces, of a text
     untrained: Interval
     levels: Mapping[str, Interval]  # by method
     changes: Mapping[str, Difference]  # by method: trained minus untrained
+    cut: int  # prompts that lost tokens, as they are longer than the student's window
 
     def judged(self, sign: int) -> list[str]:
         """Methods that are significantly better (1) or worse (-1) than the untrained student."""
@@ -49,20 +47,19 @@ def retentions(data: StudyData, pair: str) -> list[Retention]:
 
 
 def _retention(done: Mapping[str, Mapping[int | None, Record]], name: str) -> Retention | None:
-    values = {
-        method: {seed: known for seed, r in records.items() if (known := _values(r, name))}
+    entries = {
+        method: {seed: known for seed, r in records.items() if (known := _entry(r, name))}
         for method, records in done.items()
     }
-    measures = {known[0] for records in values.values() for known in records.values()}
-    if len(measures) != 1 or not values["untrained"]:
+    every = [entry for records in entries.values() for entry in records.values()]
+    kinds = {(e["metric"], e["higher_is_better"], tuple(e["documents"])) for e in every}
+    if len(kinds) != 1 or not entries["untrained"]:
         return None
-    (measure,) = measures
-    outcomes = [known[1] for records in values.values() for known in records.values()]
-    metric = _metric(name, measure, outcomes)
+    metric = _metric(name, every)
     compared = family(
         {
-            method: {seed: {"outcomes": {name: known[1]}} for seed, known in records.items()}
-            for method, records in values.items()
+            method: {seed: {"outcomes": {name: e["outcomes"]}} for seed, e in records.items()}
+            for method, records in entries.items()
         },
         metric,
     )
@@ -71,39 +68,35 @@ def _retention(done: Mapping[str, Mapping[int | None, Record]], name: str) -> Re
         return None
     return Retention(
         metric,
-        measure,
+        every[0]["metric"],
         len(compared.samples["untrained"].columns),
         compared.interval("untrained"),
         {m: compared.interval(m) for m in methods},
         {m: compared[m, "untrained"] for m in methods},
+        max(entry.get("cut", 0) for entry in every),
     )
 
 
-def _values(record: Record, name: str) -> tuple[str, Sequence[Any]] | None:
-    """The name of the number and the outcomes; None where the record has none."""
-    if name == DRIFT:
-        return ("", record[DRIFT]) if record.get(DRIFT) else None
-    known = (record.get("benchmarks") or {}).get(name)
-    return (known["metric"], known["outcomes"]) if known and known["outcomes"] else None
+def _entry(record: Record, name: str) -> dict[str, Any] | None:
+    """A record's outcomes by document; None where it has none."""
+    known = record.get(DRIFT) if name == DRIFT else (record.get("benchmarks") or {}).get(name)
+    plain = {"higher_is_better": True, "documents": ()}
+    return plain | known if known and known["outcomes"] else None
 
 
-def _metric(name: str, measure: str, outcomes: Sequence[Sequence[Any]]) -> Metric:
+def _metric(name: str, entries: Sequence[Mapping[str, Any]]) -> Metric:
     """The number as the rest of the report shows it: shares of documents in per cent."""
-    less = not measure or bool(LESS & {*re.findall("[a-z]+", measure.lower())})
-    share = not less and all(0 <= float(x) <= 1 for values in outcomes for x in values)
-    if share:
-        label = f"{name} ({measure})"
-        return Metric(
-            name, name, label, "%", "points", 100.0, 1, True, True, f"{measure} of lm-eval."
-        )
-    label, unit = f"{name} ({measure})", measure
-    if not measure:
-        label, unit = "loss on the text file", "nats per token"
-    return Metric(name, name, label, unit, unit, 1.0, 3, not less, False, "")
+    measure, more = entries[0]["metric"], entries[0]["higher_is_better"]
+    label = "loss on the text" if name == DRIFT else f"{name} ({measure})"
+    share = name != DRIFT and all(0 <= float(x) <= 1 for e in entries for x in e["outcomes"])
+    plain = replace(ACCURACY if share else KL, key=name, name=name, label=label, help="")
+    unit = plain.unit if share else measure
+    points = plain.points if share else measure
+    return replace(plain, unit=unit, points=points, higher_is_better=more)
 
 
 def sentences(data: StudyData, pair: str) -> list[str]:
-    """What was forgotten, in words: a line for each benchmark with a significant change."""
+    """The significant changes in words, a line for each benchmark."""
     lines, kept = [], []
     for one in retentions(data, pair):
         label, worse = one.metric.label, one.judged(-1)
@@ -121,6 +114,8 @@ def sentences(data: StudyData, pair: str) -> list[str]:
             )
         elif not worse:
             kept.append(label)
+        if one.cut:
+            lines.append(f"{label}: {plural(one.cut, 'prompt')} did not fit and lost tokens.")
     if kept:
         lines.append(f"No method is significantly worse on {listed(kept)}.")
     return lines

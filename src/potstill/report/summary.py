@@ -13,7 +13,7 @@ from potstill.algorithms.methods import METHODS
 from potstill.engines import zoo
 from potstill.report.costs import costs
 from potstill.report.data import RunData, StudyData
-from potstill.report.findings import FindingGroup
+from potstill.report.findings import FindingGroup, notes
 from potstill.report.results import BASELINE
 from potstill.report.similarity import Similarity, similarities
 from potstill.report.verdict import WITHIN, Evidence, Outcome, Verdict, best_row, judge
@@ -27,6 +27,7 @@ from potstill.training.spending import Spent, total
 Tone = Literal["good", "warn", "bad", "plain"]
 FEW_PROBLEMS = 100
 FEW_EQUAL = 20  # effective problems, below which intervals of nats cover less than 93 %
+CUT = ("truncated", "eos_never_seen", "all_rejected")  # notes that belong to what broke
 FIRM = (Outcome.CLEAR, Outcome.GAIN, Outcome.TIE, Outcome.SINGLE)
 
 
@@ -100,12 +101,18 @@ class Breakage:
     not_finite: tuple[str, ...]  # runs with a step whose loss was not a finite number
     runs: int
     watched: int
+    cut: tuple[FindingGroup, ...] = ()  # notes on completions that are cut off or all rejected
+
+    @property
+    def noted(self) -> int:
+        """Runs with such a note."""
+        return len({str(run.cell) for group in self.cut for run in group.runs})
 
     @property
     def tone(self) -> Tone:
         if self.collapsed or self.deviating or self.failed:
             return "bad"
-        return "warn" if self.missing else "good"
+        return "warn" if self.missing or self.noted else "good"
 
 
 @dataclass(frozen=True)
@@ -157,7 +164,7 @@ def _power(data: StudyData, pair: str) -> Power:
         known,
         methods=sum(r.pair == pair and r.method not in REFERENCES for r in data.rows) + 1,
         seeds=min(seeds, default=len(study.seeds)),
-        problems=max(problems, default=study.eval.problems),
+        problems=max(problems, default=data.problems),
         metric=data.metric,
     )
 
@@ -168,7 +175,7 @@ def trust(data: StudyData, groups: Sequence[FindingGroup]) -> Trust:
     contexts = study.contexts.items()
     return Trust(
         seeds=data.seeds,
-        problems=study.eval.problems,
+        problems=data.problems,
         runs=len(data.runs),
         missing=data.counts["missing"],
         failed=data.counts["failed"],
@@ -237,4 +244,5 @@ def _broken(data: StudyData, groups: Sequence[FindingGroup]) -> Breakage:
         not_finite=tuple(str(run.cell) for run in data.runs.values() if lost(run)),
         runs=len(data.runs),
         watched=data.watched,
+        cut=tuple(group for group in notes(data) if group.first.cause in CUT),
     )

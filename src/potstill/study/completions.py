@@ -10,6 +10,7 @@ from potstill.problems import Problem
 from potstill.settings import Pair
 from potstill.study.schema import Study
 from potstill.tasks import Task, is_graded
+from potstill.tasks.selecting import completed
 from potstill.training.given import Encode, Survey, survey
 from potstill.types import Ids, ModelSpec
 
@@ -33,7 +34,7 @@ def check_completions(study: Study, task: Task, evaluated: Sequence[Problem]) ->
     if not any(recipe.asks_teacher for recipe in study.recipes.values()):
         return
     _check_anchors(study, task, errors)
-    texts = any(problem.completions for problem in task.train)
+    texts = bool(completed(task.train))
     for name, pair in study.models.items():
         ungraded = not (pair.teacher or is_graded(task))
         if texts or ungraded:
@@ -44,17 +45,19 @@ def check_completions(study: Study, task: Task, evaluated: Sequence[Problem]) ->
 
 def _check_present(study: Study, task: Task, errors: Errors) -> None:
     """Check that there are completions wherever no teacher can write them."""
-    lacking = [problem.id for problem in task.train if not problem.completions]
-    if not lacking:
+    having = completed(task.train)
+    if len(having) == len(task.train):
         return
-    count = f"{len(lacking)} of {len(task.train)} training problems have no completion"
+    missing = next(place for place, other in enumerate([*having, -1]) if place != other)
+    first, lacking = task.train[missing].id, len(task.train) - len(having)
+    count = f"{lacking} of {len(task.train)} training problems have no completion"
     asking = {name: r for name, r in study.recipes.items() if r.asks_teacher}
     data = [name for name, recipe in asking.items() if recipe.from_data]
     if data:
         errors.add(
             PotstillError(
                 f"{', '.join(data)} trains on completions of the data, and {count} (first: "
-                f"{lacking[0]})",
+                f"{first})",
                 "give every problem a completion column, or drop those without one; where a "
                 'teacher shall write them, use "off_policy"',
             )
@@ -64,7 +67,7 @@ def _check_present(study: Study, task: Task, errors: Errors) -> None:
         if not pair.teacher:
             errors.add(
                 PotstillError(
-                    f'{count}, and pair "{name}" has no teacher to write it (first: {lacking[0]})',
+                    f'{count}, and pair "{name}" has no teacher to write it (first: {first})',
                     f"drop them, or name a teacher, pair.{name}.teacher",
                 )
             )
@@ -72,7 +75,7 @@ def _check_present(study: Study, task: Task, errors: Errors) -> None:
 
 def _check_anchors(study: Study, task: Task, errors: Errors) -> None:
     """Check that no loss needs the probability with which a completion was written."""
-    first = next((problem.id for problem in task.train if problem.completions), "")
+    first = task.train[having[0]].id if (having := completed(task.train)) else ""
     for recipe in study.recipes.values() if first else ():
         sampled = recipe.anchor_loss.needs == "token_scores"
         if recipe.anchor and sampled and recipe.uses_teacher:

@@ -72,20 +72,24 @@ class NoteRecord(_Strict):
     trouble: str
 
 
-class BenchmarkRecord(_Strict):
-    """One task of lm-eval, with an outcome a document."""
-
-    metric: str
-    outcomes: Outcomes
-    mean: Number
-
-
 class KeptRecord(_Strict):
     """The best student of a run, by validation."""
 
     step: Count
     by: Literal["loss", "accuracy"]
     value: float
+
+
+class BenchmarkRecord(_Strict):
+    """One task of lm-eval with an outcome a document, or a text with one a piece."""
+
+    metric: str
+    outcomes: Outcomes
+    mean: Number
+    higher_is_better: bool = True
+    documents: list[str] = []  # a digest of each
+    cut: Count = 0  # prompts of all tasks that lost tokens
+    tokens: Count = 0  # of the text
 
 
 class ResultRecord(_Strict):
@@ -114,7 +118,7 @@ class ResultRecord(_Strict):
     samples: Annotated[int, Field(ge=1)] = 1
     estimator: str = ""
     benchmarks: dict[str, BenchmarkRecord] = {}
-    drift: list[Number] | None = None
+    drift: BenchmarkRecord | None = None
     routes: list[str] = []
     clusters: list[Count] = []
     prompt: str = ""

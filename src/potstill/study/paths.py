@@ -19,11 +19,11 @@ from potstill.fields import brief
 # Keys as "/a/b"; a list has the key of its values.
 _CONTEXT = "/pair/[^/]+/context(/hybrid)?"
 FILES = re.compile(
-    rf"/task/(train|test)_path|/eval/drift|{_CONTEXT}/(few_shot/path|retrieval(/path)?)"
+    rf"/task/(train|test)_path|/task/grade(/graders)*/schema|/eval/drift|{_CONTEXT}/(few_shot/path|retrieval(/path)?)"
 )
 FOLDERS = re.compile(r"/task/dataset|/pair/[^/]+/(student|teacher|teachers/[^/]+)")  # or names
-GRADERS = re.compile(r"/task/grade(/.*)?")  # functions of files are FILE.py:NAME
-_FUNCTION = re.compile(r"(.+\.py)(:[A-Za-z_]\w*)")
+GRADERS = re.compile(r"/task/grade(/graders)*(/name)?")  # functions of files are FILE.py:NAME
+_FUNCTION = re.compile(r"(.+\.py)(:[A-Za-z_][\w.]*)")
 
 
 def located(

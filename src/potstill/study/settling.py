@@ -7,7 +7,7 @@ from potstill.settings import MOST_STEPS
 from potstill.study.problems import study_task
 from potstill.study.schema import Study
 from potstill.tasks import Task
-from potstill.training.validating import held_back
+from potstill.training.validating import check_measure, held_back
 
 
 def task_of(study: Study) -> Task:
@@ -28,6 +28,19 @@ def settled(study: Study, task: Task | None = None) -> Study:
     study = study.model_copy(update={"train": study.train.settled(problems)})
     check_length(study)
     return study
+
+
+def check_validation(study: Study, task: Task) -> None:
+    """Check that the validation problems can be measured by its settings."""
+    check_measure(study.train, task)
+    alone = [name for name, pair in study.models.items() if not pair.teacher]
+    problems = getattr(task, "validation", ())
+    if alone and problems and not any(problem.completions for problem in problems):
+        raise PotstillError(
+            "a validation loss is on the teacher's completions or on those of the data, and pair "
+            f'"{alone[0]}" has no teacher and its validation problems no completions',
+            "give the pair a teacher or the data completions, or leave train.validation out",
+        )
 
 
 def check_length(study: Study) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 
 from potstill.algorithms.losses import (
@@ -155,7 +156,7 @@ def check_routes(
     route: str, teachers: Mapping[str, str], task: Task, held_out: Sequence[Problem]
 ) -> None:
     """Check that every value of the key that selects teachers has one, and that it is used."""
-    values = {problem.text(route): problem.id for problem in (*held_out, *task.train)}
+    values = {problem.text(route): problem.id for problem in chain(held_out, task.train)}
     for value, name in values.items():
         if value and value not in teachers:
             raise PotstillError(
@@ -260,11 +261,14 @@ def check_window(
     window = window_of(model.config).tokens
     if not window:
         return  # positions are unlimited
-    conversations = {p.id: prompts.conversation(p) for p in (*prompts.task.train, *held_out)}
+    conversations = (
+        (problem.id, prompts.conversation(problem))
+        for problem in chain(prompts.task.train, held_out)
+    )
     # A token has at least one byte: only those that may be too long are tokenized.
     long = {
         name: messages
-        for name, messages in conversations.items()
+        for name, messages in conversations
         if len(plain(messages).encode()) + TEMPLATE * (len(messages) + 1) + max_tokens > window
     }
     if not long:

@@ -14,7 +14,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from potstill.digests import file_digest, seal, unsealed
 from potstill.engines.protocol import Engine, bare
 from potstill.errors import PotstillError, StorageError, out_of_memory, writing
 from potstill.problems import Problem
+from potstill.tasks.selecting import finder
 from potstill.types import Prompt, Trajectory
 
 _PREFIX = "step-"
@@ -95,10 +96,10 @@ def load(
     Returns:
         The optimizer steps made, the entries of the replay buffer, and `extra` as it was saved.
     """
-    by_id = {problem.id: problem for problem in problems}
+    problem_of = finder(problems)
 
     def prompt_of(problem: str) -> Prompt:
-        return engine.prompt(by_id[problem])
+        return engine.prompt(problem_of(problem))
 
     paths = points(folder) if until is None else _until(folder, until)
     state = _restore(paths, engine)
@@ -121,6 +122,13 @@ def roll_back(folder: Path, engine: Engine, step: int) -> int:
             'run it again, or with on_collapse = "stop"',
         )
     return int(state["step"])
+
+
+def prune(folder: Path, keep: Collection[int | None]) -> None:
+    """Remove all checkpoints but those of some steps."""
+    for path in points(folder):
+        if step_of(path) not in keep:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def at(folder: Path, engine: Engine, step: int) -> None:

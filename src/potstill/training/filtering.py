@@ -21,6 +21,7 @@ from potstill.engines.protocol import Engine
 from potstill.errors import PotstillError
 from potstill.problems import Grade
 from potstill.tasks import Task
+from potstill.tasks.selecting import finder
 from potstill.types import Role, Trajectory
 
 MEMORY = 0.9  # weight of the old value in the running success
@@ -41,7 +42,7 @@ class RolloutFilter:
         self, recipe: Recipe, engine: Engine, task: Task, rows: Sequence[Mapping[str, Any]]
     ) -> None:
         self.recipe, self.engine, self.task = recipe, engine, task
-        self._problems = {problem.id: problem for problem in task.train}
+        self._problem = finder(task.train)
         self._success = float(rows[-1].get("train/success", 0.0)) if rows else 0.0
         kept = [row["train/kept"] for row in rows if row.get("train/kept") is not None]
         self._kept = any(kept)
@@ -81,7 +82,7 @@ class RolloutFilter:
             )
 
     def _grade(self, t: Trajectory) -> Grade:
-        problem = self._problems[t.problem]
+        problem = self._problem(t.problem)
         reader: Role = "student" if t.origin == "file" else t.source  # whose prompt it continues
         text = self.engine.opening(t.prompt, reader) + self.engine.decode(t.completion)
         return self.task.grade(problem, text)

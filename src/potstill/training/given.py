@@ -17,6 +17,7 @@ import numpy as np
 from potstill.engines.protocol import Engine
 from potstill.errors import PotstillError
 from potstill.problems import Problem
+from potstill.tasks.selecting import completion_counts
 from potstill.types import Ids, Trajectory
 
 MOST = 20_000  # completions that are tokenized before a run
@@ -76,10 +77,14 @@ def survey(
         encode: the ids of a problem's completion.
         grade: whether ids are right; None: they are not graded.
     """
-    texts = [(problem, text) for problem in problems for text in problem.completions]
-    counts = Survey(len(problems), sum(bool(p.completions) for p in problems), len(texts))
+    sizes = completion_counts(problems)
+    counts = Survey(len(problems), sum(map(bool, sizes)), sum(sizes))
     counts.right = None if grade is None else 0
-    for problem, text in texts[:: max(1, -(-len(texts) // MOST))]:
+    every = max(1, -(-counts.texts // MOST))
+    places = [(place, n) for place, size in enumerate(sizes) for n in range(size)]
+    for place, n in places[::every]:
+        problem = problems[place]
+        text = problem.completions[n]
         counts.checked += 1
         try:
             ids = encode(problem, text)

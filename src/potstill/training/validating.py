@@ -76,6 +76,15 @@ def held_back(task: Task, count: int) -> Task:
     return HeldBack(task, _part(task.train, rest), task.test, kept)
 
 
+def check_measure(settings: Train, task: Task) -> None:
+    """Refuse accuracy where nothing is graded."""
+    if settings.validation and settings.best_by == "accuracy" and not is_graded(task):
+        raise PotstillError(
+            'best_by = "accuracy" needs a task with a grader, and this one has none',
+            'write best_by = "loss"',
+        )
+
+
 def _part(problems: Sequence[Problem], numbers: Sequence[int]) -> Sequence[Problem]:
     """Some of the problems, which know their digest if all do."""
     return problems.at(numbers) if isinstance(problems, Problems) else Part(problems, numbers)
@@ -94,6 +103,7 @@ class Validator:
     def __init__(self, engine: Engine, task: Task, settings: Train, max_tokens: int) -> None:
         self.engine, self.task, self.settings, self.max_tokens = engine, task, settings, max_tokens
         self.problems = list(getattr(task, "validation", ()))
+        check_measure(settings, task)
         self._readings: list[Reading] | None = None
         self._history: list[dict[str, Any]] = []
 

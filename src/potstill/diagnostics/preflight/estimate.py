@@ -125,6 +125,10 @@ def _estimate(timing: Timing) -> Estimate:
         evaluated = evaluations["student"] * -(-count // timing.evaluation.every)
         probes = -(-count // timing.evaluation.probe_every) + 1
         runs[recipe.name] = training + evaluated + timing.probe * probes
+        if validation := timing.settings.validation:  # evaluated like as many problems
+            share = validation / timing.evaluation.problems
+            times = -(-count // timing.settings.validate_every)
+            runs[recipe.name] += evaluations["student"] * (share * times)
     peak, memory = timing.engine.memory()
     return Estimate(
         steps, evaluations, timing.probe, runs, peak, memory, timing.evaluated, timing.per_problem

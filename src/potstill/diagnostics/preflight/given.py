@@ -9,6 +9,7 @@ from potstill.diagnostics.preflight.rehearsal import Rehearsal
 from potstill.engines.protocol import Engine
 from potstill.problems import Problem
 from potstill.tasks import Task, is_graded
+from potstill.tasks.selecting import completed
 from potstill.training.given import Survey, survey
 from potstill.types import Ids
 
@@ -20,7 +21,7 @@ def data_completions(rehearsal: Rehearsal) -> list[Check]:
     """Count the completions of the training problems, if a recipe trains on them."""
     engine, task = rehearsal.engine, rehearsal.any_run().task
     asking = [recipe for recipe in rehearsal.recipes if recipe.asks_teacher]
-    if not asking or not any(problem.completions for problem in task.train):
+    if not asking or not completed(task.train):
         return []
     rejecting = any(recipe.reject_wrong for recipe in asking) and is_graded(task)
     limit = rehearsal.settings.max_tokens

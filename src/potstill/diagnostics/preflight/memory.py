@@ -8,6 +8,7 @@ from potstill.algorithms.recipe import Recipe, anchor_losses
 from potstill.diagnostics.preflight.check import Check
 from potstill.diagnostics.preflight.rehearsal import Rehearsal
 from potstill.engines.protocol import PredictsMemory
+from potstill.tasks.selecting import longest as largest_problems
 from potstill.types import Loss
 
 TIGHT = 0.9  # share of the free memory above which a longer prompt may not fit
@@ -19,8 +20,8 @@ def fits(rehearsal: Rehearsal) -> Iterator[Check]:
     engine = rehearsal.engine
     if not isinstance(engine, PredictsMemory):
         return
-    problems = sorted(rehearsal.any_run().task.train, key=lambda p: len(p.question))
-    prompts = [engine.prompt(problem) for problem in problems[-8:]]
+    problems = largest_problems(rehearsal.any_run().task.train, 8)
+    prompts = [engine.prompt(problem) for problem in problems]
     longest = max(prompts, key=lambda prompt: len(prompt.student))
     settings = rehearsal.settings
     losses = max((_losses(recipe) for recipe in rehearsal.recipes), key=_models)

@@ -8,6 +8,8 @@ from typing import Any
 from potstill.diagnostics.preflight.check import Check
 from potstill.diagnostics.preflight.rehearsal import Rehearsal
 from potstill.problems import Problem
+from potstill.tasks.selecting import containing, messages
+from potstill.tasks.selecting import longest as largest_problems
 from potstill.training.completing import held_out
 from potstill.training.evaluation import has_teacher
 from potstill.types import Role
@@ -16,32 +18,34 @@ PROBED = 32  # problems of each split whose prompts are rendered
 LONGEST = 16  # longest problems, whose prompts are measured
 
 
-def _problems(rehearsal: Rehearsal) -> tuple[list[Problem], list[Problem]]:
+def _problems(rehearsal: Rehearsal) -> tuple[Sequence[Problem], Sequence[Problem]]:
     """Training problems and evaluated problems."""
     task = rehearsal.any_run().task
-    return list(task.train), list(held_out(task, rehearsal.evaluation))
+    return task.train, held_out(task, rehearsal.evaluation)
 
 
 def special_tokens(rehearsal: Rehearsal) -> list[Check]:
     """Look for special tokens in the problems, which tokenizers read as real, and unknown ones."""
     engine: Any = rehearsal.engine
-    problems = [problem for split in _problems(rehearsal) for problem in split]
-    spelled = {p.id: names for p in problems if (names := engine.special_in(p.question))}
+    splits, special = _problems(rehearsal), engine.special_texts
+    count = sum(map(len, splits))
+    spelled = [problem for split in splits for problem in containing(split, special)]
     if spelled:
-        first = next(iter(spelled))
+        text = "\n".join(content for _, content in messages(spelled[0]))
         evidence = (
-            f"{len(spelled)} of {len(problems)} problems contain special tokens "
-            f"(first: {first}, {spelled[first][0]}), which end or divide their prompts"
+            f"{len(spelled)} of {count} problems contain special tokens "
+            f"(first: {spelled[0].id}, {engine.special_in(text)[0]}), which end or divide their "
+            "prompts"
         )
         return [Check("prompts", "warning", evidence, "remove them from the data")]
-    probed = [problem for split in _problems(rehearsal) for problem in split[:PROBED]]
+    probed = [problem for split in splits for problem in split[:PROBED]]
     if unknown := [p.id for p in probed if engine.unknown_in(engine.prompt(p))]:
         evidence = (
             f"the prompts of {len(unknown)} of {len(probed)} problems have characters that the "
             f"tokenizer does not know (first: {unknown[0]})"
         )
         return [Check("prompts", "warning", evidence, "use a tokenizer of the data's language")]
-    return [Check("prompts", "passed", f"none of {len(problems)} problems has a special token")]
+    return [Check("prompts", "passed", f"none of {count} problems has a special token")]
 
 
 def context_is_read(rehearsal: Rehearsal) -> list[Check]:
@@ -65,7 +69,7 @@ def lengths(rehearsal: Rehearsal) -> Iterator[Check]:
     """Compare the longest prompt and its completion with the positions of each model."""
     engine: Any = rehearsal.engine
     tokens = max(rehearsal.settings.max_tokens, rehearsal.evaluation.max_tokens)
-    problems = [problem for split in _problems(rehearsal) for problem in split]
+    problems = [p for split in _problems(rehearsal) for p in largest_problems(split, LONGEST)]
     measured = longest_prompts(engine, problems)
     for role, (problem, size) in measured.items():
         window = engine.windows.get(role)
@@ -85,8 +89,8 @@ def lengths(rehearsal: Rehearsal) -> Iterator[Check]:
 
 def longest_prompts(engine: Any, problems: Sequence[Problem]) -> dict[Role, tuple[str, int]]:
     """Id and tokens of each model's longest prompt, among the longest problems."""
-    by_text = sorted(problems, key=lambda p: len(p.question), reverse=True)
-    prompts = [engine.prompt(problem) for problem in by_text[:LONGEST]]
+    by_text = largest_problems(problems, LONGEST)
+    prompts = [engine.prompt(problem) for problem in by_text]
     longest: dict[Role, tuple[str, int]] = {}
     for role in ("student", "teacher") if has_teacher(engine) else ("student",):
         ids = [p.foreign or p.teacher if role == "teacher" else p.student for p in prompts]

@@ -9,7 +9,7 @@ from typing import Any
 from potstill.report.costs import CostRow, Profile, off, sourced
 from potstill.report.costs import costs as costs_of
 from potstill.report.data import StudyData
-from potstill.report.forgotten import Retention, retentions
+from potstill.report.forgotten import DRIFT, Retention, retentions
 from potstill.report.formatting import count, duration, per_cent, plural, ranged, visible
 from potstill.report.routes import Routes
 from potstill.report.similarity import Similarity
@@ -103,7 +103,10 @@ def forgotten(known: Sequence[Retention]) -> tuple[list[Column], list[RetentionR
 
     def columns(i: int) -> list[Column]:
         one = known[i]
-        metric, number = one.metric, plural(one.documents, "document" if one.measure else "chunk")
+        metric, number = (
+            one.metric,
+            plural(one.documents, "piece" if one.metric.key == DRIFT else "document"),
+        )
         unit = f"{number}{'' if metric.share else f', {metric.unit}'}"
         title = f"{metric.label}{' %' if metric.share else ''}"
         level, change = c.interval(metric), c.difference(metric)

@@ -8,8 +8,9 @@
         .running                        process that executes the run
         .spent                          seconds and tokens so far, if the study has a budget
         result.json                     written last, atomically
-        checkpoints/                    removed when the run has ended
+        checkpoints/                    removed when the run has ended, unless its state is kept
         student/                        the trained model
+        students/step-N/                the student of step N, with train.save_every
         tracking/NAME.json              last step that a tracker has, and its last error
     track/NAME/                         files of trackers that write here
     race.json  screen/                  of a race, see `race.folder`

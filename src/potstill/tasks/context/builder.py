@@ -6,21 +6,22 @@ hints that the data lack.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
 
-from potstill.errors import PotstillError
+from potstill.errors import Errors, PotstillError
 from potstill.problems import Messages, Problem
 from potstill.tasks import Task
 from potstill.tasks.context import Context
 from potstill.tasks.context.kinds import Draft, FewShot, Hint, Retrieval
 from potstill.tasks.context.retrieval import Search
-from potstill.tasks.overlap import question_key
+from potstill.tasks.overlap import overlap, question_key
 from potstill.tasks.reading import LONGEST_LINE, read_text
+from potstill.tasks.rendering import is_raw
 from potstill.tasks.strict_json import as_text, read_jsonl
 
 TEXTS = (".txt", ".md")
@@ -47,7 +48,8 @@ class PromptBuilder:
 
     def conversation(self, problem: Problem) -> Messages:
         """The conversation that ends in a problem's question."""
-        draft = Draft(problem.question)
+        _check_messages(problem)
+        draft = Draft.of(problem)
         for part in reversed(self.context.parts):
             draft = part.add(draft, problem, self)
         return draft.messages()
@@ -55,15 +57,15 @@ class PromptBuilder:
     def examples(self, part: FewShot, problem: Problem) -> Sequence[Problem]:
         pool = self._pool(part)
         if part.by == "similarity":
-            order = self._search(part, [one.question for one in pool]).nearest(
+            order = self._search(part, (one.question for one in pool)).nearest(
                 problem.question, part.n + 1
             )
             order.reverse()  # the nearest comes last, next to the question
-            chosen = [pool[i] for i in order if pool[i].question != problem.question]
+            chosen = [one for one in (pool[i] for i in order) if not _is_same(one, problem)]
             return chosen[-part.n :]
         rng = np.random.default_rng([part.seed, len(pool)])
         few = rng.choice(len(pool), min(part.n + 1, len(pool)), replace=False)
-        return [pool[i] for i in few if pool[i].question != problem.question][: part.n]
+        return [one for one in (pool[i] for i in few) if not _is_same(one, problem)][: part.n]
 
     def documents(self, part: Retrieval, problem: Problem) -> Sequence[str]:
         texts = self._texts(part)
@@ -79,24 +81,32 @@ class PromptBuilder:
         Args:
             graded: the held-out problems that the study evaluates.
         """
+        for problem in (*graded, *self.task.train[:1]):
+            _check_messages(problem)
         questions = {question_key(problem.question): problem.id for problem in graded}
+        errors = Errors()
         for part in self.context.parts:
-            if isinstance(part, FewShot):
-                self._check_examples(part, questions)
-            elif isinstance(part, Retrieval):
-                self._check_documents(part, questions)
-            elif isinstance(part, Hint):
-                hinted = [*self.task.train, *(graded if part.graded else ())]
-                lacking = [problem.id for problem in hinted if not problem.text(part.field).strip()]
-                if lacking:
-                    raise PotstillError(
-                        f'a hint needs "{part.field}" of every problem, {len(lacking)} of '
-                        f"{len(hinted)} lack it (first: {lacking[0]})",
-                        "name a field that the data have, or give the graded ones none with "
-                        "graded = false",
-                    )
+            with errors:
+                if isinstance(part, FewShot):
+                    self._check_examples(part, graded)
+                elif isinstance(part, Retrieval):
+                    self._check_documents(part, questions)
+                elif isinstance(part, Hint):
+                    self._check_hints(part, graded)
+        errors.check()
 
-    def _check_examples(self, part: FewShot, questions: Mapping[str, str]) -> None:
+    def _check_hints(self, part: Hint, graded: Sequence[Problem]) -> None:
+        hinted = chain(self.task.train, graded if part.graded else ())
+        lacking = [problem.id for problem in hinted if not problem.text(part.field).strip()]
+        if lacking:
+            count = len(self.task.train) + (len(graded) if part.graded else 0)
+            raise PotstillError(
+                f'a hint needs "{part.field}" of every problem, {len(lacking)} of '
+                f"{count} lack it (first: {lacking[0]})",
+                "name a field that the data have, or give the graded ones none with graded = false",
+            )
+
+    def _check_examples(self, part: FewShot, graded: Sequence[Problem]) -> None:
         pool = self._pool(part)
         if len(pool) <= part.n:
             raise PotstillError(
@@ -104,11 +114,11 @@ class PromptBuilder:
                 f"{len(pool)}",
                 f"lower n below {len(pool)}, or give more examples",
             )
-        shared = [one.id for one in pool if question_key(one.question) in questions]
+        shared = [example.id for _, example in overlap(pool, graded)]
         if shared:
             raise PotstillError(
-                f"examples are never graded: {len(shared)} of {len(pool)} are graded problems "
-                f"(first: {shared[0]})",
+                f"examples are never graded: {len(shared)} of {len(graded)} graded problems are "
+                f"among them (first: {shared[0]})",
                 f"remove them from {part.path or 'the training problems'}",
             )
         empty = [one.id for one in pool if not part.shown(one).strip()]
@@ -119,7 +129,7 @@ class PromptBuilder:
                 "name a field that the data have, or leave answer out",
             )
         if part.by == "similarity":
-            self._search(part, [one.question for one in pool])
+            self._search(part, (one.question for one in pool))
 
     def _check_documents(self, part: Retrieval, questions: Mapping[str, str]) -> None:
         texts = self._texts(part)
@@ -159,10 +169,24 @@ class PromptBuilder:
             self._documents[part] = _read(part)
         return self._documents[part]
 
-    def _search(self, part: FewShot | Retrieval, texts: Sequence[str]) -> Search:
+    def _search(self, part: FewShot | Retrieval, texts: Iterable[str]) -> Search:
         if part not in self._searches:
-            self._searches[part] = Search(texts)
+            self._searches[part] = Search([*texts])
         return self._searches[part]
+
+
+def _check_messages(problem: Problem) -> None:
+    """Raise `PotstillError` for a raw text, which has no messages that a context could precede."""
+    if is_raw(problem.messages):
+        raise PotstillError(
+            f"a context precedes a question or a conversation, {problem.id} is a raw text",
+            "leave context out, or map the column of texts to question",
+        )
+
+
+def _is_same(example: Problem, problem: Problem) -> bool:
+    """True for the problem itself, which is not one of its examples."""
+    return example.question == problem.question and example.messages == problem.messages
 
 
 def _read(part: Retrieval) -> list[str]:

@@ -40,10 +40,24 @@ class Draft:
     question: str
     system: tuple[str, ...] = ()
     turns: Messages = ()  # solved examples
+    earlier: Messages = ()  # the problem's own turns before its question
+
+    @classmethod
+    def of(cls, problem: Problem) -> Draft:
+        """The draft of a problem, with the texts that the student reads."""
+        own = problem.messages[:-1]
+        system = tuple(text for role, text in own if role == "system")
+        return cls(problem.question, system, (), tuple(one for one in own if one[0] != "system"))
 
     def messages(self) -> Messages:
         head = (("system", "\n".join(self.system)),) if self.system else ()
-        return (*head, *self.turns, ("user", self.question))
+        return (*head, *self.turns, *self.earlier, ("user", self.question))
+
+
+def shown_turns(problem: Problem) -> Messages:
+    """The turns of an example up to its question, without its system text."""
+    turns = tuple(turn for turn in problem.messages if turn[0] != "system")
+    return turns or (("user", problem.question),)
 
 
 class ContextPart(Protocol):
@@ -122,7 +136,7 @@ class FewShot:
         turns = [
             turn
             for one in library.examples(self, problem)
-            for turn in (("user", one.question), ("assistant", self.shown(one)))
+            for turn in (*shown_turns(one), ("assistant", self.shown(one)))
         ]
         return replace(draft, turns=(*turns, *draft.turns))
 

@@ -7,7 +7,8 @@ so that leaks, held-out shares and digests need no object of a problem.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import json
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import overload
@@ -92,6 +93,20 @@ class Problems(Sequence[Problem]):
             raise KeyError(name)
         return self[int(places[0])]
 
+    def longest(self, count: int) -> list[Problem]:
+        """Some of the longest problems, longest first."""
+        sizes = self._bytes("question") + self._bytes("earlier")
+        places = np.argsort(-sizes, kind="stable")[:count]
+        return [self[int(place)] for place in places]
+
+    def containing(self, texts: Collection[str]) -> list[Problem]:
+        """The problems with one of some texts in a message, in order."""
+        there = np.zeros(self.table.num_rows, bool)
+        for text in texts:
+            for column, part in (("question", text), ("earlier", json.dumps(text)[1:-1])):
+                there |= pc.match_substring(self.table[column], part).to_numpy()
+        return [self[int(place)] for place in np.nonzero(there[self.rows])[0]]
+
     def with_keys(self, keys: Mapping[bytes, object]) -> Iterator[tuple[bytes, Problem]]:
         """The problems that have one of some keys, in order."""
         some = pa.array(list(keys), pa.binary(KEY))
@@ -121,16 +136,25 @@ class Problems(Sequence[Problem]):
             limit: for questions alone.
             added: bytes that a message before the question may have in addition to its text.
         """
-        question, earlier = (
-            pc.binary_length(self.table[name]).to_numpy()[self.rows].astype(np.int64)
-            for name in ("question", "earlier")
-        )
+        question, earlier = self._bytes("question"), self._bytes("earlier")
         return np.nonzero(question + earlier + added * -(-earlier // MESSAGE) > limit)[0]
 
-    def lacking(self, part: str) -> npt.NDArray[np.int64]:
-        """Places of the problems without a part, such as "answer"."""
-        empty = pc.equal(pc.binary_length(self.table[part]), 0).to_numpy()
-        return np.nonzero(empty[self.rows])[0]
+    def completion_counts(self) -> list[int]:
+        """The number of completions of each problem."""
+        if not self._bytes("completions").any():
+            return [0] * len(self)
+        texts = self.table["completions"].to_pylist()
+        return [len(json.loads(texts[row])) if texts[row] else 0 for row in self.rows]
+
+    def _bytes(self, part: str) -> npt.NDArray[np.int64]:
+        """Bytes of each problem's part."""
+        sizes = pc.binary_length(self.table[part]).to_numpy()[self.rows]
+        return np.asarray(sizes, np.int64)
+
+    def without_answer(self) -> list[int]:
+        """Places of the problems without a reference answer."""
+        places: list[int] = np.nonzero(self._bytes("answer") == 0)[0].tolist()
+        return places
 
     def _problems(self, rows: npt.NDArray[np.int64]) -> Iterator[Problem]:
         batch_of = np.searchsorted(self._starts, rows, "right") - 1

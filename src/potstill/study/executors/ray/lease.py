@@ -61,6 +61,7 @@ class Lease:
         self._attempt, self._beats = uuid.uuid4().hex, 0
         self._uploaded: dict[str, tuple[int, int]] = {}  # modification time and size by name
         self._complete: set[str] = set()  # checkpoints that are complete at the URL
+        self._students: set[str] = set()  # students of some steps that are there
         self._limit = ""  # budget limit that the scheduler reports
         self._closing = threading.Event()
         self._threads: list[threading.Thread] = []
@@ -181,6 +182,10 @@ class Lease:
         points = _checkpoints(self._here)
         for name in GROWING:
             self._upload_if_changed(name)
+        for student in sorted(self._here.path.glob("students/step-*")):  # before its checkpoint
+            if student.name not in self._students:
+                self._upload_folder(student)
+                self._students.add(student.name)
         for point in points:
             if point.name not in self._complete:
                 self._upload_checkpoint(point)
@@ -206,13 +211,17 @@ class Lease:
 
     def _upload_result(self) -> None:
         """The trained student, then the result."""
-        for file in sorted((self._here.path / "student").rglob("*")):
-            if file.is_file():
-                self._upload(file, file.relative_to(self._here.path).as_posix())
+        self._upload_folder(self._here.path / "student")
         if not (self._here.path / SPENT).exists():
             self._remote.remove(f"{self._there}/{SPENT}")
         self._upload(self._here.path / RESULT, RESULT)
-        self._remote.remove(f"{self._there}/checkpoints")
+        if "state" not in (self._here.result or {}):
+            self._remote.remove(f"{self._there}/checkpoints")
+
+    def _upload_folder(self, folder: Path) -> None:
+        for file in sorted(folder.rglob("*")):
+            if file.is_file():
+                self._upload(file, file.relative_to(self._here.path).as_posix())
 
     def _upload(self, file: Path, name: str) -> None:
         if isinstance(self._error, LeaseLost):
