@@ -2,7 +2,7 @@
 
 Two kinds of outcomes. Shares: each is the mean of four answers, right or wrong, as `samples = 4`
 gives (avg@4). Nats: log-normal numbers, as the KL divergence of each problem; the spread is the
-standard deviation of their logarithm between problems, 1 by default: the mean is then 1.6 times
+standard deviation of their logarithm between problems, 1 by default: the mean is then 1.7 times
 the median. Eight methods are equal, and an untrained student, which has no seeds, is worse.
 
     python -m benchmarks.coverage --outcomes shares

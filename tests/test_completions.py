@@ -557,3 +557,16 @@ def test_a_sft_study_has_the_digest_of_its_settings_alone(tmp_path: Path) -> Non
         "from_data": True,
     }
     assert "sft" not in Study().methods and len(Study().methods) == 9
+
+
+def test_a_recipe_of_the_name_sft_stays_the_study_s_own(tmp_path: Path) -> None:
+    """A file that was right before there was a method of that name."""
+    own = {"sft": {"from": "off_policy", "anchor": 0.1}, "SFT": {"from": "sft"}}
+    study = study_of(tmp_path, recipe={"sft": own["sft"]})
+    assert study.recipes["sft"].anchor == 0.1 and not study.recipes["sft"].from_data
+    study = study_of(tmp_path, recipe={"SFT": own["SFT"]}, methods=["SFT"])
+    assert study.recipes["SFT"].from_data
+    with pytest.raises(PotstillError, match="one folder where case does not count"):
+        study_of(tmp_path, recipe={"SFT": own["SFT"]}, methods=["SFT", "sft"])
+    with pytest.raises(PotstillError, match='recipe "sft" starts from itself'):
+        study_of(tmp_path, recipe={"sft": {"from": "sft"}})

@@ -17,18 +17,14 @@ from potstill.study.storage import RunId, StudyFolder
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SHORT = ("seeds=0", "train.steps=2", "train.batch_size=8", "eval.problems=12", "eval.probe=4")
-METHODS = {
-    "chat": ("off_policy", "on_policy_gkd", "hybrid"),
-    "prompts": ("off_policy", "on_policy_gkd", "hybrid"),
-    "completions": ("sft", "kl_anchored"),
-}
+NAMES = ("chat", "prompts", "completions", "sft")
 
 
 def test_every_example_is_tested() -> None:
-    assert {path.stem for path in EXAMPLES.glob("*.toml")} == METHODS.keys()
+    assert {path.stem for path in EXAMPLES.glob("*.toml")} == {*NAMES}
 
 
-@pytest.fixture(scope="module", params=METHODS)
+@pytest.fixture(scope="module", params=NAMES)
 def done(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> StudyFolder:
     """The folder of an example's study."""
     out = tmp_path_factory.mktemp(request.param) / "out"
@@ -44,28 +40,26 @@ def done(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 def test_examples_run(done: StudyFolder) -> None:
-    name, (pair,) = done.study.name, done.study.models
-    records = done.results([RunId(pair, method, 0) for method in METHODS[name]], done.study)
-    assert [record["status"] for record in records.values()] == ["done"] * len(METHODS[name])
+    study, (pair,) = done.study, done.study.models
+    records = done.results([RunId(pair, method, 0) for method in study.methods], study)
+    assert [record["status"] for record in records.values()] == ["done"] * len(study.methods)
     assert (done.path / "report.html").stat().st_size > 10_000
-    (headline,) = {next(iter(record["outcomes"])) for record in records.values()}
-    assert headline == ("kl" if name == "prompts" else "strict")
+    headline = "kl" if study.name == "prompts" else "strict"
     for record in records.values():
         values = [float(value) for value in record["outcomes"][headline]]
         assert len(values) == 12 and len(set(values)) > 1
-    teacher = done.results([RunId(pair, "teacher")])
-    assert len(teacher) == (name != "completions")
-    if name == "completions":
-        sources = {tuple(record["token_sources"]) for record in records.values()}
-        assert sources == {("file",)}
+    has_teacher = bool(done.results([RunId(pair, "teacher")]))
+    assert has_teacher == (study.name != "sft")
+    sources = {source for record in records.values() for source in record["token_sources"]}
+    assert ("file" in sources) == (study.name in ("completions", "sft", "chat"))
 
 
 def test_the_data_are_what_the_example_says() -> None:
     sizes = {}
-    for name in METHODS:
+    for name in NAMES:
         task = prepare(load_study(EXAMPLES / f"{name}.toml"))
         sizes[name] = len(task.train), len(task.test)
-    assert sizes == dict.fromkeys(METHODS, (400, 120))
+    assert sizes == dict.fromkeys(NAMES, (400, 120))
 
 
 @pytest.mark.parametrize(

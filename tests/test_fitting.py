@@ -12,8 +12,10 @@ from launching import run_study
 from potstill.cli.check import plan
 from potstill.engines import zoo
 from potstill.errors import PotstillError, PotstillErrors
+from potstill.study.inputs import inputs_of
 from potstill.study.loading import read_study
 from potstill.study.problems import study_task
+from potstill.study.record import of_problems
 from potstill.study.run import prepare
 from potstill.study.storage import RunId
 
@@ -69,6 +71,11 @@ def test_longer_prompts_are_left_out_and_counted(tmp_path: Path, name: str) -> N
     key = RunId("tiny-qwen", "off_policy", 0)
     record = folder.results([key])[key]
     assert note in record["notes"] and record["problems"] == 4
+    if name == "data":  # also where problems are kept for validation
+        table["train"]["validation"] = 1
+        kept = read_study(table)
+        assert plan(kept, prepare(kept))["left out"] == note
+        assert inputs_of(kept, prepare(kept)).data["grader"]
     table["train"]["max_prompt_tokens"] = 2
     with pytest.raises(PotstillError, match="all 6 training prompts have more than 2 tokens"):
         study_task(read_study(table))
@@ -102,6 +109,33 @@ def test_prompts_that_fill_the_window_are_refused_with_their_number(tmp_path: Pa
     assert "train.max_prompt_tokens = " in caught.value.hint
     table["train"]["max_prompt_tokens"] = 200
     assert len(prepare(read_study(table)).train) == 6
+
+
+@pytest.mark.parametrize("recipe", [{"reject_wrong": True}, {"prefix_over": "success"}])
+def test_completions_that_are_graded_in_training_have_references(
+    tmp_path: Path, recipe: dict[str, Any]
+) -> None:
+    table = study_of(tmp_path, methods=["mine"])
+    own = (
+        {"from": "teacher_seeded", "prefix": {"linear": [3, 0]}}
+        if "prefix_over" in recipe
+        else {"from": "off_policy"}
+    )
+    table["recipe"] = {"mine": {**own, **recipe}}
+    assert prepare(read_study(table))
+    (tmp_path / "train.jsonl").write_text('{"prompt": "x"}\n{"prompt": "y"}\n')
+    with pytest.raises(PotstillError, match=r"mine grades .* 2 of 2 have no reference .*train-0"):
+        prepare(read_study(table))
+
+
+def test_problems_that_are_the_same_are_one_cluster(tmp_path: Path) -> None:
+    table = study_of(tmp_path)
+    texts = ["What is it?", "what is  it", "What is that?"]
+    rows = [{"question": text, "answer": str(n)} for n, text in enumerate(texts)]
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    study = read_study(table)
+    task = prepare(study)
+    assert of_problems(study, "tiny-qwen", task)["clusters"] == [0, 0, 1]
 
 
 def test_all_errors_of_a_study_are_in_one_answer(tmp_path: Path) -> None:

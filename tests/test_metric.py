@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tomli_w
 from typer.testing import CliRunner
 
 from potstill.cli import app
@@ -42,6 +43,7 @@ from potstill.study.progress import Running
 from potstill.study.race import Rules, raced
 from potstill.study.schema import Study
 from potstill.study.storage import RunId
+from potstill.study.tracking.protocol import summary
 from studies import Kind, small_study, write_study
 
 EVALUATED = {"every": 10, "problems": 100, "probe_every": 5}
@@ -232,6 +234,7 @@ def test_a_report_says_what_was_measured(folders: dict[str, Path], kind: str) ->
     assert title in as_markdown(report) and title in page_text(report.html)
     results = json.loads(report.results.read_text())
     assert results["metric"]["name"] == data.metric.name
+    assert all(math.isfinite(cell[data.metric.name]) for cell in results["cells"])
     row = next(r for r in results["table"] if r["method"] == "untrained")
     assert row[data.metric.name]["low"] < row[data.metric.name]["mean"]
     assert f",{data.metric.name},{data.metric.name}_low," in report.csv.read_text()
@@ -372,15 +375,7 @@ def test_intervals_that_may_cover_less_are_announced(tmp_path: Path) -> None:
     assert "its 95 % intervals may cover less" in text and "Only 12 held-out problems. " in text
 
 
-def test_a_race_needs_a_grader(tmp_path: Path) -> None:
-    lines = "".join(json.dumps({"prompt": f"Say {i}."}) + "\n" for i in range(20))
-    (tmp_path / "train.jsonl").write_text(lines)
-    (tmp_path / "test.jsonl").write_text(lines.replace("Say", "Write"))
-    paths = {"train_path": str(tmp_path / "train.jsonl"), "test_path": str(tmp_path / "test.jsonl")}
-    study = small_study(task={"name": "data", **paths}, eval={"problems": 10, "every": 10})
-    with pytest.raises(PotstillError, match='the task "data" has no grader') as error:
-        raced(study, Rules())
-    assert "potstill study" in str(error.value.hint)
+def test_a_race_of_grades_has_its_seeds() -> None:
     assert len(raced(small_study(), Rules()).seeds) == Rules().seeds
 
 
@@ -562,3 +557,28 @@ def test_losses_are_the_metrics_next_to_the_kl() -> None:
     assert WITHOUT_TEACHER.key == STUDENT_LOSS.key and not WITHOUT_TEACHER.higher_is_better
     assert ACCURACY.of({"outcomes": {"strict": "110"}}) == pytest.approx(2 / 3)
     assert KL.of({"outcomes": {"strict": "110"}}) is None and KL.of({}) is None
+
+
+def test_trackers_receive_what_a_run_was_measured_by() -> None:
+    sent = summary(record(**UNGRADED, outcomes=THREE))
+    assert sent["result/kl"] == pytest.approx(0.045) and sent["result/student_loss"] == 1.5
+    assert "result/accuracy" not in sent
+    shares = summary(record(**AVERAGE | {"outcomes": SHARES | {"pass@2": "10"}}))
+    assert shares["result/accuracy"] == 0.25 and shares["result/pass@2"] == 0.5
+    assert "result/strict" not in shares
+
+
+@pytest.mark.parametrize("command", ["race", "audit"])
+def test_commands_that_need_a_grader_say_so(command: str, tmp_path: Path) -> None:
+    """Before anything runs."""
+    lines = "".join(json.dumps({"prompt": f"Say {i}."}) + "\n" for i in range(20))
+    (tmp_path / "train.jsonl").write_text(lines)
+    (tmp_path / "test.jsonl").write_text(lines.replace("Say", "Write"))
+    options = ["task.name=data", "task.train_path=train.jsonl", "task.test_path=test.jsonl"]
+    table = {"name": "prompts", "pairs": ["tiny-qwen"], "methods": METHODS}
+    table["task"] = dict(word.removeprefix("task.").split("=") for word in options)
+    (tmp_path / "study.toml").write_text(tomli_w.dumps(table))
+    with pytest.raises(PotstillError, match='the task "data" has no grader') as error:
+        words = [command, str(tmp_path / "study.toml"), "--out", str(tmp_path / "out")]
+        CliRunner().invoke(app, words, catch_exceptions=False)
+    assert error.value.hint and not (tmp_path / "out").exists()

@@ -282,6 +282,10 @@ def test_a_data_set_that_the_library_opens(tmp_path: Path) -> None:
     task = load_task("data", dataset=str(tmp_path / "set"))
     assert list(task.train) == PROBLEMS[:4]
     assert [p.question for p in task.test] == ["4+1?"]
+    held = load_task(
+        "data", dataset=str(tmp_path / "set"), held_out=0.5, columns={"question": "question"}
+    )
+    assert sorted(p.question for p in (*held.train, *held.test)) == ["0+1?", "1+1?", "2+1?", "3+1?"]
     part = load_task("data", dataset=str(tmp_path / "set"), train_split="train[1:3]")
     assert [p.question for p in part.train] == ["1+1?", "2+1?"]
     for options, says in (
@@ -796,6 +800,11 @@ def test_large_data_are_a_file_that_is_made_once(
     assert len(files()) == 2 and not list(file.parent.glob("*.partial"))
     file.write_bytes(file.read_bytes()[:-20])  # a damaged file is made again
     assert read() == problems and file.stat().st_size == before.st_size
+    data = bytearray(file.read_bytes())
+    place = data.index(problems[5].question.encode())
+    data[place : place + 1] = b"X"  # one letter of a question
+    file.write_bytes(data)
+    assert read() == problems
     written(tmp_path, "a.jsonl", lines(MANY[1:]))
     assert read() != problems and len(files()) == 3
     monkeypatch.setenv("POTSTILL_CACHE", "/dev/null/cache")  # in memory then
@@ -911,3 +920,19 @@ def test_what_a_table_knows_is_what_a_list_has(tmp_path: Path, count: int) -> No
     for name in ("train-301", "test-0", "train", "train--1"):
         with pytest.raises(KeyError):
             finder(train)(name)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "What is it?", "completion": "This."},
+        {"prompt": "What is it?", "completion": ["This.", "That."]},
+        {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "This."}]},
+    ],
+    ids=["one", "several", "messages"],
+)
+def test_completions_can_be_left_to_the_teacher(tmp_path: Path, row: dict[str, Any]) -> None:
+    used = first(tmp_path, row)
+    assert used.completions[0] == "This."
+    left = first(tmp_path, row, use_completions=False)
+    assert left.completions == () and left.answer == used.answer

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import time
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,7 @@ from potstill.problems import Grade
 
 def grade(completion, answer): return completion.strip() == answer
 def share(text): return 0.25
-def graded(problem): return Grade(0.5, 1.0, True) if problem.id == "test-3" else None
+def graded(text, problem): return Grade(0.5, 1.0, True) if problem.id == "test-3" else None
 def column(completion, level): return level == "hard"
 def every(**data): return data["level"] == "hard" and data["answer"] == "42"
 def default(completion, depth=3): return depth == 3
@@ -80,6 +79,10 @@ def hostile(text):
     return Bad()
 def unknown(completion, colour): return True
 def positional(completion, /): return True
+def unread(answer): return True
+def forks(completion, answer):
+    os.fork()
+    return completion == answer
 """
 TEST = Problem("test-3", "q", "42", "s", {"level": "hard"})
 CHAT = Problem("test-3", "q", "42", messages=(("user", "q"),))
@@ -138,12 +141,11 @@ def test_the_shapes_that_people_have(
 def test_a_failure_names_the_grader_and_the_problem(file: Path, name: str, rule: str) -> None:
     grader = load_grader({"name": f"{file}:{name}", "timeout": 0.5, "memory": 1})
     grader.check(TEST)
-    start = time.monotonic()
     with pytest.raises(GraderError) as caught:
         grader.grade(TEST, "42")
     message = str(caught.value)
     assert f"mine.py:{name}" in message and '"test-3"' in message and rule in message
-    assert caught.value.hint and time.monotonic() - start < 30
+    assert caught.value.hint
     with pytest.raises(GraderError):  # the next call has a process that answers it
         grader.grade(TEST, "42")
 
@@ -192,6 +194,8 @@ def test_a_wrong_place(place: str, rule: str) -> None:
 
 @pytest.mark.parametrize("name", ["unknown", "positional"])
 def test_parameters_without_a_value_are_refused(file: Path, name: str) -> None:
+    with pytest.raises(GraderError, match="reads no completion"):
+        load_grader(f"{file}:unread").check(TEST)
     with pytest.raises(GraderError, match="columns of the data: level"):
         load_grader(f"{file}:{name}").check(TEST)
 
@@ -212,6 +216,14 @@ def test_no_process_is_left(file: Path) -> None:
     with pytest.raises(GraderError):
         grader.grade(TEST, "x")
     assert grader._process._process is None
+
+
+def test_replies_of_copies_of_the_process_are_not_mixed_up(file: Path) -> None:
+    grader = load_grader(f"{file}:forks")
+    for text, strict in [("42", 1), ("41", 0), ("42", 1), ("40", 0)]:
+        assert grader.grade(TEST, text).strict == strict
+    assert isinstance(grader, Function)
+    grader._process.close()
 
 
 def test_callables_of_python_run_in_this_process() -> None:
@@ -354,10 +366,9 @@ def test_code(problem: Problem, code: str, strict: float) -> None:
 )
 def test_code_has_no_network_no_files_and_no_processes(tmp_path: Path, code: str) -> None:
     (tmp_path / "there").write_text("kept")
-    start = time.monotonic()
     code = code.replace("PATH", str(tmp_path))
     passed, _ = run(code, "pass", seconds=0.5, memory=1.0)
-    assert not passed and time.monotonic() - start < 30
+    assert not passed
     assert [path.name for path in tmp_path.iterdir()] == ["there"]
     assert (tmp_path / "there").read_text() == "kept"
 

@@ -102,7 +102,7 @@ def plan(study: Study, task: Task) -> dict[str, Any]:
     return {
         "study": study.name,
         "task": f"{task.name}: {len(task.train)} training, {len(task.test)} held-out problems",
-        **({"grader": _grader(task)} if hasattr(task, "graded_by") else {}),
+        **({"grader": grader} if (grader := _grader(task)) else {}),
         **({"left out": note} if (note := getattr(task, "note", "")) else {}),
         "engine": study.engine.name,
         "pairs": ", ".join(study.models),
@@ -117,9 +117,13 @@ def plan(study: Study, task: Task) -> dict[str, Any]:
     }
 
 
-def _grader(task: Any) -> str:
-    """The name of a task's grader."""
-    return str(task.graded_by.name) if task.graded_by else "none: prompts alone"
+def _grader(task: Task) -> str:
+    """The name of a task's grader; empty for a task with one of its own."""
+    from potstill.tasks import is_graded
+
+    if not is_graded(task):
+        return "none: held-out KL instead of grades"
+    return str(getattr(getattr(task, "graded_by", None), "name", ""))
 
 
 def powers(study: Study, task: Task, pilot: str | None) -> dict[str, Power]:

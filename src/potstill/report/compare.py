@@ -215,7 +215,7 @@ def _words(first: Side, side: Side, pair: str, evidence: str) -> str:
     if pair not in side.data.study.models:
         return f"{name}: {side.letter} does not have this pair."
     if not evidence:
-        sizes = [s.data.study.eval.problems for s in (first, side)]
+        sizes = [s.data.problems for s in (first, side)]
         return (
             f"{name}: not paired, the problems differ ({sizes[0]} and {sizes[1]} of them); "
             "seeds and problems of each study are independent."

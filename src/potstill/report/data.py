@@ -93,6 +93,12 @@ class StudyData:
         return tuple(dict.fromkeys([*METHODS, *self.recipes]))
 
     @cached_property
+    def problems(self) -> int:
+        """Evaluated problems of a run; before there is one, the most that there can be."""
+        sizes = [run.record.get("problems") or 0 for run in self.runs.values()]
+        return max(sizes, default=0) or self.study.eval.problems
+
+    @cached_property
     def counts(self) -> Counter[str]:
         """Runs by status."""
         return Counter(run.status for run in self.runs.values())

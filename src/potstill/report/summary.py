@@ -164,7 +164,7 @@ def _power(data: StudyData, pair: str) -> Power:
         known,
         methods=sum(r.pair == pair and r.method not in REFERENCES for r in data.rows) + 1,
         seeds=min(seeds, default=len(study.seeds)),
-        problems=max(problems, default=study.eval.problems),
+        problems=max(problems, default=data.problems),
         metric=data.metric,
     )
 
@@ -175,7 +175,7 @@ def trust(data: StudyData, groups: Sequence[FindingGroup]) -> Trust:
     contexts = study.contexts.items()
     return Trust(
         seeds=data.seeds,
-        problems=study.eval.problems,
+        problems=data.problems,
         runs=len(data.runs),
         missing=data.counts["missing"],
         failed=data.counts["failed"],

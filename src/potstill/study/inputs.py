@@ -133,7 +133,7 @@ def grader_identity(task: Task) -> str:
 def problems_digest(problems: Sequence[Problem]) -> str:
     """The digest of problems in their order, with everything that a run can read of them."""
     if isinstance(problems, Digested):
-        return problems.digest
+        return digest_of(problems.digest)
     hasher = hashlib.sha256()
     for p in problems:
         extra = sorted(p.extra.items())

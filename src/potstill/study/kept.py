@@ -23,7 +23,7 @@ from pathlib import Path
 import potstill
 from potstill.caches import cache_folder
 from potstill.diagnostics.preflight import COST, MEMORY, Check, steps_of
-from potstill.digests import to_json
+from potstill.digests import file_digest, to_json
 from potstill.engines.cached_teacher import fingerprint
 from potstill.engines.host import one_of_several
 from potstill.errors import PotstillError
@@ -170,7 +170,7 @@ def _files(value: object) -> Iterator[tuple[str, str]]:
     elif isinstance(value, str) and 0 < len(value) < 1024 and "\n" not in value:
         path = Path(value).expanduser() if value.startswith("~/") else Path(value)
         if path.is_file():
-            yield value, hashlib.sha256(path.read_bytes()).hexdigest()
+            yield value, str(file_digest(path))
 
 
 def _revision(model: str) -> str:

@@ -10,7 +10,7 @@ import re
 import unicodedata
 from collections.abc import Iterable
 
-from potstill.algorithms.methods import KNOWN
+from potstill.algorithms.methods import KNOWN, METHODS
 from potstill.errors import Errors, PotstillError
 from potstill.study.schema import Study
 
@@ -42,7 +42,8 @@ def check_study_names(study: Study) -> None:
         _check("pair", name, (), "", errors)
     for name in study.recipe:
         _check("recipe", name, BASELINES, "a baseline", errors)
-    _check_apart("recipe", study.recipe, KNOWN, errors)
+    built_in = [*METHODS, *(name for name in study.methods if name in KNOWN)]
+    _check_apart("recipe", study.recipe, built_in, errors)
     _check_apart("pair", study.pair, study.models, errors)
     errors.check()
 

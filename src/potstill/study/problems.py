@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from potstill.algorithms.recipe import Recipe
 from potstill.errors import Errors, PotstillError
 from potstill.problems import Messages, Problem
 from potstill.settings import Eval
@@ -20,6 +21,7 @@ from potstill.study.validation import TEMPLATE
 from potstill.tasks import Resplit, Task, check_disjoint, load_task
 from potstill.tasks.data.table import Problems
 from potstill.tasks.rendering import plain, render
+from potstill.tasks.selecting import without_answer
 from potstill.training.completing import held_out
 from potstill.types import ModelSpec, Role
 
@@ -31,7 +33,11 @@ TokenCount = Callable[[str | Messages], int]
 class Shortened(Resplit):
     """A task without the prompts that are too long; the note has their number."""
 
-    note: str = ""
+    left_out: str = ""
+
+    @property
+    def note(self) -> str:
+        return self.left_out
 
 
 def study_task(study: Study) -> Task:
@@ -83,6 +89,35 @@ def add_data_errors(table: Any, study: Study | None, errors: Errors) -> None:
                 sound = False
         if sound:
             check_disjoint(task, held_out(task, study.eval if study else Eval()))
+
+
+def check_references(study: Study, task: Task) -> None:
+    """Check that training problems have reference answers, where their completions are graded.
+
+    Raises:
+        PotstillError: some have none, and the grader needs one.
+    """
+    grader = getattr(task, "graded_by", None)
+    users = [name for name, recipe in study.recipes.items() if grades_training(recipe)]
+    users += ["train.validation"] if study.train.validation else []
+    if grader is None or not users:
+        return
+    lacking = without_answer(task.train)
+    try:
+        for place in lacking[:1]:
+            grader.check(task.train[place])
+    except PotstillError as error:
+        raise PotstillError(
+            f"{users[0]} grades completions of training problems, and {len(lacking):,} of "
+            f"{len(task.train):,} have no reference answer (first: {task.train[lacking[0]].id}): "
+            f"{error}",
+            "give them an answer, or leave it out",
+        ) from None
+
+
+def grades_training(recipe: Recipe) -> bool:
+    """True if a recipe depends on grades of training problems."""
+    return recipe.reject_wrong or recipe.prefix_over == "success"
 
 
 def check_lengths(study: Study, task: Task, evaluated: Sequence[Problem]) -> None:

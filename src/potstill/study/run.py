@@ -32,6 +32,7 @@ from potstill.diagnostics.preflight import (
 from potstill.engines.protocol import Engine
 from potstill.errors import Errors, PotstillError, StorageError, shown, writing
 from potstill.problems import Problem
+from potstill.settings import Eval
 from potstill.study import record
 from potstill.study.benchmarks import forgotten, load_tasks
 from potstill.study.budget import Ledger
@@ -40,7 +41,7 @@ from potstill.study.engine import open_study_engine
 from potstill.study.evaluating import check_evaluation
 from potstill.study.files import DamagedFile
 from potstill.study.inputs import inputs_of
-from potstill.study.problems import check_lengths
+from potstill.study.problems import check_lengths, check_references
 from potstill.study.schema import Study
 from potstill.study.settling import check_validation, settled, task_of
 from potstill.study.storage import REFERENCES, RunFolder, RunId, StudyFolder, example
@@ -73,6 +74,8 @@ def prepare(study: Study) -> Task:
         check_completions(study, task, evaluated)
     with errors:
         check_lengths(study, task, evaluated)
+    with errors:
+        check_references(study, task)
     with errors:
         check_validation(study, task)
     with errors:
@@ -253,6 +256,12 @@ def read_completions(folder: StudyFolder, pair: str) -> TeacherCompletions | Non
     return TeacherCompletions(texts, tokens)
 
 
+def _as_there_are(settings: Eval, task: Task) -> Eval:
+    """The settings of an evaluation with numbers of problems that the task has."""
+    problems = min(settings.problems, len(task.test))
+    return settings.changed({"problems": problems, "probe": min(settings.probe, len(task.train))})
+
+
 def preflight_pair(
     study: Study,
     pair: str,
@@ -272,6 +281,7 @@ def preflight_pair(
         keeper: has results of earlier checks, and keeps those of the new ones.
     """
     recipes, first = list(study.recipes.values()), study.seeds[0]
+    seeds = len(study.seeds)
     kept = from_keeper(recipes, only, watch, keeper)
     if kept is not None:
         return list(kept)
@@ -292,7 +302,7 @@ def preflight_pair(
             return faults.apply(study.faults, RunSpec(recipe, inner, task, first))
 
         rehearsal = Rehearsal(
-            wire, engine, recipes, first, study.train, study.eval, len(study.seeds)
+            wire, engine, recipes, first, study.train, _as_there_are(study.eval, task), seeds
         )
         rehearsal = replace(rehearsal, budget=budget) if budget else rehearsal
         try:

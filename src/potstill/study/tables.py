@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 from potstill.algorithms.losses import loss
-from potstill.algorithms.methods import KNOWN
+from potstill.algorithms.methods import KNOWN, METHODS
 from potstill.algorithms.recipe import Recipe, recipe_from_toml
 from potstill.engines import zoo
 from potstill.errors import Errors, PotstillError, did_you_mean
@@ -68,7 +68,9 @@ def read_recipes(tables: Mapping[str, Mapping[str, Any]], student_loss: Any) -> 
 
 
 def _recipe(name: str, fields: Mapping[str, Any], known: Mapping[str, Recipe]) -> Recipe:
-    if name in KNOWN:
+    if fields.get("from") == name:
+        raise PotstillError(f'recipe "{name}" starts from itself', "name another method")
+    if name in METHODS:  # one of the name `sft` is older than the method
         raise PotstillError(
             f'recipe "{name}" would redefine a method of that name',
             "choose another name, so that tables mean one thing",

@@ -56,6 +56,16 @@ class Resplit:
     def graded(self) -> bool:
         return is_graded(self.task)
 
+    @property
+    def graded_by(self) -> Any:
+        """The grader of the task, if it is one of `graders`."""
+        return getattr(self.task, "graded_by", None)
+
+    @property
+    def note(self) -> str:
+        """A note on the problems for the record of a run: the task's own."""
+        return str(getattr(self.task, "note", ""))
+
     def grade(self, problem: Problem, text: str) -> Grade:
         return self.task.grade(problem, text)
 

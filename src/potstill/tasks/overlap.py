@@ -29,7 +29,7 @@ class Keyed(Protocol):
 
 
 def question_key(text: str) -> str:
-    """A text without what makes no other question of it, for comparison.
+    r"""A text without what makes no other question of it, for comparison.
 
     >>> question_key(" What is  2 + 2?\n") == question_key("WHAT IS 2 + 2")
     True

@@ -25,6 +25,9 @@ class Indexed(Protocol):
     def containing(self, texts: Collection[str]) -> list[Problem]:
         """The problems with one of some texts in a message, in order."""
 
+    def without_answer(self) -> list[int]:
+        """Places of the problems without a reference answer."""
+
     def completion_counts(self) -> list[int]:
         """The number of completions of each problem."""
 
@@ -60,6 +63,13 @@ def completion_counts(problems: Sequence[Problem]) -> list[int]:
     if isinstance(problems, Indexed):
         return problems.completion_counts()
     return [len(problem.completions) for problem in problems]
+
+
+def without_answer(problems: Sequence[Problem]) -> list[int]:
+    """Places of the problems without a reference answer."""
+    if isinstance(problems, Indexed):
+        return problems.without_answer()
+    return [place for place, problem in enumerate(problems) if not problem.answer]
 
 
 def length(problem: Problem) -> int:

@@ -14,7 +14,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +122,13 @@ def roll_back(folder: Path, engine: Engine, step: int) -> int:
             'run it again, or with on_collapse = "stop"',
         )
     return int(state["step"])
+
+
+def prune(folder: Path, keep: Collection[int | None]) -> None:
+    """Remove all checkpoints but those of some steps."""
+    for path in points(folder):
+        if step_of(path) not in keep:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def at(folder: Path, engine: Engine, step: int) -> None:

@@ -158,6 +158,11 @@ class Session:
             latest = None if ended or older else self.evaluator.latest
             evaluation = latest or self.evaluator.evaluate()
         usage = self.meter.usage.state()
+        if self.settings.keep_state and self.recorder.checkpoints:
+            last = max(
+                map(checkpoint.step_of, checkpoint.points(self.recorder.checkpoints)), default=0
+            )
+            checkpoint.prune(self.recorder.checkpoints, {last, self.validator.needed(last)})
         return Trained(done, evaluation, usage, self.recorder, ended, best)
 
 

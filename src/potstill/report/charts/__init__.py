@@ -42,7 +42,7 @@ def _compared(data: StudyData, pair: str, looks: Mapping[str, Look]) -> Iterator
     trained = [row for row in rows if row.method not in REFERENCES]
     tall, metric = 86 + 30 * max(2, len([row for row in rows if row.level])), data.metric
     ends = " and ".join(data.references(pair))
-    note = f"{INTERVAL}; short strokes are single seeds, dotted lines are {ends}."
+    note = f"{INTERVAL}; short strokes are single seeds; dotted: {ends}."
     name, label = metric.name.replace("_", "-"), metric.label[0].upper() + metric.label[1:]
     yield Chart(name, label, note, points.levels(data, rows, looks), height=tall)
     against = BASELINE if any(row.against_baseline for row in trained) else "untrained"

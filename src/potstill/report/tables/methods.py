@@ -184,7 +184,7 @@ def to_results(data: StudyData) -> dict[str, Any]:
         "study": data.study.name,
         "faults": list(data.study.faults),
         "metric": {key: getattr(data.metric, key) for key in ("name", "unit", "higher_is_better")},
-        "cells": [_run(run) for run in data.runs.values()],
+        "cells": [_run(run, data.metrics) for run in data.runs.values()],
         "table": [
             row_record(row, data.metrics) | more for row, more in zip(data.rows, extra, strict=True)
         ],
@@ -199,13 +199,14 @@ def row_record(row: Row, measured: Measured) -> dict[str, Any]:
     return values | levels | {name: others.get(name) for name in names(measured[1:])}
 
 
-def _run(run: RunData) -> dict[str, Any]:
+def _run(run: RunData, measured: Measured) -> dict[str, Any]:
     record, cell = run.record, run.cell
     return asdict(cell) | {
         "status": run.status,
         "cause": run.cause or None,
         "steps": run.steps,
         **{key: record.get(key) for key in ("accuracy", "flexible", "ended", "seconds")},
+        **{m.name: m.of(record) for m in measured if m.key not in ("strict", "flexible")},
         **{key: record.get(key) or {} for key in ("tokens", "activity")},
         **({"token_sources": known} if (known := record.get("token_sources")) else {}),
         "findings": record.get("findings") or [],

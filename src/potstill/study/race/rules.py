@@ -95,8 +95,8 @@ class Rules(Table):
 def raced(study: Study, rules: Rules) -> Study:
     """The study with as many seeds as the race may need: its own, then the next numbers.
 
-    A race needs a grader: its first look assumes how much accuracy differs between seeds, and its
-    error rate is shown for grades in [0, 1] alone.
+    A race needs a grader: its first look assumes how much accuracy differs between seeds. Its error
+    rate was simulated with right and wrong answers; grades in between vary less.
 
     Raises:
         PotstillError: there is nothing to compare, or no grader to compare by.

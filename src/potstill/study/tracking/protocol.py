@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from potstill.study.file_schemas import GRADED, mean_of
 from potstill.study.tracking.registry import TRACKERS
 
 SUMMARY = ("accuracy", "flexible", "steps", "seconds", "peak_bytes")  # keys of result.json
@@ -67,4 +68,6 @@ def summary(result: Mapping[str, Any]) -> dict[str, float]:
     """The numbers of a run's record, by name."""
     tokens = {f"tokens/{kind}": n for kind, n in (result.get("tokens") or {}).items()}
     fields = {key: result.get(key) for key in SUMMARY}
+    outcomes = result.get("outcomes") or {}
+    fields |= {key: mean_of(outcomes[key]) for key in outcomes if key not in GRADED}
     return {f"result/{key}": value for key, value in numbers(fields | tokens).items()}

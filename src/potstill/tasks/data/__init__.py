@@ -72,6 +72,8 @@ class Data:
         system: the text of a system message, for conversations without one.
         prompt: the text that the model reads, with `{question}` in the question's place.
         prompt_words: words of a raw text that are its prompt.
+        use_completions: replies and completions of the data are the teacher's in training;
+            false: the teacher writes its own.
         grade: the grader, see `potstill ls graders`; "none" for prompts alone. Default: "exact" if
             the held-out data have an answer column, otherwise none.
     """
@@ -92,6 +94,7 @@ class Data:
     system: str = ""
     prompt: Annotated[str, AfterValidator(with_question)] = "{question}"
     prompt_words: Annotated[int, limits("1 to 100,000 words", ge=1, le=10**5, strict=True)] = 32
+    use_completions: bool = True
     grader: Annotated[Any, BeforeValidator(_grader), Field(validation_alias="grade")] = None
 
     name = "data"
@@ -158,10 +161,10 @@ class Data:
 
     def _check_references(self, problems: Problems) -> None:
         """Check held-out problems without a reference answer, which some graders do not need."""
-        lacking = problems.lacking("answer")
-        if self.graded_by is None or not len(lacking):
+        lacking = problems.without_answer()
+        if self.graded_by is None or not lacking:
             return
-        first = problems[int(lacking[0])]
+        first = problems[lacking[0]]
         try:
             self.graded_by.check(first)
         except PotstillError as error:
@@ -221,4 +224,5 @@ class Data:
             self.prompt,
             self.prompt_words,
             None if grader == NONE else grader,
+            self.use_completions,
         )

@@ -2,7 +2,7 @@
 
 A file is written once, under a temporary name, and renamed when it is complete. Its name is a
 digest of the contents of the sources and of all that the reading depends on, so that it is never
-out of date. Files may be removed at any time: they are made again.
+out of date. A file that has changed since, or was removed, is made again.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ def table_of(
             partial = path.with_suffix(f".{os.getpid()}.partial")
             try:
                 write(partial, records())
+                _note(path).write_text(str(file_digest(partial)), encoding="utf-8")
                 os.replace(partial, path)
             finally:
                 partial.unlink(missing_ok=True)
@@ -62,10 +63,19 @@ def table_of(
         return in_memory(records())
 
 
+def _note(path: Path) -> Path:
+    """The file with the digest of a table's file."""
+    return path.with_suffix(".digest")
+
+
 def _opened(path: Path) -> pa.Table | None:
     """The table of a file; None if there is none, or it is not what was written."""
     try:
-        return mapped(path) if path.is_file() else None
+        if not path.is_file():
+            return None
+        if _note(path).read_text(encoding="utf-8") != file_digest(path):
+            raise ValueError("its contents have changed")
+        return mapped(path)
     except (OSError, ValueError, pa.ArrowException) as error:
         log.warning("%s is damaged (%s) and is made again", path, error)
         return None
@@ -90,5 +100,5 @@ def _size(files: Sequence[Path]) -> int:
 def _key(files: Sequence[Path], options: object) -> str:
     """The digest of the sources, the options and the version that reads them."""
     parts = [_source(), options]
-    parts += [(str(path), file_digest(path)) for path in files]
+    parts += [(path.name.partition(".")[2], file_digest(path)) for path in files]
     return hashlib.sha256(repr(parts).encode("utf-8", "surrogatepass")).hexdigest()[:32]

@@ -62,6 +62,7 @@ class Reading:
         prompt: the text around a question.
         words: of a raw text that are its prompt.
         grader: has to accept the reference answers; None: no grades are wanted.
+        completions: whether replies and completions are kept to be trained on.
     """
 
     columns: Columns
@@ -69,12 +70,14 @@ class Reading:
     prompt: str = "{question}"
     words: int = 32
     grader: Grader | None = None
+    completions: bool = True
 
     @property
     def identity(self) -> tuple[object, ...]:
         """Everything that records depend on."""
         grader = self.grader.identity if self.grader else ""
-        return sorted(self.columns.items()), self.system, self.prompt, self.words, grader
+        columns = sorted(self.columns.items())
+        return columns, self.system, self.prompt, self.words, grader, self.completions
 
     def records(self, rows: Iterable[DataRow]) -> Iterator[tuple[Record, DataShape]]:
         """The records of the rows of one file, and the shape that all of them have.
@@ -132,7 +135,7 @@ class Reading:
             _json(earlier),
             answer,
             solution,
-            _json(completions),
+            _json(completions) if self.completions else "",
             _json(extra),
             "answer" if shape.answer else "completion" if answer else "",
         )

@@ -189,8 +189,8 @@ def _separated(data: IO[bytes], file: Path, mark: str) -> Iterator[DataRow]:
             cells = next(reader, None)
             if cells is None:
                 return
-            if not any(cells):  # a blank line, at the end or not
-                if all(not any(rest) for rest in reader):
+            if not any(map(str.strip, cells)):  # a blank line, at the end or not
+                if all(not any(map(str.strip, rest)) for rest in reader):
                     return
                 raise PotstillError(f"{where}: the line is empty", hint)
             if len(cells) != len(names):

@@ -151,9 +151,10 @@ class Problems(Sequence[Problem]):
         sizes = pc.binary_length(self.table[part]).to_numpy()[self.rows]
         return np.asarray(sizes, np.int64)
 
-    def lacking(self, part: str) -> npt.NDArray[np.int64]:
-        """Places of the problems without a part, such as "answer"."""
-        return np.nonzero(self._bytes(part) == 0)[0]
+    def without_answer(self) -> list[int]:
+        """Places of the problems without a reference answer."""
+        places: list[int] = np.nonzero(self._bytes("answer") == 0)[0].tolist()
+        return places
 
     def _problems(self, rows: npt.NDArray[np.int64]) -> Iterator[Problem]:
         batch_of = np.searchsorted(self._starts, rows, "right") - 1

@@ -61,6 +61,13 @@ def load_grader(spec: Any) -> Grader:
     Raises:
         PotstillError: no such grader, or options that it does not have or that break its limits.
     """
+    try:
+        return _loaded(spec)
+    except RecursionError:
+        raise PotstillError("graders are nested too deeply", _HINT) from None
+
+
+def _loaded(spec: Any) -> Grader:
     if hasattr(spec, "grade") and hasattr(spec, "check") and hasattr(spec, "identity"):
         grader: Grader = spec
         return grader
@@ -68,15 +75,18 @@ def load_grader(spec: Any) -> Grader:
         spec = {"name": spec}
     elif isinstance(spec, Sequence):
         spec = {"name": "chain", "graders": [*spec]}
-    elif callable(spec):
+    elif callable(spec) or callable(getattr(spec, "grade", None)):
+        spec = spec if callable(spec) else spec.grade
         return _made(f"{_HERE}.own", "Callable", {"function": spec})
     name = spec.get("name") if isinstance(spec, Mapping) else None
     if not isinstance(spec, Mapping) or not isinstance(name, str):
         raise PotstillError(f"a grader is given by its name, got {brief(spec)}", _HINT)
     options = {key: value for key, value in spec.items() if key != "name"}
     name = ALIASES.get(name, name)
-    if ":" in name:
+    if ":" in name and "place" not in options:
         return _made(f"{_HERE}.own", "Function", {"place": name, **options})
+    if name.endswith(".py"):
+        raise PotstillError(f'"{name}" is a file without a function', f"write {name}:grade")
     if name not in GRADERS:
         raise PotstillError(f'unknown grader "{name}"', did_you_mean(name, GRADERS, "graders"))
     module, attribute, _ = GRADERS[name]

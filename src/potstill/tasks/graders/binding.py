@@ -11,6 +11,8 @@ import asyncio
 import inspect
 import math
 from collections.abc import Callable, Mapping
+from decimal import Decimal
+from numbers import Real
 from typing import Any
 
 from potstill.problems import Grade, Problem
@@ -18,6 +20,8 @@ from potstill.problems import Grade, Problem
 COMPLETION = ("completion", "text", "response", "solution_str")
 ANSWER = ("answer", "ground_truth", "reference")
 QUESTION = ("question", "prompt")
+UNREAD = "(completion)"  # a function that reads none grades nothing
+ROUNDING = 1e-9  # by which a sum of weights may differ from 1
 LISTS = {"completions": "completion", "prompts": "prompt"}  # TRL's, a list of one each
 NAMES = (*COMPLETION, *ANSWER, *QUESTION, "problem", "solution", "messages", "extra_info")
 
@@ -35,10 +39,13 @@ def values_of(problem: Problem, text: str) -> dict[str, Any]:
 
 def missing(function: Callable[..., Any], problem: Problem) -> list[str]:
     """Parameters that must be given and that neither the problem nor its columns have."""
-    known = {*values_of(problem, ""), *LISTS}
+    known, parameters = {*values_of(problem, ""), *LISTS}, _parameters(function)
+    reads = {*COMPLETION, "completions"} & {one.name for one in parameters}
+    if not reads and not any(one.kind is one.VAR_KEYWORD for one in parameters):
+        return [UNREAD]
     return [
         str(one)
-        for one in _parameters(function)
+        for one in parameters
         if one.default is one.empty
         and one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)
         and (one.name not in known or one.kind is one.POSITIONAL_ONLY)
@@ -96,12 +103,17 @@ def to_grade(result: Any) -> Grade | None:
 
 
 def share(value: Any) -> float | None:
-    """A finite number in [0, 1], of Python, numpy or torch; else None."""
-    if not isinstance(value, int | float) and hasattr(value, "item"):
+    """A finite number in [0, 1], of Python, numpy or torch; else None.
+
+    >>> share(0.1 + 0.2 + 0.7 + 1e-16), share(1.01)
+    (1.0, None)
+    """
+    if not isinstance(value, Real | Decimal) and hasattr(value, "item"):
         try:
             value = value.item()  # of one element, else it raises
         except (ValueError, TypeError, RuntimeError):
             return None
-    if not isinstance(value, int | float) or not math.isfinite(value) or not 0 <= value <= 1:
+    if not isinstance(value, Real | Decimal) or not math.isfinite(value):
         return None
-    return float(value)
+    number = float(value)
+    return min(1.0, max(0.0, number)) if -ROUNDING <= number <= 1 + ROUNDING else None

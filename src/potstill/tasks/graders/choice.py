@@ -24,6 +24,8 @@ from potstill.tasks.graders.quantities import plain
 from potstill.tasks.graders.text import Texts, several, within, words
 from potstill.tasks.grading import answer_of
 
+ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+UNKNOWN = 8  # letters, the first ones, that are read where the options are not known
 KEYS = ("choices", "options", "labels")
 _OPTION = re.compile(
     r"(?:^|[\s;,])\(?([A-Z])[).:]\s*(\S[^\n]{0,300}?)(?=\s{0,9}(?:\n|$|[\s;,]\(?[A-Z][).:]\s))"
@@ -69,9 +71,16 @@ class Choice(Identified):
     """
 
     choices: Annotated[Texts, BeforeValidator(several)] = ()
-    letters: Annotated[str, AfterValidator(letters_of)] = "ABCDEFGHIJ"
+    letters: Annotated[str, AfterValidator(letters_of)] = ALPHABET
 
     name = "choice"
+
+    def __post_init__(self) -> None:
+        if len(self.choices) == 1 or len(self.choices) > len(self.letters):
+            raise PotstillError(
+                f"choices are two to {len(self.letters)} texts, got {len(self.choices)}",
+                "give one letter for each, letters = ...",
+            )
 
     def grade(self, problem: Problem, text: str) -> Grade:
         options = self.options(problem)
@@ -113,7 +122,7 @@ class Choice(Identified):
             if words(answer) == words(text) and words(text):
                 return letter
         bare = answer.strip(_DECOR)
-        if len(bare) == 1 and bare.upper() in (options or self.letters):
+        if len(bare) == 1 and bare.upper() in (options or self.letters[:UNKNOWN]):
             return bare.upper()
         return self._letter_with_text(answer, options)
 
@@ -149,7 +158,7 @@ class Choice(Identified):
     def _one(self, text: str, options: dict[str, str]) -> str | None:
         """A letter alone, an option's text alone, or both."""
         bare = _LABEL.sub("", text.strip(_DECOR)).strip(_DECOR)
-        if len(bare) == 1 and bare.upper() in (options or self.letters):
+        if len(bare) == 1 and bare.upper() in (options or self.letters[:UNKNOWN]):
             return bare.upper()
         for letter, label in options.items():
             if words(text) == words(label) and words(label):
@@ -159,7 +168,7 @@ class Choice(Identified):
     def _letter_with_text(self, text: str, options: dict[str, str]) -> str | None:
         """The letter of "B) Paris" or "(B) Paris", if the text is that option's."""
         match = re.match(r"[\s*_(\[]*([A-Za-z])\s*[)\]:.*]+\s*(?=\S)", text)
-        if not match or match[1].upper() not in (options or self.letters):
+        if not match or match[1].upper() not in (options or self.letters[:UNKNOWN]):
             return None
         letter, rest = match[1].upper(), words(text[match.end() :])
         if not options:
@@ -171,11 +180,11 @@ class Choice(Identified):
         """The letter or option at the start of a line that follows a mark."""
         match = re.match(r"([A-Za-z])(?![\w'])", line)
         letter = match[1].upper() if match else ""
-        if match and letter in (options or self.letters):
+        if match and letter in (options or self.letters[:UNKNOWN]):
             other = _OTHER.match(line, match.end())
             if (
                 other
-                and other[1].upper() in (options or self.letters)
+                and other[1].upper() in (options or self.letters[:UNKNOWN])
                 and other[1].upper() != letter
             ):
                 return None
@@ -193,7 +202,7 @@ class Choice(Identified):
 
     def _mentioned(self, answer: str, options: dict[str, str]) -> str | None:
         """The last letter in brackets, or the only option whose text is there."""
-        allowed = options or self.letters
+        allowed = options or self.letters[:UNKNOWN]
         ends = [(m.end(), (m[1] or m[2]).upper()) for m in _BRACKETS.finditer(answer)]
         ends += [(m.end(), m[1].upper()) for m in _NAMED.finditer(answer)]
         ends = [(end, letter) for end, letter in sorted(ends) if letter in allowed]

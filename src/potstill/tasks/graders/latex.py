@@ -21,6 +21,7 @@ from potstill.tasks.grading import answer_of
 
 LONGEST = 20_000  # characters of an answer that are read, the last ones
 MEMORY = 2.0  # GB
+COMPARE = "potstill.tasks.graders.expressions:equal"
 
 
 @reported('grader "math"')
@@ -32,7 +33,7 @@ class Math(Identified):
         timeout: seconds of a comparison; one that takes longer is wrong.
     """
 
-    timeout: Annotated[float, limits("0.1 to 600 seconds", ge=0.1, le=600)] = 5.0
+    timeout: Annotated[float, limits("0.1 to 600 seconds", ge=0.1, le=600, strict=True)] = 5.0
 
     name = "math"
 
@@ -49,7 +50,8 @@ class Math(Identified):
 
     def grade(self, problem: Problem, text: str) -> Grade:
         try:
-            equal = self._call(problem.answer, answer_of(text)[-LONGEST:])
+            answer = answer_of(text)[-LONGEST:]
+            equal = bool(answer) and self._call(problem.answer, answer)
         except OutOfTime:
             equal = False
         except ProcessError as error:
@@ -64,7 +66,7 @@ class Math(Identified):
     def check(self, problem: Problem) -> None:
         need_reference(self, problem)
         try:
-            accepted = self._call(problem.answer, f"\\boxed{{{bare(problem.answer)}}}")
+            accepted = self._call(problem.answer, "")
         except ProcessError:
             accepted = False
         if not accepted:
@@ -75,23 +77,5 @@ class Math(Identified):
             )
 
     def _call(self, answer: str, text: str) -> bool:
-        process = function_process(f"{__name__}:equal", MEMORY)
+        process = function_process(COMPARE, MEMORY)
         return bool(process.call({"arguments": {"answer": answer, "text": text}}, self.timeout))
-
-
-def bare(answer: str) -> str:
-    """A reference without its dollars."""
-    return answer.strip().strip("$").strip()
-
-
-def equal(answer: str, text: str) -> bool:
-    """True if a completion's expression is the reference; runs in a process of its own."""
-    import logging
-
-    import math_verify
-
-    logging.disable(logging.CRITICAL)
-    marked = "\\boxed" in answer or "$" in answer or "\\(" in answer or "\\[" in answer
-    gold = math_verify.parse(answer if marked else f"${answer}$", parsing_timeout=0)
-    given = math_verify.parse(text, parsing_timeout=0)
-    return bool(gold and given and math_verify.verify(gold, given, timeout_seconds=0))

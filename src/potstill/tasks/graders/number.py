@@ -9,6 +9,7 @@ answers. It leaves out number words and expressions to evaluate.
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -28,6 +29,7 @@ from potstill.tasks.grading import answer_of
 MARK = re.compile(r"####|\\boxed\b|\\fbox\b|\b(?:final )?answer(?: is\b|:| =)", re.IGNORECASE)
 END = re.compile(r"\n|[.!?](?=\s+[A-Z(])")  # of a sentence
 JOINED = re.compile(r"[\s$]*(?:[-+*×÷·/^x]|\bor\b)[\s$]*|:|[\s$]*≈[\s$]*")
+TUPLE = re.compile(r"[(\[{][-+\d./\s,]{3,60}\\?[)\]}]")  # (1, 2)
 NOT = re.compile(r"\b(?:not|isn't|≠)\s*$|≠\s*$", re.IGNORECASE)
 LONGEST_GAP = 12  # characters of an operator between two numbers
 LONGEST = 20_000  # characters of an answer that are read: the last, or the first ones
@@ -56,8 +58,8 @@ class Number(Identified):
         decimal: the decimal mark; the other one separates thousands.
     """
 
-    tolerance: Annotated[float, limits("0 to 1", ge=0, le=1)] = 0.0
-    absolute_tolerance: Annotated[float, limits("0 or more", ge=0)] = 0.0
+    tolerance: Annotated[float, limits("0 to 1", ge=0, le=1, strict=True)] = 0.0
+    absolute_tolerance: Annotated[float, limits("0 or more", ge=0, strict=True)] = 0.0
     take: Literal["last", "first"] = "last"
     after: str = ""
     unit: Annotated[str, AfterValidator(known_unit)] = ""
@@ -109,7 +111,9 @@ class Number(Identified):
         """
         text = plain(text[-LONGEST:] if self.take == "last" else text[:LONGEST])
         numbers = list(quantities(text, self.decimal))
-        alone = [n for n in range(len(numbers)) if _stands_alone(text, numbers, n)]
+        tuples = _tuples(text, numbers)
+        alone = [n for n in range(len(numbers)) if n not in tuples]
+        alone = [n for n in alone if _is_alone(text, numbers, n)]
         marks = [] if marked else [*MARK.finditer(text)]
         begin = marks[-1].end() if marks else 0
         after = [n for n in alone if numbers[n].start >= begin]
@@ -152,7 +156,18 @@ def _shifts(one: Quantity, gold: Quantity) -> list[int]:
     return [-2] if small else [-2, 0]
 
 
-def _stands_alone(text: str, numbers: Sequence[Quantity], n: int) -> bool:
+def _tuples(text: str, numbers: Sequence[Quantity]) -> set[int]:
+    """Numbers that are members of a tuple, a set or an interval."""
+    members: set[int] = set()
+    places = [one.start for one in numbers]
+    for match in TUPLE.finditer(text):
+        first, end = bisect_left(places, match.start()), bisect_left(places, match.end())
+        if end - first > 1:
+            members.update(range(first, end))
+    return members
+
+
+def _is_alone(text: str, numbers: Sequence[Quantity], n: int) -> bool:
     """True for a readable number that is not part of an expression or an alternative."""
     one = numbers[n]
     if not one.readable or NOT.search(text, max(0, one.start - 10), one.start):

@@ -44,8 +44,8 @@ class Function:
     """
 
     place: str
-    timeout: Annotated[float, limits("0.01 to 3600 seconds", ge=0.01, le=3600)] = 10.0
-    memory: Annotated[float, limits("0.1 to 1000 GB", ge=0.1, le=1000)] = 8.0
+    timeout: Annotated[float, limits("0.01 to 3600 seconds", ge=0.01, le=3600, strict=True)] = 10.0
+    memory: Annotated[float, limits("0.1 to 1000 GB", ge=0.1, le=1000, strict=True)] = 8.0
 
     def __post_init__(self) -> None:
         where, _, name = self.place.rpartition(":")
@@ -74,8 +74,13 @@ class Function:
         """The place's last part, the limits, and the digest of the file."""
         where, _, function = self.place.rpartition(":")
         if where.endswith(".py"):
-            digest = hashlib.sha256(Path(where).expanduser().read_bytes()).hexdigest()
-            where = Path(where).name
+            try:
+                content = Path(where).expanduser().read_bytes()
+            except OSError as error:
+                raise GraderError(
+                    f'grader "{self.place}": its file cannot be read: {error}', "put it back"
+                ) from None
+            digest, where = hashlib.sha256(content).hexdigest(), Path(where).name
         else:
             digest = self._loaded()
         return f"{where}:{function} {digest}"
@@ -185,6 +190,10 @@ def nonsense(name: str, problem: Problem, got: str) -> GraderError:
 
 def unknown(name: str, lacking: list[str], problem: Problem) -> GraderError:
     """The error of a function with parameters that nothing is known for."""
+    if lacking == [binding.UNREAD]:
+        return GraderError(
+            f'grader "{name}" reads no completion: it has no parameter for one', DECLARE
+        )
     columns = ", ".join(problem.extra) or "none"
     return GraderError(
         f'grader "{name}" has parameters that problem "{problem.id}" has nothing for: '

@@ -41,6 +41,8 @@ class FunctionProcess:
     def __init__(self, place: str, memory: float) -> None:
         self.place, self.memory = place, memory
         self.digest = ""
+        self._number = 0  # of the latest request
+        self._rest = b""  # what was read after the latest reply
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -54,14 +56,19 @@ class FunctionProcess:
         Raises:
             ProcessError: see there.
         """
-        data = json.dumps(request, default=str).encode("ascii") + b"\n"
         with self._lock:
+            self._number += 1
+            numbered = {**request, "number": self._number}
+            data = json.dumps(numbered, default=str).encode("ascii") + b"\n"
             try:
                 process = self._ready()
                 assert process.stdin
                 limit = time.monotonic() + seconds
                 threading.Thread(target=_write, args=(process.stdin, data), daemon=True).start()
-                reply = self._reply(limit, f"it takes more than {seconds:g} seconds")
+                late = f"it takes more than {seconds:g} seconds"
+                reply = self._reply(limit, late)
+                while reply.get("number") != self._number:  # a copy of the process replies too
+                    reply = self._reply(limit, late)
             except BaseException:  # the next call must not get the reply of this one
                 self.close()
                 raise
@@ -85,7 +92,7 @@ class FunctionProcess:
 
     def close(self) -> None:
         """End the process and those that it has started."""
-        process, self._process = self._process, None
+        process, self._process, self._rest = self._process, None, b""
         if process:
             with contextlib.suppress(OSError):
                 os.killpg(process.pid, signal.SIGKILL)
@@ -120,8 +127,8 @@ class FunctionProcess:
     def _reply(self, limit: float, late: str) -> dict[str, Any]:
         """One line of the process."""
         assert self._process and self._process.stdout
-        stream, line = self._process.stdout, b""
-        while not line.endswith(b"\n"):
+        stream, line = self._process.stdout, self._rest
+        while b"\n" not in line:
             left = limit - time.monotonic()
             if left <= 0 or not select.select([stream], [], [], left)[0]:
                 raise OutOfTime(late)
@@ -129,6 +136,7 @@ class FunctionProcess:
             if not data or len(line) > LARGEST:
                 raise ProcessError(self._ended())
             line += data
+        line, _, self._rest = line.partition(b"\n")
         reply: dict[str, Any] = json.loads(line)
         return reply
 

@@ -22,6 +22,7 @@ EXACT = Context(prec=2 * MOST_DIGITS + 10, Emax=10**17, Emin=-(10**17), traps=[I
 SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
 _SUPERSCRIPT = re.compile(r"[⁻]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+")
 _VULGAR = re.compile(r"[¼-¾⅐-⅞]")
+_WITH_VULGAR = re.compile(r"(?<=\d)(?=[¼-¾⅐-⅞])")  # 1½ is 1 1/2
 _INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]")
 _BLANKS = re.compile("[\u00a0\u2000-\u200a\u202f\u205f\u3000]")
 _MINUS = str.maketrans("−‐‑‒–—﹣－", "--------")
@@ -43,6 +44,9 @@ _CHUNK = re.compile(r"\d(?:[\d.,'’_]|(?<=\d) (?=\d{3}(?!\d)))*|\.\d+")
 _BEFORE = re.compile(
     r"(?P<sign>[+-]?) ?(?:(?:US|A|C)?[$€£¥₹]|\b(?:USD|EUR|GBP|CHF|Rs\.?)) ?$|(?P<bare>[+-])$"
 )
+_INDEX = re.compile(r"(?:\^|[^\W_]_) ?[{(]? ?[+-]?$")
+_ROOT = re.compile(r"(?:√|\\sqrt(?:\[\w\])?) ?[{(]?$")
+_FACTOR = re.compile(r" ?[*·×]? ?(?:√|π|\\sqrt|\\pi|pi\b)|\*?[xyzni](?!\w)(?! ?\d)")  # 2π, 2x
 _EXPONENT = re.compile(r"[eE]([+-]?\d{1,30})(?!\d|\.\d)")
 _POWER = re.compile(r" ?[×x*·] ?10 ?(?:\^|\*\*) ?(?:\{ ?([+-]?\d{1,30}) ?\}|\(?([+-]?\d{1,30})\)?)")
 _ONLY_POWER = re.compile(r" ?(?:\^|\*\*) ?(?:\{ ?([+-]?\d{1,30}) ?\}|\(?([+-]?\d{1,30})\)?)")
@@ -73,7 +77,8 @@ def plain(text: str) -> str:
     """A text with one spelling of minus, blanks, digits, fractions and LaTeX."""
     text = _INVISIBLE.sub("", text)
     text = _SUPERSCRIPT.sub(lambda one: f"^{one[0].translate(SUPERSCRIPTS)}", text)
-    text = _VULGAR.sub(lambda one: f" {unicodedata.normalize('NFKC', one[0])} ", text)
+    text = _WITH_VULGAR.sub(" ", text)
+    text = _VULGAR.sub(lambda one: f"{unicodedata.normalize('NFKC', one[0])} ", text)
     text = unicodedata.normalize("NFKC", _BLANKS.sub(" ", text)).translate(_MINUS)
     for pattern, by in _LATEX:
         text = pattern.sub(by, text)
@@ -91,18 +96,15 @@ def quantities(text: str, decimal: str = ".") -> Iterator[Quantity]:
         at = chunk.end()
         body = chunk[0].rstrip(".,'’_")
         end = chunk.start() + len(body)
-        if chunk.start() and (
-            text[chunk.start() - 1].isalpha() and not _money(text, chunk.start())
-        ):
+        before = text[max(0, chunk.start() - 8) : chunk.start()]
+        if before[-1:].isalpha() and not _BEFORE.search(before):
             continue  # H2O, x2
+        if _INDEX.search(before):
+            continue  # x^2, x_1
         for piece, start, stop in _pieces(body, chunk.start(), decimal):
             one = _around(text, piece, start, stop, decimal)
             at = max(at, one.end) if stop == end else at
             yield one
-
-
-def _money(text: str, start: int) -> bool:
-    return bool(_BEFORE.search(text, max(0, start - 8), start))
 
 
 def _pieces(body: str, start: int, decimal: str) -> Iterator[tuple[Decimal | None, int, int]]:
@@ -154,6 +156,8 @@ def _grouped(whole: str, mark: str) -> bool:
 def _around(text: str, value: Decimal | None, start: int, end: int, decimal: str) -> Quantity:
     """A quantity with its sign, exponent, denominator, percent sign, scale and unit."""
     one = Quantity(value or Decimal(0), Decimal(1), start, end, readable=value is not None)
+    if _ROOT.search(text[max(0, start - 10) : start]):
+        one = replace(one, readable=False)
     one = _with_exponent(text, one)
     one = _with_fraction(text, one, decimal)
     before = _BEFORE.search(text, max(0, start - 8), start)
@@ -168,6 +172,8 @@ def _around(text: str, value: Decimal | None, start: int, end: int, decimal: str
         one = replace(one, start=begin)
     elif re.search(r"= ?- $", text[max(0, start - 4) : start]):
         one = replace(one, top=one.top.copy_negate())
+    if _FACTOR.match(text, one.end):
+        one = replace(one, readable=False)
     if match := _PERCENT.match(text, one.end):
         return replace(one, percent=True, end=match.end())
     if match := _SCALE.match(text, one.end):

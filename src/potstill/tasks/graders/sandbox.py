@@ -49,7 +49,10 @@ REFUSED = {  # call: its number on x86-64
     "memfd_secret": 447, "shmget": 29, "msgget": 68, "mq_open": 240, "open_by_handle_at": 304,
     "userfaultfd": 323, "fanotify_init": 300, "swapon": 167, "swapoff": 168, "sethostname": 170,
     "setdomainname": 171, "settimeofday": 164, "clock_settime": 227, "acct": 163, "quotactl": 179,
-    "syslog": 103, "setpriority": 141, "ioperm": 173, "iopl": 172,
+    "syslog": 103, "flock": 73, "sched_setscheduler": 144, "sched_setparam": 142,
+    "sched_setattr": 314, "sched_setaffinity": 203, "ioprio_set": 251, "migrate_pages": 256,
+    "move_pages": 279, "process_madvise": 440, "process_mrelease": 448,
+    "setpriority": 141, "ioperm": 173, "iopl": 172,
 }  # fmt: skip
 MISSING = {"clone3": 435, "openat2": 437}  # their arguments are in memory; libraries do without
 OPEN, OPENAT, CLONE, PRLIMIT = 2, 257, 56, 302

@@ -31,6 +31,7 @@ LARGEST = 2**20  # bytes of a schema
 MOST_TRIES = 200  # places where a value could begin
 SECONDS = 5.0  # of a validation
 MEMORY = 1.0  # GB
+VALIDATE = "potstill.tasks.graders.schemas:valid"
 NOTHING: Any = object()  # no value: None is one
 _FENCE = re.compile(r"\s*```(?:json|JSON)?\s*\n(.*?)\n?\s*```\s*", re.DOTALL)
 _START = re.compile(r"[{\[]")
@@ -44,7 +45,9 @@ def read_schema(value: Any) -> Any:
         if value is NOTHING:
             raise PotstillError("a schema's file is JSON", "see json-schema.org")
     if value and not isinstance(value, dict):
-        raise PotstillError(f"a schema is a table or a file's path, got {brief(value)}", "")
+        raise PotstillError(
+            f"a schema is a table or a file's path, got {brief(value)}", "see json-schema.org"
+        )
     if value and importlib.util.find_spec("jsonschema") is None:
         raise PotstillError(
             "a schema needs jsonschema, which is not installed", 'pip install "potstill[json]"'
@@ -127,7 +130,7 @@ class Json(Identified):
         return all(equal(field_of(value, name), field_of(gold, name)) for name in self.fields)
 
     def _valid(self, problem: Problem, value: Any) -> bool:
-        process = function_process(f"{__name__}:valid", MEMORY)
+        process = function_process(VALIDATE, MEMORY)
         arguments = {"schema": self.schema, "value": value}
         try:
             return bool(process.call({"arguments": arguments}, SECONDS))
@@ -136,14 +139,6 @@ class Json(Identified):
                 f'grader "json" failed on problem "{problem.id}": {error}',
                 "the schema may have a pattern with nested repeats, or a $ref that is not there",
             ) from None
-
-
-def valid(schema: Any, value: Any) -> bool:
-    """True if a schema accepts a value; runs in a process of its own, and fetches no address."""
-    from jsonschema.validators import validator_for
-    from referencing import Registry
-
-    return bool(validator_for(schema)(schema, registry=Registry()).is_valid(value))
 
 
 def parsed(text: str) -> Any:

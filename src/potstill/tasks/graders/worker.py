@@ -47,13 +47,14 @@ def main() -> None:
         return
     _send(answers, {"digest": digest})
     for line in requests:
+        request = json.loads(line)
         try:
-            reply = {"value": reply_to(function, json.loads(line))}
+            reply = {"value": reply_to(function, request)}
         except MemoryError:
             reply = {"error": f"it needs more than {memory:g} GB of memory"}
         except BaseException as error:  # a user's function can raise anything
             reply = {"error": reason(error, place)}
-        _send(answers, reply)
+        _send(answers, {**reply, "number": request["number"]})
 
 
 def reply_to(function: Callable[..., Any], request: Mapping[str, Any]) -> Any:
@@ -81,7 +82,12 @@ def brief(value: Any) -> str:
         text = repr(value)
     except Exception as error:
         return f"a {type(value).__name__} whose repr raises {type(error).__name__}"
-    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
+    return shortened(text, MOST_SHOWN)
+
+
+def shortened(text: str, most: int) -> str:
+    """The beginning of a text."""
+    return text if len(text) <= most else f"{text[:most]}..."
 
 
 def loaded(place: str) -> tuple[Callable[..., Any], str]:
@@ -90,10 +96,10 @@ def loaded(place: str) -> tuple[Callable[..., Any], str]:
     if where.endswith(".py"):
         path = Path(where).expanduser().resolve()
         sys.path.insert(0, str(path.parent))
-        spec = importlib.util.spec_from_file_location(path.stem, path)
+        spec = importlib.util.spec_from_file_location(f"grader_{path.stem}", path)
         assert spec and spec.loader
         module = importlib.util.module_from_spec(spec)
-        sys.modules[path.stem] = module
+        sys.modules[spec.name] = module
         spec.loader.exec_module(module)
     else:
         sys.path.append(os.getcwd())
@@ -117,7 +123,10 @@ def loaded(place: str) -> tuple[Callable[..., Any], str]:
 
 def reason(error: BaseException, place: str) -> str:
     """An error in one line, with the last line of the user's file that it passed."""
-    text = " ".join(str(error).split())
+    try:
+        text = shortened(" ".join(str(error).split()), 4 * MOST_SHOWN)
+    except Exception:
+        text = "its text cannot be read"
     message = f"{type(error).__name__}: {text}" if text else type(error).__name__
     if isinstance(error, SyntaxError):
         return message
