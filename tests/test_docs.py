@@ -115,6 +115,11 @@ def test_toml_examples_are_studies(
         (tmp_path / name).write_text("def grade(completion): return True\n")
     shown = tomllib.loads(text)
     table = dict(shown)
+    if shown.get("eval", {}).get("lm_eval"):  # of evaluation.md
+        pytest.importorskip("lm_eval")
+        (tmp_path / "tasks").mkdir()
+        (tmp_path / "tasks" / "ours.yaml").write_text("task: ours\n")
+        (tmp_path / "wiki.txt").write_text("A text.\n")
     if shown.keys() == {"recipe"}:
         methods = list(shown["recipe"])
         table = toy_table(tmp_path, train={"max_tokens": 64}, methods=methods) | shown
