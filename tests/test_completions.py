@@ -95,7 +95,7 @@ def test_what_the_teacher_wrote_is_read_back_as_its_ids(pair: str) -> None:
 
 
 SETTINGS = Train(
-    steps=4,
+    steps=3,
     batch_size=4,
     max_tokens=LIMIT,
     learning_rate=1e-3,
@@ -374,7 +374,7 @@ def test_wrong_completions_are_rejected() -> None:
     fresh = collect(recipe, engine, problems, 0.0, 0, 0, Limits(32, 1.0, 1.0))
     rollouts = RolloutFilter(recipe, engine, Given(task, problems, ()), [])
     assert [t.problem for t in rollouts.keep(fresh)] == [right.id]
-    assert rollouts.metrics == {"train/rejected": 1.0}
+    assert rollouts.metrics["train/rejected"] == 1.0
     engine.close()
 
 
@@ -570,3 +570,31 @@ def test_a_recipe_of_the_name_sft_stays_the_study_s_own(tmp_path: Path) -> None:
         study_of(tmp_path, recipe={"SFT": own["SFT"]}, methods=["SFT", "sft"])
     with pytest.raises(PotstillError, match='recipe "sft" starts from itself'):
         study_of(tmp_path, recipe={"sft": {"from": "sft"}})
+
+
+def test_every_method_reads_the_file_and_nothing_is_a_deviation(tmp_path: Path) -> None:
+    """Unknown probabilities are no symptom, in replay, prefixes and sampled losses either."""
+    recipes = {
+        "sampled": {"from": "teacher_seeded", "student_loss": "reverse_kl_sampled"},
+        "replayed": {"from": "replay_buffer", "student_loss": "reverse_kl_sampled"},
+    }
+    study = study_of(
+        tmp_path,
+        pair=TAUGHT,
+        methods=[*METHODS, "sft", *recipes],
+        recipe=recipes,
+        train={"checkpoint_every": 1, "max_tokens": 24},
+    )
+    for name, record in whole_study(study, tmp_path / "out").items():
+        assert record["status"] == "done", record.get("cause")
+        assert not [f for f in record.get("findings", ()) if f["kind"] == "deviation"], name
+        if name in ("untrained", "teacher"):
+            continue
+        assert record["tokens"]["teacher_sampled"] == 0
+        sources = record["token_sources"]
+        assert sum(sources.values()) == record["tokens"]["trained"] and "teacher" not in sources
+        recipe = study.recipes[name]
+        assert ("file" in sources, "student" in sources) == (
+            recipe.uses_teacher,
+            recipe.uses_student,
+        )

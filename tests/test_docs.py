@@ -111,9 +111,15 @@ def test_toml_examples_are_studies(
 ) -> None:
     """A block that shows a part of a study is completed; nothing that it shows is replaced."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "mine.py").write_text("def grade(completion): return True\n")  # of graders.md
+    for name in ("mine.py", "grader.py"):  # of graders.md and own-job.md
+        (tmp_path / name).write_text("def grade(completion): return True\n")
     shown = tomllib.loads(text)
     table = dict(shown)
+    if shown.get("eval", {}).get("lm_eval"):  # of evaluation.md
+        pytest.importorskip("lm_eval")
+        (tmp_path / "tasks").mkdir()
+        (tmp_path / "tasks" / "ours.yaml").write_text("task: ours\n")
+        (tmp_path / "wiki.txt").write_text("A text.\n")
     if shown.keys() == {"recipe"}:
         methods = list(shown["recipe"])
         table = toy_table(tmp_path, train={"max_tokens": 64}, methods=methods) | shown

@@ -260,6 +260,13 @@ def test_settings_that_draw_nothing_are_refused(
     assert words in f"{error.value} {error.value.hint}"
 
 
+def test_a_service_has_no_min_p() -> None:
+    table = {"engine": "tinker", "pair": {"p": {"student": "a/b", "teacher": "a/b"}}}
+    table |= {"train": {"learning_rate": 1e-4}, "methods": ["off_policy"]}
+    with pytest.raises(PotstillError, match=r"top_k and top_p alone, got eval\.min_p = 0\.1"):
+        read_study({**table, "eval": {"temperature": 1.0, "min_p": 0.1}})
+
+
 # --- the share of the problems ---
 
 

@@ -356,6 +356,24 @@ def test_the_best_student_is_the_best_of_both_parts(
     assert same(more.path / "student", whole.path / "student")
 
 
+def test_a_copy_that_was_interrupted_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = done(tmp_path, "short", steps=6, keep_state=True)
+    copyfile = shutil.copyfile
+
+    def dying(a: Any, b: Any, **options: Any) -> Any:
+        if "metrics" in str(a):
+            raise KeyboardInterrupt
+        return copyfile(a, b, **options)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(shutil, "copyfile", dying)
+        going_on(short, tmp_path / "more", CELL, "train.steps=9")
+    more = going_on(short, tmp_path / "more", CELL, "train.steps=9").cell(CELL)
+    assert more.metrics == done(tmp_path, "whole", steps=9).cell(CELL).metrics
+
+
 @pytest.fixture
 def source(tmp_path: Path) -> Iterator[StudyFolder]:
     yield done(tmp_path, keep_state=True, steps=6)

@@ -207,6 +207,8 @@ def test_a_note_reads_as_a_sentence() -> None:
         ([1.0, 1.0, 1.0, 1.0], None, "truncated"),
         ([0.0, 0.5, 1.0, 1.0], 1.0, "truncated"),
         ([0.1, 0.1, 0.7, 0.8], 0.2, "truncated"),
+        ([1.0, 1.0, 0.9375, 0.9375], 1.0, "truncated"),
+        ([0.5, 0.5, 0.85, 0.85], 0.8, None),
         ([0.1, 0.1, 0.7, 0.8], 0.3, None),  # the teacher's are long as well
         ([0.1, 0.1, 0.7, 0.8], None, None),
         ([1.0, 1.0, 1.0, 0.4], 0.0, None),  # it has learned to stop

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import time
 from pathlib import Path
 from typing import Any
 
@@ -142,12 +141,11 @@ def test_the_shapes_that_people_have(
 def test_a_failure_names_the_grader_and_the_problem(file: Path, name: str, rule: str) -> None:
     grader = load_grader({"name": f"{file}:{name}", "timeout": 0.5, "memory": 1})
     grader.check(TEST)
-    start = time.monotonic()
     with pytest.raises(GraderError) as caught:
         grader.grade(TEST, "42")
     message = str(caught.value)
     assert f"mine.py:{name}" in message and '"test-3"' in message and rule in message
-    assert caught.value.hint and time.monotonic() - start < 30
+    assert caught.value.hint
     with pytest.raises(GraderError):  # the next call has a process that answers it
         grader.grade(TEST, "42")
 
@@ -368,10 +366,9 @@ def test_code(problem: Problem, code: str, strict: float) -> None:
 )
 def test_code_has_no_network_no_files_and_no_processes(tmp_path: Path, code: str) -> None:
     (tmp_path / "there").write_text("kept")
-    start = time.monotonic()
     code = code.replace("PATH", str(tmp_path))
     passed, _ = run(code, "pass", seconds=0.5, memory=1.0)
-    assert not passed and time.monotonic() - start < 30
+    assert not passed
     assert [path.name for path in tmp_path.iterdir()] == ["there"]
     assert (tmp_path / "there").read_text() == "kept"
 

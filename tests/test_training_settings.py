@@ -278,6 +278,25 @@ def test_weight_decay_shrinks_weights_but_no_norms_and_no_biases(models: Path, r
     assert any(("lora" if rank else "embed_tokens") in name for name in shrunk)
 
 
+def test_an_adapter_is_trained_further_with_its_own_scale(models: Path, tmp_path: Path) -> None:
+    folder = models / "qwen"
+    teacher = str(folder / "teacher")
+    lora = Lora(rank=2, alpha=8)
+    engine = TorchEngine(str(folder / "student"), teacher, threads=1, lora_rank=2, lora=lora)
+    one_step(engine)
+    engine.export(tmp_path / "student")
+    adapter, trained = str(tmp_path / "student" / "adapter"), weights(engine)
+    engine.close()
+    for alpha in (0, 8):
+        lora = Lora(rank=2, alpha=alpha)
+        further = TorchEngine(adapter, teacher, threads=1, lora_rank=2, lora=lora)
+        for name, value in weights(further).items():
+            torch.testing.assert_close(value, trained[name])
+        further.close()
+    with pytest.raises(PotstillError, match=r"an adapter of lora_alpha 8, train.lora_alpha is 7"):
+        TorchEngine(adapter, teacher, threads=1, lora_rank=2, lora=Lora(rank=2, alpha=7))
+
+
 def test_the_fake_engine_decays_and_takes_other_betas() -> None:
     datum = Datum(
         *(Prompt.of((7,)), (3,), (3,), (Term(CROSS_ENTROPY, np.ones(1, np.float32)),), "teacher"),

@@ -8,6 +8,7 @@ or a `PotstillError` with the path and a hint ends the run with the bytes that c
 
 from __future__ import annotations
 
+import math
 import sys
 import tempfile
 from pathlib import Path
@@ -40,7 +41,9 @@ def read(name: str) -> None:
         case "result.json":
             record = RUN.result or {}
             if "outcomes" in record and record.get("status") == "done":
-                assert 0 <= record["accuracy"] <= 1
+                values = [float(x) for known in record["outcomes"].values() for x in known]
+                assert all(map(math.isfinite, values))
+                assert record.get("accuracy") is None or 0 <= record["accuracy"] <= 1
         case "metrics.jsonl":
             steps = [row["step"] for row in RUN.metrics]
             assert steps == list(range(steps[0], steps[0] + len(steps))) if steps else True

@@ -57,6 +57,7 @@ def diagnose(
 
     It reads recorded metrics, of finished and of running runs, and opens no model.
     """
+    from potstill.diagnostics.notes import SPOILT
     from potstill.study.remote import source
 
     runs = diagnosis(source(place)[1])
@@ -68,7 +69,10 @@ def diagnose(
         if signals:
             echo(f"\n{run['run']}")
             print_table(_signal_rows(run["signals"]), spare=SPARE)
-    sound = sum(all(f["kind"] == "note" for f in run["findings"]) for run in runs)
+    sound = sum(
+        all(f["kind"] == "note" and f["cause"] not in SPOILT for f in run["findings"])
+        for run in runs
+    )
     echo(f"{sound} of {len(runs)} runs without a finding")
 
 

@@ -27,6 +27,8 @@ DOUBT = 0.01  # chance below which a difference counts
 UNMOVED = 0.95, 1.1  # shares of step 0's distance from the teacher between which nothing is learned
 AWAY = (1.5, 0.1)  # factor and offset on it from which on the student has moved away
 APART = 0.05  # nats per token above which there is something to learn
+SPOILT = ("truncated", "eos_never_seen", "all_rejected")  # causes that are counted as findings
+MOSTLY = 0.9  # share of truncated completions from which on it is a note whatever the teacher's
 CUT = 0.5  # share of truncated completions above the teacher's from which on it is a note
 SAME = 0.15  # difference of the student's share of two steps of one phase, at most
 STEPS = 20  # steps of a falling loss, at least
@@ -138,7 +140,7 @@ def rate_too_high(rows: Sequence[Row]) -> Iterator[Remark]:
 
 
 def truncated(rows: Sequence[Row]) -> Iterator[Remark]:
-    """Completions that are cut off: all of them, or far more than the teacher's."""
+    """Completions that are cut off: nearly all of them, or far more than the teacher's."""
     probes = [r for r in rows if is_probe(r) and r.get("signal/truncated") is not None]
     if len(probes) < 3 or probes[0]["step"] != 0:
         return
@@ -147,7 +149,7 @@ def truncated(rows: Sequence[Row]) -> Iterator[Remark]:
         min(first["signal/truncated"], last["signal/truncated"]),
         probes[0].get("signal/teacher_truncated"),
     )
-    if share < 1.0 and (teacher is None or share < teacher + CUT):
+    if share < MOSTLY and (teacher is None or share < teacher + CUT):
         return
     never = teacher == 1.0 and all(r["signal/truncated"] == 1.0 for r in probes)
     known = "" if teacher is None else f" (the teacher's: {teacher:.0%})"

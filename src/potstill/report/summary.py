@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from potstill.algorithms.methods import METHODS
+from potstill.diagnostics.notes import SPOILT
 from potstill.engines import zoo
 from potstill.report.costs import costs
 from potstill.report.data import RunData, StudyData
@@ -27,7 +28,6 @@ from potstill.training.spending import Spent, total
 Tone = Literal["good", "warn", "bad", "plain"]
 FEW_PROBLEMS = 100
 FEW_EQUAL = 20  # effective problems, below which intervals of nats cover less than 93 %
-CUT = ("truncated", "eos_never_seen", "all_rejected")  # notes that belong to what broke
 FIRM = (Outcome.CLEAR, Outcome.GAIN, Outcome.TIE, Outcome.SINGLE)
 
 
@@ -244,5 +244,5 @@ def _broken(data: StudyData, groups: Sequence[FindingGroup]) -> Breakage:
         not_finite=tuple(str(run.cell) for run in data.runs.values() if lost(run)),
         runs=len(data.runs),
         watched=data.watched,
-        cut=tuple(group for group in notes(data) if group.first.cause in CUT),
+        cut=tuple(group for group in notes(data) if group.first.cause in SPOILT),
     )

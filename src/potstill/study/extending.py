@@ -158,14 +158,18 @@ def _functions_of_progress(recipe: Recipe, train: Train) -> Iterator[str]:
 
 def begin(source: Finished, run: RunFolder) -> None:
     """Copy a finished run's checkpoints and records into a new run, unless that has begun."""
-    metrics = run.path / "metrics.jsonl"
-    if run.ended or metrics.exists():
-        return
-    with writing(run.path):
-        shutil.rmtree(run.path / "checkpoints", ignore_errors=True)
-        shutil.copytree(source.run.path / "checkpoints", run.path / "checkpoints")
-        if (examples := source.run.path / "examples.jsonl").is_file():
-            shutil.copyfile(examples, run.path / "examples.jsonl")
-        draft = run.path / f".metrics.{source.key.seed}"
-        shutil.copyfile(source.run.path / "metrics.jsonl", draft)
-        draft.replace(metrics)  # last: without it nothing was copied
+    with run.lock() as locked:  # else another process has begun it
+        if locked and not run.ended and not (run.path / "metrics.jsonl").exists():
+            _copy(source.run.path, run.path)
+
+
+def _copy(there: Path, here: Path) -> None:
+    """Copy the metrics last: without them nothing was copied."""
+    with writing(here):
+        shutil.rmtree(here / "checkpoints", ignore_errors=True)
+        shutil.copytree(there / "checkpoints", here / "checkpoints")
+        for name in ("examples.jsonl", "metrics.jsonl"):
+            if (there / name).is_file():  # completions may have been removed to save space
+                draft = here / f".{name}.0"
+                shutil.copyfile(there / name, draft)
+                draft.replace(here / name)

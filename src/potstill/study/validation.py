@@ -70,6 +70,12 @@ def check_samplers(recipe: Recipe, study: Study) -> None:
                 f"{getattr(train, f'{role}min_p'):g}",
                 f"leave it out, or use train.{role}top_p",
             )
+        if served and study.eval.min_p:
+            raise PotstillError(
+                'engine "tinker" samples with top_k and top_p alone, got eval.min_p = '
+                f"{study.eval.min_p:g}",
+                "leave it out, or use eval.top_p",
+            )
         used = short and (recipe.uses_teacher if role else recipe.uses_student)
         losses = [recipe.teacher_loss if role else recipe.student_loss, *anchor_losses(recipe)]
         ratios = [loss for loss in losses if loss.needs == "token_scores"]

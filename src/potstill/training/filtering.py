@@ -57,9 +57,6 @@ class RolloutFilter:
     def keep(self, fresh: Sequence[Trajectory]) -> list[Trajectory]:
         """The trajectories to train on."""
         kept, self.metrics = list(fresh), {}
-        if given := [t for t in fresh if t.origin == "file"]:
-            ends = [t.completion[-1] in self.engine.eos for t in given]
-            self.metrics["train/cut"] = 1 - float(np.mean(ends))
         if self.success is not None:
             graded = [self._grade(t).strict for t in fresh if t.source == "student"]
             if graded:

@@ -80,7 +80,7 @@ class Data:
         system: the text of a system message, for conversations without one.
         prompt: the text that the model reads, with `{question}` in the question's place.
         prompt_words: words of a raw text that are its prompt.
-        use_completions: replies and completions of the data are the teacher's text in training;
+        use_completions: replies and completions of the data are the teacher's in training;
             false: the teacher writes its own.
         grade: the grader, see `potstill ls graders`; "none" for prompts alone. Default: "exact" if
             the held-out data have an answer column, otherwise none.

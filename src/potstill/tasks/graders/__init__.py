@@ -61,6 +61,13 @@ def load_grader(spec: Any) -> Grader:
     Raises:
         PotstillError: no such grader, or options that it does not have or that break its limits.
     """
+    try:
+        return _loaded(spec)
+    except RecursionError:
+        raise PotstillError("graders are nested too deeply", _HINT) from None
+
+
+def _loaded(spec: Any) -> Grader:
     if hasattr(spec, "grade") and hasattr(spec, "check") and hasattr(spec, "identity"):
         grader: Grader = spec
         return grader

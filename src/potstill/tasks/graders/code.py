@@ -58,10 +58,10 @@ class Code(Identified):
         memory: of its process.
     """
 
-    allow_code: bool = False
+    allow_code: Annotated[bool, limits("true or false", strict=True)] = False
     tests: str = ""
-    timeout: Annotated[float, limits("0.1 to 600 seconds", ge=0.1, le=600)] = 5.0
-    memory: Annotated[float, limits("0.1 to 100 GB", ge=0.1, le=100)] = 1.0
+    timeout: Annotated[float, limits("0.1 to 600 seconds", ge=0.1, le=600, strict=True)] = 5.0
+    memory: Annotated[float, limits("0.1 to 100 GB", ge=0.1, le=100, strict=True)] = 1.0
 
     name = "code"
 

@@ -6,6 +6,7 @@ extracts with the reference as text.
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Annotated, Any, Literal
 
@@ -20,11 +21,19 @@ from potstill.tasks.graders.base import Extracting, GraderError
 from potstill.tasks.grading import answer_of, grade_exact
 
 LONGEST = 20_000  # characters of an answer that a box is looked for in, the last ones
+_COUNT = re.compile(r"\{(\d+)")
+MOST_REPEATS = 100_000  # all {...} of a pattern, multiplied
 REFERENCE = "{answer}"
 
 
 def compiled(pattern: str, **options: Any) -> Any:
     """Validator of a regular expression."""
+    least = math.prod(max(1, int(count[:30])) for count in _COUNT.findall(pattern))
+    if least > MOST_REPEATS:  # each is a copy of its part in memory
+        raise PotstillError(
+            f"a pattern repeats its parts at most {MOST_REPEATS:,} times, got {brief(pattern)}",
+            "write * or + for a number without a limit",
+        )
     try:
         return regex.compile(pattern.replace(REFERENCE, "x"), **options) and pattern
     except (regex.error, RecursionError, OverflowError, MemoryError) as error:
@@ -51,8 +60,8 @@ class Regex(Extracting):
 
     pattern: Annotated[str, AfterValidator(compiled)]
     take: Literal["last", "first"] = "last"
-    ignore_case: bool = False
-    timeout: Annotated[float, limits("0.001 to 60 seconds", ge=0.001, le=60)] = 1.0
+    ignore_case: Annotated[bool, limits("true or false", strict=True)] = False
+    timeout: Annotated[float, limits("0.001 to 60 seconds", ge=0.001, le=60, strict=True)] = 1.0
 
     name = "regex"
 

@@ -33,7 +33,7 @@ class Math(Identified):
         timeout: seconds of a comparison; one that takes longer is wrong.
     """
 
-    timeout: Annotated[float, limits("0.1 to 600 seconds", ge=0.1, le=600)] = 5.0
+    timeout: Annotated[float, limits("0.1 to 600 seconds", ge=0.1, le=600, strict=True)] = 5.0
 
     name = "math"
 

@@ -58,8 +58,8 @@ class Number(Identified):
         decimal: the decimal mark; the other one separates thousands.
     """
 
-    tolerance: Annotated[float, limits("0 to 1", ge=0, le=1)] = 0.0
-    absolute_tolerance: Annotated[float, limits("0 or more", ge=0)] = 0.0
+    tolerance: Annotated[float, limits("0 to 1", ge=0, le=1, strict=True)] = 0.0
+    absolute_tolerance: Annotated[float, limits("0 or more", ge=0, strict=True)] = 0.0
     take: Literal["last", "first"] = "last"
     after: str = ""
     unit: Annotated[str, AfterValidator(known_unit)] = ""

@@ -44,8 +44,8 @@ class Function:
     """
 
     place: str
-    timeout: Annotated[float, limits("0.01 to 3600 seconds", ge=0.01, le=3600)] = 10.0
-    memory: Annotated[float, limits("0.1 to 1000 GB", ge=0.1, le=1000)] = 8.0
+    timeout: Annotated[float, limits("0.01 to 3600 seconds", ge=0.01, le=3600, strict=True)] = 10.0
+    memory: Annotated[float, limits("0.1 to 1000 GB", ge=0.1, le=1000, strict=True)] = 8.0
 
     def __post_init__(self) -> None:
         where, _, name = self.place.rpartition(":")

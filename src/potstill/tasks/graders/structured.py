@@ -45,7 +45,9 @@ def read_schema(value: Any) -> Any:
         if value is NOTHING:
             raise PotstillError("a schema's file is JSON", "see json-schema.org")
     if value and not isinstance(value, dict):
-        raise PotstillError(f"a schema is a table or a file's path, got {brief(value)}", "")
+        raise PotstillError(
+            f"a schema is a table or a file's path, got {brief(value)}", "see json-schema.org"
+        )
     if value and importlib.util.find_spec("jsonschema") is None:
         raise PotstillError(
             "a schema needs jsonschema, which is not installed", 'pip install "potstill[json]"'
