@@ -149,3 +149,18 @@ def test_a_folder_of_a_version_that_kept_paths_as_written(
     assert not is_digest_of(then, other, key)
     with pytest.raises(PotstillError, match="other settings"):
         StudyFolder(folder / "out").open(other)
+
+
+def test_a_path_that_an_override_replaces_need_not_exist(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = folder / "elsewhere"
+    other.mkdir()
+    (other / "here").mkdir()
+    monkeypatch.chdir(other)
+    study = folder / "old.toml"
+    study.write_text('pair.mine = { student = "here", teacher = "tiny-qwen/teacher" }\n')
+    with pytest.raises(PotstillError, match="is relative to the study file"):
+        load_study(study, ["train.learning_rate=1e-4"])
+    replaced = ["train.learning_rate=1e-4", "pair.mine.student=tiny-qwen/student"]
+    assert load_study(study, replaced).models["mine"].student.endswith("student")

@@ -216,7 +216,8 @@ def test_what_kills_leave_behind_is_removed_by_the_next_command(out: Path) -> No
     toy = out.parent / "toy.toml"
     assert say("study", toy, "--out", out, "--no-figures").code == 0
     names = {path.name for path in run.path.iterdir()}
-    assert names == {"metrics.jsonl", "examples.jsonl", "result.json", "student", ".lock"}
+    kept = {"metrics.jsonl", "examples.jsonl", "result.json", "findings.json", "student", ".lock"}
+    assert names == kept
 
 
 def test_a_kill_before_the_first_checkpoint_changes_no_count(

@@ -241,7 +241,8 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
     errors, study = Errors(), None
     check_values(table, str(path))
     place = Path(path).expanduser().absolute().parent
-    table = located(table, place, errors) if own else table
+    replaced = [text.partition("=")[0].strip() for text in overrides]
+    table = located(table, place, errors, replaced=replaced) if own else table
     with errors:
         study = read_study(table, overrides, where=str(path))
     errors.check()

@@ -27,7 +27,11 @@ _FUNCTION = re.compile(r"(.+\.py)(:[A-Za-z_][\w.]*)")
 
 
 def located(
-    table: Mapping[str, Any], folder: Path, errors: Errors, only: Collection[str] | None = None
+    table: Mapping[str, Any],
+    folder: Path,
+    errors: Errors,
+    only: Collection[str] | None = None,
+    replaced: Collection[str] = (),
 ) -> dict[str, Any]:
     """A study's table whose paths are absolute.
 
@@ -36,17 +40,23 @@ def located(
         folder: that paths are relative to.
         errors: collects those of paths that exist only in the current folder.
         only: dotted keys that are changed, and those in their tables; default: all.
+        replaced: those that overrides replace, which stay as they are.
     """
-    chosen = None if only is None else tuple("/" + key.replace(".", "/") for key in only)
+    chosen = None if only is None else _as_keys(only)
+    left = _as_keys(replaced)
 
     def absolute(key: str, value: str) -> str:
-        if chosen is None or _within(key, chosen):
+        if (chosen is None or _within(key, chosen)) and not _within(key, left):
             with errors:
                 return _located(value, key, folder)
         return value
 
     changed: dict[str, Any] = _mapped(table, absolute)
     return changed
+
+
+def _as_keys(dotted: Collection[str]) -> tuple[str, ...]:
+    return tuple("/" + key.replace(".", "/") for key in dotted)
 
 
 def _within(key: str, chosen: Collection[str]) -> bool:
