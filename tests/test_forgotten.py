@@ -201,6 +201,7 @@ def student() -> Any:
 
 
 @needs_harness
+@pytest.mark.slow
 @pytest.mark.parametrize("chat", [False, True])
 def test_outcomes_are_those_of_lm_evals_own_model(yaml_tasks: tuple[str, ...], chat: bool) -> None:
     from lm_eval import simple_evaluate
@@ -259,6 +260,7 @@ def test_likelihoods_are_those_of_lm_evals_own_model() -> None:
 
 
 @needs_harness
+@pytest.mark.slow
 def test_a_study_records_tasks_before_and_after_training(
     yaml_tasks: tuple[str, ...], tmp_path: Path
 ) -> None:
@@ -289,7 +291,7 @@ def test_a_study_records_tasks_before_and_after_training(
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (None, "lm-eval has no task 'ifevil'"),
+        pytest.param(None, "lm-eval has no task 'ifevil'", marks=pytest.mark.slow),
         ("task: [", "cannot be read"),
         (CHOICE.replace("docs.jsonl", "absent.jsonl"), "cannot be read"),
         (CHOICE.replace("multiple_choice", "no_such_type"), "cannot be read"),
