@@ -167,6 +167,7 @@ def test_the_best_student_is_exported_and_evaluated(
     assert record
     value = scripted[step] / (10 if by == "accuracy" else 1)
     assert record["kept"] == {"step": step, "by": by, "value": value}
+    assert any(f"that of step {step}, the best one" in note for note in record["notes"])
     assert same(run.path / "student", run.path / "students" / f"step-{step}")
     assert not same(run.path / "student", run.path / "students" / f"step-{18 - step}")
     assert sorted(path.name for path in run.path.glob("students/*")) == [

@@ -119,11 +119,16 @@ def of_problems(study: Study, pair: str, task: Task) -> Record:
     return facts | ({"clusters": clusters} if len(numbers) < len(evaluated) else {})
 
 
-def of_engine(engine: Engine) -> Record:
+def of_engine(engine: Engine, kept: Record | None = None) -> Record:
+    """Facts about the engine, and notes: its own, and which student is kept if not the last."""
+    notes = [*engine.notes]
+    if kept:
+        value = f"validation {kept['by']} {kept['value']:.4g}"
+        notes.append(f"the student is that of step {kept['step']}, the best one: {value}")
     return {
         "devices": engine.devices,
         "peak_bytes": engine.memory()[0],
-        "notes": list(engine.notes),
+        "notes": notes,
     }
 
 

@@ -197,7 +197,7 @@ def _execute(
             ),
             **more,
             **record.of_problems(study, key.pair, actual.task),
-            **record.of_engine(engine),
+            **record.of_engine(engine, trained.kept),
         }
     finally:
         actual.engine.close()

@@ -46,7 +46,7 @@ class GSM8KNumber(Identified):
             raise self.refuse(problem, "a numeric answer is written in digits", SCIENTIFIC_HINT)
 
 
-HINT = 'write the number, or set match = "exact"'
+HINT = 'write the number, or set grade = "exact"'
 DECIMAL_HINT = 'write 3.14, or set grade = { name = "number", decimal = "," }'
 SCIENTIFIC_HINT = 'write all digits, or set grade = "number", which reads 1e16'
 
