@@ -214,7 +214,7 @@ def test_random_numbers_depend_on_seed_step_and_purpose() -> None:
 def test_the_rate_rises_over_the_warm_up_and_is_whole_after_it(warmup: int) -> None:
     """Steps 0 to warmup - 1 are below the rate, in equal stairs; step `warmup` has it."""
     settings = Train(learning_rate=2.0, warmup=warmup)
-    rates = [settings.rate(step, 1.0) for step in range(warmup + 3)]
+    rates = [settings.rate(step, 1.0, 10) for step in range(warmup + 3)]
     assert rates == pytest.approx([2.0 * (i + 1) / (warmup + 1) for i in range(warmup)] + [2.0] * 3)
     assert warmup == sum(rate < 2.0 for rate in rates)
 

@@ -244,6 +244,7 @@ def test_a_restart_goes_on_from_the_checkpoint(clock: Clock) -> None:
         "seconds": {"scoring": 3.0, "other": 2.0},
         "flops": {"teacher_scored": SIZES["teacher"].forward(SHAPES["teacher"])},
         "saved": {"teacher sampling": 7.0},
+        "sources": {},
     }
     assert state["tokens"].keys() == {*KINDS, "prompt"} - {"student_scored"}
     again, later = metered()
