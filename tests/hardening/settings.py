@@ -33,6 +33,7 @@ from potstill.algorithms.recipe import Recipe
 from potstill.cli.check import plan, powers
 from potstill.errors import PotstillError
 from potstill.settings import Table
+from potstill.study.benchmarks import load_tasks
 from potstill.study.loading import read_study
 from potstill.study.race import Rules, raced
 from potstill.study.run import prepare
@@ -314,6 +315,10 @@ def outcomes(
     counts: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as folder:
         tables = bases(Path(folder))
+        chosen = list(chosen)
+        if any(case.key == "eval.lm_eval" for case in chosen):
+            with contextlib.suppress(PotstillError):
+                load_tasks(["none"])  # lm-eval lists its tasks for ten seconds, once
         for case in chosen:
             if case.form != "table" and text_of(case) is None:
                 continue
