@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from conftest import monitored, toy_table
 from potstill import tasks
@@ -509,3 +510,11 @@ def test_prompts_without_teacher_grader_and_completions_are_refused(
             prepare(read_study({**table, **changes}))
         assert words in str(error.value) and error.value.hint
     assert prepare(read_study({**table, "methods": ["off_policy"]}))
+
+
+def test_a_single_value_is_short_for_a_list() -> None:
+    table = {"samples": 4, "temperature": 1.0, "pass_at": 2}
+    assert Eval.model_validate(table).pass_at == (2,)
+    for wrong in (0, "x", True, 5):
+        with pytest.raises((PotstillError, ValidationError)):
+            Eval.model_validate({**table, "pass_at": wrong})

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from potstill.errors import PotstillError, did_you_mean
 from potstill.fields import brief
@@ -91,7 +91,13 @@ class Pair(Table):
     teachers: dict[str, str] = Field(default_factory=dict)  # further teachers, by that key's value
 
 
-Words = tuple[Annotated[str, Field(min_length=1)], ...]
+def _listed(value: Any) -> Any:
+    """A single value is short for a list of it."""
+    return value if isinstance(value, list | tuple) else [value]
+
+
+Words = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(_listed)]
+Counts = Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(_listed)]
 
 
 class Eval(Table):
@@ -105,7 +111,7 @@ class Eval(Table):
     top_k: int = Field(0, ge=0, le=MOST_TOKENS)  # likeliest tokens to draw from; 0: all
     top_p: float = Field(1.0, gt=0, le=1)  # fewest likeliest tokens with this probability
     min_p: float = Field(0.0, ge=0, lt=1)  # least share of the likeliest token's probability
-    pass_at: tuple[Annotated[int, Field(ge=1)], ...] = ()  # values k of pass@k, at most samples
+    pass_at: Counts = ()  # values k of pass@k, at most samples
     max_tokens: int = Field(0, ge=0, le=MOST_TOKENS)  # per evaluated completion; 0: as in training
     probe: int = Field(16, ge=1)  # training problems sampled for score and KL
     probe_every: int = Field(5, ge=1)  # steps between probes
