@@ -27,11 +27,13 @@ QUIET := -W ignore::ResourceWarning -W ignore::pytest.PytestUnraisableExceptionW
 study: .venv/ready
 	$(BIN)/potstill study $(ARGS)
 
+# mypy uses one core for a minute, next to the tests.
 test: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	$(BIN)/pytest -q -n 2 -m "not slow and not server and not browser and not cluster"
+	@$(BIN)/mypy > .mypy.log 2>&1 & types=$$!; \
+	$(BIN)/pytest -q -n 2 -m "not slow and not server and not browser and not cluster"; tests=$$?; \
+	wait $$types; types=$$?; cat .mypy.log; rm -f .mypy.log; exit $$((tests + types))
 
 # One process: a server or a cluster is slow enough on two cores.
 smoke: .venv/ready chromium
