@@ -116,6 +116,7 @@ def test_rates_have_exact_intervals(hits: int, runs: int, low: int, high: int) -
     assert str(Rate(0, 0)) == "no run"
 
 
+@pytest.mark.slow
 def test_an_audit_through_the_command_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -70,6 +70,7 @@ def check_all(out: Path, study: Study) -> None:
             assert state["ended"] and not state["trouble"], state
 
 
+@pytest.mark.slow
 def test_trackers_have_what_the_folder_holds_also_of_a_run_that_was_killed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
