@@ -35,7 +35,8 @@ NAMES: dict[str, tuple[str, ...]] = {
 PROMPTS: tuple[Kind, ...] = ("question", "prompt", "messages", "text")
 SHAPES = "question and answer, prompt, prompt and completion, messages (or conversations), text"
 # Columns that data sets have under other names, with the role that they are likely to have.
-LIKELY = {
+LIKELY: dict[str, str] = {
+    **{name: role for role, names in NAMES.items() for name in names},  # in other case
     **dict.fromkeys(("problem", "query", "question_text", "input_text"), "question"),
     **dict.fromkeys(("instruction", "input", "inputs", "source"), "prompt"),
     **dict.fromkeys(("conversation", "chat", "dialog", "dialogue", "turns"), "messages"),
@@ -157,9 +158,12 @@ def _unclear(
             f'name the one to use, such as columns = {{ {kinds[0]} = "{both[0]}" }}',
         )
     likely = [name for name in names if name.lower() in LIKELY]
+    hint = f"map yours, such as {_suggestion(likely, columns)}"
+    prompts = [name for name in likely if LIKELY[name.lower()] in PROMPTS]
+    if len(prompts) > 1:
+        hint = f"join {_list(prompts)} into one column; then {hint}"
     return PotstillError(
-        f"{where}: the columns are {_list(names)}, which make no shape of data ({SHAPES})",
-        f"map yours, such as {_suggestion(likely, columns)}",
+        f"{where}: the columns are {_list(names)}, which make no shape of data ({SHAPES})", hint
     )
 
 

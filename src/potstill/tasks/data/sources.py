@@ -209,6 +209,9 @@ def _separated(data: IO[bytes], file: Path, mark: str) -> Iterator[DataRow]:
 def _check_header(names: Sequence[str], where: str, hint: str) -> None:
     if not any(name.strip() for name in names):
         raise PotstillError(f"{where}: no column names", hint)
+    if len(names) == 1 and (marks := [mark for mark in ";\t|" if mark in names[0]]):
+        rule = f"{where}: values are separated by commas, got {names[0][:60]!r}"
+        raise PotstillError(rule, f"write commas in the place of {marks[0]!r}, or tabs and .tsv")
     if twice := [name for name in names if names.count(name) > 1]:
         raise PotstillError(f'{where}: the column "{twice[0]}" is there twice', hint)
 
