@@ -261,6 +261,7 @@ NO_NUMBERS: list[tuple[str, str, Any]] = [
     ("train", "save", False),
     ("train", "save_every", 5),
     ("train", "keep_state", True),
+    ("eval", "examples", 1),
     ("train", "checkpoint_every", 3),
     ("eval", "every", 3),
     ("eval", "probe_every", 3),
@@ -291,7 +292,7 @@ def test_some_settings_change_no_number_and_make_no_new_study(
     write_report(folder.path, figures=False)
 
 
-@pytest.mark.parametrize(("where", "key", "value"), NO_NUMBERS[3:])
+@pytest.mark.parametrize(("where", "key", "value"), NO_NUMBERS[4:])
 def test_a_run_that_acts_on_a_collapse_depends_on_when_it_looks(
     tmp_path: Path, where: str, key: str, value: Any
 ) -> None:

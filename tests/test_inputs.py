@@ -94,6 +94,27 @@ def test_records_of_other_inputs_never_stand_in_one_table(tmp_path: Path) -> Non
         folder.results([RunId("tiny-qwen", "on_policy_gkd", 0), key], study)
 
 
+@pytest.mark.parametrize("kind", ["retrieval", "few_shot"])
+def test_files_of_a_context_are_inputs(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "a.txt").write_text("Ann adds.")
+    write_problems(tmp_path / "shots.jsonl", range(400, 404))
+    kinds = {
+        "retrieval": {"path": str(tmp_path / "docs"), "k": 1},
+        "few_shot": {"path": str(tmp_path / "shots.jsonl"), "n": 1},
+    }
+    pair = {"student": "tiny-qwen/student", "teacher": "tiny-qwen/teacher"}
+    mine = {**pair, "context": {kind: kinds[kind]}}
+    table = own_study(tmp_path, pair={"mine": mine}, pairs=["mine"])
+    study = read_study({**table, "train": {**table["train"], "learning_rate": 1e-4}})
+    before = inputs_of(study, prepare(study))
+    (tmp_path / "docs" / "a.txt").write_text("Ben takes away.")
+    write_problems(tmp_path / "shots.jsonl", range(500, 504))
+    after = inputs_of(study, prepare(study))
+    assert after.changes(before) == ["context of mine"]
+    assert after.digest("mine") != before.digest("mine")
+
+
 def test_models_are_inputs(tmp_path: Path) -> None:
     for role in ("student", "teacher"):
         shutil.copytree(zoo.folder("tiny-qwen", role), tmp_path / role)

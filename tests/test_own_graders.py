@@ -200,6 +200,24 @@ def test_parameters_without_a_value_are_refused(file: Path, name: str) -> None:
         load_grader(f"{file}:{name}").check(TEST)
 
 
+def test_the_identity_has_what_the_file_imports(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.py"
+    mine.write_text("import json\nimport helper\nfrom rules.words import listed\n" + SOURCE)
+    (tmp_path / "rules").mkdir()
+    files = [tmp_path / "helper.py", tmp_path / "deep.py", tmp_path / "rules" / "words.py"]
+    files[0].write_text("import deep\n")
+    files[1].write_text("")
+    files[2].write_text("listed = ()\n")
+    (tmp_path / "other.py").write_text("")
+    seen = [load_grader(f"{mine}:grade").identity]
+    for file in files:
+        file.write_text(file.read_text() + "x = 1\n")
+        seen.append(load_grader(f"{mine}:grade").identity)
+    assert len(set(seen)) == len(files) + 1
+    (tmp_path / "other.py").write_text("x = 1\n")  # nothing imports it
+    assert load_grader(f"{mine}:grade").identity == seen[-1]
+
+
 def test_the_identity_has_the_files_content(file: Path, tmp_path: Path) -> None:
     grader = load_grader(f"{file}:grade")
     assert grader.identity == f"mine.py:grade {hashlib.sha256(SOURCE.encode()).hexdigest()}"

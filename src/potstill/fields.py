@@ -36,6 +36,11 @@ def limits(rule: str, hint: str = "", **bounds: Any) -> Any:
     return Field(description=rule, json_schema_extra=extra, **bounds)  # type: ignore[arg-type]
 
 
+def listed(value: Any) -> Any:
+    """Validator of a list: a single value is short for a list of it."""
+    return value if isinstance(value, list | tuple) else [value]
+
+
 def brief(value: Any) -> str:
     """A value in a message: its repr, shortened, for values of any size and depth.
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from potstill.errors import PotstillError, did_you_mean
-from potstill.fields import brief
+from potstill.fields import brief, listed
 from potstill.settings.base import (
     COLD,
     HOT,
@@ -91,13 +91,8 @@ class Pair(Table):
     teachers: dict[str, str] = Field(default_factory=dict)  # further teachers, by that key's value
 
 
-def _listed(value: Any) -> Any:
-    """A single value is short for a list of it."""
-    return value if isinstance(value, list | tuple) else [value]
-
-
-Words = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(_listed)]
-Counts = Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(_listed)]
+Words = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(listed)]
+Counts = Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(listed)]
 
 
 class Eval(Table):

@@ -1,4 +1,4 @@
-"""The inputs of a study: digests of its problems, its grader and its models.
+"""The inputs of a study: digests of its problems, its grader, its models and their contexts.
 
 Settings name files and models; the numbers depend on their contents. A study's folder has the
 digests of the first run, in inputs.json, and every record has those of its own run. Other problems
@@ -21,6 +21,7 @@ from potstill.problems import Problem
 from potstill.study.benchmarks import is_file
 from potstill.study.schema import Study
 from potstill.tasks import Task
+from potstill.tasks.context.builder import PromptBuilder
 from potstill.training.completing import held_out
 
 LOCAL = ("torch",)  # engines whose models are files
@@ -41,7 +42,8 @@ class Inputs:
 
     Args:
         data: of "training problems", "graded problems" and, if it has files, the "grader".
-        models: by pair and role; a model without a digest is left out.
+        models: by pair and role, and of the files of its teacher's "context"; a model without a
+            digest is left out.
     """
 
     data: Mapping[str, str]
@@ -115,6 +117,10 @@ def inputs_of(study: Study, task: Task, pairs: Iterable[str] | None = None) -> I
         roles |= {f"teacher:{key}": model for key, model in pair.teachers.items()}
         local = {role: model for role, model in roles.items() if model}
         digests = _model_digests(local) if study.engine.name in LOCAL else {}
+        if (context := study.contexts.get(name)) and (
+            contents := PromptBuilder(context, task).contents
+        ):
+            digests["context"] = digest_of(repr(contents))
         models[name] = {role: digest for role, digest in digests.items() if digest}
     return Inputs(data, models)
 

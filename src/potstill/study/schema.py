@@ -16,6 +16,7 @@ from potstill.algorithms.methods import METHODS
 from potstill.algorithms.recipe import Recipe
 from potstill.engines import zoo
 from potstill.errors import PotstillError
+from potstill.fields import listed
 from potstill.settings import (
     MOST_SEED,
     Budget,
@@ -29,7 +30,7 @@ from potstill.settings import (
     TorchSettings,
     Train,
 )
-from potstill.study.tables import check_names, checked_loss, listed, named, read_recipes
+from potstill.study.tables import check_names, checked_loss, named, read_recipes
 from potstill.study.trained import model_of
 from potstill.tasks.context import Context, read_context
 from potstill.urls import as_urls

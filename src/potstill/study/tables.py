@@ -14,6 +14,7 @@ from potstill.algorithms.methods import KNOWN, METHODS
 from potstill.algorithms.recipe import Recipe, recipe_from_toml
 from potstill.engines import zoo
 from potstill.errors import Errors, PotstillError, did_you_mean
+from potstill.fields import listed
 from potstill.tasks import load_task
 from potstill.tasks.context import read_context
 
@@ -27,11 +28,6 @@ def named(default: str) -> Callable[[Any], Any]:
         return {"name": default, **value} if isinstance(value, Mapping) else value
 
     return read
-
-
-def listed(value: Any) -> Any:
-    """Validator of a list: a single value is short for a list of it."""
-    return value if isinstance(value, list | tuple) else [value]
 
 
 def checked_loss(value: Any) -> Any:

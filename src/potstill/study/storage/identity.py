@@ -21,8 +21,11 @@ GROWING = ("methods", "pairs", "seeds")  # may gain values and lose none
 NAMED = ("pair", "recipe")  # tables of named tables; names may be added
 _UNUSED = {"name", *NEUTRAL, *GROWING, *NAMED}
 # Settings inside tables: what is kept on disk, and how often progress is looked at.
-_KEPT = {"train": ("save", "save_every", "keep_state", "checkpoint_every")}
-_LOOKS = {"eval": ("every", "probe_every")}
+_KEPT = {
+    "train": ("save", "save_every", "keep_state", "checkpoint_every"),
+    "eval": ("examples",),
+}
+_LOOKS = {"eval": (*_KEPT["eval"], "every", "probe_every")}
 
 
 def neutral_fields(settings: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
@@ -38,7 +41,8 @@ def neutral_fields(settings: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
     action = (train if isinstance(train, Mapping) else {}).get("on_collapse", "warn")
     if action == "warn":
         return {**_KEPT, **_LOOKS}
-    return {"train": tuple(name for name in _KEPT["train"] if name != "checkpoint_every")}
+    train_fields = tuple(name for name in _KEPT["train"] if name != "checkpoint_every")
+    return {**_KEPT, "train": train_fields}
 
 
 def settings_digest(study: Study, run: RunId) -> str:

@@ -75,6 +75,18 @@ class PromptBuilder:
         allowed = part.graded or problem.id not in self._held_out
         return problem.text(part.field) if allowed else ""
 
+    @property
+    def contents(self) -> tuple[str, ...]:
+        """Everything that the teacher can be shown from files; the task's problems are not."""
+        texts: list[str] = []
+        for part in self.context.parts:
+            if isinstance(part, Retrieval):
+                texts += self._texts(part)
+            elif isinstance(part, FewShot) and part.path:
+                for one in self._pool(part):
+                    texts += (one.question, one.answer, one.solution, repr(dict(one.extra)))
+        return tuple(texts)
+
     def check(self, graded: Sequence[Problem]) -> None:
         """Check the task and the files. Opens no model.
 

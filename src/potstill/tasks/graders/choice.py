@@ -13,7 +13,7 @@ import re
 from functools import lru_cache
 from typing import Annotated
 
-from pydantic import AfterValidator, BeforeValidator
+from pydantic import AfterValidator
 from pydantic.dataclasses import dataclass
 
 from potstill.errors import PotstillError
@@ -21,7 +21,7 @@ from potstill.fields import CLOSED, brief, reported
 from potstill.problems import Grade, Problem
 from potstill.tasks.graders.base import Identified, need_reference
 from potstill.tasks.graders.quantities import plain
-from potstill.tasks.graders.text import Texts, several, within, words
+from potstill.tasks.graders.text import Texts, within, words
 from potstill.tasks.grading import answer_of
 
 ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -70,7 +70,7 @@ class Choice(Identified):
         letters: the options' letters, in their order.
     """
 
-    choices: Annotated[Texts, BeforeValidator(several)] = ()
+    choices: Texts = ()
     letters: Annotated[str, AfterValidator(letters_of)] = ALPHABET
 
     name = "choice"

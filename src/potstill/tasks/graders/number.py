@@ -174,12 +174,8 @@ def _is_alone(text: str, numbers: Sequence[Quantity], n: int) -> bool:
         return False
     for a, b in ((n - 1, n), (n, n + 1)):
         if a >= 0 and b < len(numbers):
-            gap = (
-                text[numbers[a].end : numbers[b].start]
-                if numbers[b].start - numbers[a].end < 12
-                else "?"
-            )
-            if JOINED.fullmatch(gap) and "≈" not in gap:
+            gap = text[numbers[a].end : numbers[b].start]
+            if len(gap) < LONGEST_GAP and JOINED.fullmatch(gap) and "≈" not in gap:
                 return False
     return True
 

@@ -7,6 +7,7 @@ without a limit.
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import inspect
 from collections.abc import Callable as Function_
@@ -71,16 +72,16 @@ class Function:
 
     @property
     def identity(self) -> str:
-        """The place's last part, the limits, and the digest of the file."""
+        """The place's last part, and the digest of the file with those that it imports."""
         where, _, function = self.place.rpartition(":")
         if where.endswith(".py"):
             try:
-                content = Path(where).expanduser().read_bytes()
+                digest = content_digest(Path(where).expanduser())
             except OSError as error:
                 raise GraderError(
                     f'grader "{self.place}": its file cannot be read: {error}', "put it back"
                 ) from None
-            digest, where = hashlib.sha256(content).hexdigest(), Path(where).name
+            where = Path(where).name
         else:
             digest = self._loaded()
         return f"{where}:{function} {digest}"
@@ -128,6 +129,39 @@ class Function:
             raise failed(self.place, problem, str(error), hint) from None
         except ProcessError as error:
             raise failed(self.place, problem, str(error)) from None
+
+
+def content_digest(file: Path) -> str:
+    """The digest of a Python file and of the modules in its folder that it imports.
+
+    Files that the code opens itself are left out.
+    """
+    contents, waiting = dict[Path, bytes](), [file]
+    while waiting:
+        path = waiting.pop()
+        if path not in contents:
+            contents[path] = path.read_bytes()
+            waiting += _imported(contents[path], file.parent)
+    digests = [hashlib.sha256(contents[path]).hexdigest() for path in sorted(contents)]
+    if len(digests) == 1:
+        return digests[0]
+    return hashlib.sha256(" ".join(digests).encode()).hexdigest()
+
+
+def _imported(source: bytes, folder: Path) -> list[Path]:
+    """Files of a folder that a module imports: modules, and all files of packages."""
+    try:
+        nodes = [*ast.walk(ast.parse(source))]
+    except (SyntaxError, ValueError, RecursionError):
+        return []  # it does not import, which is reported when it is loaded
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}
+    files: list[Path] = []
+    for top in sorted({name.partition(".")[0] for name in names} - {""}):
+        if (module := folder / f"{top}.py").is_file():
+            files.append(module)
+        files += sorted((folder / top).rglob("*.py"))
+    return files
 
 
 @reported("grader")

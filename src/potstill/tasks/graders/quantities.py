@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from decimal import Context, Decimal, InvalidOperation, localcontext
 
+from potstill.tasks.graders.text import INVISIBLE
 from potstill.tasks.graders.units import UNITS
 
 MOST_DIGITS = 20_000  # of a number; longer ones are not read
@@ -23,7 +24,6 @@ SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
 _SUPERSCRIPT = re.compile(r"[⁻]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+")
 _VULGAR = re.compile(r"[¼-¾⅐-⅞]")
 _WITH_VULGAR = re.compile(r"(?<=\d)(?=[¼-¾⅐-⅞])")  # 1½ is 1 1/2
-_INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]")
 _BLANKS = re.compile("[\u00a0\u2000-\u200a\u202f\u205f\u3000]")
 _MINUS = str.maketrans("−‐‑‒–—﹣－", "--------")
 _LATEX = [
@@ -75,7 +75,7 @@ class Quantity:
 
 def plain(text: str) -> str:
     """A text with one spelling of minus, blanks, digits, fractions and LaTeX."""
-    text = _INVISIBLE.sub("", text)
+    text = INVISIBLE.sub("", text)
     text = _SUPERSCRIPT.sub(lambda one: f"^{one[0].translate(SUPERSCRIPTS)}", text)
     text = _WITH_VULGAR.sub(" ", text)
     text = _VULGAR.sub(lambda one: f"{unicodedata.normalize('NFKC', one[0])} ", text)
@@ -224,9 +224,7 @@ def _with_fraction(text: str, one: Quantity, decimal: str) -> Quantity:
             return replace(one, readable=False, end=end if not more else _skip(text, end))
         return replace(one, bottom=bottom, end=end)
     if one.top == one.top.to_integral_value() and abs(one.top.adjusted()) < 15:
-        mixed = re.compile(r"(?: and | |-)(\d{1,15}) ?[/⁄] ?(\d{1,15})(?![\d/⁄])").match(
-            text, one.end
-        )
+        mixed = _MIXED.match(text, one.end)
         if mixed and int(mixed[1]) < int(mixed[2]):
             bottom = Decimal(int(mixed[2]))
             with localcontext(EXACT):

@@ -22,7 +22,7 @@ from potstill.fields import CLOSED, brief, reported
 from potstill.problems import Grade, Problem
 from potstill.tasks.graders.base import GraderError, Identified, need_reference
 from potstill.tasks.graders.process import ProcessError, function_process
-from potstill.tasks.graders.text import Texts, several
+from potstill.tasks.graders.text import Texts
 from potstill.tasks.grading import answer_of
 from potstill.tasks.reading import read_text
 
@@ -78,7 +78,7 @@ class Json(Identified):
         schema: a JSON schema as a table, or the path of its file.
     """
 
-    fields: Annotated[Texts, BeforeValidator(several)] = ()
+    fields: Texts = ()
     schema: Annotated[Any, BeforeValidator(read_schema)] = None
 
     name = "json"
