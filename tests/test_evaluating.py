@@ -35,6 +35,7 @@ from potstill.training.evaluation import evaluate
 from potstill.training.loop import train
 from potstill.training.recorder import Memory
 from potstill.training.run import RunSpec
+from potstill.training.ungraded import EXACT, divergences
 
 
 def problems(split: str, count: int) -> list[Problem]:
@@ -518,3 +519,17 @@ def test_a_single_value_is_short_for_a_list() -> None:
     for wrong in (0, "x", True, 5):
         with pytest.raises((PotstillError, ValidationError)):
             Eval.model_validate({**table, "pass_at": wrong})
+
+
+def test_a_divergence_of_single_completions_is_never_negative() -> None:
+    """One completion's log-ratio may be: pre-flight has time for few of them."""
+    engine = FakeEngine()
+    prompts = [engine.prompt(Problem("digit", "3", ""))] * 500  # some end as the teacher would
+    limits, rng = [1] * len(prompts), np.random.default_rng(0)
+    samples = engine.sample("student", prompts, limits, 1.0, rng)
+    readings = [(prompt, sample.tokens) for prompt, sample in zip(prompts, samples, strict=True)]
+    drawn, scores = [s.logprobs for s in samples], engine.score("teacher", readings)
+    values, estimator = divergences(engine, readings, drawn, scores)
+    ratios = [float((p - q).mean()) for p, q in zip(drawn, scores, strict=True)]
+    assert estimator == EXACT and (values >= 0).all() and len(values) == len(prompts)
+    assert min(ratios) < 0

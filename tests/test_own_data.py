@@ -452,6 +452,21 @@ REFUSED: dict[str, tuple[str, bytes | str, dict[str, Any], str, str]] = {
         "line 3: 2 columns have 3 values",
         "CSV in UTF-8",
     ),
+    "names in other case": (
+        *("a.jsonl", '{"Question": "x", "Answer": "1"}\n', {}),
+        'the columns are "Question", "Answer", which make no shape of data',
+        'columns = { question = "Question", answer = "Answer" }',
+    ),
+    "two columns of a prompt": (
+        *("a.jsonl", '{"instruction": "x", "input": "y", "output": "z"}\n', {}),
+        "which make no shape of data",
+        'join "instruction", "input" into one column',
+    ),
+    "another separator": (
+        *("a.csv", "question;answer\nx;1\n", {}),
+        "line 1: values are separated by commas, got 'question;answer'",
+        "write commas",
+    ),
     "a quote without an end": (
         *("a.csv", 'question,answer\n"x,1\n', {}),
         "line 2: not CSV",

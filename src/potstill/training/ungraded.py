@@ -61,7 +61,8 @@ def losses(
         if role == "teacher":
             values["kl"], estimator = np.zeros(len(reference)), EXACT
         else:
-            kl, estimator = _divergences(engine, readings, samples, scores)
+            drawn = [sample.logprobs for sample in samples]
+            kl, estimator = divergences(engine, readings, drawn, scores)
             values["kl"] = _by_problem(kl, numbers, readings)
         values["teacher_loss"] = _by_problem(_losses(scores), numbers, readings)
     if any(reference):
@@ -74,18 +75,25 @@ def losses(
     return values, estimator
 
 
-def _divergences(
+def divergences(
     engine: Engine,
     readings: Sequence[Reading],
-    samples: Sequence[Sample],
+    drawn: Sequence[Floats],
     scores: Sequence[Floats],
 ) -> tuple[Values, str]:
-    """KL(p, q) (N,) of each completion in nats per token, and its estimator."""
+    """KL(p, q) (N,) of each of the student's completions in nats per token, and its estimator.
+
+    Args:
+        engine: has the models.
+        readings: N prompts with the student's completions.
+        drawn: (T,) of each, the log-probabilities with which they were drawn.
+        scores: (T,) of each, the teacher's log-probabilities.
+    """
     if "reverse_kl" in engine.losses:
         loss = ReverseKL()
         data = [
             Datum(p, c, c, (Term(loss, np.full(len(c), 1 / len(c), np.float32)),), "student", s)
-            for (p, c), s in zip(readings, (sample.logprobs for sample in samples), strict=True)
+            for (p, c), s in zip(readings, drawn, strict=True)
             if c
         ]
         exact = engine.measure(data).by_datum
@@ -93,7 +101,7 @@ def _divergences(
             values = np.full(len(readings), np.nan)
             values[[bool(c) for _, c in readings]] = exact
             return values, EXACT
-    gaps = [sample.logprobs.astype(float) - q for sample, q in zip(samples, scores, strict=True)]
+    gaps = [p.astype(float) - q for p, q in zip(drawn, scores, strict=True)]
     return np.array([_mean(gap) for gap in gaps]), SAMPLED
 
 

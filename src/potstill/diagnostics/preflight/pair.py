@@ -35,6 +35,7 @@ from potstill.training.completing import held_out
 from potstill.training.evaluation import evaluate
 from potstill.training.rollout import collect
 from potstill.training.run import RunSpec
+from potstill.training.ungraded import divergences
 from potstill.types import Datum, Prompt, Role, Term
 
 PROBLEMS = 64  # held-out problems of the capability gap
@@ -214,9 +215,8 @@ def _distance(rehearsal: Rehearsal) -> Check:
     """The check of a task without a grader: there is something to learn from the teacher."""
     engine, size = rehearsal.engine, rehearsal.row_size
     readings, sampled = rehearsal.sampled(engine, "student", size)
-    scores = engine.score("teacher", readings)
-    gaps = [p.astype(float) - q for p, q in zip(sampled, scores, strict=True)]
-    distance = float(np.concatenate(gaps).mean())
+    values, _ = divergences(engine, readings, sampled, engine.score("teacher", readings))
+    distance = float(np.nanmean(values))  # of completions that have tokens
     evidence = (
         f"the task has no grader; KL from the teacher on the student's completions is about "
         f"{distance:.2f} nats per token"
